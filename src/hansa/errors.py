@@ -1,0 +1,138 @@
+"""Every error that Hansa raises on purpose.
+
+    HansaError                      exit status
+    ├── UsageError                  2   the command line is wrong
+    ├── StudyError                  2   a study, a federation or a method cannot be what was written
+    │   └── PipelineError           2   an aggregation stage refuses what it is given
+    ├── DataError                   3   a table cannot be read
+    │   └── ContractError           3   a table is not what the contract promises
+    ├── ConsentError                4   a party's owner has not allowed this
+    ├── TrustError                  5   a token, a certificate or an identity is not accepted
+    ├── UnreachableError            6   a coordinator, a port or a file lock cannot be had
+    ├── RunError                    7   a run ended without its result
+    ├── ContributionError           8   what a party sent is not what was declared
+    └── StoreError                  9   a database or a blob is missing, damaged or too new
+
+An error says what is wrong, where (``party``, ``round``, ``field``) and, in ``remedy``, the way out.
+A failure that is none of these is a defect of Hansa and exits with status 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HansaError(Exception):
+    """The root of the tree.
+
+    Args:
+        message: what is wrong, as one sentence without a full stop at its end.
+        remedy: what the reader can do about it, as one sentence.
+        party: name of the party concerned, if there is one.
+        round: number of the round concerned, from 1.
+        field: name of the declared field concerned.
+    """
+
+    exit_status = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        remedy: str = "",
+        party: str = "",
+        round: int | None = None,
+        field: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.party = party
+        self.round = round
+        self.field = field
+
+    def __str__(self) -> str:
+        place = [
+            f"party {self.party!r}" if self.party else "",
+            f"round {self.round}" if self.round is not None else "",
+            f"field {self.field!r}" if self.field else "",
+        ]
+        where = ", ".join(part for part in place if part)
+        text = f"{where}: {self.message}" if where else self.message
+        return f"{text}. {self.remedy}" if self.remedy else text
+
+
+class UsageError(HansaError):
+    """The command line is wrong."""
+
+    exit_status = 2
+
+
+class StudyError(HansaError):
+    """A study, a federation or a method cannot be what was written."""
+
+    exit_status = 2
+
+
+class PipelineError(StudyError):
+    """An aggregation stage refuses what it is given."""
+
+
+class DataError(HansaError):
+    """A table cannot be read."""
+
+    exit_status = 3
+
+
+class ContractError(DataError):
+    """A table is not what the contract promises."""
+
+
+class ConsentError(HansaError):
+    """A party's owner has not allowed this."""
+
+    exit_status = 4
+
+
+class TrustError(HansaError):
+    """A token, a certificate or an identity is not accepted."""
+
+    exit_status = 5
+
+
+class UnreachableError(HansaError):
+    """A coordinator, a port or a file lock cannot be had."""
+
+    exit_status = 6
+
+
+class RunError(HansaError):
+    """A run ended without its result."""
+
+    exit_status = 7
+
+
+class ContributionError(HansaError):
+    """What a party sent is not what was declared."""
+
+    exit_status = 8
+
+
+class StoreError(HansaError):
+    """A database or a blob is missing, damaged or too new."""
+
+    exit_status = 9
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A remedy for an unknown word: the nearest known one, or all of them.
+
+    >>> did_you_mean("fedavgg", ["fedavg", "fedsgd"])
+    "Did you mean 'fedavg'?"
+    """
+    choices = sorted(known)
+    near = difflib.get_close_matches(word, choices, n=1)
+    if near:
+        return f"Did you mean {near[0]!r}?"
+    return f"Known: {', '.join(choices)}" if choices else ""
