@@ -1,0 +1,311 @@
+"""What leaves a party: named, declared, bounded arrays and nothing else.
+
+A method declares `Field`s. A party answers an `Ask` with a `Contribution` whose fields are exactly the
+declared ones; `check` is what both sides call before they send and before they believe.
+Parameter-like values are flat vectors in the learner's layout, so that a method's arithmetic, a clip, a
+codec or a mask is the same for every model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from hansa.errors import ContributionError, StudyError
+
+Array: TypeAlias = NDArray[Any]
+Json: TypeAlias = Any
+"""A JSON value. A recursive alias would ask for casts wherever a list or dict is built."""
+
+WEIGHT_LIMIT = float(2**40)
+"""No party has more examples than this; a larger weight is absurd and is refused."""
+
+
+class Algebra(StrEnum):
+    """How the parties' values of one field become the value that the method gets."""
+
+    SUM = "sum"
+    MEAN = "mean"
+    """Weighted by the contributions' weights."""
+    GATHER = "gather"
+    """Stacked in the order of the roster, shape ``[parties, *shape]``."""
+
+
+class Values(Mapping[str, Array]):
+    """An immutable mapping of names to arrays; ``values.update`` is ``values["update"]``."""
+
+    __slots__ = ("_arrays",)
+    _arrays: dict[str, Array]
+
+    def __init__(self, arrays: Mapping[str, Array] | None = None) -> None:
+        object.__setattr__(self, "_arrays", dict(arrays or {}))
+
+    def __getitem__(self, name: str) -> Array:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __getattr__(self, name: str) -> Array:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no value named {name!r}; there are {sorted(self)}") from None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("Values do not change")
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(
+            f"{name}: {value.dtype}{list(value.shape)}" for name, value in self.items()
+        )
+        return f"Values({shapes})"
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all arrays, in bytes."""
+        return sum(array.nbytes for array in self.values())
+
+
+@dataclass(frozen=True)
+class Field:
+    """One declared value that may leave a party.
+
+    Args:
+        name: how methods call it.
+        like: ``"parameters"`` if its shape is the model's; `Field.bind` then fills in ``shape``.
+        shape: its shape, once known.
+        dtype: ``"float64"`` or ``"float32"``.
+        algebra: how the parties' values become one.
+        low, high: the declared range of every entry; the contribution is refused outside it.
+        secrecy: ``"party"`` if one party's value says something about its data (nearly always),
+            ``"public"`` if it may be seen by everyone.
+    """
+
+    name: str
+    like: Literal["", "parameters"] = ""
+    shape: tuple[int, ...] | None = None
+    dtype: Literal["float64", "float32"] = "float64"
+    algebra: Algebra = Algebra.MEAN
+    low: float = -math.inf
+    high: float = math.inf
+    secrecy: Literal["party", "public"] = "party"
+
+    def bind(self, size: int) -> Field:
+        """The field with its shape known, for a model of ``size`` parameters."""
+        if self.like == "parameters":
+            return replace(self, shape=(size,))
+        if self.shape is None:
+            raise StudyError(
+                f"field {self.name!r} has neither a shape nor likeness",
+                remedy='Declare shape=(...) or like="parameters"',
+            )
+        return self
+
+    def to_json(self) -> dict[str, Json]:
+        """A canonical form: infinities are left out."""
+        body: dict[str, Json] = {
+            "name": self.name,
+            "shape": list(self.shape or ()),
+            "dtype": self.dtype,
+            "algebra": self.algebra.value,
+            "like": self.like,
+            "secrecy": self.secrecy,
+        }
+        if math.isfinite(self.low):
+            body["low"] = self.low
+        if math.isfinite(self.high):
+            body["high"] = self.high
+        return body
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Field:
+        """The inverse of `to_json`."""
+        return cls(
+            **{**body, "shape": tuple(body["shape"]), "algebra": Algebra(body["algebra"])},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Contribution:
+    """What one party answers to one ask.
+
+    Args:
+        values: one array for every declared field.
+        weight: what the party counts for in a weighted mean; positive.
+    """
+
+    values: Values
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Total:
+    """What the method gets: the parties' contributions, aggregated.
+
+    Args:
+        values: one array for every declared field.
+        parties: names of the parties that were counted, in roster order.
+        population: how many parties take part in the run, counted this time or not.
+        weight: sum of the weights of the counted.
+    """
+
+    values: Values
+    parties: tuple[str, ...]
+    population: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One logical exchange: what is sent to the parties, and what may come back.
+
+    Asks are hashable by content (`digest`), so that a repeated ask is known as the same one.
+
+    Args:
+        work: name of the work that a party does, a key of the federation's methods.
+        version: how many exchanges were applied before this one; it numbers the asks of a run.
+        round: number of the training round it belongs to, from 1; 0 before the first.
+        send: what the parties receive.
+        fields: what they may answer, shapes bound.
+        stages: which of the federation's chains the answer goes through: ``"update"`` for the
+            study's aggregation, ``"plain"`` for none.
+        parties: who is asked, in roster order; empty until the cohort has been drawn.
+    """
+
+    work: str
+    version: int
+    round: int
+    send: Values
+    fields: tuple[Field, ...]
+    through: Literal["update", "plain"] = "plain"
+    parties: tuple[str, ...] = ()
+
+    def header(self) -> dict[str, Json]:
+        """Everything but the arrays, as canonical JSON values."""
+        return {
+            "work": self.work,
+            "version": self.version,
+            "round": self.round,
+            "fields": [declared.to_json() for declared in self.fields],
+            "through": self.through,
+            "parties": list(self.parties),
+        }
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, Any], send: Values) -> Ask:
+        """The inverse of `header`, with the arrays beside it."""
+        return cls(
+            work=header["work"],
+            version=header["version"],
+            round=header["round"],
+            send=send,
+            fields=tuple(Field.from_json(body) for body in header["fields"]),
+            through=header["through"],
+            parties=tuple(header["parties"]),
+        )
+
+    @property
+    def digest(self) -> str:
+        """blake3 over the header and every byte of the arrays."""
+        state = blake3(canonical(self.header()))
+        for name in sorted(self.send):
+            state.update(name.encode() + np.ascontiguousarray(self.send[name]).tobytes())
+        return state.hexdigest()
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ask) and self.digest == other.digest
+
+
+@dataclass(frozen=True, eq=False)
+class Arrival:
+    """What came back for one ask.
+
+    Args:
+        ask: the ask it answers.
+        total: the aggregate of those that were counted.
+        excluded: party names with the reason why they were not counted.
+        metrics: what the exchange cost: bytes each way, seconds.
+    """
+
+    ask: Ask
+    total: Total
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a party hears about its answer; its proposed memory is kept only if it was counted."""
+
+    version: int
+    counted: bool
+    reason: str = ""
+
+
+def canonical(body: Json | Mapping[str, Json]) -> bytes:
+    """JSON with sorted keys, no spaces, UTF-8: one value, one string of bytes.
+
+    Raises:
+        ValueError: for NaN or infinity, which JSON does not have.
+    """
+    return json.dumps(
+        body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def check(contribution: Contribution, fields: tuple[Field, ...]) -> None:
+    """Refuse a contribution that is not what was declared.
+
+    Raises:
+        ContributionError: with the field and the reason: missing or extra field, another shape
+            (broadcastable ones too), another dtype, NaN or infinity, outside the declared range,
+            a weight that is zero, negative, not finite or absurd.
+    """
+    names = {declared.name for declared in fields}
+    if extra := sorted(set(contribution.values) - names):
+        raise ContributionError("this field was not declared", field=extra[0])
+    for declared in fields:
+        if declared.name not in contribution.values:
+            raise ContributionError("this declared field is missing", field=declared.name)
+        _check_array(contribution.values[declared.name], declared)
+    weight = contribution.weight
+    if not math.isfinite(weight) or weight <= 0:
+        raise ContributionError(f"the weight is {weight}; it must be positive and finite")
+    if weight > WEIGHT_LIMIT:
+        raise ContributionError(f"the weight {weight:g} is absurd; the limit is {WEIGHT_LIMIT:g}")
+
+
+def _check_array(array: Array, declared: Field) -> None:
+    if array.shape != declared.shape:
+        raise ContributionError(
+            f"shape {list(array.shape)} where {list(declared.shape or ())} was declared",
+            field=declared.name,
+        )
+    if array.dtype != np.dtype(declared.dtype):
+        raise ContributionError(
+            f"dtype {array.dtype} where {declared.dtype} was declared", field=declared.name
+        )
+    if not np.isfinite(array).all():
+        bad = "NaN" if np.isnan(array).any() else "an infinity"
+        raise ContributionError(f"there is {bad} in it", field=declared.name)
+    if array.size and (array.min() < declared.low or array.max() > declared.high):
+        raise ContributionError(
+            f"values from {array.min():g} to {array.max():g} where "
+            f"{declared.low:g} to {declared.high:g} was declared",
+            field=declared.name,
+        )

@@ -1,0 +1,285 @@
+"""The frozen whole: what is learnt, how, by whom, through which pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError
+from pydantic import Field as Limits
+
+from hansa import keyed
+from hansa.aggregation.signal import Signal
+from hansa.aggregation.stage import Aggregation
+from hansa.contribution import Json, canonical
+from hansa.data.contract import Contract
+from hansa.data.table import ColumnSchema
+from hansa.errors import DataError, HansaError, StudyError
+from hansa.methods.base import AnyMethod, Setup, UpdateMethod
+from hansa.methods.course import Course, Stop
+from hansa.methods.evaluate import Evaluate
+from hansa.methods.fedavg import FedAvg
+from hansa.methods.moments import Moments
+from hansa.part import Catalogue, Part, explain
+from hansa.task import AnyTask, CodeTask
+
+if TYPE_CHECKING:
+    from hansa.backends import Backend
+    from hansa.run import Run
+
+NUMBER_TYPES = frozenset({"number", "integer"})
+
+
+class All(Part):
+    """Every party of the roster takes part in every round.
+
+    Args:
+        minimum: a run stops with an error below so many counted contributions.
+        deadline: seconds after which a party that has not answered is left out of the round.
+    """
+
+    kind: ClassVar[str] = "all"
+    minimum: Annotated[int, Limits(ge=1)] = 2
+    deadline: Annotated[float, Limits(gt=0)] = 600.0
+
+    def draw(self, setup: Setup, round: int) -> tuple[str, ...]:
+        """The cohort of a round, in roster order."""
+        return setup.parties
+
+
+class Fixed(All):
+    """A sample of fixed size, drawn anew each round by (seed, round), without replacement.
+
+    Args:
+        size: parties a round.
+    """
+
+    kind: ClassVar[str] = "fixed"
+    size: Annotated[int, Limits(ge=1)]
+
+    def draw(self, setup: Setup, round: int) -> tuple[str, ...]:
+        """The cohort of a round, in roster order.
+
+        Raises:
+            StudyError: if the roster is smaller than the cohort.
+        """
+        if self.size > len(setup.parties):
+            raise StudyError(
+                f"a cohort of {self.size} from {len(setup.parties)} parties",
+                remedy="Lower cohort.size, or invite more parties",
+            )
+        random = keyed.generator(setup.seed, "cohort", round)
+        chosen = random.choice(len(setup.parties), size=self.size, replace=False)
+        return tuple(setup.parties[i] for i in np.sort(chosen))
+
+
+COHORTS: Catalogue[All] = Catalogue(
+    "cohort", {"all": "hansa.federation:All", "fixed": "hansa.federation:Fixed"}
+)
+AnyCohort = Annotated[
+    All, PlainValidator(COHORTS.build), PlainSerializer(COHORTS.spec, return_type=dict[str, Any])
+]
+
+
+class BundledFile(BaseModel):
+    """A file that belongs to a study, by its content.
+
+    Args:
+        path: relative to the study file, with forward slashes.
+        size: bytes.
+        sha256: of every byte.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: str
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, folder: Path, path: str) -> BundledFile:
+        """Read the file.
+
+        Raises:
+            StudyError: if it is not there.
+        """
+        try:
+            content = (folder / path).read_bytes()
+        except OSError as error:
+            raise StudyError(f"the study's file {folder / path} cannot be read: {error}") from None
+        return cls(path=path, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+class Federation(BaseModel):
+    """One definition, three ways to run it.
+
+    Args:
+        name: of the study.
+        dataset: the name under which each party offers its table; the study's name if empty.
+        task: what is learnt.
+        method: the algorithm.
+        rounds: training rounds at most.
+        stop: when to stop before.
+        aggregation: stages between a party's update and the server.
+        cohort: who takes part in a round.
+        preprocessing: federated standardisation before round 1.
+        evaluation: which rows are held out, and how often the model is scored on them.
+        contract: what each party's table must be.
+        seed: of all public randomness.
+        bundle: the study's files, by content. A federation with code names them here.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    name: Annotated[str, Limits(min_length=1)] = "study"
+    dataset: str = ""
+    task: AnyTask
+    method: AnyMethod = FedAvg()
+    rounds: Annotated[int, Limits(ge=1)] = 30
+    stop: Stop | None = None
+    aggregation: Aggregation = Aggregation()
+    cohort: AnyCohort = All()
+    preprocessing: Moments = Moments()
+    evaluation: Evaluate = Evaluate()
+    contract: Contract = Contract()
+    seed: int = 0
+    bundle: tuple[BundledFile, ...] = ()
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise explain(error, type(self), "federation") from None
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuse what cannot hold, when it is built.
+
+        Raises:
+            PipelineError: if a stage of the aggregation refuses what the method sends.
+        """
+        if not self.dataset:
+            object.__setattr__(self, "dataset", self.name)
+        if isinstance(self.method, UpdateMethod):
+            fields = tuple(field.bind(1) for field in self.method.fields)
+            self.aggregation.bind(Signal(fields, weights=self.method.weights))
+
+    def to_json(self) -> bytes:
+        """The canonical form: the same federation, the same bytes."""
+        return canonical(self.model_dump(mode="json"))
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Federation:
+        """The inverse of `to_json`.
+
+        Raises:
+            StudyError: if it is not a federation.
+        """
+        import json
+
+        try:
+            body = json.loads(data)
+        except ValueError as error:
+            raise StudyError(f"the federation is not JSON: {error}") from None
+        if not isinstance(body, dict):
+            raise StudyError("the federation is not a JSON object")
+        return cls(**body)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the canonical form, which names every byte of every bundled file."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    @property
+    def has_code(self) -> bool:
+        """Whether running it means running its author's code."""
+        return isinstance(self.task, CodeTask) or bool(self.bundle)
+
+    def resolve(self, offers: Mapping[str, Sequence[ColumnSchema]]) -> Setup:
+        """Who takes part with which feature columns.
+
+        Args:
+            offers: each party's name with the columns of its table.
+
+        Raises:
+            StudyError: if there are fewer parties than the study needs.
+            DataError: naming the party whose columns do not fit, and which columns it has.
+        """
+        parties = tuple(sorted(offers))
+        if len(parties) < self.cohort.minimum:
+            raise StudyError(
+                f"{len(parties)} {'party offers' if len(parties) == 1 else 'parties offer'} "
+                f"{self.dataset!r} ({', '.join(parties) or 'none'}), "
+                f"and the study needs {self.cohort.minimum}",
+                remedy="Invite more parties, or lower cohort.minimum",
+            )
+        chosen = {name: self._features(name, offers[name]) for name in parties}
+        first = parties[0]
+        for name in parties[1:]:
+            if set(chosen[name]) != set(chosen[first]):
+                missing = sorted(set(chosen[first]) ^ set(chosen[name]))
+                raise DataError(
+                    f"its feature columns are not those of {first!r}; they differ in "
+                    f"{', '.join(missing)}; it has {', '.join(c.name for c in offers[name])}",
+                    party=name,
+                    remedy="Name common columns in `features`",
+                )
+        categories = {
+            column: rule.categories
+            for column, rule in self.contract.columns.items()
+            if rule.type == "category" and column in chosen[first]
+        }
+        numbers = tuple(column for column in chosen[first] if column not in categories)
+        self._only_numbers(offers, numbers)
+        return Setup(parties, numbers, categories, self.seed)
+
+    def course(self, setup: Setup) -> Course:
+        """The run among these parties, as pure functions."""
+        return Course(
+            task=self.task,
+            method=self.method,
+            moments=self.preprocessing,
+            evaluate=self.evaluation,
+            aggregation=self.aggregation,
+            rounds=self.rounds,
+            stop=self.stop,
+            setup=setup,
+        )
+
+    def run(self, backend: Backend, **options: Any) -> Run:
+        """Run it: simulated by `hansa.Local`, deployed by `hansa.Remote`; notebooks included."""
+        return backend.run(self, **options)
+
+    def _features(self, party: str, columns: Sequence[ColumnSchema]) -> tuple[str, ...]:
+        names = [column.name for column in columns if column.name != self.evaluation.split]
+        if self.evaluation.split and len(names) == len(columns):
+            raise DataError(
+                f"the column {self.evaluation.split!r}, which says what is held out, is missing",
+                party=party,
+                remedy="Correct evaluation.split in the study, or the table",
+            )
+        return self.task.select(names, party)
+
+    def _only_numbers(
+        self, offers: Mapping[str, Sequence[ColumnSchema]], numbers: tuple[str, ...]
+    ) -> None:
+        for party, columns in sorted(offers.items()):
+            texts = [c.name for c in columns if c.name in numbers and c.type == "text"]
+            if texts:
+                raise DataError(
+                    f"the feature column {texts[0]!r} holds text",
+                    party=party,
+                    remedy=(
+                        "Run `hansa data check` there to see the row, declare the column's "
+                        "categories in the study's [contract], or leave it out of `features`"
+                    ),
+                )
+
+
+def spec(federation: Federation) -> dict[str, Json]:
+    """The canonical form as JSON values, for people and pages."""
+    body: dict[str, Json] = federation.model_dump(mode="json")
+    return body
+
+
+__all__ = ["All", "BundledFile", "Federation", "Fixed", "HansaError", "spec"]

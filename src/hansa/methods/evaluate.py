@@ -1,0 +1,44 @@
+"""Federated evaluation: metrics of the global model from sums over held-out rows."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field as Limits
+
+from hansa.contribution import Ask, Contribution, Total, Values
+from hansa.learners.base import Learner
+from hansa.methods.base import Answer, At, Method, Setup, State
+
+
+class Evaluate(Method):
+    """Every party scores the global model on rows it never trained on and sends the task's sums.
+
+    Args:
+        every: evaluate after each so many rounds, and after the last; 0 for never.
+        holdout: share of a party's rows that is held out, drawn by (seed, party).
+        split: a column that says it instead: rows whose value is ``test`` are held out.
+    """
+
+    kind: ClassVar[str] = "evaluate"
+    every: Annotated[int, Limits(ge=0)] = 1
+    holdout: Annotated[float, Limits(ge=0, lt=1)] = 0.25
+    split: str | None = None
+
+    def init(self, setup: Setup, learner: Learner) -> State:
+        """Nothing was measured."""
+        return State()
+
+    def ask(self, state: State) -> Ask | None:
+        """The run's driver adds the parameters and the task's tallies."""
+        return Ask("", 0, 0, Values(), ())
+
+    def work(self, at: At) -> Answer:
+        """The task's sums over the party's held-out rows."""
+        x, y = at.held_out()
+        predicted = at.learner.predict(at.received["parameters"], x)
+        return Answer(Contribution(at.task.tally(predicted, y)))
+
+    def apply(self, state: State, ask: Ask, total: Total) -> State:
+        """The totals, from which the task makes metrics."""
+        return State(ask.round, total.values)

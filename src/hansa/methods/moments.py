@@ -1,0 +1,103 @@
+"""Federated preprocessing: means, variances, missing counts, counts over categories."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from hansa.contribution import Algebra, Ask, Contribution, Field, Total, Values
+from hansa.data.contract import count_categories
+from hansa.data.preprocessing import Encoding
+from hansa.learners.base import Learner
+from hansa.methods.base import Answer, At, Method, Setup, State
+
+WIDE = float(2**400)
+"""No sum of a column, nor of its squares, is larger; an overflow to infinity is refused anyway."""
+
+
+class Moments(Method):
+    """Two sums that standardise features without anybody seeing a row.
+
+    The first ask sums each number column (`rows`, `missing`, `total`) and counts each declared category; the
+    second sums squared distances from the federated mean, which is exact where ``E[x^2] - E[x]^2`` cancels
+    (Chan, Golub and LeVeque 1983). A category with fewer than ten rows at a party is counted there as
+    ``other`` before it leaves. Training rows only.
+
+    Args:
+        standardise: whether features are scaled to mean 0 and variance 1 of the federation.
+    """
+
+    kind: ClassVar[str] = "moments"
+    standardise: bool = True
+
+    def init(self, setup: Setup, learner: Learner) -> State:
+        """Nothing is known but the columns."""
+        facts = {
+            "numbers": list(setup.numbers),
+            "categories": {name: list(values) for name, values in setup.categories.items()},
+        }
+        return State(facts={"step": 0, **facts})
+
+    def ask(self, state: State) -> Ask | None:
+        """Sums, then squared distances; nothing at all if there is nothing to standardise."""
+        step = state.facts["step"]
+        if step == 2 or not self.standardise:
+            return None
+        if step == 1:
+            squares = _field("squares", len(state.values["mean"]), low=0.0)
+            return Ask("", 0, 0, Values({"mean": state.values["mean"]}), (squares,))
+        numbers, categories = state.facts["numbers"], state.facts["categories"]
+        width = len(numbers)
+        counted = sum(len(values) + 1 for values in categories.values())
+        fields = (
+            _field("rows", low=0.0),
+            _field("missing", width, low=0.0),
+            _field("total", width),
+            _field("categories", counted, low=0.0),
+        )
+        return Ask("", 0, 0, Values(), fields)
+
+    def work(self, at: At) -> Answer:
+        """Sums over the party's training rows."""
+        rows = at.train_rows
+        columns = [rows.column(name) for name in at.setup.numbers]
+        x = np.stack(columns, axis=1) if columns else np.empty((rows.rows, 0))
+        if "mean" in at.received:
+            squares = np.nansum(np.square(x - at.received["mean"]), axis=0)
+            return Answer(Contribution(Values({"squares": squares})))
+        counts = [
+            count_categories(rows.column(name), values)
+            for name, values in at.setup.categories.items()
+        ]
+        values = {
+            "rows": np.asarray(float(rows.rows)),
+            "missing": np.isnan(x).sum(axis=0).astype(np.float64),
+            "total": np.nansum(x, axis=0),
+            "categories": np.concatenate(counts) if counts else np.empty(0),
+        }
+        return Answer(Contribution(Values(values)))
+
+    def apply(self, state: State, ask: Ask, total: Total) -> State:
+        """Means, then scales; a column without a value anywhere keeps mean 0 and scale 1."""
+        if state.facts["step"] == 0:
+            sums = total.values
+            count = sums["rows"] - sums["missing"]
+            mean = sums["total"] / np.maximum(count, 1.0)
+            values = {**sums, "count": count, "mean": mean}
+            return State(0, Values(values), {**state.facts, "step": 1})
+        variance = total.values["squares"] / np.maximum(state.values["count"], 1.0)
+        scale = np.sqrt(variance)
+        scale[scale == 0] = 1.0
+        return State(0, Values({**state.values, "scale": scale}), {**state.facts, "step": 2})
+
+    def encoding(self, state: State, setup: Setup) -> Encoding:
+        """What turns a table into features, as far as it is known."""
+        if "scale" not in state.values:
+            return setup.encoding
+        mean, scale = state.values["mean"], state.values["scale"]
+        return Encoding(setup.numbers, mean, scale, setup.categories)
+
+
+def _field(name: str, *shape: int, low: float = -WIDE) -> Field:
+    return Field(name, shape=shape, algebra=Algebra.SUM, low=low, high=WIDE)

@@ -1,0 +1,308 @@
+"""What happened: events, decisions, metrics, checkpoints, and the model at the end.
+
+A run is its record. Whatever chance or timing decided is an event in it, so that it can be resumed, replayed and
+read by console, command line and notebook alike.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from hansa.contribution import Array, Arrival, Ask, Json, Values, canonical
+from hansa.data.source import write_parquet
+from hansa.errors import HansaError, RunError, StoreError, UsageError
+from hansa.federation import Federation
+from hansa.methods.base import Setup
+from hansa.methods.course import Course, Progress
+from hansa.model import Model
+
+Status = Literal["waiting", "running", "finished", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened.
+
+    Args:
+        seq: its number in the run, from 1.
+        at: when, ISO 8601 in UTC.
+        kind: ``created``, ``resolved``, ``asked``, ``arrived``, ``refused``, ``metrics``, ``resumed``,
+            ``finished``, ``failed`` and more; readers pass over kinds they do not know.
+        body: its facts.
+    """
+
+    seq: int
+    at: str
+    kind: str
+    body: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Json]:
+        """One line of ``events.jsonl``."""
+        return {"seq": self.seq, "at": self.at, "kind": self.kind, "body": dict(self.body)}
+
+
+def now() -> str:
+    """The time, ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def new_id(name: str) -> str:
+    """An identifier for a run: when, which study, and six characters of chance."""
+    safe = "".join(c if c.isalnum() else "-" for c in name)[:40]
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{safe}-{secrets.token_hex(3)}"
+
+
+class Record(Protocol):
+    """Where a run in progress is written down."""
+
+    def event(self, kind: str, **body: Json) -> None:
+        """Append an event."""
+        ...
+
+    def checkpoint(self, progress: Progress, memories: Mapping[str, Values]) -> None:
+        """Keep everything that is needed to go on from here."""
+        ...
+
+
+class Exchange(Protocol):
+    """A backend among known parties; its one verb."""
+
+    memories: dict[str, Values]
+    """What each party remembers, where the backend knows it: in simulation."""
+
+    def exchange(self, asks: Sequence[Ask]) -> Iterator[Arrival]:
+        """Asks in, arrivals out. Asks of earlier calls that are still under way may arrive, too."""
+        ...
+
+
+def draw(federation: Federation, course: Course, ask: Ask) -> Ask:
+    """The ask with its cohort: drawn for training rounds, everybody for sums."""
+    from dataclasses import replace
+
+    parties = course.setup.parties
+    if ask.work == "train":
+        parties = federation.cohort.draw(course.setup, ask.round)
+    return replace(ask, parties=parties)
+
+
+def enough(federation: Federation, arrival: Arrival) -> None:
+    """Refuse an arrival that counts fewer parties than the study needs.
+
+    Raises:
+        RunError: with every excluded party and why.
+    """
+    counted, needed = len(arrival.total.parties), federation.cohort.minimum
+    if counted >= min(needed, len(arrival.ask.parties)):
+        return
+    raise too_few(federation, arrival.ask, counted, arrival.excluded)
+
+
+def too_few(
+    federation: Federation, ask: Ask, counted: int, excluded: Mapping[str, str]
+) -> RunError:
+    """The error of a round that cannot be counted."""
+    reasons = "; ".join(f"{party}: {reason}" for party, reason in sorted(excluded.items()))
+    return RunError(
+        f"{counted} of {len(ask.parties)} contributions could be counted, and the study needs "
+        f"{federation.cohort.minimum} ({reasons})",
+        round=ask.round,
+        remedy="Mend what the parties report, then `hansa resume` the run",
+    )
+
+
+def asked(ask: Ask) -> dict[str, Json]:
+    """The body of an ``asked`` event: the recorded decision who takes part."""
+    return {
+        "version": ask.version,
+        "work": ask.work,
+        "round": ask.round,
+        "parties": list(ask.parties),
+        "ask": ask.digest,
+        "bytes": ask.send.nbytes,
+    }
+
+
+def arrived(arrival: Arrival) -> dict[str, Json]:
+    """The body of an ``arrived`` event: the recorded decision who was counted."""
+    return {
+        "version": arrival.ask.version,
+        "work": arrival.ask.work,
+        "round": arrival.ask.round,
+        "counted": list(arrival.total.parties),
+        "excluded": dict(arrival.excluded),
+        **arrival.metrics,
+    }
+
+
+def drive(
+    federation: Federation,
+    course: Course,
+    exchange: Exchange,
+    record: Record,
+    progress: Progress,
+) -> Progress:
+    """The synchronous schedule: one ask, one arrival, until the course is done.
+
+    Returns:
+        the last progress.
+
+    Raises:
+        RunError: if too few parties could be counted, or the model is no longer finite.
+    """
+    while (ask := course.ask(progress)) is not None:
+        ask = draw(federation, course, ask)
+        record.event("asked", **asked(ask))
+        arrival = next(iter(exchange.exchange([ask])))
+        for party, reason in arrival.excluded.items():
+            record.event("refused", party=party, round=ask.round, work=ask.work, reason=reason)
+        enough(federation, arrival)
+        progress = course.apply(progress, ask, arrival.total)
+        record.event("arrived", **arrived(arrival))
+        if ask.work == "evaluate":
+            record.event("metrics", round=ask.round, **progress.metrics)
+        record.checkpoint(progress, exchange.memories)
+    return progress
+
+
+@dataclass
+class Run:
+    """A run and its record.
+
+    Args:
+        id: its identifier.
+        federation: what was run.
+        setup: among whom.
+        status: how it stands.
+        reason: why it ended.
+        events: what happened.
+        progress: the latest checkpoint.
+        memories: what each simulated party remembers.
+    """
+
+    id: str
+    federation: Federation
+    setup: Setup | None = None
+    status: Status = "running"
+    reason: str = ""
+    events: list[Event] = field(default_factory=list)
+    progress: Progress | None = None
+    memories: dict[str, Values] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> Array:
+        """The global model's parameters, ``[d]``."""
+        return self._progress.parameters
+
+    @property
+    def model(self) -> Model:
+        """The global model with its preprocessing.
+
+        Raises:
+            RunError: if the run has none yet.
+        """
+        progress = self._progress
+        if self.setup is None:
+            raise RunError("the run has no model yet")
+        facts: dict[str, Json] = {
+            "run": self.id,
+            "federation": self.federation.hash,
+            "rounds": progress.round,
+            "metrics": dict(progress.metrics),
+        }
+        encoding = self.federation.course(self.setup).encoding(progress)
+        return Model(self.federation.task, encoding, progress.parameters, facts)
+
+    @property
+    def _progress(self) -> Progress:
+        if self.progress is None or "parameters" not in self.progress.states["train"].values:
+            raise RunError("the run has no model yet")
+        return self.progress
+
+    def metrics(self, form: Literal["rows", "pandas", "polars", "arrow"] = "rows") -> Any:
+        """One row per evaluation: ``round`` and the task's metrics.
+
+        Args:
+            form: ``"rows"`` gives a list of dicts; the others need the library of that name.
+        """
+        rows = [dict(event.body) for event in self.events if event.kind == "metrics"]
+        if form == "rows":
+            return rows
+        columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
+        return _frame(columns, form)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write model, metrics (Parquet), events (JSON lines), federation and checkpoint.
+
+        Returns:
+            the folder.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "federation.json").write_bytes(self.federation.to_json())
+        with (folder / "events.jsonl").open("wb") as lines:
+            for event in self.events:
+                lines.write(canonical(event.to_json()) + b"\n")
+        rows = self.metrics()
+        if rows:
+            write_parquet(
+                folder / "metrics.parquet", {n: [row[n] for row in rows] for n in rows[0]}
+            )
+        if self.progress is not None:
+            (folder / "checkpoint.safetensors").write_bytes(self.progress.pack(self.memories))
+            self.model.save(folder / "model.safetensors")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Run:
+        """Read what `save` wrote.
+
+        Raises:
+            StoreError: if the folder holds no run.
+        """
+        folder = Path(folder)
+        try:
+            federation = Federation.from_json((folder / "federation.json").read_bytes())
+            lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+            events = [Event(**json.loads(line)) for line in lines]
+            run = cls(str(events[0].body["run"]), federation, events=events)
+            for event in events:
+                run.note(event)
+            if (folder / "checkpoint.safetensors").is_file():
+                packed = (folder / "checkpoint.safetensors").read_bytes()
+                run.progress, run.memories = Progress.unpack(packed)
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise StoreError(f"{folder} holds no run of Hansa ({error})") from error
+        return run
+
+    def note(self, event: Event) -> None:
+        """Let an event change status, reason and setup."""
+        if event.kind == "resolved":
+            self.setup = Setup.from_json(event.body["setup"])
+        if event.kind in {"finished", "failed", "stopped"}:
+            self.status = event.kind  # type: ignore[assignment]  # these three are statuses
+            self.reason = str(event.body.get("reason", ""))
+        if event.kind == "resumed":
+            self.status, self.reason = "running", ""
+
+
+def _frame(columns: Mapping[str, Sequence[object]], form: str) -> Any:
+    from importlib import import_module
+
+    modules = {"pandas": "pandas", "polars": "polars", "arrow": "pyarrow"}
+    if form not in modules:
+        raise UsageError(f"unknown form {form!r}", remedy="Known: rows, pandas, polars, arrow")
+    try:
+        module = import_module(modules[form])
+    except ImportError:
+        raise HansaError(
+            f"{modules[form]} is not installed", remedy=f"pip install 'hansa[{form}]'"
+        ) from None
+    if form == "arrow":
+        return module.table(dict(columns))
+    return module.DataFrame(dict(columns))

@@ -1,0 +1,138 @@
+"""Study files: one TOML file, or a Python module that exposes ``federation``; both give a `Federation`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hansa.errors import HansaError, StudyError, did_you_mean
+from hansa.federation import BundledFile, Federation
+from hansa.task import CodeTask, Task
+
+TABLES = frozenset(
+    {"study", "task", "method", "aggregation", "cohort", "preprocessing", "evaluation", "contract"}
+)
+STUDY_KEYS = frozenset({"name", "dataset", "seed", "files"})
+
+
+def load(path: str | Path) -> Federation:
+    """Read a study.
+
+    Args:
+        path: of a ``.toml`` file, or of a ``.py`` file that exposes ``federation``.
+
+    Raises:
+        StudyError: with the file, the place in it, and the nearest known word.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = did_you_mean(path.name, [p.name for p in _beside(path)])
+        raise StudyError(f"no such file: {path}", remedy=near or "`hansa new` writes a study")
+    try:
+        return _from_python(path) if path.suffix == ".py" else _from_toml(path)
+    except HansaError as error:
+        error.message = f"{path}: {error.message}"
+        raise
+
+
+def from_mapping(body: Mapping[str, Any], folder: Path) -> Federation:
+    """A federation from the tables of a study file; ``folder`` is where its files lie.
+
+    Raises:
+        StudyError: with the place, and the nearest known word.
+    """
+    _known(body, TABLES, "table [{}]")
+    study = dict(body.get("study", {}))
+    _known(study, STUDY_KEYS, "key study.{}")
+    if "task" not in body:
+        raise StudyError("there is no [task]", remedy='Write [task] with kind = "..." and target')
+    files = study.pop("files", [])
+    method = dict(body.get("method", {"kind": "fedavg"}))
+    moved = {key: method.pop(key) for key in ("rounds", "stop") if key in method}
+    task = dict(body["task"])
+    if "module" in task:
+        bound, code = _code(task, folder)
+        task, files = bound, [code, *files]  # type: ignore[assignment]  # a Task is accepted as it is
+    rest = {name: body[name] for name in TABLES - {"study", "task", "method"} if name in body}
+    if "cohort" in rest:
+        rest["cohort"] = {"kind": "all", **rest["cohort"]}
+    bundle = tuple(BundledFile.of(folder, name) for name in files)
+    return Federation(**study, **moved, task=task, method=method, bundle=bundle, **rest)
+
+
+def _from_toml(path: Path) -> Federation:
+    try:
+        body = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(f"this is not TOML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise StudyError(
+            f"this is not UTF-8: byte {error.start}", remedy="Save it as UTF-8"
+        ) from None
+    return from_mapping(body, path.parent)
+
+
+def _from_python(path: Path) -> Federation:
+    federation = getattr(_module(path), "federation", None)
+    if not isinstance(federation, Federation):
+        raise StudyError(
+            "the module exposes no `federation`",
+            remedy="Write federation = hansa.Federation(...) at its top level",
+        )
+    return federation
+
+
+def _code(task: Mapping[str, Any], folder: Path) -> tuple[Task, str]:
+    """The author's task, loaded, and the name of the file it came from."""
+    if extra := set(task) - {"module", "kind"}:
+        raise StudyError(
+            f"task.{sorted(extra)[0]} beside task.module",
+            remedy="A task with a module says everything in the module",
+        )
+    name, _, attribute = str(task["module"]).partition(":")
+    if not name.isidentifier() or not attribute.isidentifier():
+        raise StudyError(
+            f"task.module is {task['module']!r}", remedy='Write module = "file:object"'
+        )
+    file = f"{name}.py"
+    if not (folder / file).is_file():
+        raise StudyError(f"task.module: no such file: {folder / file}")
+    loaded = getattr(_module(folder / file), attribute, None)
+    if not isinstance(loaded, Task):
+        raise StudyError(
+            f"{file} has no task named {attribute!r}",
+            remedy="Expose an object of a class derived from hansa.task.Task",
+        )
+    return CodeTask(module=str(task["module"]), target=loaded.target).bound_to(loaded), file
+
+
+def _module(path: Path) -> ModuleType:
+    """Run a Python file of the user's own, on the user's own machine."""
+    spec = importlib.util.spec_from_file_location(f"hansa_study_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise StudyError("this is not a Python module")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except HansaError:
+        raise
+    except Exception as error:
+        raise StudyError(f"the module fails: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _known(body: Mapping[str, Any], known: Iterable[str], what: str) -> None:
+    for key in body:
+        if key not in known:
+            raise StudyError(f"unknown {what.format(key)}", remedy=did_you_mean(key, known))
+
+
+def _beside(path: Path) -> list[Path]:
+    folder = path.parent if path.parent.is_dir() else Path()
+    return [p for p in folder.iterdir() if p.suffix in {".toml", ".py"}]

@@ -1,0 +1,349 @@
+"""What is learnt: which column is predicted from which others, by which model, judged how.
+
+A task knows columns and labels; the mathematics is its learner's. What it counts on held-out rows are
+sums (`tallies`), so that a metric of the federation is computed from totals and never from rows.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field as Limits
+from pydantic import PlainSerializer, PlainValidator, PrivateAttr
+
+from hansa.contribution import Algebra, Array, Field, Values
+from hansa.data.table import Table
+from hansa.errors import DataError, StudyError
+from hansa.learners.base import Learner
+from hansa.learners.glm import Linear, Logistic, Softmax
+from hansa.part import Catalogue, Part
+
+BINS = 512
+"""Bins of the score histograms from which AUC is computed; its error is below the share of pairs of a
+positive and a negative row that fall into one bin, which count as ties."""
+
+
+class Task(Part):
+    """The contract of every task.
+
+    Args:
+        target: the column that is predicted.
+        features: the columns it is predicted from; shell patterns, ``"*"`` for all but the target.
+    """
+
+    target: Annotated[str, Limits(min_length=1)]
+    features: Annotated[tuple[str, ...], Limits(min_length=1)] = ("*",)
+
+    def select(self, columns: Sequence[str], where: str) -> tuple[str, ...]:
+        """The feature columns among those that a party has, in the party's order.
+
+        Raises:
+            DataError: if the target or a named feature is not there, naming what is.
+        """
+        has = f"it has {', '.join(columns)}"
+        if self.target not in columns:
+            raise DataError(
+                f"the target column {self.target!r} is missing; {has}",
+                party=where,
+                remedy="Correct `target` in the study, or the table that the party offers",
+            )
+        rest = [name for name in columns if name != self.target]
+        for pattern in self.features:
+            if not fnmatch.filter(rest, pattern):
+                raise DataError(
+                    f"no column is named {pattern!r}; {has}",
+                    party=where,
+                    remedy="Correct `features` in the study, or the table that the party offers",
+                )
+        return tuple(n for n in rest if any(fnmatch.fnmatchcase(n, p) for p in self.features))
+
+    @abstractmethod
+    def learner(self, width: int) -> Learner:
+        """The model for a matrix of ``width`` features."""
+
+    @abstractmethod
+    def labels(self, table: Table) -> Array:
+        """The target as the learner wants it, ``[rows]``.
+
+        Raises:
+            DataError: with the row (from 1) that holds no valid label.
+        """
+
+    @abstractmethod
+    def tallies(self) -> tuple[Field, ...]:
+        """The sums that `tally` makes."""
+
+    @abstractmethod
+    def tally(self, predicted: Array, y: Array) -> Values:
+        """Sums over held-out rows, one per declared tally.
+
+        Args:
+            predicted: what the learner predicts, ``[n]`` or ``[n, k]``.
+            y: labels, ``[n]``.
+        """
+
+    @abstractmethod
+    def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
+        """The metrics of the federation from the totals of the tallies."""
+
+    @property
+    @abstractmethod
+    def metric_names(self) -> tuple[str, ...]:
+        """What `metrics` returns."""
+
+
+def _sum(name: str, *shape: int, high: float = float(2**40)) -> Field:
+    return Field(name, shape=shape, algebra=Algebra.SUM, low=0.0, high=high)
+
+
+class _Glm(Task):
+    l2: Annotated[float, Limits(ge=0)] = 0.0
+
+    def _numbers(self, table: Table) -> Array:
+        """The target column as numbers, without a gap."""
+        values = table.column(self.target)
+        if table.kind(self.target) == "text":
+            row = next((i for i, v in enumerate(values) if v is not None), 0)
+            raise DataError(
+                f"the target {self.target!r} must be a number; row {row + 1} is {values[row]!r}",
+                remedy="Name the labels in the study's [task]: positive = ... or classes = [...]",
+            )
+        self._refuse(np.isnan(values), "is missing")
+        return values
+
+    def _refuse(self, bad: Array, what: str) -> None:
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0]) + 1
+            raise DataError(
+                f"the target {self.target!r} {what} in row {row}",
+                remedy="Correct the row or leave it out",
+            )
+
+
+class LinearRegression(_Glm):
+    """Least squares. Metrics: rmse, mae, r2."""
+
+    kind: ClassVar[str] = "linear-regression"
+    metric_names: ClassVar[tuple[str, ...]] = ("loss", "rmse", "mae", "r2")
+
+    def learner(self, width: int) -> Learner:
+        """`hansa.learners.glm.Linear`."""
+        return Linear(width, l2=self.l2)
+
+    def labels(self, table: Table) -> Array:
+        """The target column."""
+        return self._numbers(table)
+
+    def tallies(self) -> tuple[Field, ...]:
+        """Rows, sums of errors and of the target's first two moments."""
+        wide = float(2**100)
+        total = Field("target", shape=(), algebra=Algebra.SUM, low=-wide, high=wide)
+        sums = [_sum(name, high=wide) for name in ("squared", "absolute", "target_squared")]
+        return (_sum("rows"), *sums, total)
+
+    def tally(self, predicted: Array, y: Array) -> Values:
+        """Sums over rows."""
+        error = predicted - y
+        sums = {
+            "rows": len(y),
+            "squared": np.square(error).sum(),
+            "absolute": np.abs(error).sum(),
+            "target_squared": np.square(y).sum(),
+            "target": y.sum(),
+        }
+        return Values({name: np.asarray(value, dtype=np.float64) for name, value in sums.items()})
+
+    def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
+        """Half the mean squared error, its root, the mean absolute error, explained variance."""
+        rows = float(totals["rows"])
+        mse = float(totals["squared"]) / rows
+        spread = float(totals["target_squared"]) / rows - (float(totals["target"]) / rows) ** 2
+        return {
+            "loss": mse / 2,
+            "rmse": mse**0.5,
+            "mae": float(totals["absolute"]) / rows,
+            "r2": 1 - mse / spread if spread > 0 else 0.0,
+        }
+
+
+class LogisticRegression(_Glm):
+    """Two classes. Metrics: log loss, accuracy at one half, AUC.
+
+    Args:
+        positive: the label that counts as 1, if the target is text; a target of numbers is 0 or 1.
+    """
+
+    kind: ClassVar[str] = "logistic-regression"
+    metric_names: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "auc")
+    positive: str | None = None
+
+    def learner(self, width: int) -> Learner:
+        """`hansa.learners.glm.Logistic`."""
+        return Logistic(width, l2=self.l2)
+
+    def labels(self, table: Table) -> Array:
+        """1 for the positive class, else 0."""
+        if self.positive is not None and table.kind(self.target) == "text":
+            values = table.column(self.target)
+            self._refuse(np.asarray([value is None for value in values]), "is missing")
+            return np.asarray([value == self.positive for value in values], dtype=np.float64)
+        values = self._numbers(table)
+        self._refuse((values != 0) & (values != 1), "is neither 0 nor 1")
+        return values
+
+    def tallies(self) -> tuple[Field, ...]:
+        """Rows, hits, log loss, and a histogram of scores for each class."""
+        histograms = [_sum(name, BINS) for name in ("positives", "negatives")]
+        return (_sum("rows"), _sum("correct"), _sum("loss"), *histograms)
+
+    def tally(self, predicted: Array, y: Array) -> Values:
+        """Sums over rows. Probabilities are kept 1e-12 away from 0 and 1."""
+        p = np.clip(predicted, 1e-12, 1 - 1e-12)
+        losses = -(y * np.log(p) + (1 - y) * np.log1p(-p))
+        bins = np.minimum((predicted * BINS).astype(np.intp), BINS - 1)
+        sums = {
+            "rows": len(y),
+            "correct": ((predicted >= 0.5) == (y == 1)).sum(),
+            "loss": losses.sum(),
+            "positives": np.bincount(bins[y == 1], minlength=BINS),
+            "negatives": np.bincount(bins[y == 0], minlength=BINS),
+        }
+        return Values({name: np.asarray(value, dtype=np.float64) for name, value in sums.items()})
+
+    def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
+        """Log loss, accuracy, and AUC as the share of pairs in order, ties counting half."""
+        rows = float(totals["rows"])
+        positives, negatives = totals["positives"], totals["negatives"]
+        below = np.cumsum(negatives) - negatives / 2
+        pairs = float(positives.sum() * negatives.sum())
+        return {
+            "loss": float(totals["loss"]) / rows,
+            "accuracy": float(totals["correct"]) / rows,
+            "auc": float((positives * below).sum()) / pairs if pairs else 0.5,
+        }
+
+
+class SoftmaxRegression(_Glm):
+    """More than two classes. Metrics: log loss, accuracy.
+
+    Args:
+        classes: the labels, as text or numbers, in the order of the model's outputs.
+    """
+
+    kind: ClassVar[str] = "softmax-regression"
+    metric_names: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    classes: Annotated[tuple[str | int, ...], Limits(min_length=2)]
+
+    def learner(self, width: int) -> Learner:
+        """`hansa.learners.glm.Softmax`."""
+        return Softmax(width, outputs=max(len(self.classes), 2), l2=self.l2)
+
+    def labels(self, table: Table) -> Array:
+        """The index of each row's class."""
+        if table.kind(self.target) == "text":
+            names = {str(label): i for i, label in enumerate(self.classes)}
+            found = [names.get(value, -1) for value in table.column(self.target)]
+        else:
+            numbers = {float(label): i for i, label in enumerate(self.classes)}
+            found = [numbers.get(float(value), -1) for value in self._numbers(table)]
+        labels = np.asarray(found, dtype=np.intp)
+        self._refuse(labels < 0, f"is none of {list(self.classes)}")
+        return labels
+
+    def tallies(self) -> tuple[Field, ...]:
+        """Rows, hits, log loss."""
+        return (_sum("rows"), _sum("correct"), _sum("loss"))
+
+    def tally(self, predicted: Array, y: Array) -> Values:
+        """Sums over rows."""
+        chosen = np.clip(predicted[np.arange(len(y)), y], 1e-12, 1.0)
+        sums = {
+            "rows": len(y),
+            "correct": (predicted.argmax(axis=-1) == y).sum(),
+            "loss": -np.log(chosen).sum(),
+        }
+        return Values({name: np.asarray(value, dtype=np.float64) for name, value in sums.items()})
+
+    def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
+        """Log loss and accuracy."""
+        rows = float(totals["rows"])
+        return {
+            "loss": float(totals["loss"]) / rows,
+            "accuracy": float(totals["correct"]) / rows,
+        }
+
+
+class CodeTask(Task):
+    """A task written by the study's author, in simulation only.
+
+    Args:
+        module: ``"file:object"``, beside the study; the object is a `Task`.
+    """
+
+    kind: ClassVar[str] = "code"
+    module: str
+    target: str = ""
+    _task: Task | None = PrivateAttr(default=None)
+
+    def bound_to(self, task: Task) -> CodeTask:
+        """The same task with its code loaded."""
+        bound = self.model_copy(update={"target": task.target, "features": task.features})
+        bound._task = task
+        return bound
+
+    @property
+    def loaded(self) -> Task:
+        """The author's task.
+
+        Raises:
+            StudyError: if the code has not been loaded: it never is, except to simulate.
+        """
+        if self._task is None:
+            raise StudyError(
+                f"the task is code ({self.module}), which only `hansa simulate` runs",
+                remedy="Use a built-in task kind: " + ", ".join(k for k in TASKS if k != "code"),
+            )
+        return self._task
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The author's."""
+        return self.loaded.metric_names
+
+    def learner(self, width: int) -> Learner:
+        """The author's."""
+        return self.loaded.learner(width)
+
+    def labels(self, table: Table) -> Array:
+        """The author's."""
+        return self.loaded.labels(table)
+
+    def tallies(self) -> tuple[Field, ...]:
+        """The author's."""
+        return self.loaded.tallies()
+
+    def tally(self, predicted: Array, y: Array) -> Values:
+        """The author's."""
+        return self.loaded.tally(predicted, y)
+
+    def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
+        """The author's."""
+        return self.loaded.metrics(totals)
+
+
+TASKS: Catalogue[Task] = Catalogue(
+    "task",
+    {
+        "linear-regression": "hansa.task:LinearRegression",
+        "logistic-regression": "hansa.task:LogisticRegression",
+        "softmax-regression": "hansa.task:SoftmaxRegression",
+        "code": "hansa.task:CodeTask",
+    },
+)
+AnyTask = Annotated[
+    Task, PlainValidator(TASKS.build), PlainSerializer(TASKS.spec, return_type=dict[str, Any])
+]
