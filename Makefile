@@ -1,0 +1,71 @@
+# Hansa. For GNU make 3.81 and later; `make help` lists the targets.
+# pip keeps its own configuration: no index and no mirror is set here.
+
+VENV ?= .venv
+# PYTHON=python3.12 chooses the interpreter; tools/venv.sh finds one otherwise.
+PYTHON ?=
+# More words for the command, as in: make demo ARGS=--keep
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet
+CORE := $(VENV)/.installed-core
+DEV := $(VENV)/.installed-dev
+DECLARED := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format test-core test-lowest bench docs clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: $(CORE) ## Three hospitals learn one model on this machine
+	@$(BIN)/hansa demo $(ARGS)
+
+test: $(DEV) ## Run the tests, with branch coverage of at least 90%
+	$(BIN)/python -m pytest --cov $(ARGS)
+
+check: $(DEV) ## Check format, style, types and floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV) ## Format the code, and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test-core: ## Run the tests without any extra, in .venv-core (PYTHON=python3.13 make test-core)
+	@PYTHON="$(PYTHON)" sh tools/venv.sh .venv-core
+	.venv-core/bin/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	.venv-core/bin/python -m pytest $(ARGS)
+
+# The oldest versions warn about what newer ones mended; here only failures count.
+test-lowest: ## Run the tests with the oldest versions that are allowed, in .venv-lowest
+	@PYTHON="$(or $(PYTHON),python3.11)" sh tools/venv.sh .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e '.[test,pandas,polars,arrow]'
+	.venv-lowest/bin/python -m pytest -o filterwarnings=default $(ARGS)
+
+bench: $(DEV) ## Measure, and write docs/benchmarks.md
+	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(DEV) ## Build the documentation into site/
+	$(BIN)/zensical build --clean
+
+clean: ## Remove environments, caches and what was built
+	rm -rf $(VENV) .venv-core .venv-lowest site dist build .coverage .coverage.* htmlcov
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .cache
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(BIN)/python:
+	@PYTHON="$(PYTHON)" sh tools/venv.sh $(VENV)
+
+$(CORE): $(DECLARED) | $(BIN)/python
+	@echo "Installing Hansa into $(VENV) ..."
+	@$(PIP) -c constraints.txt -e .
+	@touch $@
+
+$(DEV): $(DECLARED) | $(BIN)/python
+	@echo "Installing Hansa and its developers' tools into $(VENV) ..."
+	@$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $(CORE) $@

@@ -1,0 +1,126 @@
+"""Where errors end: every way in which a command can stop becomes a message and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from cyclopts import App, CycloptsError
+
+from hansa import __version__
+from hansa.cli.commands import COMMANDS, GROUPS, SUMMARY
+from hansa.cli.output import Output
+from hansa.cli.pages import PageFormatter
+from hansa.errors import HansaError, UsageError, did_you_mean
+
+DEFECT = 1
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+
+
+def run(words: Sequence[str]) -> int:
+    """Run one command and return its exit status; never raises for what a command may raise."""
+    output = Output(json="--json" in words)
+    try:
+        require_known(words)
+        status = build_app()(
+            list(words), exit_on_error=False, print_error=False, result_action="return_value"
+        )
+        sys.stdout.flush()
+    except HansaError as error:
+        output.fail(error)
+        return error.exit_status
+    except CycloptsError as error:
+        return _refuse(error, words, output)
+    except KeyboardInterrupt:
+        output.fail(HansaError("interrupted"), kind="Interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`head`, a pager) has seen enough. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except Exception as error:
+        return _confess(error, output)
+    return status if isinstance(status, int) else 0
+
+
+def require_known(words: Sequence[str]) -> None:
+    """Refuse words that begin no command; cyclopts would import every command to suggest one.
+
+    Raises:
+        UsageError: no command has this name, or an option stands before the command.
+    """
+    first, *rest = words
+    if first.startswith("-"):
+        if first != "--version":
+            raise UsageError(
+                f"{first} stands before the command", remedy=f"Type hansa COMMAND {first}."
+            )
+        return
+    if first in GROUPS:
+        first = " ".join([first, *rest[:1]])
+    names = [command.name for command in COMMANDS]
+    if first not in names:
+        known = names if " " in first else {*names, *GROUPS}
+        near = did_you_mean(first, known)
+        raise UsageError(
+            f"there is no command {first!r}",
+            remedy=near if near.startswith("Did") else "`hansa --help` lists the commands.",
+        )
+
+
+def build_app() -> App:
+    """The whole tree of commands; a command's module is imported only when it is run."""
+    app = App(
+        name="hansa",
+        help=SUMMARY,
+        version=__version__,
+        help_format="plaintext",
+        help_formatter=PageFormatter(),
+        group_parameters="Options",
+        suppress_keyboard_interrupt=False,
+    )
+    groups = {name: App(name=name, help=summary) for name, summary in GROUPS.items()}
+    for group in groups.values():
+        app.command(group)
+    for command in COMMANDS:
+        group_name, _, name = command.name.rpartition(" ")
+        # Without help=: the page of a command is the docstring of its function.
+        groups.get(group_name, app).command(command.target, name=name)
+    return app
+
+
+def _refuse(error: CycloptsError, words: Sequence[str], output: Output) -> int:
+    chain = " ".join(("hansa", *(error.command_chain or ())))
+    message = str(error).rstrip(".")
+    refusal = UsageError(message, remedy=f"`{chain} --help` shows what there is.")
+    output.fail(refusal)
+    return refusal.exit_status
+
+
+def _confess(error: Exception, output: Output) -> int:
+    if os.environ.get("HANSA_DEBUG"):
+        traceback.print_exception(error)
+        remedy = "Please report it."
+    else:
+        remedy = (
+            f"Please report it with {_keep_traceback(error)}; read that file first, it may quote"
+            " your data. HANSA_DEBUG=1 shows the traceback here."
+        )
+    message = f"this is a defect of Hansa: {type(error).__name__}: {error}"
+    output.fail(HansaError(message, remedy=remedy), kind="Defect")
+    return DEFECT
+
+
+def _keep_traceback(error: Exception) -> Path:
+    handle, name = tempfile.mkstemp(
+        prefix=f"hansa-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".txt"
+    )
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.writelines(traceback.format_exception(error))
+    return Path(name)

@@ -1,0 +1,26 @@
+"""Where a coordinator and an agent keep what they must remember."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def hansa_home() -> Path:
+    """``$HANSA_HOME``, or ``.hansa`` in the user's own folder."""
+    chosen = os.environ.get("HANSA_HOME")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".hansa"
+
+
+def coordinator_home(option: Path | None = None) -> Path:
+    """The folder of the coordinator: what ``--home`` says, or ``coordinator/`` in Hansa's home."""
+    return _absolute(option) if option else hansa_home() / "coordinator"
+
+
+def agent_home(option: Path | None = None) -> Path:
+    """The folder of the agent: what ``--home`` says, or ``agent/`` in Hansa's home."""
+    return _absolute(option) if option else hansa_home() / "agent"
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()

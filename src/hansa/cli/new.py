@@ -1,0 +1,120 @@
+"""``hansa new``: a study to start from, with a comment at every choice."""
+
+from __future__ import annotations
+
+import json as json_text
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from hansa.cli.output import Json, Output
+from hansa.errors import UsageError
+
+Kind = Literal["linear-regression", "logistic-regression", "softmax-regression"]
+
+STOP_METRICS = {
+    "linear-regression": '# stop = { metric = "r2", target = 0.9, patience = 5 }',
+    "logistic-regression": '# stop = { metric = "auc", target = 0.995, patience = 5 }',
+    "softmax-regression": '# stop = { metric = "accuracy", target = 0.95, patience = 5 }',
+}
+
+TEMPLATE = """\
+# A study: what is learnt, by which method, and what may leave a party.
+#   hansa simulate {file} --data table.csv --by COLUMN    tries it on one machine
+#   hansa run {file}                                      runs it with the parties of a coordinator
+
+[study]
+name = {name}
+dataset = {dataset}                  # the name under which each party offers its table
+
+[task]
+kind = "{kind}"   # or linear-regression, logistic-regression, softmax-regression
+target = {target}                   # the column to predict
+features = ["*"]                     # every other column, or a list of names
+
+[method]
+kind = "fedavg"                      # fedsgd: one gradient step a round
+rounds = 30                          # at most
+weights = "examples"                 # a party counts by its rows; "equal": the plain mean
+local = {{ optimizer = "sgd", lr = 0.1, epochs = 1, batch_size = 32 }}  # at a party, each round
+server = {{ optimizer = "sgd", lr = 1.0, momentum = 0.0 }}              # applies their mean
+# End early: at the target, or after so many rounds without a gain.
+{stop}
+
+[aggregation]
+# What happens to a contribution before it leaves. `clip` bounds its Euclidean norm.
+stages = [{{ kind = "clip", norm = 1.0 }}]
+"""
+
+
+def new(
+    name: str,
+    /,
+    *,
+    target: str = "outcome",
+    kind: Kind = "logistic-regression",
+    dataset: str = "",
+    output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("study.toml"),
+    force: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> None:
+    """Write a commented study to start from.
+
+    Example::
+
+        hansa new tumours --target malignant
+
+    Args:
+        name: what the study is called.
+        target: the column to predict.
+        kind: what is learnt.
+        dataset: the name under which each party offers its table; the study's name if not given.
+        output: the file to write.
+        force: overwrite a file that is there.
+    """
+    text = study_text(name, target=target, kind=kind, dataset=dataset, file=output.name)
+    try:
+        with output.open("w" if force else "x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(
+            f"{output} is there already", remedy="Choose another --output, or add --force."
+        ) from None
+    except OSError as error:
+        raise UsageError(
+            f"{output} cannot be written: {error.strerror}",
+            remedy="Choose an --output in a folder that exists and is yours.",
+        ) from None
+    out = Output(json)
+    out.say(f"Wrote {output}. Try it on one machine:")
+    out.say(f"  hansa simulate {output} --data table.csv --by COLUMN")
+    out.finish({"file": str(output), "name": name})
+
+
+def study_text(
+    name: str, *, target: str, kind: Kind = "logistic-regression", dataset: str = "", file: str
+) -> str:
+    """The text of a study, in TOML; names may hold any printable character.
+
+    Raises:
+        UsageError: a name is empty or holds control characters.
+    """
+    for label, word in (("NAME", name), ("--target", target), ("--dataset", dataset or name)):
+        if not word.strip() or not word.isprintable():
+            raise UsageError(
+                f"{label} must be a name, not {word!r}", remedy="Use printable letters."
+            )
+    return TEMPLATE.format(
+        name=_quoted(name),
+        dataset=_quoted(dataset or name),
+        kind=kind,
+        target=_quoted(target),
+        stop=STOP_METRICS[kind],
+        file=file,
+    )
+
+
+def _quoted(word: str) -> str:
+    # A JSON string without escapes for letters is a TOML basic string too.
+    return json_text.dumps(word, ensure_ascii=False)

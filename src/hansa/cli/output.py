@@ -1,0 +1,139 @@
+"""The one way in which commands talk.
+
+With ``--json`` a command prints exactly one JSON document on standard output, and everything else
+on standard error. Without it standard output is for people: in colour on a terminal, plain
+elsewhere and under ``NO_COLOR``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hansa.errors import HansaError
+
+Json = Annotated[
+    bool,
+    Parameter(
+        name="--json",
+        negative="",
+        help="one JSON document on standard output, chatter on standard error.",
+    ),
+]
+"""The type of the parameter ``json`` that every command has."""
+
+UNWATCHED_WIDTH = 120
+
+
+class Output:
+    """What a command says.
+
+    Args:
+        json: True for one document on standard output and chatter on standard error.
+    """
+
+    def __init__(self, json: bool = False) -> None:
+        self.json = json
+        self.console = _console(sys.stderr if json else sys.stdout)
+        """Where chatter goes; for live views."""
+
+    @property
+    def live(self) -> bool:
+        """True when somebody watches a terminal, so that a view may redraw itself."""
+        return self.console.is_terminal and not self.console.is_dumb_terminal
+
+    def say(self, text: str, *, style: str = "") -> None:
+        """One line for people; ``style`` is one of rich's, such as ``bold`` or ``green``."""
+        self.console.print(
+            Text(text, style=style), highlight=False, soft_wrap=not self.console.is_terminal
+        )
+
+    def table(
+        self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = ""
+    ) -> None:
+        """A table for people; columns of numbers are aligned to the right."""
+        rows = [tuple(row) for row in rows]
+        drawn = Table(
+            box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left"
+        )
+        for position, column in enumerate(columns):
+            numeric = bool(rows) and all(_is_number(row[position]) for row in rows)
+            drawn.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            drawn.add_row(*(Text(_cell(value)) for value in row))
+        self.console.print(drawn)
+
+    def finish(self, document: Mapping[str, Any]) -> None:
+        """Print the document of ``--json``; the last thing a command does. Silent without it."""
+        if self.json:
+            print(encode(document), flush=True)
+
+    def fail(self, error: HansaError, *, kind: str = "") -> None:
+        """Say what went wrong and the way out, on standard error; as the document too."""
+        remedy = error.remedy
+        message = str(error).removesuffix(f". {remedy}") if remedy else str(error)
+        console = _console(sys.stderr)
+        for label, style, text in (("error", "bold red", message), ("help", "bold cyan", remedy)):
+            if text:
+                line = Text.assemble((label, style), ": ", text)
+                console.print(line, highlight=False, soft_wrap=True)
+        self.finish({"error": describe(error, kind=kind)})
+
+
+def describe(error: HansaError, *, kind: str = "") -> dict[str, object]:
+    """An error as data; ``kind`` stands in for the name of its class."""
+    return {
+        "kind": kind or type(error).__name__,
+        "message": error.message,
+        "remedy": error.remedy,
+        "party": error.party,
+        "round": error.round,
+        "field": error.field,
+    }
+
+
+def encode(document: Mapping[str, Any]) -> str:
+    """A document as JSON: NumPy scalars and arrays as numbers and lists, NaN and Inf as null."""
+    readable = (getattr(sys.stdout, "encoding", "") or "").lower().replace("-", "") == "utf8"
+    return json.dumps(_plain(document), indent=2, ensure_ascii=not readable, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return str(value)
+
+
+def _console(file: Any) -> Console:
+    watched = file.isatty() or "COLUMNS" in os.environ
+    return Console(file=file, width=None if watched else UNWATCHED_WIDTH)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return format(value, ".4g") if isinstance(value, float) else str(value)

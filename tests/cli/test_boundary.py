@@ -1,0 +1,126 @@
+"""Every way in which a command can stop becomes a message and an exit status."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hansa import errors
+from hansa.cli import boundary, main
+from hansa.cli.boundary import run
+from hansa.errors import HansaError, UnreachableError
+
+ROOT = Path(__file__).parents[2]
+
+
+def fails_with(monkeypatch, error):
+    """Let every command raise ``error``."""
+
+    def app(*_, **__):
+        raise error
+
+    monkeypatch.setattr(boundary, "build_app", lambda: app)
+
+
+def test_an_error_of_the_house_ends_with_its_own_status_and_no_traceback(monkeypatch, capsys):
+    fails_with(monkeypatch, UnreachableError("no answer", remedy="Start the coordinator."))
+    assert run(["runs"]) == 6
+    assert capsys.readouterr().err == "error: no answer\nhelp: Start the coordinator.\n"
+
+
+def test_ctrl_c_is_one_line_and_130(monkeypatch, capsys):
+    fails_with(monkeypatch, KeyboardInterrupt())
+    assert run(["runs", "--json"]) == 130
+    out, err = capsys.readouterr()
+    assert err == "error: interrupted\n"
+    assert json.loads(out)["error"]["kind"] == "Interrupted"
+
+
+def test_a_defect_keeps_its_traceback_in_a_file(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(boundary.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("HANSA_DEBUG", raising=False)
+    fails_with(monkeypatch, ZeroDivisionError("by nothing"))
+    assert run(["runs", "--json"]) == 1
+    out, err = capsys.readouterr()
+    (kept,) = tmp_path.iterdir()
+    assert str(kept) in err
+    assert "Traceback" not in err
+    assert "ZeroDivisionError: by nothing" in kept.read_text("utf-8")
+    assert json.loads(out)["error"]["kind"] == "Defect"
+
+
+def test_hansa_debug_shows_the_traceback_of_a_defect(monkeypatch, capsys):
+    monkeypatch.setenv("HANSA_DEBUG", "1")
+    fails_with(monkeypatch, ZeroDivisionError("by nothing"))
+    assert run(["runs"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "remedy"),
+    [
+        (["agnet"], "there is no command 'agnet'", "Did you mean 'agent'?"),
+        (["agent", "strat"], "there is no command 'agent strat'", "Did you mean 'agent start'?"),
+        (["zzzz"], "there is no command 'zzzz'", "`hansa --help` lists the commands."),
+        (["--json", "runs"], "--json stands before the command", "Type hansa COMMAND --json."),
+        (
+            ["doctor", "--prot", "1"],
+            "Unknown option: --prot. Did you mean --port?",
+            "`hansa doctor --help` shows what there is.",
+        ),
+        (
+            ["doctor", "--port", "x"],
+            'Invalid value for --port: unable to convert "x" into int',
+            "`hansa doctor --help` shows what there is.",
+        ),
+    ],
+)
+def test_a_slip_on_the_command_line_is_status_2_with_the_way_out(words, message, remedy, capsys):
+    assert run([*words, "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert err == f"error: {message}\nhelp: {remedy}\n"
+    assert json.loads(out)["error"]["message"] == message
+
+
+def test_main_leaves_with_the_status_of_the_command(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["new", "a", "--kind", "tree"])
+    assert left.value.code == 2
+    assert "linear-regression" in capsys.readouterr().err
+
+
+def test_main_prints_a_page_and_leaves_well(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["data", "--help"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.startswith("Usage: hansa data COMMAND")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    program = (
+        "from hansa.cli import boundary;"
+        "boundary.build_app = lambda: lambda *_, **__: print('line\\n' * 200000);"
+        "raise SystemExit(boundary.run(['runs']))"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program_run:
+        program_run.stdout.readline()
+        program_run.stdout.close()
+        complaint = program_run.stderr.read()
+    assert program_run.returncode == boundary.PIPE_CLOSED
+    assert complaint == b""
+
+
+def every_error(root=HansaError):
+    """The classes of the tree, the root included."""
+    return [root, *(found for child in root.__subclasses__() for found in every_error(child))]
+
+
+@pytest.mark.parametrize("kind", every_error(), ids=lambda kind: kind.__name__)
+def test_every_exit_status_is_documented(kind):
+    page = (ROOT / "docs/reference/exit-codes.md").read_text("utf-8")
+    row = next(line for line in page.splitlines() if line.startswith(f"| {kind.exit_status} |"))
+    if kind is not HansaError and kind.__module__ == errors.__name__:
+        assert f"`{kind.__name__}`" in row
