@@ -40,13 +40,16 @@ class Algebra(StrEnum):
 
 
 class Values(Mapping[str, Array]):
-    """An immutable mapping of names to arrays; ``values.update`` is ``values["update"]``."""
+    """An immutable mapping of names to read-only arrays; ``values.update`` is ``values["update"]``."""
 
     __slots__ = ("_arrays",)
     _arrays: dict[str, Array]
 
     def __init__(self, arrays: Mapping[str, Array] | None = None) -> None:
-        object.__setattr__(self, "_arrays", dict(arrays or {}))
+        views = {name: np.asarray(array).view() for name, array in (arrays or {}).items()}
+        for view in views.values():
+            view.flags.writeable = False
+        object.__setattr__(self, "_arrays", views)
 
     def __getitem__(self, name: str) -> Array:
         return self._arrays[name]
@@ -58,6 +61,8 @@ class Values(Mapping[str, Array]):
         return len(self._arrays)
 
     def __getattr__(self, name: str) -> Array:
+        if name.startswith("_"):  # a copy asks for its own attributes before it has any
+            raise AttributeError(name)
         try:
             return self[name]
         except KeyError:
@@ -65,6 +70,9 @@ class Values(Mapping[str, Array]):
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("Values do not change")
+
+    def __reduce__(self) -> tuple[type[Values], tuple[dict[str, Array]]]:
+        return Values, (self._arrays,)
 
     def __repr__(self) -> str:
         shapes = ", ".join(
@@ -179,7 +187,7 @@ class Ask:
         round: number of the training round it belongs to, from 1; 0 before the first.
         send: what the parties receive.
         fields: what they may answer, shapes bound.
-        stages: which of the federation's chains the answer goes through: ``"update"`` for the
+        through: which of the federation's chains the answer goes through: ``"update"`` for the
             study's aggregation, ``"plain"`` for none.
         parties: who is asked, in roster order; empty until the cohort has been drawn.
     """
@@ -218,10 +226,12 @@ class Ask:
 
     @property
     def digest(self) -> str:
-        """blake3 over the header and every byte of the arrays."""
-        state = blake3(canonical(self.header()))
-        for name in sorted(self.send):
-            state.update(name.encode() + np.ascontiguousarray(self.send[name]).tobytes())
+        """blake3 over the header, and over name, type, shape and every byte of the arrays."""
+        send = sorted(self.send.items())
+        shapes = [[name, array.dtype.str, list(array.shape)] for name, array in send]
+        state = blake3(canonical([self.header(), shapes]))
+        for _, array in send:
+            state.update(np.ascontiguousarray(array).tobytes())
         return state.hexdigest()
 
     def __hash__(self) -> int:

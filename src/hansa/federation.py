@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from hansa.backends import Backend
     from hansa.run import Run
 
-NUMBER_TYPES = frozenset({"number", "integer"})
-
 
 class All(Part):
     """Every party of the roster takes part in every round.
@@ -77,7 +75,7 @@ class Fixed(All):
 
 
 COHORTS: Catalogue[All] = Catalogue(
-    "cohort", {"all": "hansa.federation:All", "fixed": "hansa.federation:Fixed"}
+    "cohort", All, {"all": "hansa.federation:All", "fixed": "hansa.federation:Fixed"}
 )
 AnyCohort = Annotated[
     All, PlainValidator(COHORTS.build), PlainSerializer(COHORTS.spec, return_type=dict[str, Any])
@@ -202,7 +200,7 @@ class Federation(BaseModel):
             offers: each party's name with the columns of its table.
 
         Raises:
-            StudyError: if there are fewer parties than the study needs.
+            StudyError: if there are fewer parties than the study or its cohort needs.
             DataError: naming the party whose columns do not fit, and which columns it has.
         """
         parties = tuple(sorted(offers))
@@ -231,7 +229,9 @@ class Federation(BaseModel):
         }
         numbers = tuple(column for column in chosen[first] if column not in categories)
         self._only_numbers(offers, numbers)
-        return Setup(parties, numbers, categories, self.seed)
+        setup = Setup(parties, numbers, categories, self.seed)
+        self.cohort.draw(setup, 1)  # refuses a cohort that the roster cannot fill
+        return setup
 
     def course(self, setup: Setup) -> Course:
         """The run among these parties, as pure functions."""

@@ -45,12 +45,15 @@ class Catalogue(Generic[P]):
 
     Args:
         noun: what an unknown kind is called in an error, such as ``"method"``.
+        base: the class of every part in it.
         built_in: kind to ``"module:Class"``; the module is imported when the kind is first used.
         tag: the key under which a study file names the kind.
     """
 
-    def __init__(self, noun: str, built_in: Mapping[str, str], tag: str = "kind") -> None:
-        self.noun, self.tag = noun, tag
+    def __init__(
+        self, noun: str, base: type[P], built_in: Mapping[str, str], tag: str = "kind"
+    ) -> None:
+        self.noun, self.base, self.tag = noun, base, tag
         self._known: dict[str, str | type[P]] = dict(built_in)
 
     def __iter__(self) -> Iterator[str]:
@@ -80,8 +83,8 @@ class Catalogue(Generic[P]):
 
     def build(self, body: object) -> P:
         """A part from what a study file says, or the part itself."""
-        if isinstance(body, Part):
-            return body  # type: ignore[return-value]  # built in Python: already validated
+        if isinstance(body, self.base):
+            return body
         if not isinstance(body, Mapping):
             raise StudyError(f"the {self.noun} is {body!r}", remedy=f"Write {self.tag} = ... there")
         body = dict(body)

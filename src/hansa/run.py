@@ -77,7 +77,10 @@ class Exchange(Protocol):
     """What each party remembers, where the backend knows it: in simulation."""
 
     def exchange(self, asks: Sequence[Ask]) -> Iterator[Arrival]:
-        """Asks in, arrivals out. Asks of earlier calls that are still under way may arrive, too."""
+        """Asks in, arrivals out. Asks of earlier calls that are still under way may arrive, too.
+
+        An arrival in which no party was counted has no values; whether to go on is the schedule's.
+        """
         ...
 
 
@@ -227,10 +230,14 @@ class Run:
     def metrics(self, form: Literal["rows", "pandas", "polars", "arrow"] = "rows") -> Any:
         """One row per evaluation: ``round`` and the task's metrics.
 
+        An evaluation that was interrupted before its checkpoint is repeated on resume: the last
+        one of a round counts.
+
         Args:
             form: ``"rows"`` gives a list of dicts; the others need the library of that name.
         """
-        rows = [dict(event.body) for event in self.events if event.kind == "metrics"]
+        measured = [dict(event.body) for event in self.events if event.kind == "metrics"]
+        rows = list({row["round"]: row for row in measured}.values())
         if form == "rows":
             return rows
         columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}

@@ -47,17 +47,24 @@ def from_mapping(body: Mapping[str, Any], folder: Path) -> Federation:
         StudyError: with the place, and the nearest known word.
     """
     _known(body, TABLES, "table [{}]")
+    for name in body:
+        if not isinstance(body[name], Mapping):
+            raise StudyError(
+                f"{name} is {body[name]!r}, not a table", remedy=f"Write [{name}] and its keys"
+            )
     study = dict(body.get("study", {}))
     _known(study, STUDY_KEYS, "key study.{}")
     if "task" not in body:
         raise StudyError("there is no [task]", remedy='Write [task] with kind = "..." and target')
     files = study.pop("files", [])
+    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
+        raise StudyError("study.files is not a list of file names")
     method = dict(body.get("method", {"kind": "fedavg"}))
     moved = {key: method.pop(key) for key in ("rounds", "stop") if key in method}
-    task = dict(body["task"])
-    if "module" in task:
-        bound, code = _code(task, folder)
-        task, files = bound, [code, *files]  # type: ignore[assignment]  # a Task is accepted as it is
+    task: Task | Mapping[str, Any] = body["task"]
+    if "module" in body["task"]:
+        task, code = _code(body["task"], folder)
+        files = [code, *files]
     rest = {name: body[name] for name in TABLES - {"study", "task", "method"} if name in body}
     if "cohort" in rest:
         rest["cohort"] = {"kind": "all", **rest["cohort"]}
@@ -67,7 +74,7 @@ def from_mapping(body: Mapping[str, Any], folder: Path) -> Federation:
 
 def _from_toml(path: Path) -> Federation:
     try:
-        body = tomllib.loads(path.read_text(encoding="utf-8"))
+        body = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except tomllib.TOMLDecodeError as error:
         raise StudyError(f"this is not TOML: {error}") from None
     except UnicodeDecodeError as error:

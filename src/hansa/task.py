@@ -53,13 +53,13 @@ class Task(Part):
             )
         rest = [name for name in columns if name != self.target]
         for pattern in self.features:
-            if not fnmatch.filter(rest, pattern):
+            if not any(_matches(name, pattern) for name in rest):
                 raise DataError(
                     f"no column is named {pattern!r}; {has}",
                     party=where,
                     remedy="Correct `features` in the study, or the table that the party offers",
                 )
-        return tuple(n for n in rest if any(fnmatch.fnmatchcase(n, p) for p in self.features))
+        return tuple(n for n in rest if any(_matches(n, pattern) for pattern in self.features))
 
     @abstractmethod
     def learner(self, width: int) -> Learner:
@@ -96,6 +96,11 @@ class Task(Part):
         """What `metrics` returns."""
 
 
+def _matches(name: str, pattern: str) -> bool:
+    """By its own name, too: ``size [mm]`` is a name before it is a pattern."""
+    return name == pattern or fnmatch.fnmatchcase(name, pattern)
+
+
 def _sum(name: str, *shape: int, high: float = float(2**40)) -> Field:
     return Field(name, shape=shape, algebra=Algebra.SUM, low=0.0, high=high)
 
@@ -108,8 +113,9 @@ class _Glm(Task):
         values = table.column(self.target)
         if table.kind(self.target) == "text":
             row = next((i for i, v in enumerate(values) if v is not None), 0)
+            # The cell itself is not quoted: the reason for a refusal leaves the party.
             raise DataError(
-                f"the target {self.target!r} must be a number; row {row + 1} is {values[row]!r}",
+                f"the target {self.target!r} must be a number; row {row + 1} holds text",
                 remedy="Name the labels in the study's [task]: positive = ... or classes = [...]",
             )
         self._refuse(np.isnan(values), "is missing")
@@ -231,12 +237,17 @@ class SoftmaxRegression(_Glm):
     """More than two classes. Metrics: log loss, accuracy.
 
     Args:
-        classes: the labels, as text or numbers, in the order of the model's outputs.
+        classes: the labels, distinct, as text or numbers, in the order of the model's outputs.
     """
 
     kind: ClassVar[str] = "softmax-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
     classes: Annotated[tuple[str | int, ...], Limits(min_length=2)]
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuse a class that is named twice."""
+        if len({str(label) for label in self.classes}) < len(self.classes):
+            raise StudyError(f"task.classes names a class twice: {list(self.classes)}")
 
     def learner(self, width: int) -> Learner:
         """`hansa.learners.glm.Softmax`."""
@@ -248,8 +259,8 @@ class SoftmaxRegression(_Glm):
             names = {str(label): i for i, label in enumerate(self.classes)}
             found = [names.get(value, -1) for value in table.column(self.target)]
         else:
-            numbers = {float(label): i for i, label in enumerate(self.classes)}
-            found = [numbers.get(float(value), -1) for value in self._numbers(table)]
+            numbers = {label: i for i, label in enumerate(self.classes) if isinstance(label, int)}
+            found = [numbers.get(value, -1) for value in self._numbers(table).tolist()]
         labels = np.asarray(found, dtype=np.intp)
         self._refuse(labels < 0, f"is none of {list(self.classes)}")
         return labels
@@ -337,6 +348,7 @@ class CodeTask(Task):
 
 TASKS: Catalogue[Task] = Catalogue(
     "task",
+    Task,  # type: ignore[type-abstract]  # only instances are asked for
     {
         "linear-regression": "hansa.task:LinearRegression",
         "logistic-regression": "hansa.task:LogisticRegression",

@@ -28,6 +28,7 @@ class Reduction:
         self._gathered: dict[str, list[Array]] = {
             f.name: [] for f in fields if f.algebra is Algebra.GATHER
         }
+        self._means = {f.name for f in fields if f.algebra is Algebra.MEAN}
         self._parties: list[str] = []
         self._weight = 0.0
 
@@ -38,25 +39,31 @@ class Reduction:
             ContributionError: if it is not what was declared; the sums are then as before.
         """
         check(contribution, self._fields)
-        for field in self._fields:
-            value = contribution.values[field.name]
-            if field.algebra is Algebra.GATHER:
-                self._gathered[field.name].append(np.array(value))
-            elif field.algebra is Algebra.MEAN:
-                self._sums[field.name] += contribution.weight * value.astype(np.float64)
-            else:
-                self._sums[field.name] += value
+        sums = {name: self._sum(name, contribution) for name in self._sums}
+        self._sums.update(sums)
+        for name, gathered in self._gathered.items():
+            gathered.append(contribution.values[name])
         self._parties.append(party)
         self._weight += contribution.weight
 
-    def total(self, population: int) -> Total:
-        """The aggregate of those added.
+    def _sum(self, name: str, contribution: Contribution) -> Array:
+        """What the sum of a field becomes; finite values may still add up to an infinity."""
+        value = contribution.values[name].astype(np.float64)
+        with np.errstate(over="ignore"):
+            term = contribution.weight * value if name in self._means else value
+            total: Array = self._sums[name] + term
+        if not np.isfinite(total).all():
+            raise ContributionError("with it the sum overflows", field=name)
+        return total
 
-        Raises:
-            ContributionError: if there is none.
+    def total(self, population: int) -> Total:
+        """The aggregate of those added; without a value if there is none.
+
+        Args:
+            population: how many parties take part in the run.
         """
         if not self._parties:
-            raise ContributionError("no contribution was counted")
+            return Total(Values(), (), population, 0.0)
         values: dict[str, Array] = {}
         for field in self._fields:
             if field.algebra is Algebra.GATHER:

@@ -61,7 +61,9 @@ class Stage(Part):
         return total, state
 
 
-STAGES: Catalogue[Stage] = Catalogue("aggregation stage", {"clip": "hansa.aggregation.clip:Clip"})
+STAGES: Catalogue[Stage] = Catalogue(
+    "aggregation stage", Stage, {"clip": "hansa.aggregation.clip:Clip"}
+)
 AnyStage = Annotated[
     Stage, PlainValidator(STAGES.build), PlainSerializer(STAGES.spec, return_type=dict[str, Any])
 ]

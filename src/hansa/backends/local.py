@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hansa.aggregation.reduce import Reduction
-from hansa.contribution import Arrival, Ask, Json, Total, Values
+from hansa.contribution import Arrival, Ask, Json, Values
 from hansa.data.contract import check
 from hansa.data.source import read
 from hansa.data.table import Table
@@ -17,7 +17,7 @@ from hansa.federation import Federation
 from hansa.methods.base import Setup
 from hansa.methods.course import Course, Progress
 from hansa.party import Party
-from hansa.run import Event, Run, drive, new_id, now, too_few
+from hansa.run import Event, Run, drive, new_id, now
 
 
 class Local:
@@ -61,7 +61,15 @@ class Local:
         course = federation.course(setup)
         run = resume or Run(new_id(federation.name), federation, setup)
         if run.federation.hash != federation.hash:
-            raise StudyError("the run to resume is of another federation")
+            raise StudyError(
+                "the run to resume is of another federation",
+                remedy="Resume with the study and the seed that it was started with",
+            )
+        if run.setup not in (None, setup):
+            raise StudyError(
+                "the run to resume is among other parties, or other columns",
+                remedy="Resume with the tables that it was started with",
+            )
         book = Book(run, self._folder, self._every, self._follow)
         progress = run.progress or course.begin()
         if resume is None:
@@ -69,7 +77,7 @@ class Local:
             book.event("resolved", setup=setup.to_json())
         else:
             book.event("resumed", version=progress.version)
-        exchange = LocalExchange(course, self._tables, federation, run.memories)
+        exchange = LocalExchange(course, self._tables, run.memories)
         try:
             run.progress = drive(federation, course, exchange, book, progress)
         except KeyboardInterrupt:
@@ -102,15 +110,14 @@ class LocalExchange:
         self,
         course: Course,
         tables: Mapping[str, Table],
-        federation: Federation,
-        memories: dict[str, Values] | None = None,
+        memories: Mapping[str, Values] | None = None,
     ) -> None:
-        self._course, self._federation = course, federation
+        self._course = course
         self._parties = {name: Party(name, table, course) for name, table in tables.items()}
-        self.memories = {} if memories is None else memories
+        self.memories = dict(memories or {})
 
     def exchange(self, asks: Sequence[Ask]) -> Iterator[Arrival]:
-        """One arrival per ask, in order."""
+        """One arrival per ask, in order; an arrival without any party counted has no values."""
         for ask in asks:
             yield self._one(ask)
 
@@ -125,14 +132,14 @@ class LocalExchange:
                 answer = self._parties[name].answer(ask, self.memories.get(name, Values()))
                 reduction.add(name, answer.contribution)
             except HansaError as error:
-                excluded[name] = error.message
+                excluded[name] = (
+                    f"field {error.field!r}: {error.message}" if error.field else error.message
+                )
                 continue
             leaving += answer.contribution.values.nbytes
             if answer.memory:
                 proposed[name] = answer.memory
-        if len(excluded) == len(ask.parties):
-            raise too_few(self._federation, ask, 0, excluded)
-        total: Total = reduction.total(len(self._course.setup.parties))
+        total = reduction.total(len(self._course.setup.parties))
         for name, memory in proposed.items():
             self.memories[name] = Values({**self.memories.get(name, Values()), **memory})
         metrics = {
@@ -165,7 +172,7 @@ class Book:
 
     def checkpoint(self, progress: Progress, memories: Mapping[str, Values]) -> None:
         """Keep it; write it every so many exchanges."""
-        self._run.progress = progress
+        self._run.progress, self._run.memories = progress, dict(memories)
         if progress.version % self._every == 0:
             self.save()
 

@@ -49,7 +49,7 @@ class SGD(Part):
 
 
 OPTIMIZERS: Catalogue[SGD] = Catalogue(
-    "optimizer", {"sgd": "hansa.learners.optimizer:SGD"}, tag="optimizer"
+    "optimizer", SGD, {"sgd": "hansa.learners.optimizer:SGD"}, tag="optimizer"
 )
 Optimizer = Annotated[
     SGD,

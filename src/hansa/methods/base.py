@@ -196,12 +196,13 @@ class At:
             correct: maps (gradient, parameters) to the gradient that is used.
         """
         slots, steps = Values(), 0
-        for x, y in self.batches(local):
-            gradient = self.learner.gradient(parameters, x, y)
-            if correct is not None:
-                gradient = correct(gradient, parameters)
-            parameters, slots = local.step(parameters, -gradient, slots)
-            steps += 1
+        with np.errstate(over="ignore", invalid="ignore"):  # said once, below
+            for x, y in self.batches(local):
+                gradient = self.learner.gradient(parameters, x, y)
+                if correct is not None:
+                    gradient = correct(gradient, parameters)
+                parameters, slots = local.step(parameters, -gradient, slots)
+                steps += 1
         if not np.isfinite(parameters).all():
             raise ContributionError(
                 "training diverged: the parameters are no longer finite",
@@ -324,6 +325,7 @@ class GradientMethod(UpdateMethod):
 
 METHODS: Catalogue[Method] = Catalogue(
     "method",
+    Method,  # type: ignore[type-abstract]  # only instances are asked for
     {"fedavg": "hansa.methods.fedavg:FedAvg", "fedsgd": "hansa.methods.fedsgd:FedSGD"},
 )
 AnyMethod = Annotated[

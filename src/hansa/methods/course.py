@@ -11,9 +11,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict
+from pydantic import Field as Limits
 
 from hansa.aggregation.signal import Signal
 from hansa.aggregation.stage import Aggregation, Context
@@ -38,13 +39,13 @@ class Stop(BaseModel):
     Args:
         metric: one of the task's metrics.
         target: stop as soon as it is reached.
-        patience: stop when so many evaluations in a row brought nothing better.
+        patience: stop when so many evaluations in a row brought nothing better; at least 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     metric: str
     target: float | None = None
-    patience: int | None = None
+    patience: Annotated[int, Limits(ge=1)] | None = None
 
     def better(self, value: float, than: float) -> bool:
         """Whether ``value`` is better: smaller for losses and errors, else larger."""
@@ -152,9 +153,15 @@ class Course:
         """Before the first exchange.
 
         Raises:
-            StudyError: if the stop rule names a metric that the task does not have.
+            StudyError: if the stop rule names a metric that the task does not have, or if nothing
+                is ever evaluated.
         """
         names = self.task.metric_names
+        if self.stop and not self.evaluate.due(self.rounds, last=True):
+            raise StudyError(
+                "there is a stop rule, and nothing is evaluated",
+                remedy="Set evaluation.every and evaluation.holdout, or leave `stop` out",
+            )
         if self.stop and self.stop.metric not in names:
             raise StudyError(
                 f"stop: the task has no metric {self.stop.metric!r}",
@@ -245,6 +252,11 @@ class Course:
         if phase == "moments":
             return self._enter(progress, "moments")
         if phase == "evaluate":
+            if not total.values.get("rows", 1):
+                raise RunError(
+                    "no party holds out a row, so there is nothing to evaluate on",
+                    remedy="Raise evaluation.holdout, or leave evaluation out with every = 0",
+                )
             return self._judge(progress, self.task.metrics(total.values))
         if not all(
             math.isfinite(x) for x in (progress.parameters.min(), progress.parameters.max())
@@ -254,9 +266,7 @@ class Course:
                 round=ask.round,
                 remedy="Lower the learning rates, or add a clip to the aggregation",
             )
-        every = self.evaluate.every
-        last = progress.round >= self.rounds
-        due = every and (last or progress.round % every == 0)
+        due = self.evaluate.due(progress.round, last=progress.round >= self.rounds)
         return self._enter(progress, "evaluate" if due else "train")
 
     def encoding(self, progress: Progress) -> Encoding:

@@ -16,7 +16,8 @@ class Evaluate(Method):
 
     Args:
         every: evaluate after each so many rounds, and after the last; 0 for never.
-        holdout: share of a party's rows that is held out, drawn by (seed, party).
+        holdout: share of a party's rows that is held out, drawn by (seed, party). With 0, and no
+            ``split``, there is nothing to evaluate on, and nothing is evaluated.
         split: a column that says it instead: rows whose value is ``test`` are held out.
     """
 
@@ -24,6 +25,11 @@ class Evaluate(Method):
     every: Annotated[int, Limits(ge=0)] = 1
     holdout: Annotated[float, Limits(ge=0, lt=1)] = 0.25
     split: str | None = None
+
+    def due(self, round: int, last: bool) -> bool:
+        """Whether the model is scored after this round."""
+        holds_out = self.holdout > 0 or self.split is not None
+        return holds_out and self.every > 0 and (last or round % self.every == 0)
 
     def init(self, setup: Setup, learner: Learner) -> State:
         """Nothing was measured."""

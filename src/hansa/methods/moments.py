@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from hansa.contribution import Algebra, Ask, Contribution, Field, Total, Values
-from hansa.data.contract import count_categories
+from hansa.data.contract import count_categories, texts
 from hansa.data.preprocessing import Encoding
 from hansa.learners.base import Learner
 from hansa.methods.base import Answer, At, Method, Setup, State
@@ -67,7 +67,7 @@ class Moments(Method):
             squares = np.nansum(np.square(x - at.received["mean"]), axis=0)
             return Answer(Contribution(Values({"squares": squares})))
         counts = [
-            count_categories(rows.column(name), values)
+            count_categories(texts(rows, name), values)
             for name, values in at.setup.categories.items()
         ]
         values = {
