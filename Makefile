@@ -12,6 +12,8 @@ PIP := $(BIN)/python -m pip install --quiet
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 DECLARED := pyproject.toml constraints.txt
+# One environment for each interpreter that is asked for.
+BARE := .venv-core$(if $(PYTHON),-$(notdir $(PYTHON)))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format test-core test-lowest bench docs clean
@@ -35,10 +37,10 @@ format: $(DEV) ## Format the code, and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test-core: ## Run the tests without any extra, in .venv-core (PYTHON=python3.13 make test-core)
-	@PYTHON="$(PYTHON)" sh tools/venv.sh .venv-core
-	.venv-core/bin/python -m pip install --quiet -c constraints.txt -e '.[test]'
-	.venv-core/bin/python -m pytest $(ARGS)
+test-core: ## Run the tests without any extra, in .venv-core (also with PYTHON=python3.13)
+	@PYTHON="$(PYTHON)" sh tools/venv.sh $(BARE)
+	$(BARE)/bin/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(BARE)/bin/python -m pytest $(ARGS)
 
 # The oldest versions warn about what newer ones mended; here only failures count.
 test-lowest: ## Run the tests with the oldest versions that are allowed, in .venv-lowest
@@ -53,7 +55,7 @@ docs: $(DEV) ## Build the documentation into site/
 	$(BIN)/zensical build --clean
 
 clean: ## Remove environments, caches and what was built
-	rm -rf $(VENV) .venv-core .venv-lowest site dist build .coverage .coverage.* htmlcov
+	rm -rf $(VENV) .venv-* site dist build .coverage .coverage.* htmlcov
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .cache
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
