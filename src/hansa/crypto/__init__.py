@@ -1,0 +1,1 @@
+"""Keys, certificates and tokens; knows nothing of learning."""

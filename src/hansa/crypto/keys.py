@@ -1,0 +1,123 @@
+"""P-256 keys: made where they are used, kept in files that only their owner reads.
+
+P-256 and not Ed25519, because gRPC's BoringSSL does not accept Ed25519 certificates by default.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.x509.oid import NameOID
+
+from hansa.errors import StoreError, TrustError
+
+PrivateKey = ec.EllipticCurvePrivateKey
+PublicKey = ec.EllipticCurvePublicKey
+
+# Order of P-256 (FIPS 186-5, SP 800-186 section 3.2.1.3).
+_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+
+
+def new_key() -> PrivateKey:
+    """A fresh P-256 key."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def derived_key(seed: bytes, *, purpose: str) -> PrivateKey:
+    """The P-256 key that ``seed`` and ``purpose`` determine.
+
+    HKDF-SHA256 to 48 bytes, reduced to [1, n-1]: extra random bits, FIPS 186-5 appendix A.2.1, so
+    the bias is below 2^-128.
+    """
+    wide = HKDF(hashes.SHA256(), length=48, salt=None, info=purpose.encode()).derive(seed)
+    scalar = int.from_bytes(wide, "big") % (_ORDER - 1) + 1
+    return ec.derive_private_key(scalar, ec.SECP256R1())
+
+
+def key_to_pem(key: PrivateKey) -> bytes:
+    """The private key as unencrypted PKCS #8; keep it with :func:`write_private`."""
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return key.private_bytes(encoding, form, serialization.NoEncryption())
+
+
+def key_from_pem(pem: bytes) -> PrivateKey:
+    """The P-256 private key in ``pem``.
+
+    Raises:
+        StoreError: there is none.
+    """
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError):
+        raise StoreError("a private key file is damaged") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
+        raise StoreError("a private key file holds another kind of key than P-256")
+    return key
+
+
+def point(key: PublicKey) -> bytes:
+    """The public key as a compressed point, 33 bytes."""
+    encoding, form = serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint
+    return key.public_bytes(encoding, form)
+
+
+def public_key(compressed: bytes) -> PublicKey:
+    """The public key at a compressed point.
+
+    Raises:
+        TrustError: it is no point of P-256.
+    """
+    try:
+        return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), compressed)
+    except ValueError:
+        raise TrustError("this is no P-256 public key") from None
+
+
+def request(key: PrivateKey) -> bytes:
+    """A certificate signing request in PEM: it proves that its sender holds ``key``, no more."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hansa")])
+    made = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    return made.public_bytes(serialization.Encoding.PEM)
+
+
+def requested_key(csr_pem: bytes) -> PublicKey:
+    """The public key of a signing request, its signature checked; the rest of it is not believed.
+
+    Raises:
+        TrustError: it is no request, is not signed by its own key, or the key is not P-256.
+    """
+    try:
+        csr = x509.load_pem_x509_csr(csr_pem)
+        key, signed = csr.public_key(), csr.is_signature_valid
+    except Exception:  # whatever a parser makes of a stranger's bytes
+        raise TrustError("the certificate request cannot be read") from None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
+        raise TrustError("the certificate request is for another kind of key than P-256")
+    if not signed:
+        raise TrustError("the certificate request is not signed by its own key")
+    return key
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only its owner may read (where the system can), whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    # Made with its mode: a chmod afterwards would leave a moment in which others can open it.
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise

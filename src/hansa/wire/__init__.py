@@ -1,0 +1,9 @@
+"""What travels between a party and its coordinator: messages, tensors, chunks, and the channel."""
+
+from __future__ import annotations
+
+import os
+
+# gRPC's C++ core prints to standard error what its Python API also raises; a user's mistake would
+# show as a page of C++ log. It reads this once, so it is set before anything here imports grpc.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")

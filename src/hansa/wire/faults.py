@@ -1,0 +1,111 @@
+"""Errors across the wire: a HansaError becomes a gRPC status, and the same HansaError again."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import NoReturn
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from hansa import errors
+from hansa.errors import HansaError, TrustError, UnreachableError
+from hansa.wire.messages import Problem
+
+_LOG = logging.getLogger(__name__)
+_TRAILER = "hansa-problem-bin"
+
+_CODES: dict[type[HansaError], grpc.StatusCode] = {
+    errors.UsageError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.StudyError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.ContributionError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.DataError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ConsentError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.TrustError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.UnreachableError: grpc.StatusCode.UNAVAILABLE,
+    errors.RunError: grpc.StatusCode.ABORTED,
+    errors.StoreError: grpc.StatusCode.INTERNAL,
+}
+
+# What BoringSSL says when it does not accept the server's certificate. A server that does not take
+# ours just closes the connection (TLS 1.3 tells the client too late): that reads as unreachable.
+_NOT_TRUSTED = re.compile(
+    r"CERTIFICATE_VERIFY_FAILED|BAD_SIGNATURE|signature failure|peer certificate|hostname",
+    re.IGNORECASE,
+)
+
+
+async def refuse(
+    context: grpc.aio.ServicerContext[bytes, bytes], method: str, error: Exception
+) -> NoReturn:
+    """End a call with ``error``; what is no HansaError is logged here and not told to strangers."""
+    if not isinstance(error, HansaError):
+        _LOG.error("%s failed", method, exc_info=error)
+        error = HansaError("the coordinator failed", remedy="Its log says why.")
+    codes = (_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
+    # Metadata have room for 8 KiB, and so has this, in any script.
+    problem = Problem(
+        kind=type(error).__name__,
+        message=error.message[:600],
+        remedy=error.remedy[:300],
+        party=error.party[:100],
+        round=error.round or 0,
+        field=error.field[:100],
+    )
+    trailer = ((_TRAILER, problem.SerializeToString()),)
+    await context.abort(next(codes, grpc.StatusCode.INTERNAL), error.message[:100], trailer)
+
+
+def from_status(error: grpc.aio.AioRpcError) -> HansaError:
+    """The HansaError that a failed call means."""
+    for key, value in error.trailing_metadata() or ():
+        if key == _TRAILER and isinstance(value, bytes):
+            try:
+                return _rebuilt(Problem.FromString(value))
+            except DecodeError:
+                break
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNAVAILABLE and _NOT_TRUSTED.search(details):
+        return TrustError(
+            "the coordinator at this address is not the one that was joined",
+            remedy="Check the address, or join with a token of this coordinator.",
+        )
+    if code is grpc.StatusCode.UNAVAILABLE and "WRONG_VERSION_NUMBER" in details:
+        return UnreachableError("there is no coordinator of Hansa's at this address")
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return UnreachableError(
+            f"the coordinator cannot be reached ({_short(details)})",
+            remedy="Is it running, and does it still accept this machine's certificate?",
+        )
+    if code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+        return UnreachableError("the coordinator did not answer in time")
+    if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
+        return TrustError(f"the coordinator refused: {details}")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return errors.ContributionError(f"a message is too large: {details}")
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return UnreachableError(
+            "the coordinator does not know this call", remedy="Use the same version of Hansa."
+        )
+    return HansaError(f"the coordinator failed ({code.name}: {details})")
+
+
+def _rebuilt(problem: Problem) -> HansaError:
+    # Only names of this tree: the other side cannot choose any other class.
+    kind = getattr(errors, problem.kind, HansaError)
+    if not (isinstance(kind, type) and issubclass(kind, HansaError)):
+        kind = HansaError
+    return kind(
+        problem.message,
+        remedy=problem.remedy,
+        party=problem.party,
+        round=problem.round or None,
+        field=problem.field,
+    )
+
+
+def _short(details: str) -> str:
+    """The last reason in gRPC's account of a failed connection."""
+    return details.rpartition("last error: ")[2].rpartition(": ")[2] or "no reason given"

@@ -1,0 +1,77 @@
+"""What can be called, with which messages, by whom: the whole service as one table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from google.protobuf.message import Message
+
+from hansa.crypto.pki import LOBBY, OPERATOR, PARTY
+from hansa.wire import messages as m
+
+PROTOCOL = 1
+"""Version of the protocol; the number in Hello and JoinRequest."""
+
+Q = TypeVar("Q", bound=Message)
+R = TypeVar("R", bound=Message)
+Kind = Literal["unary", "server_stream", "bidi"]
+
+
+@dataclass(frozen=True)
+class Rpc(Generic[Q, R]):
+    """One remote procedure.
+
+    Attributes:
+        name: as in :data:`RPCS`.
+        kind: ``unary``, ``server_stream`` or ``bidi``.
+        request: class of what the client sends.
+        reply: class of what the server answers.
+        roles: who may call it; nobody else is let through to the implementation.
+    """
+
+    name: str
+    kind: Kind
+    request: type[Q]
+    reply: type[R]
+    roles: frozenset[str]
+
+    @property
+    def path(self) -> str:
+        """The HTTP/2 path."""
+        return f"/hansa.Hansa/{self.name}"
+
+    @property
+    def method(self) -> str:
+        """The name of the method that implements it."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", self.name).lower()
+
+
+_LOBBY, _PARTY, _OPERATOR = frozenset({LOBBY}), frozenset({PARTY}), frozenset({OPERATOR})
+_MEMBERS = _PARTY | _OPERATOR
+
+JOIN = Rpc("Join", "unary", m.JoinRequest, m.JoinReply, _LOBBY)
+RENEW = Rpc("Renew", "unary", m.RenewRequest, m.RenewReply, _MEMBERS)
+
+ATTEND = Rpc("Attend", "server_stream", m.Hello, m.Notice, _PARTY)
+DESCRIBE = Rpc("Describe", "unary", m.Describe, m.Description, _MEMBERS)
+FETCH = Rpc("Fetch", "server_stream", m.FetchRequest, m.Chunk, _MEMBERS)
+UPLOAD = Rpc("Upload", "bidi", m.UploadPart, m.UploadReply, _PARTY)
+
+SUBMIT = Rpc("Submit", "unary", m.SubmitRequest, m.SubmitReply, _OPERATOR)
+RUNS = Rpc("Runs", "unary", m.RunsRequest, m.RunsReply, _OPERATOR)
+EVENTS = Rpc("Events", "server_stream", m.EventsRequest, m.EventLine, _OPERATOR)
+RESULT = Rpc("Result", "unary", m.ResultRequest, m.ResultReply, _OPERATOR)
+RESUME = Rpc("Resume", "unary", m.ResumeRequest, m.ResumeReply, _OPERATOR)
+INVITE = Rpc("Invite", "unary", m.InviteRequest, m.InviteReply, _OPERATOR)
+PARTIES = Rpc("Parties", "unary", m.PartiesRequest, m.PartiesReply, _OPERATOR)
+REMOVE = Rpc("Remove", "unary", m.RemoveRequest, m.RemoveReply, _OPERATOR)
+STATUS = Rpc("Status", "unary", m.StatusRequest, m.StatusReply, _OPERATOR)
+
+_ALL: tuple[Rpc[Any, Any], ...] = (
+    JOIN, RENEW, ATTEND, DESCRIBE, FETCH, UPLOAD, SUBMIT, RUNS, EVENTS, RESULT, RESUME, INVITE,
+    PARTIES, REMOVE, STATUS,
+)  # fmt: skip
+RPCS: Mapping[str, Rpc[Any, Any]] = {rpc.name: rpc for rpc in _ALL}

@@ -1,0 +1,117 @@
+"""The answering side: a call is identified, checked against the table, and only then answered."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, Message
+
+from hansa.crypto.pki import Identity
+from hansa.errors import ContributionError, TrustError
+from hansa.wire.faults import refuse
+from hansa.wire.rpcs import RPCS, Rpc
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+Authorise = Callable[[bytes], Identity]
+
+
+def handlers(implementation: object, authorise: Authorise) -> grpc.GenericRpcHandler:
+    """What a server needs to answer the calls of :data:`~hansa.wire.rpcs.RPCS`.
+
+    Args:
+        implementation: has a method for each rpc that it answers, in snake case, each taking the
+            peer's :class:`~hansa.crypto.pki.Identity` last. Unary: ``async def join(request, peer)
+            -> reply``. Server stream: an async generator ``attend(request, peer)``. Both ways: an
+            async generator ``upload(requests, peer)``, where ``requests`` is an async iterator.
+            A HansaError that it raises reaches the caller as the same error; anything else is
+            logged, and the caller hears only that the coordinator failed.
+        authorise: from a peer's certificate (PEM) to its identity, at every call, so that a removal
+            takes effect at once; raises TrustError for whom it does not accept.
+
+    An rpc without a method is answered as unimplemented.
+    """
+    table = {}
+    for rpc in RPCS.values():
+        method = getattr(implementation, rpc.method, None)
+        if method is not None:
+            table[rpc.path] = _KINDS[rpc.kind](rpc, method, authorise)
+    return _Table(table)
+
+
+class _Table(grpc.GenericRpcHandler):
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        self._table = table
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        return self._table.get(handler_call_details.method)
+
+
+def _admit(rpc: Rpc[Any, Any], context: Context, authorise: Authorise) -> Identity:
+    """The peer of this call, if it may make it; what is not clearly allowed is refused."""
+    facts: Mapping[Any, Any] = context.auth_context()
+    # gRPC's Python API cannot set a minimum version. Two peers that both offer 1.3, as all of
+    # Hansa's do, cannot be talked down; one that offers only 1.2 is turned away here. (Older
+    # releases of grpcio do not tell the version.)
+    if facts.get("ssl_tls_version", [b"TLSv1.3"]) != [b"TLSv1.3"]:
+        raise TrustError("the connection is not TLS 1.3")
+    certificates = facts.get("x509_pem_cert", [])
+    if len(certificates) != 1:
+        raise TrustError("the connection has no client certificate")
+    peer = authorise(certificates[0])
+    if peer.role not in rpc.roles:
+        raise TrustError(
+            f"{rpc.name} is not for the role {peer.role!r}",
+            remedy=f"It is for: {', '.join(sorted(rpc.roles))}.",
+        )
+    return peer
+
+
+def _decoded(rpc: Rpc[Any, Any], raw: bytes) -> Message:
+    try:
+        message: Message = rpc.request.FromString(raw)
+    except DecodeError:
+        raise ContributionError(f"what was sent to {rpc.name} cannot be read") from None
+    return message
+
+
+def _unary(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
+    async def answer(raw: bytes, context: Context) -> bytes:
+        try:
+            peer = _admit(rpc, context, authorise)
+            reply: Message = await method(_decoded(rpc, raw), peer)
+            return reply.SerializeToString()
+        except Exception as error:
+            await refuse(context, rpc.name, error)
+
+    return grpc.unary_unary_rpc_method_handler(answer)
+
+
+def _server_stream(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
+    async def answer(raw: bytes, context: Context) -> AsyncIterator[bytes]:
+        try:
+            peer = _admit(rpc, context, authorise)
+            async for reply in method(_decoded(rpc, raw), peer):
+                yield reply.SerializeToString()
+        except Exception as error:
+            await refuse(context, rpc.name, error)
+
+    return grpc.unary_stream_rpc_method_handler(answer)
+
+
+def _bidi(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
+    async def answer(raws: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        try:
+            peer = _admit(rpc, context, authorise)
+            requests = (_decoded(rpc, raw) async for raw in raws)
+            async for reply in method(requests, peer):
+                yield reply.SerializeToString()
+        except Exception as error:
+            await refuse(context, rpc.name, error)
+
+    return grpc.stream_stream_rpc_method_handler(answer)
+
+
+_KINDS = {"unary": _unary, "server_stream": _server_stream, "bidi": _bidi}
