@@ -84,12 +84,15 @@ class Progress:
         return self.states["train"].values["parameters"]
 
     def pack(self, memories: Mapping[str, Values] | None = None) -> bytes:
-        """The progress as one safetensors file, with the parties' memories in simulation."""
+        """The progress as one safetensors file, with the parties' memories in simulation.
+
+        Equal progress gives equal bytes.
+        """
         groups = {f"state {name}": state.values for name, state in self.states.items()}
         groups |= {f"memory {party}": values for party, values in (memories or {}).items()}
         arrays, index = {}, []
-        for group, values in groups.items():
-            for name, array in values.items():
+        for group, values in sorted(groups.items()):
+            for name, array in sorted(values.items()):
                 index.append([group, name])
                 arrays[str(len(index) - 1)] = array
         facts: dict[str, Json] = {
@@ -196,6 +199,29 @@ class Course:
             send |= {f"announced.{name}": value for name, value in announced.items()}
         number = progress.round + (phase == "train")
         return replace(ask, work=phase, version=progress.version, round=number, send=Values(send))
+
+    def permits(self, ask: Ask) -> bool:
+        """Whether this course itself would ask so: the same fields, through the same stages.
+
+        A party asks this before it works, since the ask may come from somebody who would like to
+        see more, or to have it without the clip.
+        """
+        if ask.work == "evaluate":
+            return (ask.fields, ask.through) == (self.task.tallies(), "plain")
+        if ask.work not in {"moments", "train"}:
+            return False
+        method = self._method(ask.work)
+        state = method.init(self.setup, self.learner)
+        for _ in range(2):
+            wanted = method.ask(state)
+            if wanted is None:
+                return False
+            if (ask.fields, ask.through) == (wanted.fields, wanted.through):
+                return True
+            if ask.work == "train":
+                return False
+            state = self.moments.halfway(state)
+        return False
 
     def work(self, ask: Ask, at: At) -> Answer:
         """At the party: the work that the ask names, and its way through the party's side of the stages."""

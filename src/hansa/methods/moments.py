@@ -91,6 +91,11 @@ class Moments(Method):
         scale[scale == 0] = 1.0
         return State(0, Values({**state.values, "scale": scale}), {**state.facts, "step": 2})
 
+    def halfway(self, state: State) -> State:
+        """A state whose next ask is the second one, to know what it declares."""
+        zeros = np.zeros(len(state.facts["numbers"]))
+        return State(0, Values({"mean": zeros}), {**state.facts, "step": 1})
+
     def encoding(self, state: State, setup: Setup) -> Encoding:
         """What turns a table into features, as far as it is known."""
         if "scale" not in state.values:

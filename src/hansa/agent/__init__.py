@@ -1,0 +1,1 @@
+"""A party's agent: it sits beside the data, asks its owner's rules, works, and remembers what left."""

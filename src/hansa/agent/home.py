@@ -1,0 +1,128 @@
+"""The agent's folder: who this party is, and to which coordinator it belongs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from hansa import __version__
+from hansa.crypto import keys, pki
+from hansa.crypto.token import Token
+from hansa.errors import StoreError, TrustError
+from hansa.wire import messages as m
+from hansa.wire.channel import client_channel
+from hansa.wire.client import Client, Record
+from hansa.wire.rpcs import JOIN, PROTOCOL
+
+
+@dataclass(frozen=True)
+class AgentHome:
+    """A party that has joined.
+
+    Args:
+        folder: where it keeps everything.
+        party: its name.
+        federation: the coordinator's name.
+        address: ``host:port`` of the coordinator.
+        key_pem, certificate_pem: its own.
+        root_pem: the coordinator's authority.
+    """
+
+    folder: Path
+    party: str
+    federation: str
+    address: str
+    key_pem: bytes
+    certificate_pem: bytes
+    root_pem: bytes
+
+    @classmethod
+    def joined(cls, folder: Path) -> bool:
+        """Whether a party joined in this folder."""
+        return (folder / "party.json").exists()
+
+    @classmethod
+    def open(cls, folder: Path) -> AgentHome:
+        """Read the folder of a party that joined.
+
+        Raises:
+            TrustError: if none did.
+            StoreError: if it cannot be read.
+        """
+        if not cls.joined(folder):
+            raise TrustError(
+                f"no party has joined in {folder}",
+                remedy="Give the token that the coordinator's operator sent: --token T",
+            )
+        try:
+            body = json.loads((folder / "party.json").read_bytes())
+            pem = (folder / "party.pem").read_bytes()
+            root = (folder / "authority.pem").read_bytes()
+            begin = pem.index(b"-----BEGIN CERTIFICATE")
+            return cls(
+                folder,
+                body["party"],
+                body["federation"],
+                body["address"],
+                pem[:begin],
+                pem[begin:],
+                root,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise StoreError(
+                f"the agent's folder {folder} is damaged: {error}",
+                remedy="Restore it from a backup, or join anew in another folder with --home",
+            ) from error
+
+    @classmethod
+    async def join(cls, folder: Path, token: Token, record: Record) -> AgentHome:
+        """Make a key here, and exchange the token for a certificate.
+
+        Args:
+            folder: where the party will live.
+            token: from the coordinator's operator.
+            record: told of every message that leaves.
+
+        Raises:
+            TrustError: if the coordinator is not the token's, or does not accept it.
+            UnreachableError: if it is not there.
+        """
+        knocking, key = keys.new_key(), keys.new_key()
+        channel = client_channel(
+            token.address,
+            key_pem=keys.key_to_pem(knocking),
+            certificate_pem=pki.lobby_leaf(token.lobby_seed, knocking),
+            root_pem=pki.trust_anchor(keys.public_key(token.authority_key)),
+        )
+        async with channel:
+            request = m.JoinRequest(secret=token.secret, csr=keys.request(key), protocol=PROTOCOL)
+            reply = await Client(channel, record=record).unary(JOIN, request)
+        authority = pki.pinned_authority(reply.authority, token.authority_key)
+        pki.identify(reply.certificate, authority)
+        home = cls(
+            folder,
+            reply.party,
+            reply.federation,
+            token.address,
+            keys.key_to_pem(key),
+            reply.certificate,
+            reply.authority,
+        )
+        home.save()
+        return home
+
+    def save(self) -> None:
+        """Write everything; the last file makes it a party that joined."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        keys.write_private(self.folder / "authority.pem", self.root_pem)
+        keys.write_private(self.folder / "party.pem", self.key_pem + self.certificate_pem)
+        body = {
+            "party": self.party,
+            "federation": self.federation,
+            "address": self.address,
+            "hansa": __version__,
+        }
+        keys.write_private(
+            self.folder / "party.json", json.dumps(body, ensure_ascii=False).encode()
+        )

@@ -1,0 +1,56 @@
+"""The record of what left: written at the one function through which bytes leave a party."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from blake3 import blake3
+
+from hansa.contribution import Json, canonical
+from hansa.run import now
+
+_ABOUT: ContextVar[Mapping[str, Json] | None] = ContextVar("about", default=None)
+
+
+class Left:
+    """One JSON line for every message that leaves, written before it does.
+
+    A line says when, by which call, how many bytes with which BLAKE3 hash and, for an answer, of which
+    run and round it is and which fields with which shapes are in it. The bytes are those of the
+    message; TLS and HTTP/2 add their own around them.
+
+    Args:
+        path: of the file, which only grows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab", buffering=0)
+
+    def __call__(self, method: str, data: bytes) -> None:
+        """Write the line of one message."""
+        line: dict[str, Json] = {
+            "at": now(),
+            "call": method,
+            "bytes": len(data),
+            "hash": blake3(data).hexdigest(),
+            **(_ABOUT.get() or {}),
+        }
+        self._file.write(canonical(line) + b"\n")
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()
+
+
+@contextmanager
+def about(**facts: Json) -> Iterator[None]:
+    """Say what the messages that leave in this block are about."""
+    token = _ABOUT.set(facts)
+    try:
+        yield
+    finally:
+        _ABOUT.reset(token)

@@ -1,0 +1,169 @@
+"""The agent as a state machine without I/O: events in, effects out.
+
+An answer is durable before it is sent, and only those bytes are ever sent again. What the work wants to
+remember is proposed with the answer, and becomes the party's memory when it hears that it was counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hansa.contribution import Ask
+from hansa.database import Drop, Put
+
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The coordinator wants work done."""
+
+    run: str
+    ask: Ask
+    attempt: int
+    federation: str
+
+
+@dataclass(frozen=True)
+class Worked:
+    """The work is done.
+
+    Args:
+        body: the contribution's tensors.
+        memory: what to remember if it is counted, as tensors; empty for nothing new.
+    """
+
+    asked: Asked
+    weight: float
+    body: bytes
+    memory: bytes
+
+
+@dataclass(frozen=True)
+class CouldNot:
+    """The work cannot be done, or may not be."""
+
+    asked: Asked
+    reason: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The coordinator did not take an answer."""
+
+    run: str
+    version: int
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The coordinator says what became of an answer."""
+
+    run: str
+    version: int
+    counted: bool
+
+
+AgentEvent = Asked | Worked | CouldNot | Refused | Settled
+
+
+@dataclass(frozen=True)
+class Held:
+    """An answer that is durable here and not yet settled."""
+
+    run: str
+    version: int
+    attempt: int
+    round: int
+    weight: float
+    body: bytes
+    memory: bytes
+
+
+@dataclass
+class Effects:
+    """What one event leads to: rows to commit first, then work to begin, answers or excuses to send."""
+
+    changes: list[Put | Drop] = field(default_factory=list)
+    work: list[Asked] = field(default_factory=list)
+    send: list[Held] = field(default_factory=list)
+    excuse: list[CouldNot] = field(default_factory=list)
+
+
+class Machine:
+    """The agent.
+
+    Args:
+        held: rows of the table ``answer``.
+        memories: rows of the table ``memory``.
+    """
+
+    def __init__(
+        self, held: Iterable[Mapping[str, Any]] = (), memories: Iterable[Mapping[str, Any]] = ()
+    ) -> None:
+        self.held = {(row["run"], row["version"]): Held(**row) for row in held}
+        self.memories: dict[str, bytes] = {row["run"]: row["body"] for row in memories}
+        self._working: set[tuple[str, int, int]] = set()
+
+    @property
+    def pending(self) -> list[Key]:
+        """Answers of which the agent does not know what became."""
+        return sorted(self.held)
+
+    def handle(self, event: AgentEvent) -> Effects:
+        """One step."""
+        effects = Effects()
+        match event:
+            case Asked():
+                self._asked(effects, event)
+            case Worked():
+                self._worked(effects, event)
+            case CouldNot(asked):
+                self._working.discard(_key(asked))
+                effects.excuse.append(event)
+            case Refused(run, version):
+                self._forget(effects, (run, version))
+            case Settled(run, version, counted):
+                self._settled(effects, (run, version), counted)
+        return effects
+
+    def _asked(self, effects: Effects, asked: Asked) -> None:
+        held = self.held.get((asked.run, asked.ask.version))
+        if held is not None and held.attempt == asked.attempt:
+            effects.send.append(held)
+        elif _key(asked) not in self._working:
+            self._working.add(_key(asked))
+            effects.work.append(asked)
+
+    def _worked(self, effects: Effects, event: Worked) -> None:
+        asked = event.asked
+        self._working.discard(_key(asked))
+        held = Held(
+            asked.run,
+            asked.ask.version,
+            asked.attempt,
+            asked.ask.round,
+            event.weight,
+            event.body,
+            event.memory,
+        )
+        self.held[held.run, held.version] = held
+        effects.changes.append(Put("answer", vars(held)))
+        effects.send.append(held)
+
+    def _settled(self, effects: Effects, key: Key, counted: bool) -> None:
+        held = self.held.get(key)
+        if held is not None and counted and held.memory:
+            self.memories[held.run] = held.memory
+            effects.changes.append(Put("memory", {"run": held.run, "body": held.memory}))
+        self._forget(effects, key)
+
+    def _forget(self, effects: Effects, key: Key) -> None:
+        if self.held.pop(key, None) is not None:
+            effects.changes.append(Drop("answer", {"run": key[0], "version": key[1]}))
+
+
+def _key(asked: Asked) -> tuple[str, int, int]:
+    return asked.run, asked.ask.version, asked.attempt

@@ -1,0 +1,100 @@
+"""The one gate between a coordinator's wish and a party's data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hansa.contribution import Ask
+from hansa.data.table import Table
+from hansa.errors import ConsentError, HansaError
+from hansa.federation import Federation
+from hansa.methods.base import Setup
+from hansa.task import TASKS
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a table's owner offers.
+
+    Args:
+        dataset: the name under which studies ask for it.
+        table: its rows.
+        allow: kinds of task that may run on it.
+    """
+
+    dataset: str
+    table: Table
+    allow: tuple[str, ...]
+
+
+def admit(
+    federation: Federation, ask: Ask, setup: Setup, offers: Sequence[Offer], party: str
+) -> Offer:
+    """Decide whether an ask may be worked on; called before anything runs, for every ask.
+
+    Args:
+        federation: read from the bytes whose hash the ask names.
+        ask: what the coordinator wants.
+        setup: among whom, and on which columns.
+        offers: what the owner offers.
+        party: this party's name.
+
+    Returns:
+        the offer whose table may be used.
+
+    Raises:
+        ConsentError: with the reason: code, a kind or data set that the owner did not allow, columns
+            that the study does not name, fields that its method does not declare, or another way
+            through the stages than the study's.
+    """
+    if federation.has_code or federation.task.kind not in set(TASKS) - {"code"}:
+        raise ConsentError(
+            "the study brings code, and this agent runs built-in task kinds only",
+            remedy="Use a built-in task kind",
+        )
+    offer = next((o for o in offers if o.dataset == federation.dataset), None)
+    if offer is None:
+        raise ConsentError(
+            f"this party offers no data set {federation.dataset!r}",
+            remedy=f"Its owner can say `hansa agent start --data {federation.dataset}=FILE`",
+        )
+    kind = federation.task.kind
+    if kind not in offer.allow:
+        raise ConsentError(
+            f"its owner allows {', '.join(offer.allow) or 'nothing'} on {offer.dataset!r}, not {kind}",
+            remedy=f"Its owner can say `hansa agent start --allow {kind}`",
+        )
+    if party not in setup.parties or party not in ask.parties:
+        raise ConsentError("this party was not asked")
+    _columns(federation, setup, offer, party)
+    try:
+        permitted = federation.course(setup).permits(ask)
+    except HansaError as error:
+        raise ConsentError(f"the study cannot be run here: {error}") from error
+    if not permitted:
+        raise ConsentError(
+            f"{ask.work!r} asks for other fields than the study declares "
+            f"({', '.join(field.name for field in ask.fields)}), or by another way",
+            remedy="The coordinator is of another version, or not to be trusted",
+        )
+    return offer
+
+
+def _columns(federation: Federation, setup: Setup, offer: Offer, party: str) -> None:
+    """Only the columns that the study names are read."""
+    names = [name for name in offer.table.names if name != federation.evaluation.split]
+    chosen = set(federation.task.select(names, party))
+    wanted = set(setup.numbers) | set(setup.categories)
+    if wanted != chosen:
+        raise ConsentError(
+            f"the coordinator wants the columns {sorted(wanted - chosen) or sorted(chosen - wanted)}"
+            " otherwise than the study says"
+        )
+    declared = {
+        name: rule.categories
+        for name, rule in federation.contract.columns.items()
+        if rule.type == "category" and name in chosen
+    }
+    if dict(setup.categories) != declared:
+        raise ConsentError("the coordinator wants other categories than the study's contract says")

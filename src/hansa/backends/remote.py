@@ -1,0 +1,146 @@
+"""A deployed federation: the coordinator drives the run, this side submits it and follows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hansa.errors import ConsentError, RunError
+from hansa.federation import Federation
+from hansa.methods.base import Setup
+from hansa.methods.course import Progress
+from hansa.run import Event, Run
+from hansa.wire import chunks
+from hansa.wire import messages as m
+from hansa.wire.channel import client_channel
+from hansa.wire.client import Client
+from hansa.wire.operator import OperatorKeys
+from hansa.wire.rpcs import DESCRIBE, EVENTS, FETCH, RESULT, RESUME, SUBMIT
+
+T = TypeVar("T")
+
+
+class Remote:
+    """A coordinator, as its operator reaches it.
+
+    Args:
+        home: the coordinator's folder, which holds its address and the operator's key.
+        follow: called with each event as it happens.
+    """
+
+    def __init__(self, home: str | Path, *, follow: Callable[[Event], None] | None = None) -> None:
+        self._home, self._follow = Path(home), follow
+
+    def run(self, federation: Federation, *, folder: str | Path | None = None) -> Run:
+        """Submit the federation, follow the run to its end, and fetch what it came to.
+
+        Works inside a running event loop (a notebook), too.
+
+        Args:
+            federation: what to run; each party's agent must admit it.
+            folder: where the run is kept; nowhere if None.
+
+        Raises:
+            ConsentError: if it brings code, or a party does not allow it.
+            UnreachableError: if the coordinator is not there.
+            RunError: if the run fails.
+        """
+        return complete(self._run(federation, folder))
+
+    def resume(self, run: str, *, folder: str | Path | None = None) -> Run:
+        """Let a run that failed go on, and follow it; errors as in `run`."""
+        return complete(self._resume(run, folder))
+
+    def watch(self, run: str, *, folder: str | Path | None = None) -> Run:
+        """Follow a run to its end, and fetch what it came to; errors as in `run`."""
+        return complete(self._watch(run, folder))
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Client]:
+        """Calls to the coordinator."""
+        keys = OperatorKeys.read(self._home)
+        channel = client_channel(
+            keys.address,
+            key_pem=keys.key_pem,
+            certificate_pem=keys.certificate_pem,
+            root_pem=keys.root_pem,
+        )
+        async with channel:
+            yield Client(channel)
+
+    async def _run(self, federation: Federation, folder: str | Path | None) -> Run:
+        if federation.has_code:
+            raise ConsentError(
+                "the study brings code, and agents run built-in task kinds only",
+                remedy="Use a built-in task kind, or `hansa simulate`",
+            )
+        async with self.client() as client:
+            reply = await client.unary(SUBMIT, m.SubmitRequest(federation=federation.to_json()))
+            return await self._to_the_end(client, reply.run, folder)
+
+    async def _resume(self, run: str, folder: str | Path | None) -> Run:
+        async with self.client() as client:
+            await client.unary(RESUME, m.ResumeRequest(run=run))
+            return await self._to_the_end(client, run, folder)
+
+    async def _watch(self, run: str, folder: str | Path | None) -> Run:
+        async with self.client() as client:
+            return await self._to_the_end(client, run, folder)
+
+    async def _to_the_end(self, client: Client, name: str, folder: str | Path | None) -> Run:
+        said = await client.unary(DESCRIBE, m.Describe(run=name))
+        federation = Federation.from_json(said.federation)
+        run = Run(name, federation, Setup.from_json(json.loads(said.setup)))
+        async for line in client.stream(EVENTS, m.EventsRequest(run=name)):
+            event = Event(line.seq, line.at, line.kind, json.loads(line.body))
+            run.events.append(event)
+            run.note(event)
+            if self._follow is not None:
+                self._follow(event)
+        run.progress = await _checkpoint(client, name)
+        if folder is not None:
+            run.save(Path(folder) / name)
+        if run.status != "finished":
+            raise RunError(
+                f"the run {name} {run.status}: {run.reason}",
+                remedy=f"Mend the cause, then `hansa resume {name}`",
+            )
+        return run
+
+
+async def _checkpoint(client: Client, run: str) -> Progress:
+    kept = await client.unary(RESULT, m.ResultRequest(run=run))
+    receiver = chunks.Receiver(kept.size, kept.checkpoint)
+    async for chunk in client.stream(FETCH, m.FetchRequest(digest=kept.checkpoint)):
+        receiver.accept(chunk)
+    body = receiver.finish()
+    assert isinstance(body, bytes)
+    return Progress.unpack(body)[0]
+
+
+def complete(doing: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, whether or not an event loop runs in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(doing)
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def elsewhere() -> None:
+        try:
+            outcome.append(asyncio.run(doing))
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=elsewhere, name="hansa")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]

@@ -1,0 +1,1 @@
+"""The coordinator: asks, collects, aggregates, and remembers."""

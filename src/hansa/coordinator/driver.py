@@ -1,0 +1,250 @@
+"""The machine at work: one queue of events, one transaction for all that are waiting, then the effects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from hansa.aggregation.reduce import Reduction
+from hansa.contribution import Contribution, Total, Values
+from hansa.coordinator.machine import (
+    Connected,
+    DeadlinePassed,
+    Effects,
+    Guest,
+    Live,
+    Machine,
+    MachineEvent,
+    Notice,
+    Offer,
+    Reduced,
+    revived,
+)
+from hansa.coordinator.store import CoordinatorStore
+from hansa.database import Put
+from hansa.errors import HansaError, StudyError
+from hansa.wire import tensors
+
+LOG = structlog.get_logger("hansa.coordinator")
+
+
+@dataclass
+class _Waiting:
+    event: MachineEvent
+    done: asyncio.Future[None]
+    also: tuple[Put, ...] = ()
+
+
+class Driver:
+    """Feeds the machine, commits what it changes, and only then tells anybody.
+
+    Whatever waits when a commit begins goes into it (group commit). All access to the database is
+    in one thread. If the database refuses, nothing more is acknowledged and `failed` is set: a
+    coordinator that cannot remember stops, and its restart stands where the last commit stood.
+
+    Args:
+        store: the coordinator's.
+        tell: hands a notice to a party, if it listens.
+    """
+
+    def __init__(self, store: CoordinatorStore, tell: Callable[[str, Notice], None]) -> None:
+        self.store = store
+        self._tell = tell
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._thread = ThreadPoolExecutor(1, "store")
+        self._asks: dict[tuple[str, int], bytes] = {}
+        self._news = asyncio.Condition()
+        self.commits = 0
+        self._task: asyncio.Task[None] | None = None
+        self._alarms: dict[tuple[str, int, int], asyncio.TimerHandle] = {}
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.machine = Machine()
+
+    async def start(self) -> None:
+        """Restore the machine, do what a restart left undone, and begin."""
+        self.machine = await self.read(self._restore)
+        await self._carry_out(self.machine.restart(), [])
+        self._task = asyncio.create_task(self._loop())
+
+    async def stop(self) -> None:
+        """Stop feeding; what was not committed is lost, as in a crash."""
+        for alarm in self._alarms.values():
+            alarm.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._thread.shutdown()
+        self.store.close()
+
+    async def put(self, event: MachineEvent, *also: Put) -> None:
+        """Hand over an event; returns when what it changed is durable.
+
+        Args:
+            event: what happened.
+            also: rows for the same transaction.
+
+        Raises:
+            HansaError: what the machine raised.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait(_Waiting(event, done, also))
+        await done
+
+    async def read(self, query: Callable[..., Any], *args: Any) -> Any:
+        """Run a query in the database's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, query, *args)
+
+    async def news(self, seen: int) -> None:
+        """Wait until `commits` is no longer what was seen."""
+        async with self._news:
+            await self._news.wait_for(lambda: self.commits != seen)
+
+    async def tensors_of(self, run: str, version: int) -> bytes:
+        """What the open ask of a run sends."""
+        key = (run, version)
+        if key not in self._asks:
+            self._asks[key] = await self.read(self.store.read_blob, run, version, "ask")
+        return self._asks[key]
+
+    def load(self, run: str) -> Live:
+        """A run from the store, in the database's thread.
+
+        Raises:
+            StudyError: if there is none of that name.
+        """
+        row = self.store.row("run", id=run)
+        if row is None:
+            raise StudyError(f"there is no run {run!r}", remedy="`hansa runs` lists them")
+        return self._revive(row)
+
+    async def _loop(self) -> None:
+        try:
+            while True:
+                batch = [await self._queue.get()]
+                while not self._queue.empty():
+                    batch.append(self._queue.get_nowait())
+                await self._step(batch)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            LOG.error("the coordinator cannot go on", error=str(error))
+            if not self.failed.done():
+                self.failed.set_exception(error)
+
+    async def _step(self, batch: Iterable[_Waiting]) -> None:
+        merged, done = Effects(), []
+        for waiting in batch:
+            try:
+                effects = self.machine.handle(waiting.event)
+            except HansaError as error:
+                waiting.done.set_exception(error)
+                continue
+            effects.changes.extend(waiting.also)
+            for name, value in vars(effects).items():
+                getattr(merged, name).extend(value)
+            done.append(waiting.done)
+        await self._carry_out(merged, done)
+
+    async def _carry_out(self, effects: Effects, done: Iterable[asyncio.Future[None]]) -> None:
+        """Commit, and then everything else."""
+        if effects.changes or effects.blobs:
+            await self.read(self._commit, effects)
+        for blob in effects.blobs:
+            if blob.name == "ask":
+                self._asks[blob.run, blob.version] = blob.body
+        for key in effects.settled:
+            self._asks.pop(key, None)
+        for future in done:
+            if not future.done():
+                future.set_result(None)
+        for ticket, taken, reason in effects.receipts:
+            if isinstance(ticket, asyncio.Future) and not ticket.done():
+                ticket.set_result((taken, reason))
+        for party, notice in effects.notices:
+            self._tell(party, notice)
+        self._set_alarms(effects)
+        for run, version, parties in effects.reduce:
+            total = await self.read(self._reduce, run, version, parties)
+            self._post(Reduced(run, version, total))
+        if effects.changes:
+            async with self._news:
+                self.commits += 1
+                self._news.notify_all()
+
+    def _commit(self, effects: Effects) -> None:
+        blobs = [self.store.blob(b.run, b.version, b.name, b.body) for b in effects.blobs]
+        self.store.apply([*effects.changes, *blobs])
+        for run, version in effects.settled:
+            self.store.sweep(run, version)
+
+    def _set_alarms(self, effects: Effects) -> None:
+        for run, version in effects.settled:
+            for key in [key for key in self._alarms if key[:2] == (run, version)]:
+                self._alarms.pop(key).cancel()
+        loop = asyncio.get_running_loop()
+        for run, version, attempt, seconds in effects.alarms:
+            event = DeadlinePassed(run, version, attempt)
+            self._alarms[run, version, attempt] = loop.call_later(seconds, self._post, event)
+
+    def _post(self, event: MachineEvent) -> None:
+        """Hand over an event whose outcome nobody waits for."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._queue.put_nowait(_Waiting(event, done))
+
+    def _reduce(self, run: str, version: int, parties: tuple[str, ...]) -> Total:
+        """Sum the answers in roster order, one in memory at a time."""
+        live = self.machine.runs[run]
+        assert live.ask is not None
+        reduction = Reduction(live.course.signals(live.ask)[-1].fields)
+        for party in parties:
+            body = self.store.read_blob(run, version, f"answer {party}")
+            values = Values(tensors.read(body))
+            reduction.add(party, Contribution(values, live.answers[party].weight))
+        return reduction.total(len(live.course.setup.parties))
+
+    def _restore(self) -> Machine:
+        guests = {
+            row["name"]: Guest(
+                row["state"],
+                row["serial"],
+                row["expires"],
+                tuple(Offer.from_json(body) for body in row["offers"]),
+            )
+            for row in self.store.rows("party")
+        }
+        rows = self.store.rows("run", status="running")
+        return Machine(guests, {row["id"]: self._revive(row) for row in rows})
+
+    def _revive(self, row: dict[str, Any]) -> Live:
+        run = row["id"]
+        blobs = self.store.rows(
+            "blob", order="version", columns=("version",), run=run, name="checkpoint"
+        )
+        version = blobs[-1]["version"]
+        packed = self.store.read_blob(run, version, "checkpoint")
+        seq = len(self.store.rows("event", columns=("seq",), run=run))
+        if row["status"] != "running":
+            ask = self.store.row("ask", run=run, version=version)
+            live = revived(row, packed, seq)
+            live.attempt = ask["attempt"] if ask else 1
+            return live
+        ask = self.store.row("ask", run=run, version=version)
+        answers = self.store.rows("answer", run=run, version=version)
+        return revived(row, packed, seq, ask, answers)
+
+
+def pending(store: CoordinatorStore, event: Connected) -> Connected:
+    """The event with what the store says became of each unsettled answer."""
+    from dataclasses import replace
+
+    known = []
+    for run, version, _ in event.pending:
+        row = store.row("answer", run=run, version=version, party=event.party)
+        known.append((run, version, bool(row and row["taken"])))
+    return replace(event, pending=tuple(known))

@@ -1,0 +1,83 @@
+"""The coordinator's folder: its authority, its lobby, its operator's key, its address."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from hansa.crypto import keys, pki
+from hansa.crypto.token import Token
+from hansa.errors import StoreError
+
+OPERATOR_LIFETIME = dt.timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class CoordinatorHome:
+    """Who a coordinator is.
+
+    Args:
+        folder: where it keeps everything.
+        name: of the federation.
+        authority: its CA.
+        lobby_seed: 16 bytes from which the lobby's key is derived.
+    """
+
+    folder: Path
+    name: str
+    authority: pki.Authority
+    lobby_seed: bytes
+
+    @classmethod
+    def open(cls, folder: Path, name: str) -> CoordinatorHome:
+        """Read the folder; initialise it the first time.
+
+        Raises:
+            StoreError: if it is there and cannot be read.
+        """
+        seed = folder / "lobby.seed"
+        if not (folder / "authority.key").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            keys.write_private(seed, secrets.token_bytes(16))
+            keys.write_private(folder / "name", name.encode())
+            pki.Authority.create(name).save(folder)
+        try:
+            kept = (folder / "name").read_text(encoding="utf-8")
+            return cls(folder, kept, pki.Authority.load(folder), seed.read_bytes())
+        except OSError as error:
+            raise StoreError(
+                f"the coordinator's folder {folder} is incomplete: {error}",
+                remedy="Restore it from a backup, or begin a new one with --home",
+            ) from error
+
+    @property
+    def roots_pem(self) -> bytes:
+        """What the server trusts: the authority, and the lobby for those who join."""
+        return self.authority.certificate_pem + self.lobby.certificate_pem
+
+    @property
+    def lobby(self) -> pki.Authority:
+        """The lobby's authority."""
+        return pki.lobby_authority(self.lobby_seed)
+
+    def token(self, address: str) -> Token:
+        """A token with a fresh secret."""
+        point = keys.point(self.authority.public_key)
+        return Token.new(address, authority_key=point, lobby_seed=self.lobby_seed)
+
+    def write_operator(self) -> None:
+        """A fresh key and certificate for whoever can read this folder."""
+        key = keys.new_key()
+        leaf = self.authority.issue(
+            keys.request(key), role=pki.OPERATOR, name="operator", lifetime=OPERATOR_LIFETIME
+        )
+        keys.write_private(self.folder / "operator.pem", keys.key_to_pem(key) + leaf)
+
+    def write_address(self, address: str, local: str) -> None:
+        """Where this coordinator is reached: by parties, and from this machine."""
+        body = {"address": address, "local": local, "pid": os.getpid(), "name": self.name}
+        keys.write_private(self.folder / "address.json", json.dumps(body).encode())

@@ -1,0 +1,669 @@
+"""The coordinator as a state machine without I/O: events in, effects out.
+
+Whoever drives it (a server, a simulator, a test) commits `Effects.changes` in one transaction and only then
+carries out the rest: an acknowledgement that was sent is durable. Killed anywhere, `Machine.restore` on what
+was committed stands where it stood; the ask that is open is made again from the checkpoint, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from hansa.contribution import Arrival, Ask, Json, Total
+from hansa.data.table import ColumnSchema
+from hansa.database import Drop, Put
+from hansa.errors import ConsentError, HansaError, RunError, StoreError, StudyError
+from hansa.federation import Federation
+from hansa.methods.base import Setup
+from hansa.methods.course import Course, Progress
+from hansa.run import arrived, asked, draw, enough, new_id, too_few
+from hansa.wire import tensors
+
+# --- what happens -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A table that a party offers: its name, size, columns, and the task kinds its owner allows."""
+
+    dataset: str
+    rows: int
+    columns: tuple[ColumnSchema, ...]
+    allow: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Json]:
+        """A row of the store."""
+        return {
+            "dataset": self.dataset,
+            "rows": self.rows,
+            "columns": [[c.name, c.type] for c in self.columns],
+            "allow": list(self.allow),
+        }
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Offer:
+        """The inverse of `to_json`."""
+        columns = tuple(ColumnSchema(name, kind) for name, kind in body["columns"])
+        return cls(body["dataset"], body["rows"], columns, tuple(body["allow"]))
+
+
+@dataclass(frozen=True)
+class Connected:
+    """A party listens.
+
+    Args:
+        party: its name.
+        offers: its tables.
+        pending: answers of which it has not heard what became: run, version, and whether the store
+            says that it was taken.
+    """
+
+    party: str
+    offers: tuple[Offer, ...]
+    pending: tuple[tuple[str, int, bool], ...] = ()
+
+
+@dataclass(frozen=True)
+class Disconnected:
+    """A party no longer listens."""
+
+    party: str
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A party was given a certificate: for the first time, or a new one."""
+
+    party: str
+    serial: str
+    expires: str
+
+
+@dataclass(frozen=True)
+class Removed:
+    """An operator removed a party."""
+
+    party: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """A party's answer is here, whole; ``refusal`` if it is not what was declared.
+
+    Args:
+        ticket: whatever the driver needs to acknowledge it.
+        body: the tensors, for the store.
+    """
+
+    ticket: object
+    party: str
+    run: str
+    version: int
+    attempt: int
+    weight: float
+    digest: str
+    body: bytes
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A party could not do its work and says why."""
+
+    ticket: object
+    party: str
+    run: str
+    version: int
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """An operator asks for a run."""
+
+    run: str
+    federation: Federation
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """An operator asks a run that ended without its result to go on; the driver has loaded it."""
+
+    live: Live
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """The sum that `Effects.reduce` asked for."""
+
+    run: str
+    version: int
+    total: Total
+
+
+@dataclass(frozen=True)
+class DeadlinePassed:
+    """The time of an ask is over."""
+
+    run: str
+    version: int
+    attempt: int
+
+
+MachineEvent = (
+    Connected
+    | Disconnected
+    | Joined
+    | Removed
+    | Delivered
+    | Failed
+    | Submitted
+    | Resumed
+    | Reduced
+    | DeadlinePassed
+)
+
+# --- what is to be done -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WorkNotice:
+    """Tell a party about an open ask."""
+
+    run: str
+    ask: Ask
+    attempt: int
+    federation: str
+
+
+@dataclass(frozen=True)
+class SettledNotice:
+    """Tell a party what became of its answer."""
+
+    run: str
+    version: int
+    counted: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class RemovedNotice:
+    """Tell a party that it is removed, and close its streams."""
+
+    reason: str
+
+
+Notice = WorkNotice | SettledNotice | RemovedNotice
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Bytes to keep, in the same transaction as the changes."""
+
+    run: str
+    version: int
+    name: str
+    body: bytes
+
+
+@dataclass
+class Effects:
+    """What one event leads to.
+
+    Args:
+        changes: rows, to be committed first.
+        blobs: kept with them.
+        notices: then told to parties that listen.
+        receipts: then acknowledged: ticket, taken, reason.
+        reduce: then summed: run, version, and the parties in roster order.
+        alarms: then waited for: run, version, attempt, seconds.
+        settled: exchanges whose files may go once the changes are committed.
+        ended: runs that ended.
+    """
+
+    changes: list[Put | Drop] = field(default_factory=list)
+    blobs: list[Blob] = field(default_factory=list)
+    notices: list[tuple[str, Notice]] = field(default_factory=list)
+    receipts: list[tuple[object, bool, str]] = field(default_factory=list)
+    reduce: list[tuple[str, int, tuple[str, ...]]] = field(default_factory=list)
+    alarms: list[tuple[str, int, int, float]] = field(default_factory=list)
+    settled: list[tuple[str, int]] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+
+
+# --- the machine --------------------------------------------------------------------------------
+
+
+@dataclass
+class Guest:
+    """A party as the coordinator knows it."""
+
+    state: str
+    serial: str
+    expires: str
+    offers: tuple[Offer, ...] = ()
+    listening: bool = False
+
+
+@dataclass
+class Answered:
+    """One party's answer to the open ask: taken, or not and why."""
+
+    attempt: int
+    digest: str
+    weight: float
+    taken: bool
+    reason: str = ""
+
+
+@dataclass
+class Live:
+    """A run that the coordinator holds in memory."""
+
+    id: str
+    federation: Federation
+    hash: str
+    course: Course
+    progress: Progress
+    seq: int
+    status: str = "running"
+    attempt: int = 1
+    ask: Ask | None = None
+    answers: dict[str, Answered] = field(default_factory=dict)
+    reducing: bool = False
+
+
+class Machine:
+    """The coordinator.
+
+    Args:
+        guests: the parties it knows.
+        runs: those under way; see `revived`.
+    """
+
+    def __init__(
+        self, guests: Mapping[str, Guest] | None = None, runs: Mapping[str, Live] | None = None
+    ) -> None:
+        self.guests = dict(guests or {})
+        self.runs = dict(runs or {})
+
+    def restart(self) -> Effects:
+        """What is left to do after a restart: sums that were not made, deadlines that run anew."""
+        effects = Effects()
+        for live in list(self.runs.values()):
+            self._event(effects, live, "restarted", version=live.progress.version)
+            self._alarm(effects, live)
+            self._maybe_reduce(effects, live)
+        return effects
+
+    def handle(self, event: MachineEvent) -> Effects:
+        """One step.
+
+        Raises:
+            HansaError: for `Submitted` and `Resumed` that cannot be; nothing changed then.
+        """
+        effects = Effects()
+        match event:
+            case Connected():
+                self._connected(effects, event)
+            case Disconnected(party):
+                if party in self.guests:
+                    self.guests[party].listening = False
+            case Joined(party, serial, expires):
+                self._joined(effects, party, serial, expires)
+            case Removed(party, reason):
+                self._removed(effects, party, reason)
+            case Delivered():
+                self._delivered(effects, event)
+            case Failed():
+                self._failed(effects, event)
+            case Submitted(run, federation):
+                self._submitted(effects, run, federation)
+            case Resumed(live):
+                self._resumed(effects, live)
+            case Reduced(run, version, total):
+                self._reduced(effects, run, version, total)
+            case DeadlinePassed(run, version, attempt):
+                self._deadline(effects, run, version, attempt)
+        return effects
+
+    # --- parties
+
+    def _connected(self, effects: Effects, event: Connected) -> None:
+        guest = self.guests[event.party]
+        guest.listening = True
+        if guest.offers != event.offers:
+            guest.offers = event.offers
+            self._save_guest(effects, event.party)
+        for run, version, taken in event.pending:
+            if run not in self.runs or version < self.runs[run].progress.version:
+                effects.notices.append((event.party, SettledNotice(run, version, taken)))
+        for live in self.runs.values():
+            asked_it = live.ask is not None and event.party in live.ask.parties
+            if asked_it and event.party not in live.answers:
+                self._tell(effects, live, event.party)
+
+    def _joined(self, effects: Effects, party: str, serial: str, expires: str) -> None:
+        known = self.guests.get(party)
+        offers = known.offers if known else ()
+        listening = known.listening if known else False
+        self.guests[party] = Guest("active", serial, expires, offers, listening)
+        self._save_guest(effects, party)
+
+    def _removed(self, effects: Effects, party: str, reason: str) -> None:
+        guest = self.guests.get(party)
+        if guest is None or guest.state == "removed":
+            raise StudyError(
+                f"there is no party named {party!r}", remedy="`hansa party list` names them"
+            )
+        guest.state, guest.listening = "removed", False
+        self._save_guest(effects, party)
+        effects.notices.append((party, RemovedNotice(reason)))
+        for live in list(self.runs.values()):
+            if live.ask and party in live.ask.parties and party not in live.answers:
+                self._exclude(effects, live, party, f"removed: {reason}")
+                self._maybe_reduce(effects, live)
+
+    def _save_guest(self, effects: Effects, name: str) -> None:
+        guest = self.guests[name]
+        row = {
+            "name": name,
+            "state": guest.state,
+            "serial": guest.serial,
+            "expires": guest.expires,
+            "offers": [offer.to_json() for offer in guest.offers],
+        }
+        effects.changes.append(Put("party", row))
+
+    # --- runs
+
+    def _submitted(self, effects: Effects, run: str, federation: Federation) -> None:
+        offers = self._admissible(federation)
+        setup = federation.resolve(offers)
+        course = federation.course(setup)
+        live = Live(run, federation, federation.hash, course, course.begin(), seq=0)
+        self.runs[run] = live
+        row = {"id": run, "federation": federation.to_json(), "setup": setup.to_json()}
+        begun = {"status": "running", "reason": "", "round": 0}
+        effects.changes.append(Put("run", {**row, **begun, "created": _now()}))
+        self._event(effects, live, "created", run=run, name=federation.name, federation=live.hash)
+        self._event(effects, live, "resolved", setup=setup.to_json())
+        self._checkpoint(effects, live)
+        self._open(effects, live)
+
+    def _admissible(self, federation: Federation) -> dict[str, tuple[ColumnSchema, ...]]:
+        """The listening parties that offer the data set and allow this kind of task."""
+        if federation.has_code:
+            raise ConsentError(
+                "the study brings code, and agents run built-in task kinds only",
+                remedy="Use a built-in task kind, or `hansa simulate`",
+            )
+        kind, dataset = federation.task.kind, federation.dataset
+        offers: dict[str, tuple[ColumnSchema, ...]] = {}
+        refused: dict[str, tuple[str, ...]] = {}
+        for name, guest in self.guests.items():
+            for offer in guest.offers:
+                if guest.state == "active" and guest.listening and offer.dataset == dataset:
+                    if kind in offer.allow:
+                        offers[name] = offer.columns
+                    else:
+                        refused[name] = offer.allow
+        if refused and len(offers) < federation.cohort.minimum:
+            name, allow = sorted(refused.items())[0]
+            raise ConsentError(
+                f"its owner allows {', '.join(allow) or 'nothing'} on {dataset!r}, not {kind}",
+                party=name,
+                remedy=f"The owner can say `hansa agent start --allow {kind}`",
+            )
+        return offers
+
+    def _resumed(self, effects: Effects, live: Live) -> None:
+        run = live.id
+        if run in self.runs:
+            raise RunError(f"the run {run} is under way", remedy=f"`hansa watch {run}` follows it")
+        if live.status == "finished":
+            raise RunError(f"the run {run} is finished: there is nothing to resume")
+        self.runs[run] = live
+        live.status, live.answers, live.reducing = "running", {}, False
+        live.attempt += 1
+        self._event(effects, live, "resumed", version=live.progress.version)
+        effects.changes.append(Put("run", {"id": run, "status": "running", "reason": ""}))
+        effects.changes.append(Drop("answer", {"run": run, "version": live.progress.version}))
+        self._open(effects, live)
+
+    def _open(self, effects: Effects, live: Live) -> None:
+        """Ask the next thing, or finish."""
+        ask = live.course.ask(live.progress)
+        if ask is None:
+            self._end(effects, live, "finished", live.progress.reason)
+            return
+        ask = draw(live.federation, live.course, ask)
+        live.ask, live.answers, live.reducing = ask, {}, False
+        row = {"run": live.id, "version": ask.version}
+        effects.changes.append(Put("ask", {**row, "attempt": live.attempt, "digest": ask.digest}))
+        effects.blobs.append(Blob(live.id, ask.version, "ask", tensors.write(ask.send)))
+        self._event(effects, live, "asked", **asked(ask), attempt=live.attempt)
+        for party in ask.parties:
+            if self.guests[party].state == "removed":
+                self._exclude(effects, live, party, "removed")
+            elif self.guests[party].listening:
+                self._tell(effects, live, party)
+        self._alarm(effects, live)
+        self._maybe_reduce(effects, live)
+
+    def _alarm(self, effects: Effects, live: Live) -> None:
+        version, attempt = live.progress.version, live.attempt
+        effects.alarms.append((live.id, version, attempt, live.federation.cohort.deadline))
+
+    def _tell(self, effects: Effects, live: Live, party: str) -> None:
+        if live.ask is not None:
+            notice = WorkNotice(live.id, live.ask, live.attempt, live.hash)
+            effects.notices.append((party, notice))
+
+    # --- answers
+
+    def _delivered(self, effects: Effects, event: Delivered) -> None:
+        live, stale = self._expected(event)
+        if live is None or live.ask is None:
+            effects.receipts.append((event.ticket, False, stale))
+            return
+        earlier = live.answers.get(event.party)
+        if earlier is not None:
+            same = earlier.digest == event.digest and earlier.taken
+            reason = "" if same else "another answer to this ask was taken already"
+            effects.receipts.append((event.ticket, same, reason))
+            return
+        if event.refusal:
+            self._exclude(effects, live, event.party, event.refusal)
+            effects.receipts.append((event.ticket, False, event.refusal))
+            self._maybe_reduce(effects, live)
+            return
+        answer = Answered(event.attempt, event.digest, event.weight, taken=True)
+        live.answers[event.party] = answer
+        self._save_answer(effects, live, event.party, answer, len(event.body))
+        name = f"answer {event.party}"
+        effects.blobs.append(Blob(live.id, event.version, name, event.body))
+        effects.receipts.append((event.ticket, True, ""))
+        self._maybe_reduce(effects, live)
+
+    def _failed(self, effects: Effects, event: Failed) -> None:
+        live, stale = self._expected(event)
+        if live is None or event.party in live.answers:
+            effects.receipts.append((event.ticket, False, stale))
+            return
+        self._exclude(effects, live, event.party, event.reason)
+        effects.receipts.append((event.ticket, True, ""))
+        self._maybe_reduce(effects, live)
+
+    def _expected(self, event: Delivered | Failed) -> tuple[Live | None, str]:
+        """The run that waits for this answer, or why none does."""
+        live = self.runs.get(event.run)
+        if live is None:
+            return None, f"no run {event.run!r} waits for answers"
+        if live.ask is None or event.party not in live.ask.parties:
+            return None, "the party was not asked"
+        if (event.version, event.attempt) != (live.ask.version, live.attempt):
+            return None, (
+                f"stale: an answer to exchange {event.version}.{event.attempt}, "
+                f"and the run is at {live.ask.version}.{live.attempt}"
+            )
+        return live, ""
+
+    def _exclude(self, effects: Effects, live: Live, party: str, reason: str) -> None:
+        """The party is not counted in this exchange; the run goes on with the others."""
+        if live.ask is None:
+            return
+        answer = Answered(live.attempt, "", 0.0, taken=False, reason=reason)
+        live.answers[party] = answer
+        self._save_answer(effects, live, party, answer, 0)
+        self._event(
+            effects,
+            live,
+            "refused",
+            party=party,
+            round=live.ask.round,
+            work=live.ask.work,
+            reason=reason,
+        )
+
+    def _save_answer(
+        self, effects: Effects, live: Live, party: str, answer: Answered, size: int
+    ) -> None:
+        row = {
+            "run": live.id,
+            "version": live.progress.version,
+            "party": party,
+            "attempt": answer.attempt,
+            "digest": answer.digest,
+            "weight": answer.weight,
+            "size": size,
+            "taken": answer.taken,
+            "reason": answer.reason,
+        }
+        effects.changes.append(Put("answer", row))
+
+    def _deadline(self, effects: Effects, run: str, version: int, attempt: int) -> None:
+        live = self.runs.get(run)
+        if live is None or live.ask is None or live.reducing:
+            return
+        if (live.ask.version, live.attempt) != (version, attempt):
+            return
+        seconds = live.federation.cohort.deadline
+        for party in live.ask.parties:
+            if party not in live.answers:
+                self._exclude(effects, live, party, f"no answer within {seconds:g} s")
+        self._maybe_reduce(effects, live)
+
+    def _maybe_reduce(self, effects: Effects, live: Live) -> None:
+        """Sum once everybody has answered or is excluded; fail if too few can be counted."""
+        if live.ask is None or live.reducing or len(live.answers) < len(live.ask.parties):
+            return
+        taken = tuple(party for party in live.ask.parties if live.answers[party].taken)
+        excluded = {p: a.reason for p, a in live.answers.items() if not a.taken}
+        needed = min(live.federation.cohort.minimum, len(live.ask.parties))
+        if len(taken) < needed:
+            error = too_few(live.federation, live.ask, len(taken), excluded)
+            self._end(effects, live, "failed", str(error))
+            return
+        live.reducing = True
+        effects.reduce.append((live.id, live.ask.version, taken))
+
+    def _reduced(self, effects: Effects, run: str, version: int, total: Total) -> None:
+        live = self.runs[run]
+        ask = live.ask
+        if ask is None or ask.version != version or not live.reducing:
+            return
+        excluded = {p: a.reason for p, a in live.answers.items() if p not in total.parties}
+        arrival = Arrival(ask, total, excluded)
+        try:
+            enough(live.federation, arrival)
+            live.progress = live.course.apply(live.progress, ask, total)
+        except Exception as error:
+            # A defect in one run's method must not stop the others, nor come back at every restart.
+            defect = "" if isinstance(error, HansaError) else f"{type(error).__name__}: "
+            self._end(effects, live, "failed", f"{defect}{error}")
+            return
+        self._event(effects, live, "arrived", **arrived(arrival))
+        if ask.work == "evaluate":
+            self._event(effects, live, "metrics", round=ask.round, **live.progress.metrics)
+        for party in ask.parties:
+            counted = party in total.parties
+            notice = SettledNotice(live.id, version, counted, excluded.get(party, ""))
+            effects.notices.append((party, notice))
+        live.attempt = 1
+        self._checkpoint(effects, live)
+        for table in ("blob", "ask"):
+            effects.changes.append(Drop(table, {"run": live.id, "version": version}))
+        effects.settled.append((live.id, version))
+        self._open(effects, live)
+
+    def _checkpoint(self, effects: Effects, live: Live) -> None:
+        version = live.progress.version
+        effects.blobs.append(Blob(live.id, version, "checkpoint", live.progress.pack()))
+        effects.changes.append(Put("run", {"id": live.id, "round": live.progress.round}))
+
+    def _end(self, effects: Effects, live: Live, status: str, reason: str) -> None:
+        live.status, live.ask = status, None
+        del self.runs[live.id]
+        self._event(effects, live, status, reason=reason, round=live.progress.round)
+        effects.changes.append(Put("run", {"id": live.id, "status": status, "reason": reason}))
+        effects.ended.append(live.id)
+
+    def _event(self, effects: Effects, live: Live, kind: str, **body: Json) -> None:
+        live.seq += 1
+        row = {"run": live.id, "seq": live.seq, "at": _now(), "kind": kind, "body": body}
+        effects.changes.append(Put("event", row))
+
+
+def revived(
+    row: Mapping[str, Any],
+    packed: bytes,
+    seq: int,
+    ask: Mapping[str, Any] | None = None,
+    answers: Sequence[Mapping[str, Any]] = (),
+) -> Live:
+    """A run as it stood at its last commit.
+
+    Args:
+        row: of the table ``run``.
+        packed: its latest checkpoint.
+        seq: number of its last event.
+        ask: row of the exchange that was open.
+        answers: its rows.
+
+    Raises:
+        StoreError: if an ask that is made again is not the one that parties were given.
+    """
+    federation = Federation.from_json(row["federation"])
+    course = federation.course(Setup.from_json(row["setup"]))
+    progress, _ = Progress.unpack(packed)
+    live = Live(row["id"], federation, federation.hash, course, progress, seq, row["status"])
+    if ask is None:
+        return live
+    live.attempt = ask["attempt"]
+    made = course.ask(progress)
+    live.ask = None if made is None else draw(federation, course, made)
+    if live.ask is None or live.ask.digest != ask["digest"]:
+        raise StoreError(
+            f"run {live.id}: exchange {ask['version']} cannot be made again as it was",
+            remedy="Start the version of Hansa that began the run",
+        )
+    live.answers = {
+        row["party"]: Answered(
+            row["attempt"], row["digest"], row["weight"], row["taken"], row["reason"]
+        )
+        for row in answers
+    }
+    return live
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+__all__ = ["Effects", "Machine", "Offer", "new_id", "revived"]

@@ -1,0 +1,189 @@
+"""One way to open a database: durable, migrated, and refused if it is not what it should be.
+
+Coordinator and agent keep their state in SQLite (WAL, ``synchronous=FULL``: a commit that returned is on the
+disk) or in whatever database a URL names, through SQLAlchemy Core and alembic. A store is written by rows:
+`Put` and `Drop` say what changes, and all of one transition are one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from hansa.errors import StoreError
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Put:
+    """Insert a row, or update the row with the same primary key in the columns that are given."""
+
+    table: str
+    values: Row
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Delete the rows whose columns have these values."""
+
+    table: str
+    values: Row
+
+
+class Database:
+    """A migrated database of known tables.
+
+    Not safe for several threads at once: its owner serialises calls.
+
+    Args:
+        url: a path of a SQLite file, or a SQLAlchemy URL.
+        metadata: the tables.
+        migrations: folder of alembic's scripts that build them.
+        head: the newest revision there.
+    """
+
+    def __init__(self, url: str | Path, metadata: sa.MetaData, migrations: Path, head: str) -> None:
+        self._metadata = metadata
+        self._engine = _engine(url)
+        self._upserts: dict[tuple[str, tuple[str, ...]], Any] = {}
+        try:
+            revision = self._revision()
+            if revision != head:
+                self._migrate(migrations, revision)
+            self._connection = self._engine.connect()
+        except sa.exc.DBAPIError as error:
+            raise StoreError(
+                f"the database {url} cannot be opened: {error.orig}",
+                remedy="Check its permissions and the disk, or restore it from a backup",
+            ) from error
+
+    def apply(self, changes: Iterable[Put | Drop]) -> None:
+        """All changes in one transaction; when this returns they are durable.
+
+        Raises:
+            StoreError: if the database refuses; nothing was changed then.
+        """
+        try:
+            with self._connection.begin():
+                for change in changes:
+                    table = self._metadata.tables[change.table]
+                    if isinstance(change, Put):
+                        statement = self._upsert(table, tuple(change.values))
+                        self._connection.execute(statement, dict(change.values))
+                    else:
+                        self._connection.execute(sa.delete(table).where(_match(table, change)))
+        except sa.exc.DBAPIError as error:
+            raise StoreError(
+                f"the database refuses to write: {error.orig}",
+                remedy="Check the free space and the permissions of its folder",
+            ) from error
+
+    def rows(
+        self,
+        table: str,
+        order: str | None = None,
+        after: tuple[str, int] | None = None,
+        columns: Sequence[str] = (),
+        **where: Any,
+    ) -> list[dict[str, Any]]:
+        """Rows of a table whose columns have these values.
+
+        Args:
+            table: its name.
+            order: a column to sort by.
+            after: a column and the number that it must exceed.
+            columns: which ones; all if empty.
+            where: columns and their values; a list means any of them.
+        """
+        of = self._metadata.tables[table].c
+        query = sa.select(*(of[name] for name in columns) if columns else of)
+        for name, value in where.items():
+            query = query.where(
+                of[name].in_(value) if isinstance(value, list) else of[name] == value
+            )
+        if after is not None:
+            query = query.where(of[after[0]] > after[1])
+        if order is not None:
+            query = query.order_by(of[order])
+        with self._connection.begin():
+            return [dict(row) for row in self._connection.execute(query).mappings()]
+
+    def row(self, table: str, **where: Any) -> dict[str, Any] | None:
+        """The one row, or None."""
+        found = self.rows(table, **where)
+        return found[0] if found else None
+
+    def close(self) -> None:
+        """Release the file."""
+        self._connection.close()
+        self._engine.dispose()
+
+    def _upsert(self, table: sa.Table, columns: Sequence[str]) -> Any:
+        key = (table.name, tuple(columns))
+        if key not in self._upserts:
+            dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+            insert = dialect.insert(table)
+            primary = [column.name for column in table.primary_key]
+            kept = {name: insert.excluded[name] for name in columns if name not in primary}
+            statement = (
+                insert.on_conflict_do_update(index_elements=primary, set_=kept)
+                if kept
+                else insert.on_conflict_do_nothing()
+            )
+            values = {name: sa.bindparam(name, type_=table.c[name].type) for name in columns}
+            self._upserts[key] = statement.values(values)
+        return self._upserts[key]
+
+    def _revision(self) -> str | None:
+        with self._engine.connect() as connection:
+            if not sa.inspect(connection).has_table("alembic_version"):
+                return None
+            found = connection.execute(sa.text("SELECT version_num FROM alembic_version"))
+            revision: str | None = found.scalar()
+            return revision
+
+    def _migrate(self, migrations: Path, revision: str | None) -> None:
+        """Bring an older database to the newest revision; refuse one of a newer Hansa."""
+        from alembic import command
+        from alembic.config import Config
+        from alembic.script import ScriptDirectory
+
+        config = Config()
+        config.set_main_option("script_location", str(migrations).replace("%", "%%"))
+        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+        if revision is not None and revision not in known:
+            raise StoreError(
+                f"the database has revision {revision}, which this version of Hansa does not know",
+                remedy="Update Hansa to the version that wrote it",
+            )
+        with self._engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+
+def _engine(url: str | Path) -> sa.Engine:
+    if isinstance(url, str) and "://" in url:
+        return sa.create_engine(url)
+    path = Path(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(
+        sa.URL.create("sqlite", database=str(path)), connect_args={"check_same_thread": False}
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def durable(connection: Any, _: object) -> None:
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        connection.execute("PRAGMA busy_timeout=5000")
+
+    return engine
+
+
+def _match(table: sa.Table, change: Drop) -> Any:
+    return sa.and_(*(table.c[name] == value for name, value in change.values.items()))

@@ -1,0 +1,38 @@
+"""How an operator's commands find their coordinator: its folder holds address, key and authority."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from hansa.errors import UnreachableError
+
+
+@dataclass(frozen=True)
+class OperatorKeys:
+    """What a command needs to talk to a coordinator as its operator."""
+
+    address: str
+    key_pem: bytes
+    certificate_pem: bytes
+    root_pem: bytes
+
+    @classmethod
+    def read(cls, folder: Path) -> OperatorKeys:
+        """Read a coordinator's folder.
+
+        Raises:
+            UnreachableError: if no coordinator was ever started there.
+        """
+        try:
+            body = json.loads((folder / "address.json").read_bytes())
+            pem = (folder / "operator.pem").read_bytes()
+            root = (folder / "authority.pem").read_bytes()
+        except (OSError, ValueError):
+            raise UnreachableError(
+                f"no coordinator was started in {folder}",
+                remedy="`hansa coordinator start` starts one; --home names another folder",
+            ) from None
+        begin = pem.index(b"-----BEGIN CERTIFICATE")
+        return cls(body["local"], pem[:begin], pem[begin:], root)
