@@ -1,0 +1,127 @@
+"""From a table to the matrix of features that a model sees."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hansa.data.contract import numbers, texts
+from hansa.data.table import Table
+from hansa.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """How columns become features: numbers standardised, categories one-hot.
+
+    A number x becomes (x - mean) / scale, and 0 where it is missing: the mean. A category becomes
+    one feature a declared value, in declared order; a missing or undeclared one is 0 in all.
+
+    Attributes:
+        numbers: names of the number columns.
+        mean: float64 of shape [len(numbers)].
+        scale: float64 of shape [len(numbers)]; a scale of 0 (a constant column) is taken as 1.
+        categories: names of the category columns, and the values of each.
+
+    Raises:
+        DataError: shapes differ, a mean or scale is not finite, a scale is negative, a column or a
+            category is named twice.
+    """
+
+    numbers: tuple[str, ...]
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    categories: Mapping[str, tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        mean = np.array(self.mean, dtype=np.float64)
+        scale = np.array(self.scale, dtype=np.float64)
+        if mean.shape != (len(self.numbers),) or scale.shape != mean.shape:
+            raise DataError(
+                f"{len(self.numbers)} number columns, means of shape {mean.shape}, "
+                f"scales of shape {scale.shape}"
+            )
+        if not (np.isfinite(mean).all() and np.isfinite(scale).all() and (scale >= 0).all()):
+            raise DataError("a mean or a scale is not a finite number, or a scale is negative")
+        for names in ((*self.numbers, *self.categories), *self.categories.values()):
+            if len(set(names)) < len(names):
+                raise DataError(f"a name occurs twice: {', '.join(names)}")
+        declared = {name: tuple(values) for name, values in self.categories.items()}
+        object.__setattr__(self, "numbers", tuple(self.numbers))
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "scale", np.where(scale == 0.0, 1.0, scale))
+        object.__setattr__(self, "categories", declared)
+
+    @classmethod
+    def identity(
+        cls, numbers: Sequence[str], categories: Mapping[str, Sequence[str]] | None = None
+    ) -> Encoding:
+        """The encoding that leaves numbers as they are."""
+        declared = {name: tuple(values) for name, values in (categories or {}).items()}
+        return cls(tuple(numbers), np.zeros(len(numbers)), np.ones(len(numbers)), declared)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the features: the numbers, then ``column=category``."""
+        one_hot = (
+            f"{name}={value}" for name, values in self.categories.items() for value in values
+        )
+        return (*self.numbers, *one_hot)
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return len(self.numbers) + sum(map(len, self.categories.values()))
+
+    def matrix(self, table: Table) -> NDArray[np.float64]:
+        """The features of every row, float64 of shape [rows, width].
+
+        Raises:
+            ContractError: a column is missing, or a number column holds text (row and value named).
+        """
+        features = np.zeros((table.rows, self.width))
+        for i, name in enumerate(self.numbers):
+            standard = (numbers(table, name) - self.mean[i]) / self.scale[i]
+            features[:, i] = np.where(np.isnan(standard), 0.0, standard)
+        at = len(self.numbers)
+        for name, values in self.categories.items():
+            words = texts(table, name)
+            for value in values:
+                features[:, at] = words == value
+                at += 1
+        return features
+
+    def to_json(self) -> str:
+        """The encoding as one line of JSON; `from_json` gives back the same bits."""
+        fields: dict[str, Any] = {
+            "numbers": list(self.numbers),
+            "mean": self.mean.tolist(),
+            "scale": self.scale.tolist(),
+            "categories": {name: list(values) for name, values in self.categories.items()},
+        }
+        return json.dumps(fields, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Encoding:
+        """The encoding that `to_json` wrote.
+
+        Raises:
+            DataError: the text is something else.
+        """
+        try:
+            fields = json.loads(text)
+            return cls(
+                tuple(map(str, fields["numbers"])),
+                np.array(fields["mean"], dtype=np.float64),
+                np.array(fields["scale"], dtype=np.float64),
+                {str(n): tuple(map(str, values)) for n, values in fields["categories"].items()},
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"this is not an encoding: {error}", remedy="The model's file is damaged."
+            ) from error

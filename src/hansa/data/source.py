@@ -1,0 +1,127 @@
+"""Where a table comes from, and how it is read."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from hansa.data.database import read_database
+from hansa.data.delimited import MISSING, read_csv, write_csv
+from hansa.data.duck import read_parquet, read_sql, write_parquet
+from hansa.data.table import Table
+from hansa.errors import DataError
+
+__all__ = ["MISSING", "Source", "read", "write_csv", "write_parquet"]
+
+_WAYS_OUT = {
+    (".xlsx", ".xls", ".xlsm", ".ods"): "Save the sheet as CSV (UTF-8) and give that file.",
+    (".gz", ".zip", ".bz2", ".xz", ".zst"): "Unpack it and give the file inside.",
+}
+
+
+class Source(BaseModel):
+    """One place a table is read from: a file, a query over files, or a query to a database.
+
+    Attributes:
+        path: a CSV or Parquet file.
+        encoding: of the CSV file, any that Python knows.
+        sql: a query; alone it is run by DuckDB over the files it names.
+        url: the database that runs ``sql``, as an SQLAlchemy URL.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str | None = None
+    encoding: str = "utf-8"
+    sql: str | None = None
+    url: str | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Source:
+        if (self.path is None) == (self.sql is None):
+            raise ValueError("a source is either a path or a query: give `path` or `sql`")
+        if self.url is not None and self.sql is None:
+            raise ValueError("a database needs a query: give `sql` with `url`")
+        return self
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """A source from one word of the command line: ``FILE`` or ``URL#SELECT ...``.
+
+        Raises:
+            DataError: nothing is named, or a URL comes without its query.
+        """
+        if not text.strip():
+            raise DataError("no file is named", remedy="Write NAME=FILE.")
+        if "://" not in text.partition("#")[0]:
+            return cls(path=text)
+        url, _, sql = text.partition("#")
+        if not sql.strip():
+            raise DataError(
+                "a database needs a query",
+                remedy="Write it after the address: 'sqlite:///a.db#SELECT * FROM patients'.",
+            )
+        return cls(url=url, sql=sql)
+
+
+def read(source: Source | str | Path) -> Table:
+    """Read a table; text is taken as on the command line (`Source.parse`).
+
+    Raises:
+        DataError: nothing there, not readable, empty, or a cell is infinite; it says where.
+    """
+    if not isinstance(source, Source):
+        source = Source.parse(source) if isinstance(source, str) else Source(path=str(source))
+    if source.path is not None:
+        path = _existing(Path(source.path))
+        what = path.name
+        table = (
+            read_parquet(path)
+            if path.suffix.lower() in (".parquet", ".pq")
+            else read_csv(path, source.encoding)
+        )
+    else:
+        what, sql = "the query's result", source.sql or ""
+        table = read_sql(sql) if source.url is None else read_database(source.url, sql)
+    if table.rows == 0:
+        raise DataError(f"{what} is an empty table", remedy="It needs at least one row.")
+    _refuse_infinity(table, what)
+    return table
+
+
+def _existing(path: Path) -> Path:
+    if path.is_dir():
+        raise DataError(f"{str(path)!r} is a folder", remedy="Give one CSV or Parquet file.")
+    if not path.is_file():
+        raise DataError(f"no such file: {path}", remedy=_near(path))
+    for endings, way_out in _WAYS_OUT.items():
+        if path.suffix.lower() in endings:
+            raise DataError(f"{path.name} is not a CSV or Parquet file", remedy=way_out)
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise DataError(f"{path} cannot be opened: {error.strerror}") from error
+    return path
+
+
+def _near(path: Path) -> str:
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        return f"There is no folder {str(folder)!r} either."
+    names = [entry.name for entry in folder.iterdir() if entry.is_file()]
+    near = difflib.get_close_matches(path.name, names)
+    return f"Near it: {', '.join(near)}" if near else f"It was looked for in {str(folder)!r}."
+
+
+def _refuse_infinity(table: Table, what: str) -> None:
+    for name, values in table.columns.items():
+        if table.kind(name) == "number" and np.isinf(values).any():
+            row = int(np.isinf(values).argmax())
+            raise DataError(
+                f"{what}, column {name!r}, row {row + 1}: {values[row]} is not a finite number",
+                remedy="Leave the cell empty if the value is missing.",
+                field=name,
+            )
