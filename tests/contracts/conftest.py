@@ -1,0 +1,211 @@
+"""What the contract suites are run over: a new part adds one line here.
+
+The throw-away ones are written on the published contract alone, to show that it carries them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+import hansa as hs
+from hansa.aggregation import Clip, Signal, Stage
+from hansa.aggregation.stage import STAGES, Context
+from hansa.backends import Backend
+from hansa.contribution import Algebra, Array, Ask, Contribution, Field, Total, Values
+from hansa.learners import Layout, Learner
+from hansa.learners.glm import Linear, Logistic, Softmax
+from hansa.methods import GradientMethod, State, UpdateMethod
+from hansa.methods.base import METHODS
+
+
+@dataclass(frozen=True)
+class LogCosh:
+    """Robust regression without an intercept: the mean of ``log cosh(x w - y)``."""
+
+    width: int
+
+    @property
+    def layout(self) -> Layout:
+        return Layout((("coef", (self.width,)),))
+
+    def init(self, random: np.random.Generator) -> Array:
+        return random.normal(size=self.width)
+
+    def loss(self, parameters: Array, x: Array, y: Array) -> Array:
+        error = self.predict(parameters, x) - y
+        losses: Array = (np.logaddexp(error, -error) - math.log(2)).mean(axis=-1)
+        return losses
+
+    def gradient(self, parameters: Array, x: Array, y: Array) -> Array:
+        slope = np.tanh(self.predict(parameters, x) - y) / x.shape[-2]
+        gradient: Array = np.matmul(np.swapaxes(x, -1, -2), slope[..., None])[..., 0]
+        return gradient
+
+    def predict(self, parameters: Array, x: Array) -> Array:
+        predicted: Array = np.matmul(x, parameters[..., None])[..., 0]
+        return predicted
+
+
+class Scaffold(GradientMethod):
+    """Drift correction by control variates (Karimireddy et al. 2020, arXiv 1910.06378, II)."""
+
+    kind: ClassVar[str] = "scaffold"
+    fields: ClassVar[tuple[Field, ...]] = (
+        Field("update", like="parameters"),
+        Field("control", like="parameters", algebra=Algebra.SUM),
+    )
+    memory: ClassVar[tuple[str, ...]] = ("control",)
+
+    def more(self, parameters: Array) -> dict[str, Array]:
+        return {"control": np.zeros_like(parameters)}
+
+    def correct(
+        self, gradient: Array, parameters: Array, received: Values, memory: Values
+    ) -> Array:
+        return gradient - memory.control + received.control
+
+    def finish(
+        self, parameters: Array, received: Values, memory: Values, steps: int
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        drift = (received.parameters - parameters) / (steps * self.local.lr)
+        control = memory.control - received.control + drift
+        sent = {"update": parameters - received.parameters, "control": control - memory.control}
+        return sent, {"control": control}
+
+    def apply(self, state: State, ask: Ask, total: Total) -> State:
+        control = state.values.control + total.values.control / total.population
+        return state.step(self.server, total.values.update, control=control)
+
+
+class TopEntries(Stage):
+    """Send the largest entries, remember the rest (Stich et al. 2018, arXiv 1809.07599)."""
+
+    kind: ClassVar[str] = "top-entries"
+    keep: int = 2
+
+    def encode(
+        self, contribution: Contribution, announced: Values, memory: Values, context: Context
+    ) -> tuple[Contribution, Values]:
+        values, kept = dict(contribution.values), {}
+        for name in context.signal.vectors:
+            wanted = values[name] + memory.get(name, np.zeros_like(values[name]))
+            sent = np.zeros_like(wanted)
+            chosen = np.argsort(-np.abs(wanted), kind="stable")[: self.keep]
+            sent[chosen] = wanted[chosen]
+            values[name], kept[name] = sent, wanted - sent
+        return replace(contribution, values=Values(values)), Values(kept)
+
+
+class AdaptiveClip(Stage):
+    """A clip at a quantile of the norms (Andrew et al. 2021, arXiv 1905.03871), without noise.
+
+    It announces its norm, adds a field of its own, and takes it out again.
+    """
+
+    kind: ClassVar[str] = "adaptive-clip"
+    norm: float = 1.0
+    quantile: float = 0.5
+
+    def bind(self, signal: Signal) -> Signal:
+        inside = Field("inside", shape=(), algebra=Algebra.SUM, low=0.0, high=1.0)
+        return replace(signal, fields=(*signal.fields, inside))
+
+    def announce(self, state: Values) -> Values:
+        return Values({"norm": state.get("norm", np.asarray(self.norm))})
+
+    def encode(
+        self, contribution: Contribution, announced: Values, memory: Values, context: Context
+    ) -> tuple[Contribution, Values]:
+        clip = Clip(norm=float(announced.norm))
+        clipped, _ = clip.encode(contribution, Values(), Values(), context)
+        inside = np.asarray(float(clipped is contribution))
+        return replace(clipped, values=Values({**clipped.values, "inside": inside})), memory
+
+    def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
+        share = total.values.inside / len(total.parties)
+        norm = self.announce(state).norm * np.exp(0.2 * (self.quantile - share))
+        rest = {name: value for name, value in total.values.items() if name != "inside"}
+        return replace(total, values=Values(rest)), Values({"norm": np.asarray(norm)})
+
+
+LEARNERS: dict[str, Learner] = {
+    "linear": Linear(3, l2=0.1),
+    "logistic": Logistic(3, l2=0.1),
+    "softmax": Softmax(3, 4, l2=0.1),
+    "log-cosh": LogCosh(3),
+}
+LOCAL = hs.SGD(lr=0.1, epochs=2, batch_size=8)
+METHOD_LIST: dict[str, UpdateMethod] = {
+    "fedavg": hs.FedAvg(local=LOCAL, server=hs.SGD(lr=0.9, momentum=0.5)),
+    "fedsgd": hs.FedSGD(server=hs.SGD(lr=0.3), weights="equal"),
+    "scaffold": Scaffold(local=LOCAL, server=hs.SGD(lr=0.8, momentum=0.3)),
+}
+STAGE_LIST: dict[str, Stage] = {
+    "clip": Clip(norm=0.5),
+    "nothing": Stage(),
+    "top-entries": TopEntries(),
+    "adaptive-clip": AdaptiveClip(),
+}
+BACKENDS: dict[str, Callable[[Mapping[str, hs.Table]], Backend]] = {
+    "local": hs.Local,
+}
+
+
+@pytest.fixture(params=LEARNERS)
+def learner(request: pytest.FixtureRequest) -> Learner:
+    return LEARNERS[request.param]
+
+
+@pytest.fixture(params=METHOD_LIST)
+def method(request: pytest.FixtureRequest) -> UpdateMethod:
+    return METHOD_LIST[request.param]
+
+
+@pytest.fixture(params=STAGE_LIST)
+def stage(request: pytest.FixtureRequest) -> Stage:
+    return STAGE_LIST[request.param]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Callable[[Mapping[str, hs.Table]], Backend]:
+    return BACKENDS[request.param]
+
+
+@pytest.fixture
+def scaffold() -> type[Scaffold]:
+    return Scaffold
+
+
+@pytest.fixture
+def top_entries() -> type[TopEntries]:
+    return TopEntries
+
+
+@pytest.fixture(autouse=True)
+def throw_away_parts_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a program had registered them; forgotten after the test."""
+    for catalogue in (METHODS, STAGES):
+        known: Any = dict(catalogue._known)
+        monkeypatch.setattr(catalogue, "_known", known)
+    METHODS.register(Scaffold)
+    STAGES.register(TopEntries)
+    STAGES.register(AdaptiveClip)
+
+
+@pytest.fixture(scope="session")
+def tables() -> dict[str, hs.Table]:
+    """Three parties of unequal size, two numbers with gaps, a binary target."""
+    random = np.random.default_rng(11)
+    parties = {}
+    for shift, (name, size) in enumerate({"north": 12, "harbour": 40, "river": 25}.items()):
+        x = random.normal(shift, 2.0, (size, 2))
+        y = (x[:, 0] - x[:, 1] + random.normal(0, 1, size) > 0.5).astype(float)
+        x[::7, 1] = np.nan
+        parties[name] = hs.Table.of({"a": x[:, 0], "b": x[:, 1], "y": y})
+    return parties
