@@ -39,7 +39,8 @@ class Party:
             HansaError: naming this party and the round, if the work cannot be done.
         """
         try:
-            answer = self.course.work(ask, self._at(ask, memory))
+            with np.errstate(over="ignore", invalid="ignore"):  # `check` says it, once
+                answer = self.course.work(ask, self._at(ask, memory))
             check(answer.contribution, self.course.signals(ask)[-1].fields)
         except HansaError as error:
             error.party = error.party or self.name

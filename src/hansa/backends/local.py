@@ -59,7 +59,7 @@ class Local:
             federation = federation.model_copy(update={"seed": self._seed})
         setup = self._resolve(federation)
         course = federation.course(setup)
-        run = resume or Run(new_id(federation.name), federation, setup)
+        run = resume or Run(new_id(federation.name), federation)
         if run.federation.hash != federation.hash:
             raise StudyError(
                 "the run to resume is of another federation",
@@ -72,13 +72,14 @@ class Local:
             )
         book = Book(run, self._folder, self._every, self._follow)
         progress = run.progress or course.begin()
-        if resume is None:
-            book.event("created", run=run.id, name=federation.name, federation=federation.hash)
-            book.event("resolved", setup=setup.to_json())
-        else:
-            book.event("resumed", version=progress.version)
         exchange = LocalExchange(course, self._tables, run.memories)
         try:
+            if not run.events:
+                book.event("created", run=run.id, name=federation.name, federation=federation.hash)
+            if run.setup is None:
+                book.event("resolved", setup=setup.to_json())
+            if resume is not None:
+                book.event("resumed", version=progress.version)
             run.progress = drive(federation, course, exchange, book, progress)
         except KeyboardInterrupt:
             book.event("stopped", reason="interrupted")

@@ -196,13 +196,12 @@ class At:
             correct: maps (gradient, parameters) to the gradient that is used.
         """
         slots, steps = Values(), 0
-        with np.errstate(over="ignore", invalid="ignore"):  # said once, below
-            for x, y in self.batches(local):
-                gradient = self.learner.gradient(parameters, x, y)
-                if correct is not None:
-                    gradient = correct(gradient, parameters)
-                parameters, slots = local.step(parameters, -gradient, slots)
-                steps += 1
+        for x, y in self.batches(local):
+            gradient = self.learner.gradient(parameters, x, y)
+            if correct is not None:
+                gradient = correct(gradient, parameters)
+            parameters, slots = local.step(parameters, -gradient, slots)
+            steps += 1
         if not np.isfinite(parameters).all():
             raise ContributionError(
                 "training diverged: the parameters are no longer finite",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Limits
 
@@ -273,7 +274,8 @@ class Course:
             )
             states["stages"] = State(ask.round, stages)
         phase = progress.phase
-        states[phase] = self._method(phase).apply(states[phase], ask, total)
+        with np.errstate(over="ignore", invalid="ignore"):  # said below, once
+            states[phase] = self._method(phase).apply(states[phase], ask, total)
         progress = replace(progress, version=progress.version + 1, states=states)
         if phase == "moments":
             return self._enter(progress, "moments")
