@@ -1,0 +1,71 @@
+"""A clip bounds what one party can move, and refuses where it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import hansa as hs
+from hansa.aggregation import Clip, Signal, clip
+from hansa.aggregation.stage import Context
+from hansa.contribution import Contribution, Field, Values
+from hansa.errors import PipelineError, StudyError
+
+SIGNAL = Signal(
+    (
+        Field("update", like="parameters", shape=(2,)),
+        Field("control", like="parameters", shape=(2,)),
+        Field("rows", shape=()),
+    )
+)
+
+
+def clipped(update: list[float], control: list[float], norm: float = 1.0) -> Values:
+    given = Values(
+        {"update": np.array(update), "control": np.array(control), "rows": np.asarray(9.0)}
+    )
+    context = Context(0, 1, 1, "a", SIGNAL)
+    return Clip(norm=norm).encode(Contribution(given), Values(), Values(), context)[0].values
+
+
+def test_parameter_like_fields_are_scaled_jointly_and_keep_their_direction() -> None:
+    values = clipped([3.0, 0.0], [0.0, -4.0], norm=2.5)
+    np.testing.assert_allclose(values.update, [1.5, 0.0])
+    np.testing.assert_allclose(values.control, [0.0, -2.0])
+    assert values.rows == 9.0
+
+
+def test_what_is_inside_stays_to_the_bit() -> None:
+    assert clipped([0.3, 0.1], [0.2, 0.0]).update.tolist() == [0.3, 0.1]
+    assert clipped([0.0, 0.0], [0.0, 0.0]).update.tolist() == [0.0, 0.0]
+
+
+def test_the_bound_becomes_part_of_the_signal_and_the_smallest_holds() -> None:
+    *_, last = (clip(2.0) >> clip(0.5) >> clip(1.0)).bind(SIGNAL)
+    assert last.norm == 0.5
+
+
+@pytest.mark.parametrize(
+    ("signal", "reason"),
+    [
+        (replace(SIGNAL, view="sum"), "only their sum exists here. Put clip before"),
+        (replace(SIGNAL, domain=2**32), "these are integers already. Put clip before"),
+        (Signal((Field("rows", shape=()),)), "sends no parameter-like field. Leave clip out"),
+    ],
+)
+def test_a_refusal_names_stage_reason_and_remedy(signal: Signal, reason: str) -> None:
+    with pytest.raises(PipelineError) as caught:
+        clip(1.0).bind(signal)
+    assert "clip" in str(caught.value)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("norm", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_norm_that_bounds_nothing_is_refused(norm: float) -> None:
+    with pytest.raises(StudyError, match=r"aggregation stage\.norm"):
+        hs.Federation(
+            task=hs.LinearRegression(target="y"),
+            aggregation={"stages": [{"kind": "clip", "norm": norm}]},
+        )

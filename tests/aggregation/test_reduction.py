@@ -1,0 +1,121 @@
+"""Many contributions become one total, and a refused one leaves no trace."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hansa.aggregation import Reduction, weighted_mean
+from hansa.contribution import Algebra, Contribution, Field, Values
+from hansa.errors import ContributionError
+
+FIELDS = (
+    Field("mean", shape=(2,)),
+    Field("sum", shape=(), algebra=Algebra.SUM),
+    Field("all", shape=(1,), algebra=Algebra.GATHER),
+)
+
+
+def one(mean: list[float], total: float, each: float, weight: float = 1.0) -> Contribution:
+    values = {"mean": np.array(mean), "sum": np.asarray(total), "all": np.array([each])}
+    return Contribution(Values(values), weight)
+
+
+def test_every_algebra_is_what_it_says() -> None:
+    reduction = Reduction(FIELDS)
+    reduction.add("a", one([1.0, 2.0], 3.0, 4.0, weight=3.0))
+    reduction.add("b", one([5.0, -2.0], 4.0, 6.0, weight=1.0))
+    total = reduction.total(9)
+    assert total.values["mean"].tolist() == [2.0, 1.0]
+    assert total.values["sum"] == 7.0
+    assert total.values["all"].tolist() == [[4.0], [6.0]]
+    assert (total.parties, total.population, total.weight) == (("a", "b"), 9, 4.0)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        one([np.nan, 0.0], 1.0, 1.0),
+        one([0.0, 0.0], np.inf, 1.0),
+        one([0.0, 0.0], 1.0, np.nan),
+        one([0.0], 1.0, 1.0),
+        one([0.0, 0.0], 1.0, 1.0, weight=-1.0),
+        one([1e308, 0.0], 1.0, 1.0, weight=100.0),
+        one([0.0, 0.0], 1.7e308, 1.0),
+    ],
+    ids=["NaN", "infinity", "NaN last", "broadcastable", "weight", "overflow", "sum overflows"],
+)
+def test_a_refused_contribution_leaves_the_sums_as_they_were(bad: Contribution) -> None:
+    good = [one([1.0, 2.0], 1e308, 4.0), one([3.0, 8.0], 1.0, 2.0)]
+    undisturbed, disturbed = Reduction(FIELDS), Reduction(FIELDS)
+    for party, contribution in zip("ab", good, strict=True):
+        undisturbed.add(party, contribution)
+    disturbed.add("a", good[0])
+    with pytest.raises(ContributionError):
+        disturbed.add("bad", bad)
+    disturbed.add("b", good[1])
+    expected, found = undisturbed.total(3), disturbed.total(3)
+    assert found.parties == expected.parties == ("a", "b")
+    assert found.weight == expected.weight
+    for name in expected.values:
+        assert found.values[name].tobytes() == expected.values[name].tobytes()
+
+
+def test_the_total_of_nobody_is_empty() -> None:
+    total = Reduction(FIELDS).total(5)
+    assert (dict(total.values), total.parties, total.population, total.weight) == ({}, (), 5, 0.0)
+
+
+def test_sums_are_made_in_float64_whatever_travels() -> None:
+    reduction = Reduction((Field("mean", shape=(), dtype="float32"),))
+    for value in (1.0, 1e-9):
+        reduction.add("a", Contribution(Values({"mean": np.asarray(value, dtype=np.float32)})))
+    total = reduction.total(2).values["mean"]
+    assert total.dtype == np.float64
+    assert total == (1.0 + float(np.float32(1e-9))) / 2
+
+
+def test_an_all_zero_round_is_zero() -> None:
+    reduction = Reduction(FIELDS)
+    for party in "ab":
+        reduction.add(party, one([0.0, 0.0], 0.0, 0.0))
+    assert not any(value.any() for value in reduction.total(2).values.values())
+
+
+def test_the_weighted_mean_of_models_worked_out_by_hand() -> None:
+    models = [
+        {"coef": np.array([1.0, 2.0]), "intercept": np.asarray(0.0)},
+        {"coef": np.array([5.0, 6.0]), "intercept": np.asarray(8.0)},
+    ]
+    mean = weighted_mean(models, [3, 1])
+    assert mean["coef"].tolist() == [2.0, 3.0]
+    assert mean["intercept"] == 2.0
+    equal = weighted_mean(models, [1, 1])
+    assert equal["coef"].tolist() == [3.0, 4.0]
+
+
+W = np.array([1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("models", "weights", "reason"),
+    [
+        ([{"w": W}, {"w": W}], [1.0], "2 models and 1 weights"),
+        ([{"w": W}], [1.0, 2.0], "1 models and 2 weights"),
+        ([], [], "no model was given"),
+        ([{"w": W}, {"v": W}], [1, 1], "field 'v': this field was not declared"),
+        ([{"w": W}, {}], [1, 1], "field 'w': this declared field is missing"),
+        ([{"w": W}, {"w": W, "v": W}], [1, 1], "field 'v': this field was not declared"),
+        ([{"w": W}, {"w": W[:1]}], [1, 1], "field 'w': shape [1] where [2]"),
+        ([{"w": W}, {"w": W * np.nan}], [1, 1], "field 'w': there is NaN in it"),
+        ([{"w": W}, {"w": W}], [1, 0], "the weight is 0.0"),
+        ([{"w": W}, {"w": W}], [1, -2], "the weight is -2.0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_models_and_weights_that_do_not_match_are_refused(
+    models: list[dict[str, np.ndarray]], weights: list[float], reason: str
+) -> None:
+    with pytest.raises(ContributionError) as caught:
+        weighted_mean(models, weights)
+    assert reason in str(caught.value)
