@@ -246,9 +246,9 @@ class Federation(BaseModel):
             setup=setup,
         )
 
-    def run(self, backend: Backend, **options: Any) -> Run:
+    def run(self, backend: Backend) -> Run:
         """Run it: simulated by `hansa.Local`, deployed by `hansa.Remote`; notebooks included."""
-        return backend.run(self, **options)
+        return backend.run(self)
 
     def _features(self, party: str, columns: Sequence[ColumnSchema]) -> tuple[str, ...]:
         names = [column.name for column in columns if column.name != self.evaluation.split]

@@ -57,7 +57,7 @@ def test_a_run_resumed_from_its_folder_ends_with_the_bits_of_the_undisturbed_one
     [folder] = tmp_path.iterdir()
     stopped = hs.Run.load(folder)
     assert (stopped.status, stopped.reason) == ("stopped", "interrupted")
-    resumed = study.run(hs.Local(tables, folder=tmp_path), resume=stopped)
+    resumed = study.run(hs.Local(tables, folder=tmp_path, resume=stopped))
     assert resumed.id == stopped.id
     assert resumed.status == "finished"
     assert resumed.progress is not None
@@ -88,7 +88,7 @@ def test_a_checkpoint_that_was_not_the_last_is_good_as_well(
     crashed = hs.Run.load(folder)
     assert crashed.progress is not None
     assert crashed.progress.version == 8
-    resumed = study.run(hs.Local(tables), resume=crashed)
+    resumed = study.run(hs.Local(tables, resume=crashed))
     assert resumed.parameters.tobytes() == undisturbed.parameters.tobytes()
     assert resumed.metrics() == undisturbed.metrics()
 
@@ -131,7 +131,7 @@ def test_a_round_that_fails_is_remembered_by_nobody(tables: Tables) -> None:
     good = federation.model_copy(update={"rounds": 2}).run(backend)
     run = hs.Run("again", federation)
     with pytest.raises(RunError, match="round 3: 1 of 3"):
-        federation.run(backend, resume=run)
+        federation.run(hs.Local(tables, resume=run))
     assert times(run) == times(good) == dict.fromkeys(tables, 2.0)
     assert run.status == "failed"
     assert [e.body["party"] for e in run.events if e.kind == "refused"] == ["north", "river"]
@@ -142,12 +142,12 @@ def test_another_federation_or_other_parties_cannot_take_a_run_over(
 ) -> None:
     run = study.run(hs.Local(tables))
     with pytest.raises(StudyError, match="another federation"):
-        study.model_copy(update={"rounds": 9}).run(hs.Local(tables), resume=run)
+        study.model_copy(update={"rounds": 9}).run(hs.Local(tables, resume=run))
     with pytest.raises(StudyError, match=r"another federation.*and the seed"):
-        study.run(hs.Local(tables, seed=1), resume=run)
+        study.run(hs.Local(tables, seed=1, resume=run))
     fewer = {name: table for name, table in tables.items() if name != "north"}
     with pytest.raises(StudyError, match="other parties"):
-        study.run(hs.Local(fewer), resume=run)
+        study.run(hs.Local(fewer, resume=run))
 
 
 def test_a_reason_keeps_the_place_and_an_error_its_party() -> None:

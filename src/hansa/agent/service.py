@@ -31,7 +31,13 @@ from hansa.agent.policy import Offer
 from hansa.agent.store import AgentStore
 from hansa.contribution import Ask, Values
 from hansa.crypto import keys, pki
-from hansa.errors import HansaError, TrustError, UnreachableError
+from hansa.errors import (
+    ConsentError,
+    ContributionError,
+    HansaError,
+    TrustError,
+    UnreachableError,
+)
 from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
@@ -168,8 +174,8 @@ class Agent:
             self._begin(self._work(asked))
         for held in effects.send:
             self._begin(self._send(held))
-        for excuse in effects.excuse:
-            self._begin(self._excuse(excuse))
+        for could_not in effects.excuse:
+            self._begin(self._excuse(could_not))
 
     async def _work(self, asked: Asked) -> None:
         memory = self._machine.memories.get(asked.run, b"")
@@ -180,8 +186,7 @@ class Agent:
             )
         except HansaError as error:
             LOG.warning("work refused", run=asked.run, work=asked.ask.work, reason=str(error))
-            error.party, error.round = "", None
-            worked = CouldNot(asked, str(error))
+            worked = CouldNot(asked, excuse(error))
         except Exception as error:
             # A defect of ours at one party is that party's excuse; the run goes on without it.
             LOG.exception("work failed", run=asked.run, work=asked.ask.work)
@@ -214,10 +219,10 @@ class Agent:
             LOG.warning("answer refused", run=held.run, reason=reply.receipt.reason)
             await self._handle(Refused(held.run, held.version))
 
-    async def _excuse(self, excuse: CouldNot) -> None:
-        asked = excuse.asked
+    async def _excuse(self, could_not: CouldNot) -> None:
+        asked = could_not.asked
         failure = m.Failure(
-            run=asked.run, version=asked.ask.version, attempt=asked.attempt, reason=excuse.reason
+            run=asked.run, version=asked.ask.version, attempt=asked.attempt, reason=could_not.reason
         )
         with about(
             run=asked.run, version=asked.ask.version, round=asked.ask.round, fields="reason"
@@ -274,6 +279,19 @@ class Agent:
         )
         self.home.save()
         LOG.info("certificate renewed", party=self.home.party)
+
+
+def excuse(error: HansaError) -> str:
+    """What the coordinator is told when work could not be done: never a word of the data.
+
+    An error about a table quotes cells, and one about a contribution its values; they are for the
+    owner's own log.
+    """
+    if isinstance(error, ConsentError):
+        return error.message
+    if isinstance(error, ContributionError):
+        return f"its {error.field!r} is not what was declared" if error.field else error.message
+    return "its table cannot be used; the log of the agent there says why"
 
 
 def _described(offer: Offer) -> m.Offer:

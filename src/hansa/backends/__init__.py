@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from hansa.federation import Federation
@@ -12,6 +12,6 @@ if TYPE_CHECKING:
 class Backend(Protocol):
     """Somewhere a federation can run."""
 
-    def run(self, federation: Federation, **options: Any) -> Run:
+    def run(self, federation: Federation) -> Run:
         """Run it to its end."""
         ...

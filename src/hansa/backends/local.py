@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from hansa.aggregation.reduce import Reduction
 from hansa.contribution import Arrival, Ask, Json, Values
@@ -28,6 +27,7 @@ class Local:
         seed: instead of the federation's.
         folder: where the run is kept; nowhere if None.
         every: checkpoint into the folder after every so many exchanges.
+        resume: a run of the same federation, to go on from where it stopped.
         follow: called with each event as it happens.
     """
 
@@ -38,8 +38,10 @@ class Local:
         seed: int | None = None,
         folder: str | Path | None = None,
         every: int = 10,
+        resume: Run | None = None,
         follow: Callable[[Event], None] | None = None,
     ) -> None:
+        self._resume = resume
         self._tables = {
             name: table if isinstance(table, Table) else read(table)
             for name, table in sorted(parties.items())
@@ -47,7 +49,7 @@ class Local:
         self._seed, self._every, self._follow = seed, every, follow
         self._folder = None if folder is None else Path(folder)
 
-    def run(self, federation: Federation, *, resume: Run | None = None, **options: Any) -> Run:
+    def run(self, federation: Federation) -> Run:
         """Run it to its end, or go on from where another run of the same federation stopped.
 
         Raises:
@@ -57,7 +59,7 @@ class Local:
         """
         if self._seed is not None:
             federation = federation.model_copy(update={"seed": self._seed})
-        setup = self._resolve(federation)
+        resume, setup = self._resume, self._resolve(federation)
         course = federation.course(setup)
         run = resume or Run(new_id(federation.name), federation)
         if run.federation.hash != federation.hash:

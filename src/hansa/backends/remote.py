@@ -30,35 +30,42 @@ class Remote:
 
     Args:
         home: the coordinator's folder, which holds its address and the operator's key.
+        folder: under which runs are kept; nowhere if None.
         follow: called with each event as it happens.
     """
 
-    def __init__(self, home: str | Path, *, follow: Callable[[Event], None] | None = None) -> None:
+    def __init__(
+        self,
+        home: str | Path,
+        *,
+        folder: str | Path | None = None,
+        follow: Callable[[Event], None] | None = None,
+    ) -> None:
         self._home, self._follow = Path(home), follow
+        self._folder = None if folder is None else Path(folder)
 
-    def run(self, federation: Federation, *, folder: str | Path | None = None) -> Run:
+    def run(self, federation: Federation) -> Run:
         """Submit the federation, follow the run to its end, and fetch what it came to.
 
         Works inside a running event loop (a notebook), too.
 
         Args:
             federation: what to run; each party's agent must admit it.
-            folder: where the run is kept; nowhere if None.
 
         Raises:
             ConsentError: if it brings code, or a party does not allow it.
             UnreachableError: if the coordinator is not there.
             RunError: if the run fails.
         """
-        return complete(self._run(federation, folder))
+        return complete(self._run(federation))
 
-    def resume(self, run: str, *, folder: str | Path | None = None) -> Run:
+    def resume(self, run: str) -> Run:
         """Let a run that failed go on, and follow it; errors as in `run`."""
-        return complete(self._resume(run, folder))
+        return complete(self._resume(run))
 
-    def watch(self, run: str, *, folder: str | Path | None = None) -> Run:
+    def watch(self, run: str) -> Run:
         """Follow a run to its end, and fetch what it came to; errors as in `run`."""
-        return complete(self._watch(run, folder))
+        return complete(self._watch(run))
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:
@@ -73,7 +80,7 @@ class Remote:
         async with channel:
             yield Client(channel)
 
-    async def _run(self, federation: Federation, folder: str | Path | None) -> Run:
+    async def _run(self, federation: Federation) -> Run:
         if federation.has_code:
             raise ConsentError(
                 "the study brings code, and agents run built-in task kinds only",
@@ -81,18 +88,18 @@ class Remote:
             )
         async with self.client() as client:
             reply = await client.unary(SUBMIT, m.SubmitRequest(federation=federation.to_json()))
-            return await self._to_the_end(client, reply.run, folder)
+            return await self._to_the_end(client, reply.run)
 
-    async def _resume(self, run: str, folder: str | Path | None) -> Run:
+    async def _resume(self, run: str) -> Run:
         async with self.client() as client:
             await client.unary(RESUME, m.ResumeRequest(run=run))
-            return await self._to_the_end(client, run, folder)
+            return await self._to_the_end(client, run)
 
-    async def _watch(self, run: str, folder: str | Path | None) -> Run:
+    async def _watch(self, run: str) -> Run:
         async with self.client() as client:
-            return await self._to_the_end(client, run, folder)
+            return await self._to_the_end(client, run)
 
-    async def _to_the_end(self, client: Client, name: str, folder: str | Path | None) -> Run:
+    async def _to_the_end(self, client: Client, name: str) -> Run:
         said = await client.unary(DESCRIBE, m.Describe(run=name))
         federation = Federation.from_json(said.federation)
         run = Run(name, federation, Setup.from_json(json.loads(said.setup)))
@@ -103,8 +110,8 @@ class Remote:
             if self._follow is not None:
                 self._follow(event)
         run.progress = await _checkpoint(client, name)
-        if folder is not None:
-            run.save(Path(folder) / name)
+        if self._folder is not None:
+            run.save(self._folder / name)
         if run.status != "finished":
             raise RunError(
                 f"the run {name} {run.status}: {run.reason}",

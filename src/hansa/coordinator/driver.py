@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
 from hansa.aggregation.reduce import Reduction
-from hansa.contribution import Contribution, Total, Values
+from hansa.contribution import Contribution, Values
 from hansa.coordinator.machine import (
     Connected,
     DeadlinePassed,
@@ -27,7 +27,7 @@ from hansa.coordinator.machine import (
 )
 from hansa.coordinator.store import CoordinatorStore
 from hansa.database import Put
-from hansa.errors import HansaError, StudyError
+from hansa.errors import ContributionError, HansaError, StudyError, UnreachableError
 from hansa.wire import tensors
 
 LOG = structlog.get_logger("hansa.coordinator")
@@ -73,6 +73,7 @@ class Driver:
 
     async def stop(self) -> None:
         """Stop feeding; what was not committed is lost, as in a crash."""
+        self.failed.cancel()
         for alarm in self._alarms.values():
             alarm.cancel()
         if self._task is not None:
@@ -90,7 +91,10 @@ class Driver:
 
         Raises:
             HansaError: what the machine raised.
+            UnreachableError: if the coordinator has stopped.
         """
+        if self.failed.done():
+            raise _stopped()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait(_Waiting(event, done, also))
         await done
@@ -123,26 +127,35 @@ class Driver:
         return self._revive(row)
 
     async def _loop(self) -> None:
+        batch: list[_Waiting] = []
         try:
             while True:
                 batch = [await self._queue.get()]
                 while not self._queue.empty():
                     batch.append(self._queue.get_nowait())
                 await self._step(batch)
-        except asyncio.CancelledError:
-            raise
         except Exception as error:
             LOG.error("the coordinator cannot go on", error=str(error))
             if not self.failed.done():
                 self.failed.set_exception(error)
+        finally:
+            while not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            for waiting in batch:
+                if not waiting.done.done():
+                    waiting.done.set_exception(_stopped())
 
     async def _step(self, batch: Iterable[_Waiting]) -> None:
         merged, done = Effects(), []
         for waiting in batch:
+            event = waiting.event
+            if isinstance(event, Connected) and event.pending:
+                event = await self.read(self._told, event)
             try:
-                effects = self.machine.handle(waiting.event)
+                effects = self.machine.handle(event)
             except HansaError as error:
-                waiting.done.set_exception(error)
+                if not waiting.done.done():  # its caller may have left
+                    waiting.done.set_exception(error)
                 continue
             effects.changes.extend(waiting.also)
             for name, value in vars(effects).items():
@@ -157,8 +170,8 @@ class Driver:
         for blob in effects.blobs:
             if blob.name == "ask":
                 self._asks[blob.run, blob.version] = blob.body
-        for key in effects.settled:
-            self._asks.pop(key, None)
+        for key in [k for k in self._asks if k in effects.settled or k[0] in effects.ended]:
+            del self._asks[key]
         for future in done:
             if not future.done():
                 future.set_result(None)
@@ -169,8 +182,7 @@ class Driver:
             self._tell(party, notice)
         self._set_alarms(effects)
         for run, version, parties in effects.reduce:
-            total = await self.read(self._reduce, run, version, parties)
-            self._post(Reduced(run, version, total))
+            self._post(await self.read(self._reduce, run, version, parties))
         if effects.changes:
             async with self._news:
                 self.commits += 1
@@ -183,9 +195,11 @@ class Driver:
             self.store.sweep(run, version)
 
     def _set_alarms(self, effects: Effects) -> None:
-        for run, version in effects.settled:
-            for key in [key for key in self._alarms if key[:2] == (run, version)]:
-                self._alarms.pop(key).cancel()
+        over = [
+            key for key in self._alarms if key[:2] in effects.settled or key[0] in effects.ended
+        ]
+        for key in over:
+            self._alarms.pop(key).cancel()
         loop = asyncio.get_running_loop()
         for run, version, attempt, seconds in effects.alarms:
             event = DeadlinePassed(run, version, attempt)
@@ -197,16 +211,41 @@ class Driver:
         done.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._queue.put_nowait(_Waiting(event, done))
 
-    def _reduce(self, run: str, version: int, parties: tuple[str, ...]) -> Total:
+    def _reduce(self, run: str, version: int, parties: tuple[str, ...]) -> Reduced:
         """Sum the answers in roster order, one in memory at a time."""
         live = self.machine.runs[run]
         assert live.ask is not None
         reduction = Reduction(live.course.signals(live.ask)[-1].fields)
-        for party in parties:
-            body = self.store.read_blob(run, version, f"answer {party}")
-            values = Values(tensors.read(body))
-            reduction.add(party, Contribution(values, live.answers[party].weight))
-        return reduction.total(len(live.course.setup.parties))
+        population, excluded, failure = len(live.course.setup.parties), {}, ""
+        try:
+            for party in parties:
+                body = self.store.read_blob(run, version, f"answer {party}")
+                values = Values(tensors.read(body))
+                try:
+                    reduction.add(party, Contribution(values, live.answers[party].weight))
+                except ContributionError as error:  # finite, and too much for the sum
+                    excluded[party] = str(error)
+        except HansaError as error:
+            failure = str(error)
+        return Reduced(run, version, reduction.total(population), excluded, failure)
+
+    def _told(self, event: Connected) -> Connected:
+        """The event with what the store says of each unsettled answer."""
+        pending = []
+        for said in event.pending:
+            key = {"run": said.run, "version": said.version}
+            answer = self.store.row("answer", party=event.party, **key)
+            taken = bool(answer and answer["taken"])
+            applied = self._checkpoint_version(said.run)
+            pending.append(replace(said, taken=taken, applied=applied))
+        return replace(event, pending=tuple(pending))
+
+    def _checkpoint_version(self, run: str) -> int:
+        """How many exchanges of a run were applied; 0 if there is no such run."""
+        kept = self.store.rows(
+            "blob", order="version", columns=("version",), run=run, name="checkpoint"
+        )
+        return int(kept[-1]["version"]) if kept else 0
 
     def _restore(self) -> Machine:
         guests = {
@@ -223,10 +262,7 @@ class Driver:
 
     def _revive(self, row: dict[str, Any]) -> Live:
         run = row["id"]
-        blobs = self.store.rows(
-            "blob", order="version", columns=("version",), run=run, name="checkpoint"
-        )
-        version = blobs[-1]["version"]
+        version = self._checkpoint_version(run)
         packed = self.store.read_blob(run, version, "checkpoint")
         seq = len(self.store.rows("event", columns=("seq",), run=run))
         if row["status"] != "running":
@@ -239,12 +275,5 @@ class Driver:
         return revived(row, packed, seq, ask, answers)
 
 
-def pending(store: CoordinatorStore, event: Connected) -> Connected:
-    """The event with what the store says became of each unsettled answer."""
-    from dataclasses import replace
-
-    known = []
-    for run, version, _ in event.pending:
-        row = store.row("answer", run=run, version=version, party=event.party)
-        known.append((run, version, bool(row and row["taken"])))
-    return replace(event, pending=tuple(known))
+def _stopped() -> UnreachableError:
+    return UnreachableError("the coordinator has stopped")

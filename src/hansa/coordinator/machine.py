@@ -15,12 +15,15 @@ from typing import Any
 from hansa.contribution import Arrival, Ask, Json, Total
 from hansa.data.table import ColumnSchema
 from hansa.database import Drop, Put
-from hansa.errors import ConsentError, HansaError, RunError, StoreError, StudyError
+from hansa.errors import ConsentError, HansaError, RunError, StoreError, StudyError, TrustError
 from hansa.federation import Federation
 from hansa.methods.base import Setup
 from hansa.methods.course import Course, Progress
 from hansa.run import arrived, asked, draw, enough, new_id, too_few
 from hansa.wire import tensors
+
+LONGEST_REASON = 600
+"""Characters of a party's own words that are kept."""
 
 # --- what happens -------------------------------------------------------------------------------
 
@@ -51,19 +54,27 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Connected:
-    """A party listens.
+class Unsettled:
+    """An answer of which a party has not heard what became, and what the store says of it.
 
     Args:
-        party: its name.
-        offers: its tables.
-        pending: answers of which it has not heard what became: run, version, and whether the store
-            says that it was taken.
+        taken: whether it was taken.
+        applied: how many exchanges of its run were applied at the run's last commit.
     """
+
+    run: str
+    version: int
+    taken: bool = False
+    applied: int = 0
+
+
+@dataclass(frozen=True)
+class Connected:
+    """A party listens, offers tables, and asks what became of its answers."""
 
     party: str
     offers: tuple[Offer, ...]
-    pending: tuple[tuple[str, int, bool], ...] = ()
+    pending: tuple[Unsettled, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,9 +86,19 @@ class Disconnected:
 
 @dataclass(frozen=True)
 class Joined:
-    """A party was given a certificate: for the first time, or a new one."""
+    """A party was given its first certificate."""
 
     party: str
+    serial: str
+    expires: str
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """A party was given a new certificate for the one with the serial number ``former``."""
+
+    party: str
+    former: str
     serial: str
     expires: str
 
@@ -139,11 +160,18 @@ class Resumed:
 
 @dataclass(frozen=True)
 class Reduced:
-    """The sum that `Effects.reduce` asked for."""
+    """The sum that `Effects.reduce` asked for.
+
+    Args:
+        excluded: parties whose answers could not be added, with the reason.
+        failure: why there is no sum at all; empty if there is one.
+    """
 
     run: str
     version: int
     total: Total
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,6 +187,7 @@ MachineEvent = (
     Connected
     | Disconnected
     | Joined
+    | Renewed
     | Removed
     | Delivered
     | Failed
@@ -291,6 +320,7 @@ class Machine:
     ) -> None:
         self.guests = dict(guests or {})
         self.runs = dict(runs or {})
+        self._applied: dict[str, int] = {}  # exchanges of the runs that ended since the start
 
     def restart(self) -> Effects:
         """What is left to do after a restart: sums that were not made, deadlines that run anew."""
@@ -305,7 +335,8 @@ class Machine:
         """One step.
 
         Raises:
-            HansaError: for `Submitted` and `Resumed` that cannot be; nothing changed then.
+            HansaError: for what cannot be: `Joined`, `Renewed`, `Removed`, `Submitted`, `Resumed`;
+                nothing changed then.
         """
         effects = Effects()
         match event:
@@ -316,6 +347,8 @@ class Machine:
                     self.guests[party].listening = False
             case Joined(party, serial, expires):
                 self._joined(effects, party, serial, expires)
+            case Renewed():
+                self._renewed(effects, event)
             case Removed(party, reason):
                 self._removed(effects, party, reason)
             case Delivered():
@@ -326,8 +359,8 @@ class Machine:
                 self._submitted(effects, run, federation)
             case Resumed(live):
                 self._resumed(effects, live)
-            case Reduced(run, version, total):
-                self._reduced(effects, run, version, total)
+            case Reduced():
+                self._reduced(effects, event)
             case DeadlinePassed(run, version, attempt):
                 self._deadline(effects, run, version, attempt)
         return effects
@@ -340,9 +373,13 @@ class Machine:
         if guest.offers != event.offers:
             guest.offers = event.offers
             self._save_guest(effects, event.party)
-        for run, version, taken in event.pending:
-            if run not in self.runs or version < self.runs[run].progress.version:
-                effects.notices.append((event.party, SettledNotice(run, version, taken)))
+        for said in event.pending:
+            live = self.runs.get(said.run)
+            applied = live.progress.version if live else self._applied.get(said.run, said.applied)
+            if live is None or said.version < applied:
+                counted = said.taken and said.version < applied
+                notice = SettledNotice(said.run, said.version, counted)
+                effects.notices.append((event.party, notice))
         for live in self.runs.values():
             asked_it = live.ask is not None and event.party in live.ask.parties
             if asked_it and event.party not in live.answers:
@@ -350,10 +387,22 @@ class Machine:
 
     def _joined(self, effects: Effects, party: str, serial: str, expires: str) -> None:
         known = self.guests.get(party)
-        offers = known.offers if known else ()
-        listening = known.listening if known else False
-        self.guests[party] = Guest("active", serial, expires, offers, listening)
+        if known is not None and known.state == "active":
+            raise TrustError(
+                "a party of that name has joined already",
+                party=party,
+                remedy=f"The operator can say `hansa party remove {party}` and invite it anew",
+            )
+        self.guests[party] = Guest("active", serial, expires)
         self._save_guest(effects, party)
+
+    def _renewed(self, effects: Effects, event: Renewed) -> None:
+        """The former certificate stays good until the next renewal: the reply may be lost."""
+        guest = self.guests[event.party]
+        if guest.state != "active" or event.former not in guest.serial.split():
+            raise TrustError("this party was removed in the meantime", party=event.party)
+        guest.serial, guest.expires = f"{event.serial} {event.former}", event.expires
+        self._save_guest(effects, event.party)
 
     def _removed(self, effects: Effects, party: str, reason: str) -> None:
         guest = self.guests.get(party)
@@ -438,11 +487,15 @@ class Machine:
 
     def _open(self, effects: Effects, live: Live) -> None:
         """Ask the next thing, or finish."""
-        ask = live.course.ask(live.progress)
+        try:
+            ask = live.course.ask(live.progress)
+            ask = None if ask is None else draw(live.federation, live.course, ask)
+        except Exception as error:
+            self._end(effects, live, "failed", _said(error))
+            return
         if ask is None:
             self._end(effects, live, "finished", live.progress.reason)
             return
-        ask = draw(live.federation, live.course, ask)
         live.ask, live.answers, live.reducing = ask, {}, False
         row = {"run": live.id, "version": ask.version}
         effects.changes.append(Put("ask", {**row, "attempt": live.attempt, "digest": ask.digest}))
@@ -475,7 +528,8 @@ class Machine:
         earlier = live.answers.get(event.party)
         if earlier is not None:
             same = earlier.digest == event.digest and earlier.taken
-            reason = "" if same else "another answer to this ask was taken already"
+            other = "another answer to this ask was taken already"
+            reason = "" if same else other if earlier.taken else earlier.reason
             effects.receipts.append((event.ticket, same, reason))
             return
         if event.refusal:
@@ -518,6 +572,7 @@ class Machine:
         """The party is not counted in this exchange; the run goes on with the others."""
         if live.ask is None:
             return
+        reason = _tidy(reason)
         answer = Answered(live.attempt, "", 0.0, taken=False, reason=reason)
         live.answers[party] = answer
         self._save_answer(effects, live, party, answer, 0)
@@ -573,20 +628,23 @@ class Machine:
         live.reducing = True
         effects.reduce.append((live.id, live.ask.version, taken))
 
-    def _reduced(self, effects: Effects, run: str, version: int, total: Total) -> None:
-        live = self.runs[run]
-        ask = live.ask
-        if ask is None or ask.version != version or not live.reducing:
+    def _reduced(self, effects: Effects, event: Reduced) -> None:
+        live, version, total = self.runs.get(event.run), event.version, event.total
+        ask = live.ask if live else None
+        if live is None or ask is None or ask.version != version or not live.reducing:
             return
+        for party, reason in event.excluded.items():
+            self._exclude(effects, live, party, reason)
         excluded = {p: a.reason for p, a in live.answers.items() if p not in total.parties}
         arrival = Arrival(ask, total, excluded)
         try:
+            if event.failure:
+                raise RunError(event.failure, round=ask.round)
             enough(live.federation, arrival)
             live.progress = live.course.apply(live.progress, ask, total)
         except Exception as error:
             # A defect in one run's method must not stop the others, nor come back at every restart.
-            defect = "" if isinstance(error, HansaError) else f"{type(error).__name__}: "
-            self._end(effects, live, "failed", f"{defect}{error}")
+            self._end(effects, live, "failed", _said(error))
             return
         self._event(effects, live, "arrived", **arrived(arrival))
         if ask.work == "evaluate":
@@ -610,6 +668,7 @@ class Machine:
     def _end(self, effects: Effects, live: Live, status: str, reason: str) -> None:
         live.status, live.ask = status, None
         del self.runs[live.id]
+        self._applied[live.id] = live.progress.version
         self._event(effects, live, status, reason=reason, round=live.progress.round)
         effects.changes.append(Put("run", {"id": live.id, "status": status, "reason": reason}))
         effects.ended.append(live.id)
@@ -660,6 +719,17 @@ def revived(
         for row in answers
     }
     return live
+
+
+def _said(error: Exception) -> str:
+    """An error for a run's record; what is none of Hansa's tree is a defect, and its kind is told."""
+    return str(error) if isinstance(error, HansaError) else f"{type(error).__name__}: {error}"
+
+
+def _tidy(reason: str) -> str:
+    """What a party says, on one line and not too long: it goes into events, logs and terminals."""
+    short = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
+    return "".join(c if c.isprintable() else " " for c in short)
 
 
 def _now() -> str:

@@ -61,11 +61,11 @@ class Coordinator:
 
     Args:
         home: its folder, opened.
-        address: ``host:port`` under which parties reach it; it goes into tokens.
+        host: the name or address under which parties reach it; it goes into certificate and tokens.
     """
 
-    def __init__(self, home: CoordinatorHome, address: str) -> None:
-        self.home, self.address = home, address
+    def __init__(self, home: CoordinatorHome, host: str) -> None:
+        self.home, self.host, self.address = home, host, ""
         self.driver = Driver(CoordinatorStore(home.folder), self._tell)
         self._listeners: dict[str, asyncio.Queue[Notice | None]] = {}
         self._identities: dict[bytes, pki.Identity] = {}
@@ -74,26 +74,33 @@ class Coordinator:
         self._started = _now()
         self._server: Any = None
 
-    async def start(self, host: str, port: int) -> int:
-        """Restore, listen, and return the port."""
+    async def start(self, listen: str, port: int) -> int:
+        """Restore, listen, and return the port.
+
+        Args:
+            listen: the address of this machine to listen on, such as ``0.0.0.0``.
+            port: 0 for a free one.
+
+        Raises:
+            UnreachableError: if the port is in use.
+            StoreError: if what was kept cannot be read.
+        """
         await self.driver.start()
-        pair = self.home.authority.server_certificate(self.home.name)
+        pair = self.home.authority.server_certificate(self.home.name, host=self.host)
         self._certificate = pair[1]
         self._server, bound = await serve(
             handlers(self, self.authorise),
-            host=host,
+            host=listen,
             port=port,
             key_pem=pair[0],
             certificate_pem=pair[1],
             roots_pem=self.home.roots_pem,
             renewed=self._renewed,
         )
-        if not self.address.rpartition(":")[2].strip("0"):
-            self.address = f"{self.address.rpartition(':')[0]}:{bound}"
-        loopback = "[::1]" if host == "::1" else "127.0.0.1"
-        anywhere = host in {"0.0.0.0", "::", "127.0.0.1", "::1", "localhost"}  # noqa: S104  # compared, not bound
+        self.address = f"[{self.host}]:{bound}" if ":" in self.host else f"{self.host}:{bound}"
+        near = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(listen, listen)  # noqa: S104
         self.home.write_operator()
-        self.home.write_address(self.address, f"{loopback if anywhere else host}:{bound}")
+        self.home.write_address(self.address, f"{near}:{bound}")
         return bound
 
     async def stop(self) -> None:
@@ -132,7 +139,7 @@ class Coordinator:
     def _renewed(self) -> tuple[bytes, bytes] | None:
         if not pki.renewal_due(self._certificate):
             return None
-        pair = self.home.authority.server_certificate(self.home.name)
+        pair = self.home.authority.server_certificate(self.home.name, host=self.host)
         self._certificate = pair[1]
         return pair
 

@@ -11,6 +11,7 @@ from blake3 import blake3
 
 from hansa.database import Database, Put
 from hansa.errors import StoreError
+from hansa.wire.chunks import sync_folder
 
 INLINE = 1 << 16
 """Blobs up to this size lie in the database, larger ones in files beside it."""
@@ -93,10 +94,11 @@ class CoordinatorStore(Database):
 
     Args:
         home: folder of the coordinator; made if it is not there.
+        url: of another database than the SQLite file in that folder.
     """
 
-    def __init__(self, home: Path) -> None:
-        super().__init__(home / "coordinator.db", metadata, MIGRATIONS, HEAD)
+    def __init__(self, home: Path, url: str = "") -> None:
+        super().__init__(url or home / "coordinator.db", metadata, MIGRATIONS, HEAD)
         self._blobs = home / "blobs"
 
     def blob(self, run: str, version: int, name: str, body: bytes) -> Put:
@@ -113,6 +115,8 @@ class CoordinatorStore(Database):
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
+        for folder in (path.parent, path.parent.parent, self._blobs):
+            sync_folder(folder)
         return Put("blob", row)
 
     def read_blob(self, run: str, version: int, name: str) -> bytes:
@@ -135,6 +139,10 @@ class CoordinatorStore(Database):
                 remedy="Restore the coordinator's folder from a backup",
             )
         return body
+
+    def spool(self, run: str, version: int, party: str) -> Path:
+        """Where a party's large answer gathers; `sweep` removes what is left of it."""
+        return self._path(run, version, f"spool {party}")
 
     def sweep(self, run: str, version: int) -> None:
         """Remove the files of an exchange whose rows were dropped, after that was committed."""

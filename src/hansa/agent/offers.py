@@ -1,0 +1,113 @@
+"""The tables that a party's owner offers, and what may be done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hansa.agent.policy import Offer
+from hansa.agent.store import AgentStore
+from hansa.data.source import Source, read
+from hansa.database import Put
+from hansa.errors import DataError, UsageError, did_you_mean
+from hansa.task import TASKS
+
+KINDS = tuple(kind for kind in TASKS if kind != "code")
+
+
+class Offers:
+    """An agent's offers, kept in its store.
+
+    Args:
+        home: the agent's folder.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._store = AgentStore(home)
+
+    def __len__(self) -> int:
+        return len(self._store.rows("offer"))
+
+    def add(self, dataset: str, source: Source, allow: Sequence[str]) -> Offer:
+        """Offer a table under a name; it is read once, to be sure that it can be.
+
+        Raises:
+            DataError: if it cannot be read.
+            UsageError: if nothing is allowed on it, now or before.
+        """
+        table = read(source)
+        if source.path is not None:
+            source = source.model_copy(update={"path": str(Path(source.path).absolute())})
+        known = self._store.row("offer", dataset=dataset)
+        kinds = tuple(allow) or tuple(known["allow"] if known else ())
+        if not kinds:
+            raise UsageError(
+                f"no kind of task is allowed on {dataset!r}",
+                remedy=f"Say --allow KIND; known: {', '.join(KINDS)}",
+            )
+        row = {"dataset": dataset, "source": source.model_dump(), "allow": list(kinds)}
+        self._store.apply([Put("offer", row)])
+        return Offer(dataset, table, kinds)
+
+    def allow(self, kinds: Sequence[str]) -> None:
+        """Allow these kinds, and no others, on every table."""
+        rows = self._store.rows("offer")
+        self._store.apply([Put("offer", {**row, "allow": list(kinds)}) for row in rows])
+
+    def read(self) -> list[Offer]:
+        """All offers, with their tables.
+
+        Raises:
+            DataError: naming the data set whose table cannot be read.
+        """
+        offers = []
+        for row in self._store.rows("offer", order="dataset"):
+            try:
+                table = read(Source(**row["source"]))
+            except DataError as error:
+                error.message = f"{row['dataset']}: {error.message}"
+                raise
+            offers.append(Offer(row["dataset"], table, tuple(row["allow"])))
+        return offers
+
+    def listed(self) -> list[dict[str, Any]]:
+        """All offers, without reading a table."""
+        return [
+            {
+                "dataset": row["dataset"],
+                "source": row["source"]["path"] or row["source"]["url"] or row["source"]["sql"],
+                "allow": row["allow"],
+            }
+            for row in self._store.rows("offer", order="dataset")
+        ]
+
+    def close(self) -> None:
+        """Release the store."""
+        self._store.close()
+
+
+def named(word: str, encoding: str = "utf-8") -> tuple[str, Source]:
+    """``NAME=FILE`` as a name and a source.
+
+    Raises:
+        UsageError: if there is no name.
+    """
+    name, equals, text = word.partition("=")
+    if not equals or not name.strip():
+        raise UsageError(f"{word!r} names no data set", remedy="Write --data NAME=FILE")
+    source = Source.parse(text)
+    return name.strip(), source.model_copy(update={"encoding": encoding}) if source.path else source
+
+
+def checked_kinds(words: Iterable[str]) -> tuple[str, ...]:
+    """Kinds of task, several in one word if commas stand between them.
+
+    Raises:
+        UsageError: naming an unknown one, and the nearest known.
+    """
+    kinds = [kind.strip() for word in words for kind in word.split(",") if kind.strip()]
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UsageError(f"there is no task kind {kind!r}", remedy=did_you_mean(kind, KINDS))
+    return tuple(dict.fromkeys(kinds))

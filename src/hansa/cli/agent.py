@@ -1,0 +1,180 @@
+"""``hansa agent``: the program that stands beside a party's data."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hansa.cli.home import agent_home
+from hansa.cli.output import Json, Output
+from hansa.cli.serving import Leash, Verbose, log_to_stderr, serve
+from hansa.errors import HansaError, TrustError, UsageError
+
+if TYPE_CHECKING:
+    from hansa.agent.home import AgentHome
+    from hansa.agent.policy import Offer
+
+
+def start(
+    *,
+    token: str = "",
+    data: Sequence[str] = (),
+    allow: Sequence[str] = (),
+    home: Path | None = None,
+    verbose: Verbose = False,
+    leash: Leash = False,
+    json: Json = False,
+) -> None:
+    """Join with a token (the first time), offer tables, and serve until Ctrl-C.
+
+    The agent only dials out. It works on tables that are offered here, by task kinds that are
+    allowed here, and writes down in left.jsonl what leaves.
+
+    Example::
+
+        hansa agent start --token T --data tumours=rows.csv --allow logistic-regression
+
+    Args:
+        token: the invitation, the first time; later the folder remembers.
+        data: NAME=FILE (CSV or Parquet) or NAME=URL#SELECT ...; may be given several times.
+        allow: a kind of task that may run on these tables; may be given several times.
+        home: folder of the agent; $HANSA_HOME/agent if not given.
+        verbose: log every step on standard error.
+        leash: stop when standard input closes.
+    """
+    out = Output(json)
+    log_to_stderr(verbose)
+    folder = agent_home(home)
+    offered = _offers(folder, data, allow)
+    serve(_serve(out, folder, token, offered), leash=leash)
+
+
+async def _serve(out: Output, folder: Path, token: str, offers: Sequence[Offer]) -> None:
+    from hansa.agent.service import Agent
+
+    joined = await _join(out, folder, token)
+    agent = Agent(joined, offers, say=out.say)
+    for offer in offers:
+        out.say(
+            f"Offering {offer.dataset}: {offer.table.rows} rows, "
+            f"{len(offer.table.names)} columns, for {', '.join(offer.allow)}"
+        )
+    out.say(f"What leaves is written to {folder / 'left.jsonl'}")
+    out.finish({"party": joined.party, "address": joined.address, "home": folder})
+    try:
+        await agent.run()
+    except asyncio.CancelledError:
+        with contextlib.suppress(HansaError):
+            out.say("Stopped.")
+        raise
+
+
+async def _join(out: Output, folder: Path, token: str) -> AgentHome:
+    from hansa.agent.home import AgentHome
+    from hansa.agent.left import Left
+    from hansa.crypto import pki
+    from hansa.crypto.token import Token
+
+    if not AgentHome.joined(folder):
+        if not token:
+            return AgentHome.open(folder)
+        decoded = Token.decode(token)
+        left = Left(folder / "left.jsonl")
+        try:
+            joined = await _reach(out, folder, decoded, left)
+        finally:
+            left.close()
+        out.say(f"Joined {joined.federation} as {joined.party}.")
+        return joined
+    joined = AgentHome.open(folder)
+    if token:
+        pinned = Token.decode(token).authority_key
+        try:
+            pki.pinned_authority(joined.root_pem, pinned)
+        except TrustError:
+            raise TrustError(
+                f"{joined.party} has joined another coordinator in {folder}, and the token is of"
+                " a different one",
+                remedy="Leave --token out, or choose another folder with --home",
+            ) from None
+        out.say(f"{joined.party} has joined already; the token is not needed any more.")
+    return joined
+
+
+async def _reach(out: Output, folder: Path, token: object, left: object) -> AgentHome:
+    """Join; wait, and say so once, while the coordinator is down."""
+    from hansa.agent.home import AgentHome
+    from hansa.errors import UnreachableError
+
+    pause, said = 0.2, False
+    while True:
+        try:
+            return await AgentHome.join(folder, token, left)  # type: ignore[arg-type]  # lazy imports
+        except UnreachableError as error:
+            if not said:
+                out.say(f"Waiting for the coordinator: {error}")
+                said = True
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 5.0)
+
+
+def _offers(folder: Path, data: Sequence[str], allow: Sequence[str]) -> list[Offer]:
+    """What is on offer: the folder's offers, and those of the command line added to them."""
+    from hansa.agent.offers import Offers, checked_kinds, named
+
+    with contextlib.closing(Offers(folder)) as offers:
+        kinds = checked_kinds(allow)
+        for word in data:
+            name, source = named(word)
+            offers.add(name, source, kinds)
+        if allow and not data:
+            offers.allow(kinds)
+        if not offers:
+            raise UsageError(
+                "nothing is on offer",
+                remedy="Say --data NAME=FILE --allow KIND, or `hansa data add`.",
+            )
+        return offers.read()
+
+
+def status(*, home: Path | None = None, json: Json = False) -> None:
+    """Say how the agent is doing: who it is, what it offers, what has left.
+
+    Example::
+
+        hansa agent status
+
+    Args:
+        home: folder of the agent; $HANSA_HOME/agent if not given.
+    """
+    from cryptography import x509
+
+    from hansa.agent.home import AgentHome
+    from hansa.agent.offers import Offers
+
+    out = Output(json)
+    folder = agent_home(home)
+    joined = AgentHome.open(folder)
+    expires = x509.load_pem_x509_certificate(joined.certificate_pem).not_valid_after_utc
+    with contextlib.closing(Offers(folder)) as offers:
+        listed = offers.listed()
+    record = folder / "left.jsonl"
+    messages = record.read_bytes().count(b"\n") if record.exists() else 0
+    out.say(f"{joined.party}, a party of {joined.federation} at {joined.address}")
+    out.say(f"its certificate is valid until {expires:%Y-%m-%d %H:%M} UTC and renews itself")
+    for offer in listed:
+        out.say(f"offers {offer['dataset']} ({offer['source']}) for {', '.join(offer['allow'])}")
+    out.say(f"{messages} messages have left; {record} tells of each")
+    out.finish(
+        {
+            "party": joined.party,
+            "federation": joined.federation,
+            "address": joined.address,
+            "certificate_expires": expires.isoformat(),
+            "offers": listed,
+            "left": {"file": record, "messages": messages},
+        }
+    )

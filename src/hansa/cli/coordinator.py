@@ -1,0 +1,105 @@
+"""``hansa coordinator``: the program that moves models between the parties."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+from hansa.cli.home import coordinator_home
+from hansa.cli.output import Json, Output
+from hansa.cli.serving import Leash, Verbose, log_to_stderr, serve
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def start(
+    *,
+    address: str,
+    port: int = 8443,
+    listen: str = "",
+    name: str = "hansa",
+    home: Path | None = None,
+    verbose: Verbose = False,
+    leash: Leash = False,
+    json: Json = False,
+) -> None:
+    """Start the coordinator, here and now; Ctrl-C stops it, and nothing is lost.
+
+    The first time it makes its own certificate authority and database. Started again in the same
+    folder, it takes up every run where its last commit stood.
+
+    Example::
+
+        hansa coordinator start --address fl.example.org
+
+    Args:
+        address: the host name or IP under which parties reach it; goes into certificate and tokens.
+        port: the one port that it needs; 0 for any free one.
+        listen: address of this machine to listen on; all of them, or loopback for a loopback address.
+        name: of the federation, the first time.
+        home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
+        verbose: log every step on standard error.
+        leash: stop when standard input closes.
+    """
+    out = Output(json)
+    folder = coordinator_home(home)
+    where = listen or (address if address in LOOPBACK else "0.0.0.0")  # noqa: S104  # its purpose
+    log_to_stderr(verbose)
+    serve(
+        _serve(out, folder, name, address, where.replace("localhost", "127.0.0.1"), port),
+        leash=leash,
+    )
+
+
+async def _serve(out: Output, folder: Path, name: str, host: str, listen: str, port: int) -> None:
+    from hansa.coordinator.home import CoordinatorHome
+    from hansa.coordinator.service import Coordinator
+
+    coordinator = Coordinator(CoordinatorHome.open(folder, name), host)
+    try:
+        bound = await coordinator.start(listen, port)
+        out.say(f"The coordinator {coordinator.home.name!r} listens on {listen}, port {bound}.")
+        out.say(f"Parties reach it at {coordinator.address}. Its folder: {folder}")
+        out.say("Next, in another terminal: hansa party invite NAME")
+        out.finish({"address": coordinator.address, "port": bound, "home": folder})
+        await coordinator.driver.failed
+    finally:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(coordinator.stop())
+
+
+def status(*, home: Path | None = None, json: Json = False) -> None:
+    """Say how the coordinator is doing.
+
+    Example::
+
+        hansa coordinator status
+
+    Args:
+        home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
+    """
+    from hansa.backends.remote import Remote, complete
+    from hansa.wire import messages as m
+    from hansa.wire.rpcs import STATUS
+
+    out = Output(json)
+
+    async def ask() -> m.StatusReply:
+        async with Remote(coordinator_home(home)).client() as client:
+            return await client.unary(STATUS, m.StatusRequest(), timeout=5)
+
+    said = complete(ask())
+    out.say(f"{said.name} at {said.address}, Hansa {said.version}, up since {said.started}")
+    out.say(f"{said.connected} of {said.parties} parties are connected; {said.runs} runs under way")
+    out.finish(
+        {
+            "name": said.name,
+            "address": said.address,
+            "version": said.version,
+            "started": said.started,
+            "parties": said.parties,
+            "connected": said.connected,
+            "runs": said.runs,
+        }
+    )

@@ -1,0 +1,130 @@
+"""``hansa data``: the tables that a party offers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hansa.cli.home import agent_home
+from hansa.cli.output import Json, Output
+
+if TYPE_CHECKING:
+    from hansa.data.table import Table
+
+
+def add(
+    word: str,
+    /,
+    *,
+    allow: Sequence[str] = (),
+    encoding: str = "utf-8",
+    home: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Offer a table under a name, for the kinds of task that are allowed on it.
+
+    A running agent takes it up when it is started again.
+
+    Example::
+
+        hansa data add tumours=rows.csv --allow logistic-regression
+
+    Args:
+        word: NAME=FILE (CSV or Parquet), or NAME=URL#SELECT ... for a database.
+        allow: a kind of task that may run on it; may be given several times.
+        encoding: of a CSV file, such as gb18030.
+        home: folder of the agent; $HANSA_HOME/agent if not given.
+    """
+    from hansa.agent.offers import Offers, checked_kinds, named
+
+    out = Output(json)
+    name, source = named(word, encoding)
+    with contextlib.closing(Offers(agent_home(home))) as offers:
+        offer = offers.add(name, source, checked_kinds(allow))
+    out.say(f"{name}: {offer.table.rows} rows, for {', '.join(offer.allow)}")
+    out.finish({"dataset": name, "rows": offer.table.rows, "allow": list(offer.allow)})
+
+
+def list_(*, home: Path | None = None, json: Json = False) -> None:
+    """List the tables on offer, and for what.
+
+    Example::
+
+        hansa data list
+
+    Args:
+        home: folder of the agent; $HANSA_HOME/agent if not given.
+    """
+    from hansa.agent.offers import Offers
+
+    out = Output(json)
+    with contextlib.closing(Offers(agent_home(home))) as offers:
+        listed = offers.listed()
+    if listed:
+        rows = [(o["dataset"], o["source"], ", ".join(o["allow"])) for o in listed]
+        out.table(("data set", "source", "allowed"), rows)
+    else:
+        out.say("Nothing is on offer: hansa data add NAME=FILE --allow KIND")
+    out.finish({"offers": listed})
+
+
+def check(
+    source: str,
+    /,
+    *,
+    study: Path | None = None,
+    encoding: str = "utf-8",
+    json: Json = False,
+) -> None:
+    """Check a table: its columns, its gaps, and whether a study could run on it.
+
+    Example::
+
+        hansa data check rows.csv --study study.toml
+
+    Args:
+        source: a CSV or Parquet file, or URL#SELECT ... for a database.
+        study: a study whose contract, features and target it must keep.
+        encoding: of a CSV file, such as gb18030.
+    """
+    from hansa.data.source import Source, read
+
+    out = Output(json)
+    parsed = Source.parse(source)
+    if parsed.path:
+        parsed = parsed.model_copy(update={"encoding": encoding})
+    table = read(parsed)
+    if study is not None:
+        _keep(table, study)
+    columns = [
+        {"column": c.name, "type": c.type, "missing": _missing(table, c.name)}
+        for c in table.schema()
+    ]
+    out.say(f"{table.rows} rows")
+    out.table(("column", "type", "missing"), [tuple(column.values()) for column in columns])
+    if study is not None:
+        out.say(f"{study} can run on it.", style="green")
+    out.finish({"rows": table.rows, "columns": columns, "study": study})
+
+
+def _keep(table: Table, study: Path) -> None:
+    """Everything that a party would refuse, said here first."""
+    from hansa import data
+    from hansa import study as studies
+    from hansa.federation import All
+
+    federation = studies.load(study)
+    data.contract.check(table, federation.contract)
+    alone = federation.model_copy(update={"cohort": All(minimum=1)})
+    setup = alone.resolve({"this table": table.schema()})
+    setup.encoding.matrix(table)
+    federation.task.labels(table)
+
+
+def _missing(table: Table, name: str) -> int:
+    values = table.column(name)
+    if table.kind(name) == "text":
+        return sum(value is None for value in values)
+    return int((values != values).sum())

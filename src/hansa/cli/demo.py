@@ -1,0 +1,334 @@
+"""``hansa demo``: three hospitals, as separate programs, learn one model over mutual TLS."""
+
+from __future__ import annotations
+
+import json as json_text
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from hansa.cli.output import Json, Output
+from hansa.errors import RunError, UnreachableError
+
+if TYPE_CHECKING:
+    from hansa.data.table import Table
+    from hansa.federation import Federation
+    from hansa.run import Run
+
+STUDY = """\
+# Whether a tumour is malignant, from 30 measurements of cell nuclei.
+[study]
+name = "tumours"
+dataset = "tumours"                  # the name under which each hospital offers its table
+seed = {seed}
+
+[task]
+kind = "logistic-regression"
+target = "malignant"
+features = ["*"]
+
+[method]
+kind = "fedavg"
+rounds = 30
+weights = "examples"
+local = {{ optimizer = "sgd", lr = 0.5, epochs = 1, batch_size = 32 }}
+server = {{ optimizer = "sgd", lr = 1.0, momentum = 0.0 }}
+
+[aggregation]
+stages = [{{ kind = "clip", norm = 1.0 }}]
+
+[evaluation]
+split = "split"                      # rows whose value is "test" are held out
+
+[cohort]
+kind = "all"
+minimum = 3
+"""
+
+PATIENCE = 60.0
+"""Seconds after which a program that has not come up is given up."""
+
+
+@dataclass
+class Programs:
+    """The programs of a demo, each in its own process.
+
+    Args:
+        folder: their homes and logs.
+        leash: whether they stop when this process ends, however it ends.
+    """
+
+    folder: Path
+    leash: bool
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, name: str, *words: str) -> None:
+        """Start ``hansa WORDS``; its output goes to files named after it."""
+        command = [sys.executable, "-m", "hansa", *words, "--json"]
+        with (self.folder / f"{name}.json").open("wb") as said, self.log(name).open("wb") as log:
+            self.running[name] = subprocess.Popen(  # noqa: S603  # our own words, no shell
+                [*command, *(["--leash"] if self.leash else [])],
+                stdin=subprocess.PIPE if self.leash else subprocess.DEVNULL,
+                stdout=said,
+                stderr=log,
+                # Not in our group: a Ctrl-C reaches us alone, and we stop them in order.
+                start_new_session=True,
+            )
+
+    def document(self, name: str) -> dict[str, Any]:
+        """What a program printed when it was up.
+
+        Raises:
+            RunError: if it ended instead, with the last lines of its log.
+        """
+        give_up = time.monotonic() + PATIENCE
+        while time.monotonic() < give_up:
+            said = (self.folder / f"{name}.json").read_bytes()
+            with suppress(ValueError):
+                document: dict[str, Any] = json_text.loads(said)
+                if "error" not in document:
+                    return document
+            self.check()
+            time.sleep(0.02)
+        raise UnreachableError(f"{name} did not come up within {PATIENCE:g} s")
+
+    def check(self) -> None:
+        """Raise RunError if a program has ended."""
+        for name, process in self.running.items():
+            if process.poll() is not None:
+                log = self.log(name).read_text(encoding="utf-8", errors="replace")
+                last = " / ".join(log.strip().splitlines()[-3:])
+                raise RunError(f"{name} ended with status {process.returncode}: {last}")
+
+    def log(self, name: str) -> Path:
+        """Where a program's standard error goes."""
+        return self.folder / f"{name}.log"
+
+    def stop(self) -> None:
+        """Ask all to stop, then make them."""
+        for process in reversed(self.running.values()):
+            with suppress(OSError):
+                process.terminate()
+        for process in self.running.values():
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stdin is not None:
+                with suppress(OSError):
+                    process.stdin.close()
+
+
+def demo(
+    *,
+    seed: int = 0,
+    output: Path = Path("hansa-demo"),
+    keep: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> None:
+    """Watch three hospitals, as separate programs, learn one diagnosis model on this machine.
+
+    A coordinator and three agents start on free ports of the loopback; each hospital has its own
+    folder and rows, joins with a one-time token and makes its own keys. Everything is stopped and
+    cleaned up at the end, but for the results.
+
+    Example::
+
+        hansa demo
+
+    Args:
+        seed: of the partition, the batches and the initial weights.
+        output: folder under which the results are kept.
+        keep: leave the programs running, to try commands on them.
+    """
+    from hansa import study as studies
+    from hansa.data import wisconsin
+
+    out = Output(json)
+    hospitals = wisconsin.hospitals(seed)
+    with ExitStack() as stack:
+        stack.enter_context(_interruptible())
+        folder = Path(tempfile.mkdtemp(prefix="hansa-demo-"))
+        programs = Programs(folder, leash=not keep)
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.callback(programs.stop)
+        study = folder / "study.toml"
+        study.write_text(STUDY.format(seed=seed), encoding="utf-8")
+        federation = studies.load(study)
+        began = time.monotonic()
+        _up(out, programs, hospitals)
+        out.say(f"All four programs are up after {time.monotonic() - began:.1f} s.")
+        run = _run(out, programs, federation)
+        results = stack.enter_context(_kept_if_whole(output / run.id))
+        _results(results, run, programs, hospitals, study)
+        scored = _table(out, federation, hospitals, run)
+        left = _left(out, results, hospitals)
+        if keep:
+            stack.pop_all()
+    document = {
+        "run": run.id,
+        "status": run.status,
+        "rounds": run.progress.round if run.progress else 0,
+        "metrics": run.metrics()[-1],
+        "comparison": scored,
+        "left": left,
+        "folder": results,
+        "seconds": time.monotonic() - began,
+    }
+    _next(out, results, programs if keep else None)
+    if keep:
+        document |= {"home": folder, "pids": [p.pid for p in programs.running.values()]}
+    out.finish(document)
+
+
+def _up(out: Output, programs: Programs, hospitals: Mapping[str, Table]) -> None:
+    """Start everything and wait until all hospitals listen."""
+    from hansa.cli.party import call
+    from hansa.data.source import write_csv
+    from hansa.wire import messages as m
+    from hansa.wire.rpcs import INVITE, PARTIES
+
+    home = programs.folder / "coordinator"
+    words = ("coordinator", "start", "--address", "127.0.0.1", "--port", "0", "--home", str(home))
+    programs.start("coordinator", *words, "--name", "three hospitals")
+    for name, table in hospitals.items():
+        (programs.folder / name).mkdir()
+        write_csv(programs.folder / name / "tumours.csv", table)
+    address = programs.document("coordinator")["address"]
+    out.say(f"The coordinator listens at {address}.")
+    for name, table in hospitals.items():
+        said = call(home, INVITE, m.InviteRequest(party=name, lifetime_seconds=600))
+        rows = programs.folder / name / "tumours.csv"
+        offer = ("--data", f"tumours={rows}", "--allow", "logistic-regression")
+        own = ("--home", str(programs.folder / name / "agent"))
+        programs.start(name, "agent", "start", "--token", said.token, *offer, *own)
+        out.say(f"{name} joins with a one-time token and keeps its {table.rows} rows.")
+    give_up = time.monotonic() + PATIENCE
+    while time.monotonic() < give_up:
+        parties = call(home, PARTIES, m.PartiesRequest()).parties
+        if sum(party.connected for party in parties) == len(hospitals):
+            return
+        programs.check()
+        time.sleep(0.05)
+    raise UnreachableError(f"not all hospitals connected within {PATIENCE:g} s")
+
+
+def _run(out: Output, programs: Programs, federation: Federation) -> Run:
+    from hansa.backends.remote import Remote
+    from hansa.cli.view import RoundsView
+
+    with RoundsView(out, federation.rounds) as view:
+        return federation.run(Remote(programs.folder / "coordinator", follow=view))
+
+
+def _results(
+    folder: Path, run: Run, programs: Programs, hospitals: Mapping[str, Table], study: Path
+) -> None:
+    """What stays: the run, the study, and from each hospital its rows and its record."""
+    run.save(folder)
+    shutil.copy(study, folder / "study.toml")
+    for name in hospitals:
+        own = folder / name
+        own.mkdir()
+        shutil.copy(programs.folder / name / "tumours.csv", own / "tumours.csv")
+        shutil.copy(programs.folder / name / "agent" / "left.jsonl", own / "left.jsonl")
+
+
+def _table(
+    out: Output, federation: Federation, hospitals: Mapping[str, Table], run: Run
+) -> list[dict[str, Any]]:
+    """What federating was worth; only a demo may see all rows in one place."""
+    from hansa.comparison import compare
+
+    scored = compare(federation, hospitals, run.model)
+    rows = []
+    for s in scored:
+        what = s.name if s.name in {"federated", "pooled"} else f"{s.name} alone"
+        shown = (f"{s.metrics[n]:.4f}" for n in ("accuracy", "auc", "loss"))
+        rows.append((what, s.rows, *shown))
+    out.say("")
+    out.table(
+        ("model", "rows it learnt from", "accuracy", "AUC", "log loss"),
+        rows,
+        title="What it was worth, on the held-out rows of all hospitals",
+    )
+    return [{"model": s.name, "rows": s.rows, "rate": s.rate, **s.metrics} for s in scored]
+
+
+def _left(out: Output, results: Path, hospitals: Mapping[str, Table]) -> list[dict[str, Any]]:
+    """A summary of the record of what left each hospital."""
+    summary = []
+    for name in hospitals:
+        lines = (results / name / "left.jsonl").read_text(encoding="utf-8").splitlines()
+        messages = [json_text.loads(line) for line in lines]
+        fields = sorted({f for m in messages if m["call"] == "Upload" for f in m["fields"]})
+        size = sum(message["bytes"] for message in messages)
+        summary.append(
+            {"party": name, "messages": len(messages), "bytes": size, "fields": fields, "rows": 0}
+        )
+    out.table(
+        ("hospital", "messages", "bytes", "fields that left"),
+        [(s["party"], s["messages"], s["bytes"], ", ".join(s["fields"])) for s in summary],
+        title="What left each hospital: sums and updates, never a row",
+    )
+    return summary
+
+
+def _next(out: Output, results: Path, programs: Programs | None) -> None:
+    out.say(f"The model   {results / 'model.safetensors'}")
+    out.say(f"The metrics {results / 'metrics.parquet'}")
+    out.say(f"The events  {results / 'events.jsonl'}")
+    out.say(f"What left   {results / 'HOSPITAL' / 'left.jsonl'}")
+    out.say("")
+    if programs is not None:
+        home = programs.folder / "coordinator"
+        pids = " ".join(str(process.pid) for process in programs.running.values())
+        out.say("The programs are still running. Try:")
+        out.say(f"  hansa party list --home {home}")
+        out.say(f"  hansa run {results / 'study.toml'} --home {home}")
+        out.say(f"Stop them and remove their folder:  kill {pids}; rm -r {programs.folder}")
+        return
+    rows = results / "north" / "tumours.csv"
+    out.say("Next:")
+    out.say(f"  hansa predict {results / 'model.safetensors'} --data {rows}")
+    out.say("  hansa new STUDY, and docs/own-federation.md: the same with your own data")
+
+
+@contextmanager
+def _kept_if_whole(folder: Path) -> Iterator[Path]:
+    """A folder that goes again if what fills it fails."""
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # not empty: other runs are kept there
+            folder.parent.rmdir()
+        raise
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal end the demo as Ctrl-C does, with everything cleaned up."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), interrupt) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)

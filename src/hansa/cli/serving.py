@@ -1,0 +1,64 @@
+"""What the two programs that serve have in common: logs, signals, and the leash of a parent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+Verbose = Annotated[bool, Parameter(negative="")]
+Leash = Annotated[bool, Parameter(negative="", show=False)]
+
+
+def log_to_stderr(verbose: bool) -> None:
+    """Structured lines on standard error: warnings, or everything."""
+    import structlog
+
+    level = logging.INFO if verbose else logging.WARNING
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(sort_keys=True, ensure_ascii=False),
+        ],
+    )
+
+
+def serve(program: Coroutine[Any, Any, None], *, leash: bool) -> None:
+    """Run a program until it ends, is told to stop (SIGTERM), or is interrupted.
+
+    Args:
+        program: the service.
+        leash: stop when standard input closes, so that it never outlives a parent that died.
+    """
+    asyncio.run(_until_stopped(program, leash))
+
+
+async def _until_stopped(program: Coroutine[Any, Any, None], leash: bool) -> None:
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(program)
+    with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers in its loop
+        loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    if leash:
+        import threading
+
+        def hold() -> None:
+            sys.stdin.buffer.read()
+            with contextlib.suppress(RuntimeError):  # the loop has ended already
+                loop.call_soon_threadsafe(task.cancel)
+
+        threading.Thread(target=hold, daemon=True).start()
+    try:
+        await task
+    except asyncio.CancelledError:
+        if asyncio.current_task() is not None and asyncio.current_task().cancelling():  # type: ignore[union-attr]
+            raise

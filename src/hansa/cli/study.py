@@ -1,0 +1,341 @@
+"""Studies: simulate, run, watch, resume; and what their models say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from hansa.cli.home import coordinator_home
+from hansa.cli.output import Json, Output
+from hansa.errors import UsageError
+
+if TYPE_CHECKING:
+    from hansa.backends.remote import Remote
+    from hansa.data.table import Table
+    from hansa.federation import Federation
+    from hansa.run import Run
+
+RUNS = Path("hansa-runs")
+
+
+def simulate(
+    study: Path,
+    /,
+    *,
+    data: str,
+    by: str = "",
+    iid: int = 0,
+    shares: Sequence[float] = (),
+    seed: int | None = None,
+    compare: Annotated[bool, Parameter(negative="")] = False,
+    encoding: str = "utf-8",
+    output: Path = RUNS,
+    json: Json = False,
+) -> None:
+    """Run a study on one machine, from one table that is dealt out to parties.
+
+    Example::
+
+        hansa simulate study.toml --data table.csv --by hospital
+
+    Args:
+        study: a study file, TOML or Python.
+        data: the table: a CSV or Parquet file, or URL#SELECT ...
+        by: the column that says to which party a row belongs.
+        iid: instead: deal the rows out to so many parties by chance.
+        shares: instead: deal them out in these shares, which add up to 1.
+        seed: instead of the study's.
+        compare: also train each party alone, and on all rows together.
+        encoding: of a CSV file, such as gb18030.
+        output: folder under which the run is kept.
+    """
+    from hansa import study as studies
+    from hansa.backends.local import Local
+
+    out = Output(json)
+    federation = studies.load(study)
+    if seed is not None:
+        federation = federation.model_copy(update={"seed": seed})
+    parties = _dealt(out, federation, data, by, iid, shares, encoding)
+    from hansa.cli.view import RoundsView
+
+    with RoundsView(out, federation.rounds) as view:
+        run = federation.run(Local(parties, folder=output, follow=view))
+    scored = _comparison(out, federation, parties, run) if compare else None
+    _told(out, run, output / run.id, scored)
+
+
+def run(
+    study: Path, /, *, output: Path = RUNS, home: Path | None = None, json: Json = False
+) -> None:
+    """Run a study with the parties of the coordinator whose folder is here.
+
+    Ctrl-C leaves the run going; `hansa watch` follows it again.
+
+    Example::
+
+        hansa run study.toml
+
+    Args:
+        study: a study file, TOML or Python; built-in parts only.
+        output: folder under which the run is kept.
+        home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
+    """
+    from hansa import study as studies
+
+    out = Output(json)
+    federation = studies.load(study)
+    _followed(out, federation.rounds, home, output, lambda remote: remote.run(federation))
+
+
+def watch(
+    name: str, /, *, output: Path = RUNS, home: Path | None = None, json: Json = False
+) -> None:
+    """Follow a run, from its first round to its last, and keep what it came to.
+
+    Example::
+
+        hansa watch 20260101-120000-tumours-a1b2c3
+
+    Args:
+        name: of the run; `hansa runs` lists them.
+        output: folder under which the run is kept.
+        home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
+    """
+    out = Output(json)
+    _followed(out, 0, home, output, lambda remote: remote.watch(name))
+
+
+def resume(
+    name: str,
+    /,
+    *,
+    data: str = "",
+    by: str = "",
+    study: Path | None = None,
+    output: Path = RUNS,
+    home: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Take up a run where it stopped: a deployed one by its name, a simulated one by its folder.
+
+    Example::
+
+        hansa resume 20260101-120000-tumours-a1b2c3
+
+    Args:
+        name: of a run of the coordinator, or the folder of a simulated run.
+        data: of a simulated run: its table, as for `hansa simulate`.
+        by: of a simulated run: the column that says to which party a row belongs.
+        study: of a simulated run with code: its study file.
+        output: folder under which the run is kept.
+        home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
+    """
+    out = Output(json)
+    if not (Path(name) / "federation.json").exists():
+        _followed(out, 0, home, output, lambda remote: remote.resume(name))
+        return
+    from hansa import study as studies
+    from hansa.backends.local import Local
+    from hansa.cli.view import RoundsView
+    from hansa.run import Run
+
+    if not data:
+        raise UsageError("a simulated run needs its table", remedy="Say --data FILE --by COLUMN.")
+    earlier = Run.load(name)
+    if earlier.status == "finished":
+        raise UsageError(f"the run {earlier.id} is finished: there is nothing to resume")
+    federation = studies.load(study) if study else earlier.federation
+    parties = _dealt(out, federation, data, by, 0, (), "utf-8")
+    folder = Path(name).parent
+    with RoundsView(out, federation.rounds) as view:
+        backend = Local(parties, folder=folder, resume=earlier, follow=view)
+        ended = federation.run(backend)
+    _told(out, ended, folder / ended.id, None)
+
+
+def runs(*, home: Path | None = None, json: Json = False) -> None:
+    """List the runs of the coordinator, and how they stand.
+
+    Example::
+
+        hansa runs
+
+    Args:
+        home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
+    """
+    from hansa.cli.party import call
+    from hansa.wire import messages as m
+    from hansa.wire.rpcs import RUNS as LIST
+
+    out = Output(json)
+    lines = call(home, LIST, m.RunsRequest()).runs
+    if lines:
+        rows = [(r.run, r.status, f"{r.round}/{r.rounds}", r.created[:19], r.reason) for r in lines]
+        out.table(("run", "status", "round", "begun", "reason"), rows)
+    else:
+        out.say("No run yet: hansa run STUDY")
+    out.finish(
+        {
+            "runs": [
+                {
+                    "run": r.run,
+                    "name": r.name,
+                    "status": r.status,
+                    "round": r.round,
+                    "rounds": r.rounds,
+                    "created": r.created,
+                    "reason": r.reason,
+                }
+                for r in lines
+            ]
+        }
+    )
+
+
+def predict(
+    model: Path,
+    /,
+    *,
+    data: str,
+    output: Path | None = None,
+    encoding: str = "utf-8",
+    json: Json = False,
+) -> None:
+    """Apply a learnt model, with the preprocessing that is stored in it, to a table.
+
+    Example::
+
+        hansa predict hansa-runs/RUN/model.safetensors --data new.csv --output predicted.csv
+
+    Args:
+        model: the model.safetensors of a run.
+        data: the table: a CSV or Parquet file, or URL#SELECT ...
+        output: a CSV file for the table with its predictions; a summary is shown without it.
+        encoding: of a CSV file, such as gb18030.
+    """
+    from hansa.data.source import write_csv
+    from hansa.data.table import Table
+    from hansa.model import Model
+
+    out = Output(json)
+    loaded = Model.load(model)
+    table = _table(data, encoding)
+    predicted = loaded.predict(table)
+    columns = _columns(loaded, predicted)
+    if output is not None:
+        write_csv(output, Table.of({**table.columns, **columns}))
+        out.say(f"{table.rows} predictions are in {output}, beside the table's own columns.")
+    else:
+        shown = [
+            (i + 1, *(values[i] for values in columns.values())) for i in range(min(10, table.rows))
+        ]
+        out.table(("row", *columns), shown)
+        if table.rows > len(shown):
+            out.say(f"... and {table.rows - len(shown)} more; --output FILE writes them all.")
+    metrics = None
+    if loaded.task.target in table.names:
+        metrics = loaded.score(table)
+        out.say("On these rows: " + ", ".join(f"{n} {v:.4f}" for n, v in metrics.items()))
+    out.finish(
+        {
+            "rows": table.rows,
+            "predictions": {name: list(values) for name, values in columns.items()},
+            "metrics": metrics,
+            "output": output,
+        }
+    )
+
+
+def _columns(model: Any, predicted: Any) -> dict[str, Any]:
+    """Predictions under the names of the columns that they become."""
+    target = model.task.target
+    if predicted.ndim == 2:
+        classes = model.task.classes
+        likeliest = [str(classes[i]) for i in predicted.argmax(axis=1)]
+        chances = {f"{target}={label}": predicted[:, i] for i, label in enumerate(classes)}
+        return {f"predicted {target}": likeliest, **chances}
+    name = "probability" if model.task.kind == "logistic-regression" else "predicted"
+    return {f"{name} {target}": predicted}
+
+
+def _table(data: str, encoding: str) -> Table:
+    from hansa.data.source import Source, read
+
+    source = Source.parse(data)
+    return read(source.model_copy(update={"encoding": encoding}) if source.path else source)
+
+
+def _dealt(
+    out: Output,
+    federation: Federation,
+    data: str,
+    by: str,
+    iid: int,
+    shares: Sequence[float],
+    encoding: str,
+) -> dict[str, Table]:
+    """The parties' tables, in the one way that was asked for."""
+    from hansa.data import partition
+
+    if sum(map(bool, (by, iid, shares))) != 1:
+        raise UsageError(
+            "say in one way how rows become parties",
+            remedy="--by COLUMN, or --iid PARTIES, or --shares 0.5 --shares 0.5",
+        )
+    table = _table(data, encoding)
+    if by:
+        parties = partition.by_column(table, by)
+    elif iid:
+        parties = partition.iid(table, iid, federation.seed)
+    else:
+        named = {f"party-{i + 1}": share for i, share in enumerate(shares)}
+        parties = partition.shares(table, named, federation.seed)
+    target = federation.task.target
+    out.say(partition.describe(parties, target if target in table.names else None))
+    return parties
+
+
+def _followed(out: Output, rounds: int, home: Path | None, output: Path, go: Any) -> None:
+    from hansa.backends.remote import Remote
+    from hansa.cli.view import RoundsView
+
+    with RoundsView(out, rounds) as view:
+        remote: Remote = Remote(coordinator_home(home), folder=output, follow=view)
+        ended: Run = go(remote)
+    _told(out, ended, output / ended.id, None)
+
+
+def _comparison(
+    out: Output, federation: Federation, parties: dict[str, Table], run: Run
+) -> list[dict[str, Any]]:
+    from hansa.comparison import compare
+
+    scored = compare(federation, parties, run.model)
+    names = list(scored[0].metrics)
+    rows = [(s.name, s.rows, *(f"{s.metrics[n]:.4f}" for n in names)) for s in scored]
+    out.table(("model", "rows", *names), rows, title="On the held-out rows of all parties")
+    return [{"model": s.name, "rows": s.rows, "rate": s.rate, **s.metrics} for s in scored]
+
+
+def _told(out: Output, run: Run, folder: Path, scored: list[dict[str, Any]] | None) -> None:
+    """Where everything lies, and what to type next."""
+    metrics = run.metrics()
+    out.say(f"Model, metrics and events are in {folder}")
+    out.say(f"Next: hansa predict {folder / 'model.safetensors'} --data FILE")
+    out.finish(
+        {
+            "run": run.id,
+            "status": run.status,
+            "reason": run.reason,
+            "federation": run.federation.hash,
+            "rounds": run.progress.round if run.progress else 0,
+            "metrics": metrics[-1] if metrics else {},
+            "comparison": scored,
+            "folder": folder,
+            "model": folder / "model.safetensors",
+        }
+    )

@@ -1,0 +1,100 @@
+"""What federating was worth: each party alone, the federation, and all rows in one place.
+
+The baselines are not crippled: the same features, the same epochs, the same optimiser, the best of several
+learning rates, and no clip. The rate is chosen by the log loss on the very rows that everybody is scored on,
+which favours them; the federated model gets no such choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hansa.aggregation.stage import Aggregation
+from hansa.backends.local import Local
+from hansa.contribution import Array
+from hansa.data.table import Table
+from hansa.federation import All, Federation
+from hansa.methods.evaluate import Evaluate
+from hansa.methods.fedavg import FedAvg
+from hansa.model import Model
+from hansa.party import Party
+
+RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One row of the comparison.
+
+    Args:
+        name: a party's name, ``federated`` or ``pooled``.
+        rows: how many rows it learnt from.
+        metrics: on all parties' held-out rows.
+        rate: the learning rate that was chosen; None for the federation.
+    """
+
+    name: str
+    rows: int
+    metrics: Mapping[str, float]
+    rate: float | None
+
+
+def compare(federation: Federation, tables: Mapping[str, Table], model: Model) -> list[Scored]:
+    """Score a federated model beside what each party, and all together, would have had.
+
+    Args:
+        federation: what was run.
+        tables: the parties' tables; only possible where somebody may see them all.
+        model: what the run ended with.
+    """
+    setup = federation.resolve({name: table.schema() for name, table in tables.items()})
+    course = federation.course(setup)
+    splits = {name: Party(name, table, course).split for name, table in sorted(tables.items())}
+    held_out = [test for _, test in splits.values()]
+    trained = {name: train for name, (train, _) in splits.items()}
+    scored = [_alone(federation, name, table, held_out) for name, table in trained.items()]
+    everything = _together(list(trained.values()))
+    scored.append(Scored("federated", everything.rows, score(model, held_out), None))
+    return [*scored, _alone(federation, "pooled", everything, held_out)]
+
+
+def score(model: Model, tables: Sequence[Table]) -> dict[str, float]:
+    """A model's metrics over the rows of all tables."""
+    totals: dict[str, Array] = {}
+    for table in tables:
+        tallies = model.task.tally(model.predict(table), model.task.labels(table))
+        for name, value in tallies.items():
+            totals[name] = totals.get(name, np.zeros_like(value)) + value
+    return model.task.metrics(totals)
+
+
+def _alone(federation: Federation, name: str, table: Table, held_out: Sequence[Table]) -> Scored:
+    """The best model, over the rates, that one table gives."""
+    best: Scored | None = None
+    for rate in RATES:
+        local = getattr(federation.method, "local", FedAvg().local)
+        method = FedAvg(local=local.model_copy(update={"lr": rate}))
+        single = federation.model_copy(
+            update={
+                "method": method,
+                "aggregation": Aggregation(),
+                "cohort": All(minimum=1),
+                "evaluation": Evaluate(every=0, holdout=0.0),
+                "stop": None,
+            }
+        )
+        split = federation.evaluation.split
+        rows = table.drop(split) if split else table
+        metrics = score(single.run(Local({name: rows})).model, held_out)
+        if best is None or metrics["loss"] < best.metrics["loss"]:
+            best = Scored(name, table.rows, metrics, rate)
+    assert best is not None
+    return best
+
+
+def _together(tables: Sequence[Table]) -> Table:
+    names = tables[0].names
+    return Table.of({n: np.concatenate([table.column(n) for table in tables]) for n in names})
