@@ -102,8 +102,12 @@ class Catalogue(Generic[P]):
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> HansaError:
-    """What pydantic found, in the words of the study file: the first fault, with its place."""
-    first = error.errors(include_url=False)[0]
+    """What pydantic found, in the words of the study file: one fault, with its place.
+
+    An unknown key comes before a missing one: most likely it is the missing one, misspelt.
+    """
+    faults = error.errors(include_url=False)
+    first = min(faults, key=lambda fault: fault["type"] != "extra_forbidden")
     place = ".".join([where, *(str(part) for part in first["loc"])])
     more = error.error_count() - 1
     tail = f" (and {more} more)" if more else ""
