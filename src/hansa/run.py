@@ -283,7 +283,7 @@ class Run:
             if (folder / "checkpoint.safetensors").is_file():
                 packed = (folder / "checkpoint.safetensors").read_bytes()
                 run.progress, run.memories = Progress.unpack(packed)
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        except (HansaError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
             raise StoreError(f"{folder} holds no run of Hansa ({error})") from error
         return run
 

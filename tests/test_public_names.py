@@ -1,0 +1,58 @@
+"""The public names, sorted; a change here is a change of the interface."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import hansa
+
+NAMES = [
+    "All", "ColumnRule", "Contract", "Contribution", "Evaluate", "FedAvg", "FedSGD", "Federation",
+    "Field", "Fixed", "LinearRegression", "Local", "LogisticRegression", "Model", "Moments",
+    "Remote", "Run", "SGD", "SoftmaxRegression", "Stop", "Table", "Task", "aggregation", "errors",
+    "load", "methods", "partition", "read", "wisconsin",
+]  # fmt: skip
+
+LATER = {"Remote"}
+"""Named already, its module not written yet: take it out of here with `hansa.backends.remote`."""
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(hansa.__all__) == NAMES
+    assert sorted(dir(hansa)) == sorted([*NAMES, "__version__"])
+    assert sorted(hansa._HOMES) == NAMES
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in LATER])
+def test_every_public_name_can_be_imported(name: str) -> None:
+    found = getattr(hansa, name)
+    assert found is getattr(hansa, name)
+    assert (found.__doc__ or "").strip()
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'hansa' has no attribute 'Fedavg'"):
+        hansa.Fedavg  # noqa: B018  # the access is the test
+
+
+def test_importing_the_package_imports_no_library() -> None:
+    program = (
+        "import sys, hansa; assert hansa.__version__; "
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    heavy = {"numpy", "pydantic", "duckdb", "grpc", "sqlalchemy", "cryptography", "rich"}
+    assert not heavy & set(result.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["hansa", "hansa.errors", "hansa.aggregation.reduce"])
+def test_examples_in_docstrings_are_true(name: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(name))
+    assert tried
+    assert not failed
