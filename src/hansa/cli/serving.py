@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Coroutine
@@ -52,7 +53,9 @@ async def _until_stopped(program: Coroutine[Any, Any, None], leash: bool) -> Non
         import threading
 
         def hold() -> None:
-            sys.stdin.buffer.read()
+            # Not sys.stdin: a lock that its reader holds aborts the interpreter at its end.
+            while os.read(sys.stdin.fileno(), 1):
+                pass
             with contextlib.suppress(RuntimeError):  # the loop has ended already
                 loop.call_soon_threadsafe(task.cancel)
 
