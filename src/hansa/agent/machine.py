@@ -2,6 +2,7 @@
 
 An answer is durable before it is sent, and only those bytes are ever sent again. What the work wants to
 remember is proposed with the answer, and becomes the party's memory when it hears that it was counted.
+That an answer was not taken settles nothing: an earlier sending of the same bytes may have been.
 """
 
 from __future__ import annotations
@@ -50,14 +51,6 @@ class CouldNot:
 
 
 @dataclass(frozen=True)
-class Refused:
-    """The coordinator did not take an answer."""
-
-    run: str
-    version: int
-
-
-@dataclass(frozen=True)
 class Settled:
     """The coordinator says what became of an answer."""
 
@@ -66,7 +59,7 @@ class Settled:
     counted: bool
 
 
-AgentEvent = Asked | Worked | CouldNot | Refused | Settled
+AgentEvent = Asked | Worked | CouldNot | Settled
 
 
 @dataclass(frozen=True)
@@ -123,8 +116,6 @@ class Machine:
             case CouldNot(asked):
                 self._working.discard(_key(asked))
                 effects.excuse.append(event)
-            case Refused(run, version):
-                self._forget(effects, (run, version))
             case Settled(run, version, counted):
                 self._settled(effects, (run, version), counted)
         return effects

@@ -65,8 +65,10 @@ def admit(
             f"its owner allows {', '.join(offer.allow) or 'nothing'} on {offer.dataset!r}, not {kind}",
             remedy=f"Its owner can say `hansa agent start --allow {kind}`",
         )
-    if party not in setup.parties or party not in ask.parties:
+    if party not in ask.parties or not set(ask.parties) <= set(setup.parties):
         raise ConsentError("this party was not asked")
+    if len(set(setup.parties)) < federation.cohort.minimum:
+        raise ConsentError("the run is among fewer parties than the study's minimum")
     _columns(federation, setup, offer, party)
     try:
         permitted = federation.course(setup).permits(ask)
@@ -84,13 +86,16 @@ def admit(
 def _columns(federation: Federation, setup: Setup, offer: Offer, party: str) -> None:
     """Only the columns that the study names are read."""
     names = [name for name in offer.table.names if name != federation.evaluation.split]
-    chosen = set(federation.task.select(names, party))
-    wanted = set(setup.numbers) | set(setup.categories)
+    chosen = sorted(federation.task.select(names, party))
+    wanted = sorted([*setup.numbers, *setup.categories])
     if wanted != chosen:
+        differing = set(wanted) ^ set(chosen) or set(wanted)
         raise ConsentError(
-            f"the coordinator wants the columns {sorted(wanted - chosen) or sorted(chosen - wanted)}"
+            f"the coordinator wants the columns {', '.join(sorted(differing))}"
             " otherwise than the study says"
         )
+    if setup.seed != federation.seed:
+        raise ConsentError("the coordinator draws from another seed than the study's")
     declared = {
         name: rule.categories
         for name, rule in federation.contract.columns.items()

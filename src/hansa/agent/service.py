@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,6 @@ from hansa.agent.machine import (
     Effects,
     Held,
     Machine,
-    Refused,
     Settled,
 )
 from hansa.agent.policy import Offer
@@ -46,8 +45,11 @@ from hansa.wire.rpcs import ATTEND, DESCRIBE, FETCH, PROTOCOL, RENEW, UPLOAD
 
 LOG = structlog.get_logger("hansa.agent")
 
-LONGEST_PAUSE = 5.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two attempts to reach a coordinator that is down, at most."""
+
+RENEWAL_CHECK = 60.0
+"""Seconds between two looks at the clock: it may be set, or the machine may have slept."""
 
 
 class Agent:
@@ -68,9 +70,12 @@ class Agent:
         self._desk = Desk(home.party, offers)
         self._left = Left(home.folder / "left.jsonl")
         self._worker = ThreadPoolExecutor(1, "work")
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._pause, self._waiting = FIRST_PAUSE, False
+        self._calling: set[asyncio.Task[None]] = set()
+        self._working: set[asyncio.Task[None]] = set()
         self._client: Client | None = None
         self._broken: asyncio.Future[None] | None = None
+        self._failure: BaseException | None = None
 
     async def run(self) -> None:
         """Serve until cancelled.
@@ -78,26 +83,28 @@ class Agent:
         Raises:
             TrustError: if the coordinator removed this party or does not know it any more.
         """
-        pause, waiting = 0.1, False
         try:
             while True:
                 try:
                     await self._session()
-                    pause, waiting = 0.1, False
                 except UnreachableError as error:
-                    if not waiting:
+                    if not self._waiting:
                         self._say(f"waiting for the coordinator at {self.home.address}: {error}")
-                        waiting = True
+                        self._waiting = True
                 # Agents that lost the same coordinator must not all come back in the same instant.
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  # not a secret
-                pause = min(pause * 2, LONGEST_PAUSE)
+                wait = self._pause * random.uniform(0.5, 1.0)  # noqa: S311  # not a secret
+                self._pause = min(self._pause * 2, LONGEST_PAUSE)
+                await asyncio.sleep(wait)
         finally:
+            await _cancelled(self._working)
             self._worker.shutdown(wait=False, cancel_futures=True)
             self._left.close()
             self._store.close()
 
     async def _session(self) -> None:
-        """One connection, from its handshake to its end."""
+        """One connection, from its handshake to its end; work that is under way outlives it."""
+        if self._failure is not None:
+            raise self._failure
         await self._renew_if_due()
         channel = self._channel()
         async with channel:
@@ -111,11 +118,10 @@ class Agent:
                 for finished in done:
                     finished.result()
             finally:
-                tasks = [listening, renewal, *self._tasks]
-                for task in tasks:
-                    task.cancel()
-                self._broken.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                self._client = None
+                if not self._broken.cancel():
+                    self._broken.exception()
+                await _cancelled([listening, renewal, *self._calling])
 
     async def _listen(self, client: Client) -> None:
         hello = m.Hello(
@@ -124,18 +130,23 @@ class Agent:
             offers=[_described(offer) for offer in self._offers],
             pending=[m.Pending(run=run, version=v) for run, v in self._machine.pending],
         )
-        with about(fields=[f"names of columns of {offer.dataset}" for offer in self._offers]):
-            notices = client.stream(ATTEND, hello)
-        async with contextlib.aclosing(notices) as stream:  # type: ignore[type-var]  # a generator
-            async for notice in stream:
+        columns = [f"names of columns of {offer.dataset}" for offer in self._offers]
+        stream = client.stream(ATTEND, hello)
+        async with contextlib.aclosing(stream):  # type: ignore[type-var]  # a generator
+            while True:
+                with _coordinators_own(), about(fields=columns):
+                    notice = await anext(stream, None)
+                if notice is None:
+                    return
                 await self._noticed(notice)
 
     async def _noticed(self, notice: m.Notice) -> None:
         match notice.WhichOneof("body"):
             case "welcome":
+                self._pause, self._waiting = FIRST_PAUSE, False
                 self._say(f"connected to {notice.welcome.coordinator} at {self.home.address}")
             case "work":
-                self._begin(self._take(notice.work))
+                self._begin(self._take(notice.work), self._calling)
             case "settled":
                 said = notice.settled
                 await self._handle(Settled(said.run, said.version, said.counted))
@@ -149,13 +160,29 @@ class Agent:
     # --- work
 
     async def _take(self, work: m.Work) -> None:
-        """Fetch what the notice does not carry, and hand the ask to the machine."""
+        """Hand an ask to the machine, or an excuse for one that cannot be understood."""
+        try:
+            event: AgentEvent = await self._understood(work)
+        except UnreachableError:
+            raise
+        except Exception as error:
+            LOG.warning("ask not understood", run=work.run, work=work.work, reason=str(error))
+            ask = Ask(work.work, work.version, work.round, Values(), ())
+            asked = Asked(work.run, ask, work.attempt, work.federation.hex())
+            said = error.message if isinstance(error, HansaError) else "it is malformed"
+            event = CouldNot(asked, f"what the coordinator asks cannot be understood: {said}")
+        await self._handle(event)
+
+    async def _understood(self, work: m.Work) -> Asked:
+        """The ask of a notice, with what the notice does not carry."""
         if not self._desk.knows(work.run):
             said = await self._calls.unary(DESCRIBE, m.Describe(run=work.run))
             self._desk.describe(work.run, said.federation, json.loads(said.setup))
         body = work.tensors or await self._fetch(work.digest, work.size)
         ask = Ask.from_header(json.loads(work.ask), Values(tensors.read(body)))
-        await self._handle(Asked(work.run, ask, work.attempt, work.federation.hex()))
+        if (ask.work, ask.version, ask.round) != (work.work, work.version, work.round):
+            raise ContributionError("the ask is another one than its notice says")
+        return Asked(work.run, ask, work.attempt, work.federation.hex())
 
     async def _fetch(self, digest: bytes, size: int) -> bytes:
         receiver = chunks.Receiver(size, digest)
@@ -171,11 +198,13 @@ class Agent:
         if effects.changes:
             self._store.apply(effects.changes)
         for asked in effects.work:
-            self._begin(self._work(asked))
+            self._begin(self._work(asked), self._working)
+        if self._client is None:
+            return  # the coordinator asks again as soon as there is a link
         for held in effects.send:
-            self._begin(self._send(held))
+            self._begin(self._send(held), self._calling)
         for could_not in effects.excuse:
-            self._begin(self._excuse(could_not))
+            self._begin(self._excuse(could_not), self._calling)
 
     async def _work(self, asked: Asked) -> None:
         memory = self._machine.memories.get(asked.run, b"")
@@ -188,9 +217,10 @@ class Agent:
             LOG.warning("work refused", run=asked.run, work=asked.ask.work, reason=str(error))
             worked = CouldNot(asked, excuse(error))
         except Exception as error:
-            # A defect of ours at one party is that party's excuse; the run goes on without it.
+            # A defect of ours at one party is that party's excuse; the run goes on without it. What
+            # a stray exception says may quote the data, so the coordinator hears its kind only.
             LOG.exception("work failed", run=asked.run, work=asked.ask.work)
-            worked = CouldNot(asked, f"{type(error).__name__}: {error}")
+            worked = CouldNot(asked, f"the work failed ({type(error).__name__}); its log says why")
         await self._handle(worked)
 
     async def _send(self, held: Held) -> None:
@@ -206,7 +236,8 @@ class Agent:
         if small:
             head.data = held.body
         shapes = {name: list(value.shape) for name, value in tensors.read(held.body).items()}
-        with about(run=held.run, version=held.version, round=held.round, fields=shapes):
+        facts: dict[str, Any] = {"run": held.run, "version": held.version, "round": held.round}
+        with _coordinators_own(), about(**facts, fields=shapes):
             async with self._calls.bidi(UPLOAD) as upload:
                 await upload.send(m.UploadPart(head=head))
                 reply = await upload.receive()
@@ -217,31 +248,33 @@ class Agent:
                     reply = await upload.receive()
         if reply is not None and not reply.receipt.accepted:
             LOG.warning("answer refused", run=held.run, reason=reply.receipt.reason)
-            await self._handle(Refused(held.run, held.version))
 
     async def _excuse(self, could_not: CouldNot) -> None:
         asked = could_not.asked
         failure = m.Failure(
             run=asked.run, version=asked.ask.version, attempt=asked.attempt, reason=could_not.reason
         )
-        with about(
-            run=asked.run, version=asked.ask.version, round=asked.ask.round, fields="reason"
-        ):
+        facts: dict[str, Any] = {"run": asked.run, "version": asked.ask.version}
+        with _coordinators_own(), about(**facts, round=asked.ask.round, fields="reason"):
             async with self._calls.bidi(UPLOAD) as upload:
                 await upload.send(m.UploadPart(failure=failure))
                 await upload.receive()
 
-    def _begin(self, doing: Any) -> None:
-        """Do something beside listening; if the link breaks, the session ends and begins again."""
+    def _begin(self, doing: Any, among: set[asyncio.Task[None]]) -> None:
+        """Do something beside listening; if it fails, the session ends."""
         task = asyncio.create_task(doing)
-        self._tasks.add(task)
+        among.add(task)
+        task.add_done_callback(among.discard)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return
-        if self._broken is not None and not self._broken.done():
+        if (
+            self._client is None
+        ):  # between two sessions only work goes on, and only the disk fails it
+            self._failure = error
+        elif self._broken is not None and not self._broken.done():
             self._broken.set_exception(error)
 
     @property
@@ -264,7 +297,7 @@ class Agent:
     async def _until_renewal(self) -> None:
         """End the session when the certificate is due, so that the next begins with a new one."""
         while not pki.renewal_due(self.home.certificate_pem):
-            await asyncio.sleep(60)
+            await asyncio.sleep(RENEWAL_CHECK)
 
     async def _renew_if_due(self) -> None:
         if not pki.renewal_due(self.home.certificate_pem):
@@ -279,6 +312,25 @@ class Agent:
         )
         self.home.save()
         LOG.info("certificate renewed", party=self.home.party)
+
+
+async def _cancelled(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks, and wait until they have ended."""
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _coordinators_own() -> Iterator[None]:
+    """An error that the coordinator has with itself: a reason to come back later, not to end."""
+    try:
+        yield
+    except (TrustError, UnreachableError):
+        raise
+    except HansaError as error:
+        raise UnreachableError(f"the coordinator failed: {error.message}") from error
 
 
 def excuse(error: HansaError) -> str:

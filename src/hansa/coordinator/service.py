@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-import hashlib
 import json
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ import numpy as np
 import structlog
 
 from hansa import __version__
-from hansa.contribution import Ask, Contribution, Field, Values, canonical, check
-from hansa.coordinator.driver import Driver, pending
+from hansa.aggregation.signal import Signal
+from hansa.contribution import Ask, Contribution, Values, canonical, check
+from hansa.coordinator.driver import Driver
 from hansa.coordinator.home import CoordinatorHome
 from hansa.coordinator.machine import (
     Connected,
@@ -31,9 +31,11 @@ from hansa.coordinator.machine import (
     Offer,
     Removed,
     RemovedNotice,
+    Renewed,
     Resumed,
     SettledNotice,
     Submitted,
+    Unsettled,
     WorkNotice,
 )
 from hansa.coordinator.store import CoordinatorStore
@@ -41,7 +43,14 @@ from hansa.crypto import pki
 from hansa.crypto.token import secret_hash
 from hansa.data.table import ColumnSchema
 from hansa.database import Put
-from hansa.errors import ContributionError, HansaError, RunError, StudyError, TrustError
+from hansa.errors import (
+    ContributionError,
+    HansaError,
+    RunError,
+    StudyError,
+    TrustError,
+    UnreachableError,
+)
 from hansa.federation import Federation
 from hansa.run import new_id
 from hansa.wire import chunks, tensors
@@ -71,6 +80,7 @@ class Coordinator:
         self._identities: dict[bytes, pki.Identity] = {}
         self._lobby_key = home.lobby.public_key
         self._joining: set[str] = set()
+        self._gathering: dict[chunks.Receiver, Path] = {}
         self._started = _now()
         self._server: Any = None
 
@@ -178,8 +188,8 @@ class Coordinator:
         certificate = self.home.authority.issue(request.csr, role=peer.role, name=peer.name)
         if peer.role == pki.PARTY:
             identity = pki.identify(certificate, self.home.authority.public_key)
-            serials = f"{identity.serial} {peer.serial}"
-            await self.driver.put(Joined(peer.name, serials, identity.expires.isoformat()))
+            expires = identity.expires.isoformat()
+            await self.driver.put(Renewed(peer.name, peer.serial, identity.serial, expires))
         return m.RenewReply(certificate=certificate)
 
     # --- parties at work
@@ -193,11 +203,10 @@ class Coordinator:
             earlier.put_nowait(None)
         self._listeners[peer.name] = queue
         offers = tuple(_offer(offer) for offer in request.offers)
-        unsettled = tuple((p.run, p.version, False) for p in request.pending)
-        event = Connected(peer.name, offers, unsettled)
+        event = Connected(peer.name, offers, tuple(_unsettled(request)))
         try:
             yield m.Notice(welcome=m.Welcome(coordinator=self.home.name))
-            await self.driver.put(await self.driver.read(pending, self.driver.store, event))
+            await self.driver.put(event)
             LOG.info("listening", party=peer.name, offers=[offer.dataset for offer in offers])
             while (notice := await queue.get()) is not None:
                 yield await self._message(notice)
@@ -236,7 +245,7 @@ class Coordinator:
         self, requests: AsyncIterator[m.UploadPart], peer: pki.Identity
     ) -> AsyncIterator[m.UploadReply]:
         """A party's answer: small in one message, large in chunks that resume where they broke off."""
-        first = await anext(aiter(requests))
+        first = await anext(aiter(requests), m.UploadPart())
         ticket: asyncio.Future[tuple[bool, str]] = asyncio.get_running_loop().create_future()
         if first.WhichOneof("body") == "failure":
             said = first.failure
@@ -245,15 +254,14 @@ class Coordinator:
             )
         elif first.WhichOneof("body") == "head":
             head = first.head
-            live = self.driver.machine.runs.get(head.run)
-            fields = _expected(live, head)
-            refusal = _too_large(fields, head.size)
+            signal = _expected(self.driver.machine.runs.get(head.run), head, peer.name)
+            refusal = _too_large(signal, head.size)
             body = bytes(head.data)
             if not refusal and len(body) < head.size:
                 receiver = self._receiver(head, peer.name)
                 yield m.UploadReply(resume=m.Resume(offset=receiver.offset))
-                body = await self._receive(receiver, requests)
-            refusal = refusal or _refusal(body, head, fields)
+                body, refusal = await self._receive(receiver, requests)
+            refusal = refusal or _refusal(body, head, signal)
             event = Delivered(
                 ticket,
                 peer.name,
@@ -272,25 +280,40 @@ class Coordinator:
         yield m.UploadReply(receipt=m.Receipt(accepted=taken, reason=reason))
 
     def _receiver(self, head: m.Head, party: str) -> chunks.Receiver:
-        key = f"{head.run}/{head.version}/{head.attempt}/{party}/{head.digest.hex()}"
-        name = hashlib.sha256(key.encode()).hexdigest()
-        return chunks.Receiver(head.size, head.digest, self.home.folder / "spool" / name)
+        """Where the chunks of an answer gather; an earlier call that still sends it is cut off."""
+        path = self.driver.store.spool(head.run, head.version, f"{head.attempt} {party}")
+        for earlier, gathering in list(self._gathering.items()):
+            if gathering == path:
+                del self._gathering[earlier]
+                earlier.close()
+        receiver = chunks.Receiver(head.size, head.digest, path)
+        self._gathering[receiver] = path
+        return receiver
 
     async def _receive(
         self, receiver: chunks.Receiver, requests: AsyncIterator[m.UploadPart]
-    ) -> bytes:
+    ) -> tuple[bytes, str]:
+        """The body, or why it is not what was declared.
+
+        Raises:
+            UnreachableError: if the link breaks before it is whole; it may be resumed.
+        """
         try:
-            async for part in requests:
+            while receiver.offset < receiver.size:
+                part = await anext(aiter(requests), None)
+                if part is None or receiver not in self._gathering:
+                    raise UnreachableError("the upload was broken off; it may be resumed")
                 receiver.accept(part.chunk)
-                if receiver.offset == receiver.size:
-                    break
             path = receiver.finish()
+            assert isinstance(path, Path)
+            body = path.read_bytes()
+            path.unlink()
+            return body, ""
+        except ContributionError as error:
+            return b"", str(error)
         finally:
+            self._gathering.pop(receiver, None)
             receiver.close()
-        assert isinstance(path, Path)
-        body = path.read_bytes()
-        path.unlink()
-        return body
 
     def _tell(self, party: str, notice: Notice) -> None:
         if party in self._listeners:
@@ -487,31 +510,42 @@ def _offered(offer: Offer) -> m.Offer:
     )
 
 
-def _expected(live: Live | None, head: m.Head) -> tuple[Field, ...] | None:
-    """What the answer must hold; None if nobody waits for it, which the machine will say."""
+def _unsettled(hello: m.Hello) -> Iterator[Unsettled]:
+    """The answers that a party asks about; a database has limits that the wire has not."""
+    for said in hello.pending[:1000]:
+        if said.version < 1 << 31 and said.run.isprintable():
+            yield Unsettled(said.run, said.version)
+
+
+def _expected(live: Live | None, head: m.Head, party: str) -> Signal | None:
+    """What the answer must hold; None if nobody waits for it, and the machine will say why."""
     ask: Ask | None = live.ask if live else None
-    if live is None or ask is None or ask.version != head.version:
+    if live is None or ask is None or party not in ask.parties:
         return None
-    return live.course.signals(ask)[-1].fields
+    if (head.version, head.attempt) != (ask.version, live.attempt):
+        return None
+    return live.course.signals(ask)[-1]
 
 
-def _too_large(fields: tuple[Field, ...] | None, size: int) -> str:
-    if fields is None:
-        return "stale" if size > chunks.CHUNK else ""
-    arrays = sum(math.prod(f.shape or ()) * np.dtype(f.dtype).itemsize for f in fields)
+def _too_large(signal: Signal | None, size: int) -> str:
+    if signal is None:
+        return "stale"
+    arrays = sum(math.prod(f.shape or ()) * np.dtype(f.dtype).itemsize for f in signal.fields)
     limit = arrays + SLACK
     return f"{size} bytes where at most {limit} were declared" if size > limit else ""
 
 
-def _refusal(body: bytes, head: m.Head, fields: tuple[Field, ...] | None) -> str:
+def _refusal(body: bytes, head: m.Head, signal: Signal | None) -> str:
     """Why this answer is not what was declared; empty if it is."""
-    if fields is None:
-        return ""
+    if signal is None:
+        return "stale"
     try:
         if chunks.digest(body) != head.digest:
             raise ContributionError("what arrived is not what was declared: its digest differs")
         values = Values(tensors.read(body, limit=head.size))
-        check(Contribution(values, head.weight), fields)
+        check(Contribution(values, head.weight), signal.fields)
+        if signal.weights == "equal" and head.weight != 1:
+            raise ContributionError(f"the weight is {head.weight:g} where all count the same")
     except ContributionError as error:
         return str(error)
     return ""

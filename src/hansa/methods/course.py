@@ -202,14 +202,17 @@ class Course:
         return replace(ask, work=phase, version=progress.version, round=number, send=Values(send))
 
     def permits(self, ask: Ask) -> bool:
-        """Whether this course itself would ask so: the same fields, through the same stages.
+        """Whether this course itself would ask so: in such a round, the same fields, through the
+        same stages.
 
         A party asks this before it works, since the ask may come from somebody who would like to
         see more, or to have it without the clip.
         """
         if ask.work == "evaluate":
-            return (ask.fields, ask.through) == (self.task.tallies(), "plain")
-        if ask.work not in {"moments", "train"}:
+            due = ask.round > 0 and self.evaluate.due(ask.round, last=ask.round >= self.rounds)
+            return due and (ask.fields, ask.through) == (self.task.tallies(), "plain")
+        rounds = {"moments": range(1), "train": range(1, self.rounds + 1)}
+        if ask.round not in rounds.get(ask.work, ()):
             return False
         method = self._method(ask.work)
         state = method.init(self.setup, self.learner)

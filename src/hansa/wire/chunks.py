@@ -106,7 +106,7 @@ class Receiver:
         if not self._path or not self._part:
             return bytes(self._memory)
         self._part.replace(self._path)
-        _sync_folder(self._path.parent)
+        sync_folder(self._path.parent)
         return self._path
 
     def close(self, *, sync: bool = False) -> None:
@@ -119,7 +119,7 @@ class Receiver:
             self._file = None
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename durable, where folders can be opened (not on Windows)."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
