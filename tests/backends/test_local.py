@@ -9,7 +9,7 @@ import pytest
 
 import hansa as hs
 from hansa.data import ColumnRule, write_csv
-from hansa.errors import ContractError, DataError, RunError, UsageError
+from hansa.errors import ContractError, DataError, RunError
 from hansa.run import Event
 
 X = np.linspace(-1, 1, 16)
@@ -78,8 +78,3 @@ def test_bytes_are_counted() -> None:
         assert body["bytes_in"] == 2 * 2 * 8  # two parties, two float64 each
         assert body["bytes_out"] == 2 * (2 + 1 + 1) * 8  # parameters, mean, scale
         assert body["seconds"] >= 0
-
-
-def test_an_option_that_does_not_exist_is_not_passed_over() -> None:
-    with pytest.raises(UsageError, match=r"unknown option 'resum'\. Did you mean 'resume'"):
-        STUDY.run(hs.Local(PARTIES), resum=None)

@@ -11,7 +11,7 @@ from hansa.contribution import Arrival, Ask, Json, Values
 from hansa.data.contract import check
 from hansa.data.source import read
 from hansa.data.table import Table
-from hansa.errors import ContractError, HansaError, StudyError, UsageError, did_you_mean
+from hansa.errors import ContractError, HansaError, StudyError
 from hansa.federation import Federation
 from hansa.methods.base import Setup
 from hansa.methods.course import Course, Progress
@@ -56,10 +56,7 @@ class Local:
             StudyError: if the run to resume is of another federation.
             DataError: naming the party whose table does not fit.
             RunError: if the run cannot go on; what happened so far is kept.
-            UsageError: for an option that does not exist.
         """
-        for name in options:
-            raise UsageError(f"unknown option {name!r}", remedy=did_you_mean(name, ["resume"]))
         if self._seed is not None:
             federation = federation.model_copy(update={"seed": self._seed})
         resume, setup = self._resume, self._resolve(federation)
