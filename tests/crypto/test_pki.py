@@ -217,6 +217,28 @@ def test_only_the_coordinator_may_serve(authority):
     assert common != pki.SERVER_NAME
 
 
+@pytest.mark.parametrize(
+    ("host", "dns", "addresses"),
+    [
+        ("fl.example.org", ["fl.example.org"], []),
+        ("联邦.example", ["xn--8y0a574a.example"], []),
+        ("10.0.0.7", [], ["10.0.0.7"]),
+        ("::1", [], ["::1"]),
+    ],
+)
+def test_the_host_of_the_coordinator_enters_its_certificate(authority, host, dns, addresses):
+    _, pem = authority.server_certificate("x", host=host)
+    names = certificate(pem).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [pki.SERVER_NAME, *dns]
+    assert [str(found) for found in names.get_values_for_type(x509.IPAddress)] == addresses
+    assert pki.identify(pem, authority.public_key).role == "coordinator"
+
+
+def test_a_host_that_cannot_be_one_is_refused(authority):
+    with pytest.raises(UsageError, match="cannot be the name of a host"):
+        authority.server_certificate("x", host="a..b")
+
+
 def test_a_trust_anchor_has_the_authority_s_subject_and_key_and_a_signature_that_proves_nothing(
     authority,
 ):

@@ -12,7 +12,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from hansa.crypto import pki
+from hansa.crypto import certificates, pki
 from hansa.crypto.keys import key_to_pem, new_key, request
 from hansa.errors import ContributionError, TrustError
 from hansa.wire import messages as m
@@ -157,7 +157,7 @@ def expired(monkeypatch: pytest.MonkeyPatch) -> Callable[[World], tuple[bytes, b
     def make(world: World) -> tuple[bytes, bytes]:
         now = dt.datetime.now(dt.UTC)
         with monkeypatch.context() as past:
-            past.setattr(pki, "_now", lambda: now - dt.timedelta(days=7))
+            past.setattr(certificates, "now", lambda: now - dt.timedelta(days=7))
             return world.pair()
 
     return make

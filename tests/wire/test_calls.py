@@ -20,7 +20,8 @@ from hansa.errors import (
 )
 from hansa.wire import messages as m
 from hansa.wire import rpcs
-from hansa.wire.channel import MESSAGE, RPCS
+from hansa.wire.channel import MESSAGE, RPCS, Conversation
+from hansa.wire.client import _hansa_errors
 from hansa.wire.faults import from_status
 from hansa.wire.service import handlers
 
@@ -135,11 +136,29 @@ async def test_a_sender_is_told_why_the_coordinator_refused(world):
         assert not await talk.send(m.UploadPart(chunk=m.Chunk(data=b"x")))
 
 
-async def test_a_call_that_the_coordinator_cancels_does_not_cancel_its_caller(world):
+async def test_a_cancellation_inside_the_coordinator_still_answers_the_caller(world):
     world.desk.failure = asyncio.CancelledError()
     async with world.dial() as client:
+        with pytest.raises(UnreachableError, match="broke the call off"):
+            await client.unary("Describe", m.Describe(), timeout=5)
+        with pytest.raises(UnreachableError, match="broke the call off"):
+            await anext(client.stream(rpcs.ATTEND, m.Hello()))
+
+
+async def test_a_call_that_the_coordinator_cancels_does_not_cancel_its_caller(world, monkeypatch):
+    async def cancel(context: Any, method: str, error: Exception) -> None:
+        await context.abort(grpc.StatusCode.CANCELLED, "stopped")
+
+    monkeypatch.setattr("hansa.wire.service.refuse", cancel)
+    world.desk.failure = ValueError()
+    async with world.dial() as client:
         with pytest.raises(UnreachableError):
-            await client.unary("Describe", m.Describe())
+            await client.unary("Describe", m.Describe(), timeout=5)
+        with pytest.raises(UnreachableError):
+            await anext(client.stream(rpcs.ATTEND, m.Hello()))
+        async with client.bidi(rpcs.UPLOAD) as talk:
+            with pytest.raises(UnreachableError):
+                await talk.receive()
 
 
 async def test_a_caller_that_is_cancelled_stays_cancelled(world):
@@ -149,6 +168,59 @@ async def test_a_caller_that_is_cancelled_stays_cancelled(world):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(stream), 0.05)
         await asyncio.wait_for(world.desk.ended.wait(), 5)
+
+
+async def test_a_unary_caller_that_is_cancelled_stays_cancelled(world, monkeypatch):
+    async def forever(request: m.Describe, peer: object) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(world.desk, "describe", forever)
+    server = await world.start()
+    async with world.dial() as client:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.unary("Describe", m.Describe()), 0.1)
+    await server.stop(0)
+
+
+async def test_a_call_that_its_channel_cancels_does_not_cancel_who_waits_for_it():
+    with pytest.raises(UnreachableError, match="was closed"), _hansa_errors():
+        raise asyncio.CancelledError
+
+
+class BrokenWrite:
+    """A call that ended well while a write was under way, as gRPC then shows it."""
+
+    def __init__(self) -> None:
+        self.answers: tuple[grpc.StatusCode, str] = (grpc.StatusCode.OK, "")
+
+    def add_done_callback(self, callback: Any) -> None:
+        callback(self)
+        self.answers = (grpc.StatusCode.INTERNAL, "Internal error from Core")
+        callback(self)
+
+    async def code(self) -> grpc.StatusCode:
+        return self.answers[0]
+
+    async def details(self) -> str:
+        return self.answers[1]
+
+    async def initial_metadata(self) -> grpc.aio.Metadata:
+        return grpc.aio.Metadata()
+
+    trailing_metadata = initial_metadata
+
+    async def __aiter__(self) -> Any:
+        yield m.UploadReply(receipt=m.Receipt(accepted=True)).SerializeToString()
+        empty = grpc.aio.Metadata()
+        raise grpc.aio.AioRpcError(self.answers[0], empty, empty, self.answers[1])
+
+
+async def test_a_write_that_came_too_late_does_not_turn_success_into_failure():
+    talk = Conversation(rpcs.UPLOAD, BrokenWrite(), lambda rpc, message: b"")
+    reply = await talk.receive()
+    assert reply is not None
+    assert reply.receipt.accepted
+    assert await talk.receive() is None
 
 
 async def test_leaving_a_conversation_early_frees_the_coordinator(world):

@@ -6,12 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
 
 from hansa.crypto import pki
 from hansa.errors import TrustError, UnreachableError, UsageError
+from hansa.wire import channel, rpcs
 from hansa.wire import messages as m
-from hansa.wire import rpcs
 from hansa.wire.channel import client_channel, serve
 
 
@@ -175,15 +176,34 @@ async def test_the_certificate_is_renewed_without_a_restart(authority, world):
     await server.stop(0)
 
 
-async def test_a_renewal_that_fails_leaves_the_last_certificate(world, caplog):
-    def fail() -> None:
-        raise OSError("disk")
+async def test_a_renewal_that_fails_leaves_the_last_certificate(
+    authority, world, caplog, monkeypatch
+):
+    fetchers = []
+    make = grpc.dynamic_ssl_server_credentials
 
-    server = await world.start(renewed=fail)
+    def note(first, fetch, **options):
+        fetchers.append(fetch)
+        return make(first, fetch, **options)
+
+    monkeypatch.setattr(grpc, "dynamic_ssl_server_credentials", note)
+    answers = [None, authority.server_certificate("a"), None, OSError("disk")]
+
+    def renewed() -> tuple[bytes, bytes] | None:
+        answer = answers.pop(0) if answers else None
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    server = await world.start(renewed=renewed)
+    first, second, third, fourth = (fetchers[0]() for _ in range(4))
+    assert first is not second
+    assert second is third
+    assert third is fourth
+    assert "could not be renewed" in caplog.text
     async with world.dial() as client:
         await client.unary("Describe", m.Describe())
     await server.stop(0)
-    assert "could not be renewed" in caplog.text
 
 
 async def test_a_port_in_use_is_named_with_the_way_out(world):
@@ -268,6 +288,16 @@ async def test_a_coordinator_that_is_down_is_unreachable_and_found_again_when_it
         else:
             pytest.fail("not found again within two seconds")
         await server.stop(0)
+
+
+async def test_an_idle_party_may_ping_as_often_as_it_likes(world, monkeypatch):
+    often = [(name, value) for name, value in channel._COMMON if name != "grpc.keepalive_time_ms"]
+    monkeypatch.setattr(channel, "_COMMON", [*often, ("grpc.keepalive_time_ms", 50)])
+    async with world.dial() as client:
+        stream = client.stream(rpcs.ATTEND, m.Hello())
+        await anext(stream)
+        with pytest.raises(TimeoutError):  # and not UnreachableError: too many pings
+            await asyncio.wait_for(anext(stream), 3.5)  # gRPC pings once a second at most
 
 
 async def test_what_does_not_speak_tls_is_no_coordinator(world):

@@ -17,15 +17,16 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, SignatureAlgorithmOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, SignatureAlgorithmOID
 
+from hansa.crypto import certificates
 from hansa.crypto.keys import (
     PrivateKey,
     PublicKey,
@@ -49,7 +50,6 @@ ROLES = frozenset({COORDINATOR, OPERATOR, PARTY})
 LIFETIME = dt.timedelta(hours=48)
 _AUTHORITY_LIFETIME = dt.timedelta(days=3653)
 _LOBBY_LIFETIME = dt.timedelta(minutes=30)
-_BACKDATED = dt.timedelta(minutes=5)  # a party's clock may be a little slow
 _LONGEST_NAME = 100
 
 
@@ -105,9 +105,9 @@ class Authority:
     def create(cls, name: str) -> Authority:
         """A new authority, for ten years; ``name`` is in its certificate for people to read."""
         key = new_key()
-        said = x509.SubjectAlternativeName([_uri("authority", canonical_name(name))])
-        root = _root(key.public_key(), "authority", _AUTHORITY_LIFETIME).add_extension(said, False)
-        return cls(key, root.sign(key, hashes.SHA256()))
+        said = x509.SubjectAlternativeName([certificates.uri("authority", canonical_name(name))])
+        root = certificates.root(key.public_key(), "authority", _AUTHORITY_LIFETIME)
+        return cls(key, root.add_extension(said, critical=False).sign(key, hashes.SHA256()))
 
     @property
     def certificate_pem(self) -> bytes:
@@ -146,12 +146,19 @@ class Authority:
         return cls(key, certificate)
 
     def issue(
-        self, csr_pem: bytes, *, role: str, name: str, lifetime: dt.timedelta = LIFETIME
+        self,
+        csr_pem: bytes,
+        *,
+        role: str,
+        name: str,
+        lifetime: dt.timedelta = LIFETIME,
+        host: str = "",
     ) -> bytes:
         """A certificate for the key of a signing request, as PEM.
 
         Of the request only the public key is used: role and name are the caller's, never the
-        requester's. Backdated by 5 minutes, with a random serial number.
+        requester's. Backdated by 5 minutes, with a random serial number. ``host`` is for the
+        coordinator only: the name or address under which it is reached.
 
         Raises:
             TrustError: the request is damaged or not signed by its own key.
@@ -159,38 +166,44 @@ class Authority:
         """
         if role not in ROLES:
             raise UsageError(f"a certificate cannot be for the role {role!r}")
-        names: list[x509.GeneralName] = [_uri(role, canonical_name(name))]
-        usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
+        names: list[x509.GeneralName] = [certificates.uri(role, canonical_name(name))]
+        usage = ExtendedKeyUsageOID.CLIENT_AUTH
         if role == COORDINATOR:
             names.append(x509.DNSName(SERVER_NAME))
-            usages = [ExtendedKeyUsageOID.SERVER_AUTH]
-        return _leaf(
-            self, requested_key(csr_pem), label=f"{role} {canonical_name(name)}", names=names,
-            usages=usages, lifetime=lifetime,
+            names += [certificates.host_name(host)] if host else []
+            usage = ExtendedKeyUsageOID.SERVER_AUTH
+        return certificates.leaf(
+            self.certificate.subject, self.key, requested_key(csr_pem),
+            label=f"{role} {canonical_name(name)}", names=names, usage=usage, lifetime=lifetime,
         )  # fmt: skip
 
     def server_certificate(
-        self, name: str, *, lifetime: dt.timedelta = LIFETIME
+        self, name: str, *, host: str = "", lifetime: dt.timedelta = LIFETIME
     ) -> tuple[bytes, bytes]:
-        """A fresh key and certificate for the coordinator itself, both PEM."""
+        """A fresh key and certificate for the coordinator itself, both PEM.
+
+        ``host`` is the name or address under which it is reached; it stands in the certificate
+        beside the name that Hansa's own clients expect.
+        """
         key = new_key()
-        leaf = self.issue(request(key), role=COORDINATOR, name=name, lifetime=lifetime)
+        leaf = self.issue(request(key), role=COORDINATOR, name=name, host=host, lifetime=lifetime)
         return key_to_pem(key), leaf
 
 
 def lobby_authority(seed: bytes) -> Authority:
     """The lobby that a token's 16-byte seed determines: the same key at both ends."""
     key = derived_key(seed, purpose="hansa lobby")
-    root = _root(key.public_key(), "lobby", dt.timedelta(days=1))
+    root = certificates.root(key.public_key(), "lobby", dt.timedelta(days=1))
     return Authority(key, root.sign(key, hashes.SHA256()))
 
 
 def lobby_leaf(seed: bytes, key: PrivateKey) -> bytes:
     """The certificate with which a token's holder knocks, valid for half an hour, as PEM."""
-    return _leaf(
-        lobby_authority(seed), key.public_key(), label=LOBBY,
-        names=[x509.UniformResourceIdentifier("hansa://lobby/")],
-        usages=[ExtendedKeyUsageOID.CLIENT_AUTH], lifetime=_LOBBY_LIFETIME,
+    lobby = lobby_authority(seed)
+    return certificates.leaf(
+        lobby.certificate.subject, lobby.key, key.public_key(),
+        label=LOBBY, names=[certificates.uri(LOBBY, "")],
+        usage=ExtendedKeyUsageOID.CLIENT_AUTH, lifetime=_LOBBY_LIFETIME,
     )  # fmt: skip
 
 
@@ -204,7 +217,7 @@ def trust_anchor(key: PublicKey) -> bytes:
     is the signature on the server's certificate, and only the authority can make that one.
     Python's own ``ssl`` and gRPC's BoringSSL both behave so; a test holds them to it.
     """
-    root = _root(key, "authority", _AUTHORITY_LIFETIME)
+    root = certificates.root(key, "authority", _AUTHORITY_LIFETIME)
     return root.sign(new_key(), hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
@@ -234,12 +247,10 @@ def identify(
         TrustError: it cannot be read, somebody else signed it, it is outside its validity, or it
             names no role and name.
     """
-    certificate = _signed_by(certificate_pem, authority_key)
-    urls = _urls(certificate)
-    found = re.fullmatch(r"hansa://(\w+)/([^/]+)", urls[0]) if len(urls) == 1 else None
-    if found is None or found[1] not in ROLES:
-        raise TrustError("the certificate names no role and name of Hansa's")
-    return _identity(certificate, found[1], unquote(found[2]), now)
+    certificate = _readable(certificate_pem)
+    if not _signed_by(certificate, authority_key):
+        raise _not_ours()
+    return _member(certificate, now)
 
 
 def recognise(
@@ -254,10 +265,12 @@ def recognise(
     Raises:
         TrustError: neither signed it, or the lobby signed it in somebody's name.
     """
-    try:
-        certificate = _signed_by(certificate_pem, lobby_key)
-    except TrustError:
-        return identify(certificate_pem, authority_key, now=now)
+    # The authority first: nearly every call is a member's, and verifying costs most of the time.
+    certificate = _readable(certificate_pem)
+    if _signed_by(certificate, authority_key):
+        return _member(certificate, now)
+    if not _signed_by(certificate, lobby_key):
+        raise _not_ours()
     if _urls(certificate) != ["hansa://lobby/"]:
         raise TrustError("a lobby certificate claims a name; only the authority gives names")
     return _identity(certificate, LOBBY, "", now)
@@ -265,105 +278,50 @@ def recognise(
 
 def require_valid(certificate_pem: bytes, *, now: dt.datetime | None = None) -> None:
     """Raise TrustError if a certificate of one's own is outside its validity."""
-    _check_validity(x509.load_pem_x509_certificate(certificate_pem), now or _now())
+    _check_validity(x509.load_pem_x509_certificate(certificate_pem), now or certificates.now())
 
 
 def renewal_due(certificate_pem: bytes, *, now: dt.datetime | None = None) -> bool:
     """Whether two thirds of the certificate's validity have passed."""
     certificate = x509.load_pem_x509_certificate(certificate_pem)
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return (now or _now()) >= start + (end - start) * 2 / 3
+    return (now or certificates.now()) >= start + (end - start) * 2 / 3
 
 
-def _now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)
-
-
-def _uri(role: str, name: str) -> x509.UniformResourceIdentifier:
-    return x509.UniformResourceIdentifier(f"hansa://{role}/{quote(name, safe='')}")
-
-
-def _subject(text: str) -> x509.Name:
-    # X.520 allows a common name 64 characters, and the library counts bytes. Nothing reads this.
-    short = text.encode()[:64].decode(errors="ignore")
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, short)])
-
-
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates, key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates, content_commitment=False, key_encipherment=False,
-        data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
-
-
-def _root(key: PublicKey, kind: str, lifetime: dt.timedelta) -> x509.CertificateBuilder:
-    """A root for ``key``, whose subject follows from the key."""
-    mark = x509.SubjectKeyIdentifier.from_public_key(key)
-    subject = _subject(f"hansa {kind} {mark.digest.hex()}")
-    return (
-        _certificate(subject, subject, key, lifetime)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
-        .add_extension(mark, critical=False)
-    )
-
-
-def _leaf(
-    signer: Authority,
-    key: PublicKey,
-    *,
-    label: str,
-    names: list[x509.GeneralName],
-    usages: list[x509.ObjectIdentifier],
-    lifetime: dt.timedelta,
-) -> bytes:
-    mark = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key)
-    leaf = (
-        # The label holds a blank or is "lobby": it can never be read as the server's DNS name.
-        _certificate(_subject(label), signer.certificate.subject, key, lifetime)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(mark, critical=False)
-    )
-    return leaf.sign(signer.key, hashes.SHA256()).public_bytes(Encoding.PEM)
-
-
-def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: PublicKey, lifetime: dt.timedelta
-) -> x509.CertificateBuilder:
-    now = _now()
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BACKDATED)
-        .not_valid_after(now + lifetime)
-    )
-
-
-def _signed_by(certificate_pem: bytes, key: PublicKey) -> x509.Certificate:
+def _readable(certificate_pem: bytes) -> x509.Certificate:
     try:
         certificate = x509.load_pem_x509_certificate(certificate_pem)
-        algorithm = certificate.signature_algorithm_oid
-        signature, signed = certificate.signature, certificate.tbs_certificate_bytes
         certificate.extensions  # noqa: B018 (parsed lazily: a damaged one must show here)
     except Exception:  # whatever a parser makes of a stranger's bytes
         raise TrustError("the certificate cannot be read") from None
-    try:
-        if algorithm != SignatureAlgorithmOID.ECDSA_WITH_SHA256:
-            raise InvalidSignature
-        key.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature:
-        raise TrustError(
-            "the certificate was not signed by this coordinator's authority",
-            remedy="Join again with a new token of this coordinator: hansa party invite NAME",
-        ) from None
     return certificate
+
+
+def _signed_by(certificate: x509.Certificate, key: PublicKey) -> bool:
+    if certificate.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA256:
+        return False
+    try:
+        signed = certificate.tbs_certificate_bytes
+        key.verify(certificate.signature, signed, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _not_ours() -> TrustError:
+    return TrustError(
+        "the certificate was not signed by this coordinator's authority",
+        remedy="Join again with a new token of this coordinator: hansa party invite NAME",
+    )
+
+
+def _member(certificate: x509.Certificate, now: dt.datetime | None) -> Identity:
+    """The identity in a certificate whose signature has been verified."""
+    urls = _urls(certificate)
+    found = re.fullmatch(r"hansa://(\w+)/([^/]+)", urls[0]) if len(urls) == 1 else None
+    if found is None or found[1] not in ROLES:
+        raise TrustError("the certificate names no role and name of Hansa's")
+    return _identity(certificate, found[1], unquote(found[2]), now)
 
 
 def _urls(certificate: x509.Certificate) -> list[str]:
@@ -377,7 +335,7 @@ def _urls(certificate: x509.Certificate) -> list[str]:
 def _identity(
     certificate: x509.Certificate, role: str, name: str, now: dt.datetime | None
 ) -> Identity:
-    _check_validity(certificate, now or _now())
+    _check_validity(certificate, now or certificates.now())
     fingerprint = certificate.fingerprint(hashes.SHA256()).hex()
     serial = f"{certificate.serial_number:x}"
     return Identity(role, name, serial, fingerprint, certificate.not_valid_after_utc)

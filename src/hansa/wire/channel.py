@@ -105,7 +105,9 @@ async def serve(
         *_COMMON,
         # By default gRPC shares a port with whoever holds it, and each gets some of the calls.
         ("grpc.so_reuseport", 0),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", _KEEPALIVE_MS // 4),
+        # By default it takes the keepalive pings of an idle party for an attack, and hangs up.
+        ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 4),
+        ("grpc.http2.max_ping_strikes", 0),
     ]
     server = grpc.aio.server(options=options)
     server.add_generic_rpc_handlers(services)

@@ -64,9 +64,10 @@ class Client:
         multicallable: Any = self._channel.unary_stream(rpc.path)
         call = multicallable(self._leave(rpc, request))
         try:
-            with _hansa_errors():
-                async for raw in call:
-                    yield _decoded(rpc, raw)
+            async with contextlib.aclosing(aiter(call)) as replies:
+                with _hansa_errors():
+                    async for raw in replies:
+                        yield _decoded(rpc, raw)
         finally:
             call.cancel()
 
@@ -119,6 +120,7 @@ class Conversation(Generic[Q, R]):
     ) -> None:
         """End the call, if it has not ended."""
         self._call.cancel()
+        await self._replies.aclose()
 
     async def send(self, message: Q) -> bool:
         """Send one message, waiting while the other side cannot take more.
@@ -185,11 +187,11 @@ def _hansa_errors() -> Iterator[None]:
     except grpc.aio.AioRpcError as error:
         raise from_status(error) from error
     except asyncio.CancelledError:
-        # gRPC raises this as well for a call that the other side cancelled.
+        # gRPC raises this as well in whoever waits for a call when its channel is closed.
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        raise UnreachableError("the coordinator ended the call") from None
+        raise UnreachableError("the channel to the coordinator was closed") from None
 
 
 def _rpc(method: str | Rpc[Any, Any], kind: Kind) -> Rpc[Any, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from hansa.crypto.pki import Identity
-from hansa.errors import ContributionError, TrustError
+from hansa.errors import ContributionError, TrustError, UnreachableError
 from hansa.wire.faults import refuse
 from hansa.wire.rpcs import RPCS, Rpc
 
@@ -69,6 +71,20 @@ def _admit(rpc: Rpc[Any, Any], context: Context, authorise: Authorise) -> Identi
     return peer
 
 
+async def _end(
+    context: Context, rpc: Rpc[Any, Any], error: Exception | asyncio.CancelledError
+) -> NoReturn:
+    """End a call that failed, or was cancelled."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise error  # the caller left, or the server stops: gRPC knows
+        # Something that the implementation waited for was cancelled. gRPC would take that for the
+        # call's own end, and leave the caller without an answer.
+        error = UnreachableError("the coordinator broke the call off")
+    await refuse(context, rpc.name, error)
+
+
 def _decoded(rpc: Rpc[Any, Any], raw: bytes) -> Message:
     try:
         message: Message = rpc.request.FromString(raw)
@@ -77,14 +93,21 @@ def _decoded(rpc: Rpc[Any, Any], raw: bytes) -> Message:
     return message
 
 
+async def _requests(rpc: Rpc[Any, Any], context: Context) -> AsyncGenerator[Message, None]:
+    """What the caller sends. gRPC's own iterator cannot be closed, and leaves a warning behind."""
+    read: Any = context.read  # its stub leaves out EOF
+    while (raw := await read()) is not grpc.aio.EOF:
+        yield _decoded(rpc, raw)
+
+
 def _unary(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
     async def answer(raw: bytes, context: Context) -> bytes:
         try:
             peer = _admit(rpc, context, authorise)
             reply: Message = await method(_decoded(rpc, raw), peer)
             return reply.SerializeToString()
-        except Exception as error:
-            await refuse(context, rpc.name, error)
+        except (Exception, asyncio.CancelledError) as error:
+            await _end(context, rpc, error)
 
     return grpc.unary_unary_rpc_method_handler(answer)
 
@@ -93,23 +116,27 @@ def _server_stream(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any
     async def answer(raw: bytes, context: Context) -> AsyncIterator[bytes]:
         try:
             peer = _admit(rpc, context, authorise)
-            async for reply in method(_decoded(rpc, raw), peer):
-                yield reply.SerializeToString()
-        except Exception as error:
-            await refuse(context, rpc.name, error)
+            async with aclosing(method(_decoded(rpc, raw), peer)) as replies:
+                async for reply in replies:
+                    yield reply.SerializeToString()
+        except (Exception, asyncio.CancelledError) as error:
+            await _end(context, rpc, error)
 
     return grpc.unary_stream_rpc_method_handler(answer)
 
 
 def _bidi(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
-    async def answer(raws: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+    async def answer(_: object, context: Context) -> AsyncIterator[bytes]:
         try:
             peer = _admit(rpc, context, authorise)
-            requests = (_decoded(rpc, raw) async for raw in raws)
-            async for reply in method(requests, peer):
-                yield reply.SerializeToString()
-        except Exception as error:
-            await refuse(context, rpc.name, error)
+            async with (
+                aclosing(_requests(rpc, context)) as requests,
+                aclosing(method(requests, peer)) as replies,
+            ):
+                async for reply in replies:
+                    yield reply.SerializeToString()
+        except (Exception, asyncio.CancelledError) as error:
+            await _end(context, rpc, error)
 
     return grpc.stream_stream_rpc_method_handler(answer)
 
