@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import hansa as hs
+from hansa.aggregation import clip
 from hansa.backends.local import LocalExchange
-from hansa.contribution import Arrival, Ask, Values, canonical, check
+from hansa.contribution import Algebra, Arrival, Ask, Field, Values, canonical, check
 from hansa.methods import GradientMethod, Setup, UpdateMethod
 from hansa.methods.base import METHODS
 from hansa.methods.course import Course, Progress
@@ -77,6 +78,28 @@ def test_every_ask_says_the_same_on_the_other_side_of_a_wire(
         assert received == ask
         assert received.fields == ask.fields
         assert hash(received) == hash(ask)
+
+
+def test_a_party_permits_what_the_course_asks_and_nothing_else(
+    method: UpdateMethod, tables: Tables
+) -> None:
+    federation = whole(method, evaluation=hs.Evaluate(every=2), aggregation=clip(1.0))
+    course = course_of(federation, tables)
+    for moment in journey(federation, tables):
+        ask = moment.ask
+        assert course.permits(ask)
+        others = [
+            replace(ask, fields=(*ask.fields, Field("rows", shape=(9,), algebra=Algebra.GATHER))),
+            replace(ask, fields=ask.fields[1:]),
+            replace(ask, fields=(replace(ask.fields[0], algebra=Algebra.GATHER), *ask.fields[1:])),
+            replace(ask, through="update" if ask.through == "plain" else "plain"),
+            replace(ask, round=ROUNDS + 1),
+            replace(ask, round=-1),
+            replace(ask, work="peek"),
+        ]
+        if ask.work == "evaluate":
+            others.append(replace(ask, round=1))  # every second round only
+        assert not any(course.permits(other) for other in others)
 
 
 def test_the_same_state_asks_the_same(method: UpdateMethod, tables: Tables) -> None:

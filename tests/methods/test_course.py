@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 import hansa as hs
 from hansa.backends.local import LocalExchange
-from hansa.contribution import Ask, Values
+from hansa.contribution import Ask, Contribution, Field, Total, Values
 from hansa.errors import RunError, StudyError
-from hansa.methods import Setup
+from hansa.methods import Answer, At, Setup, State
 from hansa.methods.course import Course
 
 TABLE = hs.Table.of({"x": np.linspace(-1, 1, 40), "y": np.linspace(-1, 1, 40) > 0.1})
@@ -93,6 +93,45 @@ def test_nothing_held_out_anywhere_is_said_and_not_divided_by() -> None:
     table = hs.Table.of({"x": [1.0], "y": [1.0]})
     with pytest.raises(RunError, match=r"no party holds out a row.*evaluation\.holdout"):
         whole().run(hs.Local({"a": table, "b": table}))
+
+
+def test_a_party_without_a_row_to_learn_from_is_left_out_of_training() -> None:
+    marked: dict[str, Any] = {name: TABLE.column(name) for name in TABLE.names}
+    marked["part"] = ["train"] * 30 + ["test"] * 10
+    only = {**marked, "part": ["test"] * 40}
+    parties = {"a": hs.Table.of(marked), "b": hs.Table.of(marked), "c": hs.Table.of(only)}
+    for method in (hs.FedAvg(), hs.FedSGD()):
+        run = whole(method=method, evaluation=hs.Evaluate(split="part")).run(hs.Local(parties))
+        refused = [event.body for event in run.events if event.kind == "refused"]
+        assert {(body["party"], body["work"], body["reason"]) for body in refused} == {
+            ("c", "train", "the party has no row to learn from")
+        }
+
+
+class Probe(hs.FedSGD):
+    """Measures before it trains, as IFCA does to choose a cluster."""
+
+    kind: ClassVar[str] = "probe"
+    fields: ClassVar[tuple[Field, ...]] = (
+        Field("update", like="parameters"),
+        Field("before", shape=(), low=0.0),
+    )
+
+    def work(self, at: At) -> Answer:
+        parameters = at.received["parameters"]
+        before, update = at.loss(parameters), -at.gradient(parameters)
+        values = Values({"update": update, "before": np.asarray(before)})
+        return Answer(Contribution(values, self.weight(at)))
+
+    def apply(self, state: State, ask: Ask, total: Total) -> State:
+        return state.step(self.server, total.values["update"], before=total.values["before"])
+
+
+def test_a_method_may_measure_the_loss_before_it_trains() -> None:
+    run = whole(method=Probe(), rounds=1).run(hs.Local(PARTIES))
+    assert run.progress is not None
+    before = run.progress.states["train"].values["before"]
+    np.testing.assert_allclose(before, np.log(2))  # at zero, every class is as likely
 
 
 def test_training_that_diverges_ends_with_the_remedy() -> None:

@@ -209,8 +209,9 @@ class Course:
         see more, or to have it without the clip.
         """
         if ask.work == "evaluate":
-            due = ask.round > 0 and self.evaluate.due(ask.round, last=ask.round >= self.rounds)
-            return due and (ask.fields, ask.through) == (self.task.tallies(), "plain")
+            due = self.evaluate.due(ask.round, last=ask.round == self.rounds)
+            known = 0 < ask.round <= self.rounds
+            return known and due and (ask.fields, ask.through) == (self.task.tallies(), "plain")
         rounds = {"moments": range(1), "train": range(1, self.rounds + 1)}
         if ask.round not in rounds.get(ask.work, ()):
             return False
