@@ -51,7 +51,7 @@ class Database:
     def __init__(self, url: str | Path, metadata: sa.MetaData, migrations: Path, head: str) -> None:
         self._metadata = metadata
         self._engine = _engine(url)
-        self._upserts: dict[tuple[str, tuple[str, ...]], Any] = {}
+        self._statements: dict[tuple[type, str, tuple[str, ...]], Any] = {}
         try:
             revision = self._revision()
             if revision != head:
@@ -72,12 +72,7 @@ class Database:
         try:
             with self._connection.begin():
                 for change in changes:
-                    table = self._metadata.tables[change.table]
-                    if isinstance(change, Put):
-                        statement = self._upsert(table, tuple(change.values))
-                        self._connection.execute(statement, dict(change.values))
-                    else:
-                        self._connection.execute(sa.delete(table).where(_match(table, change)))
+                    self._connection.execute(self._statement(change), dict(change.values))
         except sa.exc.DBAPIError as error:
             raise StoreError(
                 f"the database refuses to write: {error.orig}",
@@ -124,21 +119,28 @@ class Database:
         self._connection.close()
         self._engine.dispose()
 
-    def _upsert(self, table: sa.Table, columns: Sequence[str]) -> Any:
-        key = (table.name, tuple(columns))
-        if key not in self._upserts:
-            dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-            insert = dialect.insert(table)
-            primary = [column.name for column in table.primary_key]
-            kept = {name: insert.excluded[name] for name in columns if name not in primary}
-            statement = (
-                insert.on_conflict_do_update(index_elements=primary, set_=kept)
-                if kept
-                else insert.on_conflict_do_nothing()
-            )
+    def _statement(self, change: Put | Drop) -> Any:
+        """The statement of a change; made once for each table and set of columns."""
+        columns = tuple(change.values)
+        key = (type(change), change.table, columns)
+        if key not in self._statements:
+            table = self._metadata.tables[change.table]
             values = {name: sa.bindparam(name, type_=table.c[name].type) for name in columns}
-            self._upserts[key] = statement.values(values)
-        return self._upserts[key]
+            if isinstance(change, Put):
+                self._statements[key] = self._upsert(table, values)
+            else:
+                matches = (table.c[name] == value for name, value in values.items())
+                self._statements[key] = sa.delete(table).where(*matches)
+        return self._statements[key]
+
+    def _upsert(self, table: sa.Table, values: Mapping[str, Any]) -> Any:
+        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        insert = dialect.insert(table).values(dict(values))
+        primary = [column.name for column in table.primary_key]
+        kept = {name: insert.excluded[name] for name in values if name not in primary}
+        if not kept:
+            return insert.on_conflict_do_nothing()
+        return insert.on_conflict_do_update(index_elements=primary, set_=kept)
 
     def _revision(self) -> str | None:
         with self._engine.connect() as connection:
@@ -183,7 +185,3 @@ def _engine(url: str | Path) -> sa.Engine:
         connection.execute("PRAGMA busy_timeout=5000")
 
     return engine
-
-
-def _match(table: sa.Table, change: Drop) -> Any:
-    return sa.and_(*(table.c[name] == value for name, value in change.values.items()))

@@ -49,11 +49,14 @@ def test_a_message_survives_the_wire():
     assert again.offers[0].columns[0].name == "半径"
 
 
-def test_a_notice_says_which_kind_it_is():
-    notice = m.Notice(settled=m.Settled(run="r", version=2, counted=True))
+def test_a_notice_says_all_there_is_to_say():
+    settled = [m.Settled(run="r", version=2, counted=True)]
+    notice = m.Notice(settled=settled, work=[m.Work(run="r", version=3)])
     again = m.Notice.FromString(notice.SerializeToString())
-    assert again.WhichOneof("body") == "settled"
-    assert m.Notice().WhichOneof("body") is None
+    assert again.settled[0].counted
+    assert again.work[0].version == 3
+    assert not again.HasField("welcome")
+    assert not again.HasField("removed")
 
 
 def test_damaged_bytes_are_no_message():

@@ -30,6 +30,7 @@ from hansa.agent.policy import Offer
 from hansa.agent.store import AgentStore
 from hansa.contribution import Ask, Values
 from hansa.crypto import keys, pki
+from hansa.database import Drop, Put
 from hansa.errors import (
     ConsentError,
     ContributionError,
@@ -40,7 +41,7 @@ from hansa.errors import (
 from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
-from hansa.wire.client import Client
+from hansa.wire.client import Client, Conversation
 from hansa.wire.rpcs import ATTEND, DESCRIBE, FETCH, PROTOCOL, RENEW, UPLOAD
 
 LOG = structlog.get_logger("hansa.agent")
@@ -74,6 +75,9 @@ class Agent:
         self._calling: set[asyncio.Task[None]] = set()
         self._working: set[asyncio.Task[None]] = set()
         self._client: Client | None = None
+        self._uploads: Conversation[m.UploadPart, m.UploadReply] | None = None
+        self._turn = asyncio.Lock()
+        self._unsaved: list[Put | Drop] = []
         self._broken: asyncio.Future[None] | None = None
         self._failure: BaseException | None = None
 
@@ -118,7 +122,9 @@ class Agent:
                 for finished in done:
                     finished.result()
             finally:
-                self._client = None
+                self._client, uploads, self._uploads = None, self._uploads, None
+                if uploads is not None:
+                    await uploads.__aexit__(None, None, None)
                 if not self._broken.cancel():
                     self._broken.exception()
                 await _cancelled([listening, renewal, *self._calling])
@@ -141,21 +147,19 @@ class Agent:
                 await self._noticed(notice)
 
     async def _noticed(self, notice: m.Notice) -> None:
-        match notice.WhichOneof("body"):
-            case "welcome":
-                self._pause, self._waiting = FIRST_PAUSE, False
-                self._say(f"connected to {notice.welcome.coordinator} at {self.home.address}")
-            case "work":
-                self._begin(self._take(notice.work), self._calling)
-            case "settled":
-                said = notice.settled
-                await self._handle(Settled(said.run, said.version, said.counted))
-            case "removed":
-                raise TrustError(
-                    f"the coordinator removed this party: {notice.removed.reason}",
-                    party=self.home.party,
-                    remedy="Ask its operator; a new token lets the party join again",
-                )
+        if notice.HasField("welcome"):
+            self._pause, self._waiting = FIRST_PAUSE, False
+            self._say(f"connected to {notice.welcome.coordinator} at {self.home.address}")
+        for said in notice.settled:
+            await self._handle(Settled(said.run, said.version, said.counted))
+        for work in notice.work:
+            self._begin(self._take(work), self._calling)
+        if notice.HasField("removed"):
+            raise TrustError(
+                f"the coordinator removed this party: {notice.removed.reason}",
+                party=self.home.party,
+                remedy="Ask its operator; a new token lets the party join again",
+            )
 
     # --- work
 
@@ -195,8 +199,12 @@ class Agent:
     async def _handle(self, event: AgentEvent) -> None:
         """One step of the machine: commit, then do."""
         effects: Effects = self._machine.handle(event)
-        if effects.changes:
-            self._store.apply(effects.changes)
+        self._unsaved.extend(effects.changes)
+        # What became of an answer may be written with the next one: an agent that is killed before
+        # asks for it again.
+        if effects.changes and not isinstance(event, Settled):
+            changes, self._unsaved = self._unsaved, []
+            self._store.apply(changes)
         for asked in effects.work:
             self._begin(self._work(asked), self._working)
         if self._client is None:
@@ -238,14 +246,10 @@ class Agent:
         shapes = {name: list(value.shape) for name, value in tensors.read(held.body).items()}
         facts: dict[str, Any] = {"run": held.run, "version": held.version, "round": held.round}
         with _coordinators_own(), about(**facts, fields=shapes):
-            async with self._calls.bidi(UPLOAD) as upload:
-                await upload.send(m.UploadPart(head=head))
-                reply = await upload.receive()
-                if reply is not None and reply.WhichOneof("body") == "resume":
-                    for chunk in chunks.split(held.body, reply.resume.offset):
-                        if not await upload.send(m.UploadPart(chunk=chunk)):
-                            break
-                    reply = await upload.receive()
+            if small:
+                reply = await self._upload(m.UploadPart(head=head))
+            else:
+                reply = await self._upload_large(m.UploadPart(head=head), held.body)
         if reply is not None and not reply.receipt.accepted:
             LOG.warning("answer refused", run=held.run, reason=reply.receipt.reason)
 
@@ -256,9 +260,30 @@ class Agent:
         )
         facts: dict[str, Any] = {"run": asked.run, "version": asked.ask.version}
         with _coordinators_own(), about(**facts, round=asked.ask.round, fields="reason"):
-            async with self._calls.bidi(UPLOAD) as upload:
-                await upload.send(m.UploadPart(failure=failure))
-                await upload.receive()
+            await self._upload(m.UploadPart(failure=failure))
+
+    async def _upload(self, part: m.UploadPart) -> m.UploadReply | None:
+        """Send what fits into one message, over the one conversation of this session."""
+        async with self._turn:
+            if self._uploads is None:
+                self._uploads = self._calls.bidi(UPLOAD)
+            await self._uploads.send(part)
+            reply = await self._uploads.receive()
+        if reply is None:
+            raise UnreachableError("the coordinator ended the conversation")
+        return reply
+
+    async def _upload_large(self, head: m.UploadPart, body: bytes) -> m.UploadReply | None:
+        """Send the rest in chunks, from where an earlier attempt broke off."""
+        async with self._calls.bidi(UPLOAD) as upload:
+            await upload.send(head)
+            reply = await upload.receive()
+            if reply is not None and reply.WhichOneof("body") == "resume":
+                for chunk in chunks.split(body, reply.resume.offset):
+                    if not await upload.send(m.UploadPart(chunk=chunk)):
+                        break
+                reply = await upload.receive()
+        return reply
 
     def _begin(self, doing: Any, among: set[asyncio.Task[None]]) -> None:
         """Do something beside listening; if it fails, the session ends."""

@@ -25,7 +25,7 @@ from hansa.coordinator.machine import (
     Reduced,
     revived,
 )
-from hansa.coordinator.store import CoordinatorStore
+from hansa.coordinator.store import INLINE, CoordinatorStore
 from hansa.database import Put
 from hansa.errors import ContributionError, HansaError, StudyError, UnreachableError
 from hansa.wire import tensors
@@ -57,7 +57,7 @@ class Driver:
         self._tell = tell
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "store")
-        self._asks: dict[tuple[str, int], bytes] = {}
+        self._bodies: dict[tuple[str, int, str], bytes] = {}
         self._news = asyncio.Condition()
         self.commits = 0
         self._task: asyncio.Task[None] | None = None
@@ -110,10 +110,10 @@ class Driver:
 
     async def tensors_of(self, run: str, version: int) -> bytes:
         """What the open ask of a run sends."""
-        key = (run, version)
-        if key not in self._asks:
-            self._asks[key] = await self.read(self.store.read_blob, run, version, "ask")
-        return self._asks[key]
+        key = (run, version, "ask")
+        if key not in self._bodies:
+            self._bodies[key] = await self.read(self.store.read_blob, *key)
+        return self._bodies[key]
 
     def load(self, run: str) -> Live:
         """A run from the store, in the database's thread.
@@ -167,11 +167,7 @@ class Driver:
         """Commit, and then everything else."""
         if effects.changes or effects.blobs:
             await self.read(self._commit, effects)
-        for blob in effects.blobs:
-            if blob.name == "ask":
-                self._asks[blob.run, blob.version] = blob.body
-        for key in [k for k in self._asks if k in effects.settled or k[0] in effects.ended]:
-            del self._asks[key]
+        self._remember(effects)
         for future in done:
             if not future.done():
                 future.set_result(None)
@@ -187,6 +183,14 @@ class Driver:
             async with self._news:
                 self.commits += 1
                 self._news.notify_all()
+
+    def _remember(self, effects: Effects) -> None:
+        """Keep at hand what the open exchanges will need, as far as it is small."""
+        for key in [k for k in self._bodies if k[:2] in effects.settled or k[0] in effects.ended]:
+            del self._bodies[key]
+        for blob in effects.blobs:
+            if blob.name == "ask" or (blob.name.startswith("answer") and len(blob.body) <= INLINE):
+                self._bodies[blob.run, blob.version, blob.name] = blob.body
 
     def _commit(self, effects: Effects) -> None:
         blobs = [self.store.blob(b.run, b.version, b.name, b.body) for b in effects.blobs]
@@ -219,7 +223,8 @@ class Driver:
         population, excluded, failure = len(live.course.setup.parties), {}, ""
         try:
             for party in parties:
-                body = self.store.read_blob(run, version, f"answer {party}")
+                key = (run, version, f"answer {party}")
+                body = self._bodies.get(key) or self.store.read_blob(*key)
                 values = Values(tensors.read(body))
                 try:
                     reduction.add(party, Contribution(values, live.answers[party].weight))

@@ -80,6 +80,7 @@ class Coordinator:
         self._identities: dict[bytes, pki.Identity] = {}
         self._lobby_key = home.lobby.public_key
         self._joining: set[str] = set()
+        self._latest: tuple[tuple[str, int, int], m.Work] | None = None
         self._gathering: dict[chunks.Receiver, Path] = {}
         self._started = _now()
         self._server: Any = None
@@ -137,14 +138,17 @@ class Coordinator:
                 self._identities.clear()
             self._identities[certificate_pem] = peer
         if peer.role == pki.PARTY:
-            guest = self.driver.machine.guests.get(peer.name)
-            if guest is None or guest.state != "active" or peer.serial not in guest.serial.split():
-                raise TrustError(
-                    "this party was removed, or has joined anew with another key",
-                    party=peer.name,
-                    remedy="Ask the operator for a new token: hansa party invite NAME",
-                )
+            self._require_member(peer)
         return peer
+
+    def _require_member(self, peer: pki.Identity) -> None:
+        guest = self.driver.machine.guests.get(peer.name)
+        if guest is None or guest.state != "active" or peer.serial not in guest.serial.split():
+            raise TrustError(
+                "this party was removed, or has joined anew with another key",
+                party=peer.name,
+                remedy="Ask the operator for a new token: hansa party invite NAME",
+            )
 
     def _renewed(self) -> tuple[bytes, bytes] | None:
         if not pki.renewal_due(self._certificate):
@@ -209,8 +213,12 @@ class Coordinator:
             await self.driver.put(event)
             LOG.info("listening", party=peer.name, offers=[offer.dataset for offer in offers])
             while (notice := await queue.get()) is not None:
-                yield await self._message(notice)
-                if isinstance(notice, RemovedNotice):
+                message = m.Notice()
+                while notice is not None:
+                    await self._add(message, notice)
+                    notice = None if queue.empty() else queue.get_nowait()
+                yield message
+                if message.HasField("removed"):
                     return
         finally:
             if self._listeners.get(peer.name) is queue:
@@ -245,39 +253,32 @@ class Coordinator:
         self, requests: AsyncIterator[m.UploadPart], peer: pki.Identity
     ) -> AsyncIterator[m.UploadReply]:
         """A party's answer: small in one message, large in chunks that resume where they broke off."""
-        first = await anext(aiter(requests), m.UploadPart())
-        ticket: asyncio.Future[tuple[bool, str]] = asyncio.get_running_loop().create_future()
-        if first.WhichOneof("body") == "failure":
-            said = first.failure
-            await self.driver.put(
-                Failed(ticket, peer.name, said.run, said.version, said.attempt, said.reason)
-            )
-        elif first.WhichOneof("body") == "head":
-            head = first.head
-            signal = _expected(self.driver.machine.runs.get(head.run), head, peer.name)
-            refusal = _too_large(signal, head.size)
-            body = bytes(head.data)
-            if not refusal and len(body) < head.size:
-                receiver = self._receiver(head, peer.name)
-                yield m.UploadReply(resume=m.Resume(offset=receiver.offset))
-                body, refusal = await self._receive(receiver, requests)
-            refusal = refusal or _refusal(body, head, signal)
-            event = Delivered(
-                ticket,
-                peer.name,
-                head.run,
-                head.version,
-                head.attempt,
-                head.weight,
-                head.digest.hex(),
-                b"" if refusal else body,
-                refusal,
-            )
+        async for first in requests:
+            self._require_member(peer)
+            ticket: asyncio.Future[tuple[bool, str]] = asyncio.get_running_loop().create_future()
+            match first.WhichOneof("body"):
+                case "failure":
+                    said = first.failure
+                    run, version, attempt = said.run, said.version, said.attempt
+                    event: Failed | Delivered = Failed(
+                        ticket, peer.name, run, version, attempt, said.reason
+                    )
+                case "head":
+                    head = first.head
+                    signal = _expected(self.driver.machine.runs.get(head.run), head, peer.name)
+                    refusal = _too_large(signal, head.size)
+                    body = bytes(head.data)
+                    if not refusal and len(body) < head.size:
+                        receiver = self._receiver(head, peer.name)
+                        yield m.UploadReply(resume=m.Resume(offset=receiver.offset))
+                        body, refusal = await self._receive(receiver, requests)
+                    refusal = refusal or _refusal(body, head, signal)
+                    event = _delivered(ticket, peer.name, head, body, refusal)
+                case _:
+                    raise ContributionError("an upload begins with a head or a failure")
             await self.driver.put(event)
-        else:
-            raise ContributionError("an upload begins with a head or a failure")
-        taken, reason = await ticket
-        yield m.UploadReply(receipt=m.Receipt(accepted=taken, reason=reason))
+            taken, reason = await ticket
+            yield m.UploadReply(receipt=m.Receipt(accepted=taken, reason=reason))
 
     def _receiver(self, head: m.Head, party: str) -> chunks.Receiver:
         """Where the chunks of an answer gather; an earlier call that still sends it is cut off."""
@@ -319,40 +320,40 @@ class Coordinator:
         if party in self._listeners:
             self._listeners[party].put_nowait(notice)
 
-    async def _message(self, notice: Notice) -> m.Notice:
-        if isinstance(notice, RemovedNotice):
-            return m.Notice(removed=m.Removed(reason=notice.reason))
-        if isinstance(notice, SettledNotice):
-            return m.Notice(
-                settled=m.Settled(
-                    run=notice.run,
-                    version=notice.version,
-                    counted=notice.counted,
-                    reason=notice.reason,
-                )
-            )
-        return await self._work(notice)
+    async def _add(self, message: m.Notice, notice: Notice) -> None:
+        """Add a notice to the message that brings all there is to say at once."""
+        match notice:
+            case RemovedNotice(reason):
+                message.removed.reason = reason
+            case SettledNotice(run, version, counted, reason):
+                message.settled.add(run=run, version=version, counted=counted, reason=reason)
+            case WorkNotice():
+                message.work.append(await self._work(notice))
 
-    async def _work(self, notice: WorkNotice) -> m.Notice:
+    async def _work(self, notice: WorkNotice) -> m.Work:
+        """An ask as it travels; the same for every party, so the last one is kept."""
         ask = notice.ask
+        key = (notice.run, ask.version, notice.attempt)
+        if self._latest is not None and self._latest[0] == key:
+            return self._latest[1]
         try:
             body = await self.driver.tensors_of(notice.run, ask.version)
         except HansaError:  # settled in the meantime: the party will find it stale
             body = tensors.write(ask.send)
-        return m.Notice(
-            work=m.Work(
-                run=notice.run,
-                work=ask.work,
-                version=ask.version,
-                round=ask.round,
-                attempt=notice.attempt,
-                federation=bytes.fromhex(notice.federation),
-                ask=canonical(ask.header()),
-                digest=chunks.digest(body),
-                size=len(body),
-                tensors=body if len(body) <= chunks.CHUNK else b"",
-            )
+        work = m.Work(
+            run=notice.run,
+            work=ask.work,
+            version=ask.version,
+            round=ask.round,
+            attempt=notice.attempt,
+            federation=bytes.fromhex(notice.federation),
+            ask=canonical(ask.header()),
+            digest=chunks.digest(body),
+            size=len(body),
+            tensors=body if len(body) <= chunks.CHUNK else b"",
         )
+        self._latest = key, work
+        return work
 
     # --- operators
 
@@ -525,6 +526,20 @@ def _expected(live: Live | None, head: m.Head, party: str) -> Signal | None:
     if (head.version, head.attempt) != (ask.version, live.attempt):
         return None
     return live.course.signals(ask)[-1]
+
+
+def _delivered(ticket: object, party: str, head: m.Head, body: bytes, refusal: str) -> Delivered:
+    return Delivered(
+        ticket,
+        party,
+        head.run,
+        head.version,
+        head.attempt,
+        head.weight,
+        head.digest.hex(),
+        b"" if refusal else body,
+        refusal,
+    )
 
 
 def _too_large(signal: Signal | None, size: int) -> str:

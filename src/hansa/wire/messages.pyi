@@ -159,21 +159,17 @@ class Removed(Message):
 
 class Notice(Message):
     welcome: Welcome
-    work: Work
-    settled: Settled
+    settled: RepeatedCompositeFieldContainer[Settled]
+    work: RepeatedCompositeFieldContainer[Work]
     removed: Removed
     def __init__(
         self,
         *,
         welcome: Welcome | None = ...,
-        work: Work | None = ...,
-        settled: Settled | None = ...,
+        settled: Iterable[Settled] = ...,
+        work: Iterable[Work] = ...,
         removed: Removed | None = ...,
     ) -> None: ...
-    def WhichOneof(  # noqa: N802 (protobuf"s name)
-        self,
-        oneof_group: Literal["body"],
-    ) -> Literal["welcome", "work", "settled", "removed"] | None: ...
 
 class Describe(Message):
     run: str
