@@ -23,6 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if page is not None:
         print(page)
         raise SystemExit(0)
-    from hansa.cli.boundary import run
+    try:
+        from hansa.cli.boundary import run
 
-    raise SystemExit(run(words))
+        status = run(words)
+    except KeyboardInterrupt:  # while the rest was being imported
+        print("error: interrupted", file=sys.stderr)
+        if "--json" in words:
+            print('{"error": {"kind": "Interrupted", "message": "interrupted"}}')
+        status = 130
+    raise SystemExit(status)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from hansa.cli.home import agent_home
 from hansa.cli.output import Json, Output
-from hansa.cli.serving import Leash, Verbose, log_to_stderr, serve
+from hansa.cli.serving import Leash, Verbose, log_to_stderr, serve, sole
 from hansa.errors import HansaError, TrustError, UsageError
 
 if TYPE_CHECKING:
     from hansa.agent.home import AgentHome
     from hansa.agent.policy import Offer
+    from hansa.data.source import Source
 
 
 def start(
@@ -48,8 +49,9 @@ def start(
     out = Output(json)
     log_to_stderr(verbose)
     folder = agent_home(home)
-    offered = _offers(folder, data, allow)
-    serve(_serve(out, folder, token, offered), leash=leash)
+    wanted = _wanted(data, allow)
+    with sole(folder, "agent"):
+        serve(_serve(out, folder, token, _offers(folder, *wanted)), leash=leash)
 
 
 async def _serve(out: Output, folder: Path, token: str, offers: Sequence[Offer]) -> None:
@@ -121,16 +123,25 @@ async def _reach(out: Output, folder: Path, token: object, left: object) -> Agen
         pause = min(pause * 2, 5.0)
 
 
-def _offers(folder: Path, data: Sequence[str], allow: Sequence[str]) -> list[Offer]:
+def _wanted(
+    data: Sequence[str], allow: Sequence[str]
+) -> tuple[list[tuple[str, Source]], tuple[str, ...]]:
+    """The command line's offers, checked before a folder is made for them."""
+    from hansa.agent.offers import checked_kinds, named
+
+    return [named(word) for word in data], checked_kinds(allow)
+
+
+def _offers(
+    folder: Path, data: Sequence[tuple[str, Source]], kinds: tuple[str, ...]
+) -> list[Offer]:
     """What is on offer: the folder's offers, and those of the command line added to them."""
-    from hansa.agent.offers import Offers, checked_kinds, named
+    from hansa.agent.offers import Offers
 
     with contextlib.closing(Offers(folder)) as offers:
-        kinds = checked_kinds(allow)
-        for word in data:
-            name, source = named(word)
+        for name, source in data:
             offers.add(name, source, kinds)
-        if allow and not data:
+        if kinds and not data:
             offers.allow(kinds)
         if not offers:
             raise UsageError(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hansa.cli.home import coordinator_home
 from hansa.cli.output import Json, Output
-from hansa.cli.serving import Leash, Verbose, log_to_stderr, serve
+from hansa.cli.serving import Leash, Verbose, log_to_stderr, serve, sole
+from hansa.errors import UsageError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -43,13 +44,27 @@ def start(
         leash: stop when standard input closes.
     """
     out = Output(json)
+    _require_reachable(address, port)
     folder = coordinator_home(home)
     where = listen or (address if address in LOOPBACK else "0.0.0.0")  # noqa: S104  # its purpose
     log_to_stderr(verbose)
-    serve(
-        _serve(out, folder, name, address, where.replace("localhost", "127.0.0.1"), port),
-        leash=leash,
-    )
+    with sole(folder, "coordinator"):
+        serve(
+            _serve(out, folder, name, address, where.replace("localhost", "127.0.0.1"), port),
+            leash=leash,
+        )
+
+
+def _require_reachable(address: str, port: int) -> None:
+    """Refuse what can be nobody's address: it goes into the certificate and every token."""
+    bare = address.strip("[]") if address.count(":") > 1 else address
+    if not bare or any(c in "/@" or c.isspace() for c in bare) or bare.count(":") == 1:
+        raise UsageError(
+            f"--address must be a host name or an IP, not {address!r}",
+            remedy="Write --address fl.example.org; the port has an option of its own, --port.",
+        )
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port must be from 0 to 65535, not {port}", remedy="0: any free one.")
 
 
 async def _serve(out: Output, folder: Path, name: str, host: str, listen: str, port: int) -> None:

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from cyclopts import Parameter
 from rich import box
@@ -42,7 +42,11 @@ class Output:
         json: True for one document on standard output and chatter on standard error.
     """
 
+    finished: ClassVar[bool] = False
+    """Whether the running command has printed its document: it prints one, even if it then fails."""
+
     def __init__(self, json: bool = False) -> None:
+        Output.finished = False
         self.json = json
         self.console = _console(sys.stderr if json else sys.stdout)
         """Where chatter goes; for live views."""
@@ -76,6 +80,7 @@ class Output:
     def finish(self, document: Mapping[str, Any]) -> None:
         """Print the document of ``--json``; the last thing a command does. Silent without it."""
         if self.json:
+            Output.finished = True
             print(encode(document), flush=True)
 
     def fail(self, error: HansaError, *, kind: str = "") -> None:
@@ -87,7 +92,8 @@ class Output:
             if text:
                 line = Text.assemble((label, style), ": ", text)
                 console.print(line, highlight=False, soft_wrap=True)
-        self.finish({"error": describe(error, kind=kind)})
+        if not Output.finished:
+            self.finish({"error": describe(error, kind=kind)})
 
 
 def describe(error: HansaError, *, kind: str = "") -> dict[str, object]:

@@ -48,7 +48,7 @@ def invite(
     out = Output(json)
     request = m.InviteRequest(party=name, lifetime_seconds=max(1, round(hours * 3600)))
     said = call(home, INVITE, request)
-    out.say(f"A token for {name}, good once, until {said.expires}:")
+    out.say(f"A token for {name}, good once, until {said.expires[:16].replace('T', ' ')} UTC:")
     out.say(said.token, style="bold")
     out.say("There: hansa agent start --token TOKEN --data NAME=FILE --allow KIND")
     out.finish({"party": name, "token": said.token, "expires": said.expires})
@@ -77,7 +77,7 @@ def list_(*, home: Path | None = None, json: Json = False) -> None:
                 party.name,
                 party.state,
                 party.connected,
-                party.certificate_expires[:16],
+                party.certificate_expires[:16].replace("T", " "),
                 ", ".join(
                     f"{o.dataset} ({o.rows} rows; {', '.join(o.allow)})" for o in party.offers
                 ),

@@ -7,11 +7,16 @@ import contextlib
 import logging
 import os
 import signal
+import sqlite3
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+
+from hansa.cli.home import writable
+from hansa.errors import UnreachableError
 
 Verbose = Annotated[bool, Parameter(negative="")]
 Leash = Annotated[bool, Parameter(negative="", show=False)]
@@ -32,6 +37,31 @@ def log_to_stderr(verbose: bool) -> None:
             structlog.processors.JSONRenderer(sort_keys=True, ensure_ascii=False),
         ],
     )
+
+
+@contextlib.contextmanager
+def sole(folder: Path, program: str) -> Iterator[None]:
+    """Let one program at a time serve from a folder; however it ends, the folder is free again.
+
+    Args:
+        folder: made if it is not there.
+        program: what it is called in the refusal.
+
+    Raises:
+        UnreachableError: if another one serves from it.
+        UsageError: if it cannot be written.
+    """
+    # SQLite has the one file lock that is in the standard library on every system.
+    lock = sqlite3.connect(writable(folder, "--home") / "serving.lock", timeout=0)
+    with contextlib.closing(lock):
+        try:
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            raise UnreachableError(
+                f"another {program} runs in {folder}",
+                remedy="Stop it first, or choose another folder with --home",
+            ) from None
+        yield
 
 
 def serve(program: Coroutine[Any, Any, None], *, leash: bool) -> None:
@@ -63,5 +93,6 @@ async def _until_stopped(program: Coroutine[Any, Any, None], leash: bool) -> Non
     try:
         await task
     except asyncio.CancelledError:
-        if asyncio.current_task() is not None and asyncio.current_task().cancelling():  # type: ignore[union-attr]
+        own = asyncio.current_task()
+        if own is not None and own.cancelling():  # Ctrl-C, and no SIGTERM
             raise
