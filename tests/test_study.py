@@ -262,7 +262,7 @@ def test_a_python_module_exposes_the_same_federation(tmp_path: Path) -> None:
         ("1 / 0", "the module fails: ZeroDivisionError: division by zero"),
         ("import nothing_of_that_name", "the module fails: ModuleNotFoundError"),
         ("def broken(:", "the module fails: SyntaxError"),
-        ("import hansa as hs\nhs.FedAvg(lr=1)", "the module fails: ValidationError"),
+        ("import hansa as hs\nhs.FedAvg(lr=1)", "unknown key FedAvg.lr"),
         ("import hansa as hs\nhs.Federation(task=3)", "the task is 3. Write kind = ... there"),
         ("import hansa as hs\nhs.Federation(taks=3)", "unknown key federation.taks"),
     ],

@@ -13,6 +13,7 @@ from hansa.contribution import Array, Json, canonical
 from hansa.data.preprocessing import Encoding
 from hansa.data.table import Table
 from hansa.errors import DataError, HansaError, StoreError
+from hansa.files import write_whole
 from hansa.task import TASKS, Task
 from hansa.wire import tensors
 
@@ -60,7 +61,7 @@ class Model:
     def save(self, path: str | Path) -> Path:
         """Write `to_bytes` to a file."""
         path = Path(path)
-        path.write_bytes(self.to_bytes())
+        write_whole(path, self.to_bytes())
         return path
 
     @classmethod

@@ -8,9 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import Any, ClassVar, Generic, TypeVar, get_args
+from typing import Any, ClassVar, Generic, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from hansa.contribution import Json
 from hansa.errors import HansaError, StudyError, did_you_mean
@@ -24,16 +31,16 @@ class Part(BaseModel):
     )
     kind: ClassVar[str] = ""
 
+    @model_validator(mode="wrap")
     @classmethod
-    def of(cls, body: Mapping[str, Any], where: str) -> Any:
-        """Validate what a study file says about this part.
-
-        Raises:
-            StudyError: with the place, what is wrong there, and the nearest known key.
-        """
+    def _explained(
+        cls, values: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo
+    ) -> Self:
+        """A StudyError with the place, what is wrong there, and the nearest known key."""
         try:
-            return cls(**body)
+            return handler(values)
         except ValidationError as error:
+            where = (info.context or {}).get("where", cls.__name__)
             raise explain(error, cls, where) from None
 
 
@@ -93,7 +100,7 @@ class Catalogue(Generic[P]):
             raise StudyError(
                 f"the {self.noun} has no {self.tag}", remedy=f"Known: {', '.join(self)}"
             )
-        part: P = self.find(kind).of(body, self.noun)
+        part: P = self.find(kind).model_validate(body, context={"where": self.noun})
         return part
 
     def spec(self, part: P) -> dict[str, Json]:

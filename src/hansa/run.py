@@ -18,6 +18,7 @@ from hansa.contribution import Array, Arrival, Ask, Json, Values, canonical
 from hansa.data.source import write_parquet
 from hansa.errors import HansaError, RunError, StoreError, UsageError
 from hansa.federation import Federation
+from hansa.files import write_whole
 from hansa.methods.base import Setup
 from hansa.methods.course import Course, Progress
 from hansa.model import Model
@@ -250,19 +251,17 @@ class Run:
             the folder.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "federation.json").write_bytes(self.federation.to_json())
-        with (folder / "events.jsonl").open("wb") as lines:
-            for event in self.events:
-                lines.write(canonical(event.to_json()) + b"\n")
+        write_whole(folder / "federation.json", self.federation.to_json())
+        lines = b"".join(canonical(event.to_json()) + b"\n" for event in self.events)
         rows = self.metrics()
         if rows:
             write_parquet(
                 folder / "metrics.parquet", {n: [row[n] for row in rows] for n in rows[0]}
             )
         if self.progress is not None:
-            (folder / "checkpoint.safetensors").write_bytes(self.progress.pack(self.memories))
+            write_whole(folder / "checkpoint.safetensors", self.progress.pack(self.memories))
             self.model.save(folder / "model.safetensors")
+        write_whole(folder / "events.jsonl", lines)
         return folder
 
     @classmethod

@@ -12,6 +12,8 @@ from typing import Any
 
 from hansa.errors import HansaError, StudyError, did_you_mean
 from hansa.federation import BundledFile, Federation
+from hansa.methods.evaluate import Evaluate
+from hansa.methods.moments import Moments
 from hansa.task import CodeTask, Task
 
 TABLES = frozenset(
@@ -68,6 +70,9 @@ def from_mapping(body: Mapping[str, Any], folder: Path) -> Federation:
     rest = {name: body[name] for name in TABLES - {"study", "task", "method"} if name in body}
     if "cohort" in rest:
         rest["cohort"] = {"kind": "all", **rest["cohort"]}
+    for name, part in (("preprocessing", Moments), ("evaluation", Evaluate)):
+        if name in rest:
+            rest[name] = part.model_validate(rest[name], context={"where": name})
     bundle = tuple(BundledFile.of(folder, name) for name in files)
     return Federation(**study, **moved, task=task, method=method, bundle=bundle, **rest)
 

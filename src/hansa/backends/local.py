@@ -11,7 +11,7 @@ from hansa.contribution import Arrival, Ask, Json, Values
 from hansa.data.contract import check
 from hansa.data.source import read
 from hansa.data.table import Table
-from hansa.errors import ContractError, HansaError, StudyError
+from hansa.errors import ContractError, HansaError, StudyError, UsageError
 from hansa.federation import Federation
 from hansa.methods.base import Setup
 from hansa.methods.course import Course, Progress
@@ -41,6 +41,8 @@ class Local:
         resume: Run | None = None,
         follow: Callable[[Event], None] | None = None,
     ) -> None:
+        if every < 1:
+            raise UsageError(f"a checkpoint after every {every} exchanges", remedy="Say 1 or more")
         self._resume = resume
         self._tables = {
             name: table if isinstance(table, Table) else read(table)

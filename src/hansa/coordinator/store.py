@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from blake3 import blake3
 
 from hansa.database import Database, Put
 from hansa.errors import StoreError
+from hansa.files import write_whole
 from hansa.wire.chunks import sync_folder
 
 INLINE = 1 << 16
@@ -108,13 +108,7 @@ class CoordinatorStore(Database):
         if len(body) <= INLINE:
             return Put("blob", {**row, "body": body})
         path = self._path(run, version, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".draft")
-        with draft.open("wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        write_whole(path, body)
         for folder in (path.parent, path.parent.parent, self._blobs):
             sync_folder(folder)
         return Put("blob", row)

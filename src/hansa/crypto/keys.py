@@ -5,9 +5,6 @@ P-256 and not Ed25519, because gRPC's BoringSSL does not accept Ed25519 certific
 
 from __future__ import annotations
 
-import os
-import secrets
-from contextlib import suppress
 from pathlib import Path
 
 from cryptography import x509
@@ -17,6 +14,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import NameOID
 
 from hansa.errors import StoreError, TrustError
+from hansa.files import write_whole
 
 PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
@@ -107,17 +105,4 @@ def requested_key(csr_pem: bytes) -> PublicKey:
 
 def write_private(path: Path, data: bytes) -> None:
     """Write a file that only its owner may read (where the system can), whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    # Made with its mode: a chmod afterwards would leave a moment in which others can open it.
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink()
-        raise
+    write_whole(path, data, private=True)
