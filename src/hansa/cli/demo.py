@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from hansa.cli.home import writable
 from hansa.cli.output import Json, Output
 from hansa.errors import RunError, UnreachableError
 
@@ -54,6 +55,8 @@ split = "split"                      # rows whose value is "test" are held out
 kind = "all"
 minimum = 3
 """
+
+INTERRUPTS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 PATIENCE = 60.0
 """Seconds after which a program that has not come up is given up."""
@@ -115,7 +118,8 @@ class Programs:
         return self.folder / f"{name}.log"
 
     def stop(self) -> None:
-        """Ask all to stop, then make them."""
+        """Ask all to stop, then make them; a second Ctrl-C does not cut it short."""
+        _ignore_interrupts()
         for process in reversed(self.running.values()):
             with suppress(OSError):
                 process.terminate()
@@ -159,9 +163,11 @@ def demo(
     hospitals = wisconsin.hospitals(seed)
     with ExitStack() as stack:
         stack.enter_context(_interruptible())
+        stack.callback(_remove_if_empty, output)
+        writable(output, "--output")
         folder = Path(tempfile.mkdtemp(prefix="hansa-demo-"))
-        programs = Programs(folder, leash=not keep)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        programs = Programs(folder, leash=not keep)
         stack.callback(programs.stop)
         study = folder / "study.toml"
         study.write_text(STUDY.format(seed=seed), encoding="utf-8")
@@ -274,9 +280,7 @@ def _left(out: Output, results: Path, hospitals: Mapping[str, Table]) -> list[di
         messages = [json_text.loads(line) for line in lines]
         fields = sorted({f for m in messages if m["call"] == "Upload" for f in m["fields"]})
         size = sum(message["bytes"] for message in messages)
-        summary.append(
-            {"party": name, "messages": len(messages), "bytes": size, "fields": fields, "rows": 0}
-        )
+        summary.append({"party": name, "messages": len(messages), "bytes": size, "fields": fields})
     out.table(
         ("hospital", "messages", "bytes", "fields that left"),
         [(s["party"], s["messages"], s["bytes"], ", ".join(s["fields"])) for s in summary],
@@ -313,9 +317,19 @@ def _kept_if_whole(folder: Path) -> Iterator[Path]:
         yield folder
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # not empty: other runs are kept there
-            folder.parent.rmdir()
         raise
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # runs are kept there
+        folder.rmdir()
+
+
+def _ignore_interrupts() -> None:
+    """From here on the process only tidies up and leaves."""
+    for name in INTERRUPTS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 @contextmanager
@@ -325,10 +339,13 @@ def _interruptible() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), interrupt) for name in names}
+    numbers = [getattr(signal, name) for name in INTERRUPTS if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if number != signal.SIGINT:
+            signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from hansa.cli.home import coordinator_home
+from hansa.cli.home import coordinator_home, writable
 from hansa.cli.output import Json, Output
 from hansa.errors import UsageError
 
 if TYPE_CHECKING:
+    from hansa.backends.local import Local
     from hansa.backends.remote import Remote
     from hansa.data.table import Table
     from hansa.federation import Federation
@@ -60,10 +62,8 @@ def simulate(
     if seed is not None:
         federation = federation.model_copy(update={"seed": seed})
     parties = _dealt(out, federation, data, by, iid, shares, encoding)
-    from hansa.cli.view import RoundsView
-
-    with RoundsView(out, federation.rounds) as view:
-        run = federation.run(Local(parties, folder=output, follow=view))
+    backend = partial(Local, parties, folder=writable(output, "--output"))
+    run = _simulated(out, federation, backend, output)
     scored = _comparison(out, federation, parties, run) if compare else None
     _told(out, run, output / run.id, scored)
 
@@ -115,6 +115,9 @@ def resume(
     *,
     data: str = "",
     by: str = "",
+    iid: int = 0,
+    shares: Sequence[float] = (),
+    encoding: str = "utf-8",
     study: Path | None = None,
     output: Path = RUNS,
     home: Path | None = None,
@@ -130,6 +133,9 @@ def resume(
         name: of a run of the coordinator, or the folder of a simulated run.
         data: of a simulated run: its table, as for `hansa simulate`.
         by: of a simulated run: the column that says to which party a row belongs.
+        iid: of a simulated run: how many parties the rows were dealt out to by chance.
+        shares: of a simulated run: the shares in which they were dealt out.
+        encoding: of a CSV file, such as gb18030.
         study: of a simulated run with code: its study file.
         output: folder under which the run is kept.
         home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
@@ -140,20 +146,23 @@ def resume(
         return
     from hansa import study as studies
     from hansa.backends.local import Local
-    from hansa.cli.view import RoundsView
     from hansa.run import Run
 
     if not data:
-        raise UsageError("a simulated run needs its table", remedy="Say --data FILE --by COLUMN.")
+        raise UsageError(
+            "a simulated run needs its table",
+            remedy="Say --data FILE and --by, --iid or --shares, as `hansa simulate` was told.",
+        )
     earlier = Run.load(name)
     if earlier.status == "finished":
         raise UsageError(f"the run {earlier.id} is finished: there is nothing to resume")
     federation = studies.load(study) if study else earlier.federation
-    parties = _dealt(out, federation, data, by, 0, (), "utf-8")
-    folder = Path(name).parent
-    with RoundsView(out, federation.rounds) as view:
-        backend = Local(parties, folder=folder, resume=earlier, follow=view)
-        ended = federation.run(backend)
+    if earlier.federation.seed != federation.seed:
+        federation = federation.model_copy(update={"seed": earlier.federation.seed})
+    parties = _dealt(out, federation, data, by, iid, shares, encoding)
+    folder = writable(Path(name), "NAME").parent
+    backend = partial(Local, parties, folder=folder, resume=earlier)
+    ended = _simulated(out, federation, backend, folder)
     _told(out, ended, folder / ended.id, None)
 
 
@@ -299,13 +308,36 @@ def _dealt(
     return parties
 
 
-def _followed(out: Output, rounds: int, home: Path | None, output: Path, go: Any) -> None:
+def _simulated(
+    out: Output, federation: Federation, backend: Callable[..., Local], folder: Path
+) -> Run:
+    from hansa.cli.view import RoundsView
+
+    with RoundsView(out, federation.rounds) as view:
+        try:
+            return federation.run(backend(follow=view))
+        except KeyboardInterrupt:
+            if view.run:
+                out.say(
+                    f"To go on: hansa resume {folder / view.run} --data ..., as it was dealt out"
+                )
+            raise
+
+
+def _followed(
+    out: Output, rounds: int, home: Path | None, output: Path, go: Callable[[Remote], Run]
+) -> None:
     from hansa.backends.remote import Remote
     from hansa.cli.view import RoundsView
 
     with RoundsView(out, rounds) as view:
-        remote: Remote = Remote(coordinator_home(home), folder=output, follow=view)
-        ended: Run = go(remote)
+        remote = Remote(coordinator_home(home), folder=writable(output, "--output"), follow=view)
+        try:
+            ended = go(remote)
+        except KeyboardInterrupt:
+            if view.run:
+                out.say(f"The run goes on without this command: hansa watch {view.run}")
+            raise
     _told(out, ended, output / ended.id, None)
 
 

@@ -28,6 +28,8 @@ class RoundsView:
 
     def __init__(self, out: Output, rounds: int) -> None:
         self._out, self._rounds = out, rounds
+        self.run = ""
+        """The name of the run, once its first event was seen."""
         self._rows: list[tuple[str, ...]] = []
         self._names: tuple[str, ...] = ()
         self._counted = 0
@@ -54,6 +56,7 @@ class RoundsView:
         body = event.body
         match event.kind:
             case "created":
+                self.run = str(body["run"])
                 self._say(f"Run {body['run']}: federation {str(body['federation'])[:16]}")
             case "resolved":
                 setup = body["setup"]
