@@ -172,9 +172,18 @@ def stage(request: pytest.FixtureRequest) -> Stage:
     return STAGE_LIST[request.param]
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=[*BACKENDS, "deployed"])
 def backend(request: pytest.FixtureRequest) -> Callable[[Mapping[str, hs.Table]], Backend]:
-    return BACKENDS[request.param]
+    """The simulated ones, and a coordinator with real agents (see the conftest above)."""
+    known: Callable[[Mapping[str, hs.Table]], Backend] | None = BACKENDS.get(request.param)
+    return known or request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def told(request: pytest.FixtureRequest) -> Callable[[str, str], str]:
+    """Which reason the record holds: the party's own words, or all that an agent lets out."""
+    discreet = request.node.callspec.params["backend"] == "deployed"
+    return lambda words, outside: outside if discreet else words
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from hansa.errors import DataError, HansaError, RunError, StudyError
 
 Make = Callable[[Mapping[str, hs.Table]], Backend]
 Tables = Mapping[str, hs.Table]
+Told = Callable[[str, str], str]
+UNUSABLE = "its table cannot be used; the log of the agent there says why"
 
 
 def study(**options: object) -> hs.Federation:
@@ -78,7 +80,7 @@ def test_its_bits_are_those_of_the_plain_simulation(backend: Make, tables: Table
 
 
 def test_a_party_that_cannot_do_the_work_is_left_out_with_its_reason(
-    backend: Make, tables: Tables
+    backend: Make, tables: Tables, told: Told
 ) -> None:
     parties = {**tables, "river": broken(tables["river"], y=[np.nan] * 25)}
     run = study().run(backend(parties))
@@ -86,7 +88,8 @@ def test_a_party_that_cannot_do_the_work_is_left_out_with_its_reason(
     refused = [event.body for event in run.events if event.kind == "refused"]
     assert {body["party"] for body in refused} == {"river"}
     assert {body["work"] for body in refused} == {"train", "evaluate"}
-    assert all("the target 'y' is missing in row" in body["reason"] for body in refused)
+    reason = told("the target 'y' is missing in row", UNUSABLE)
+    assert all(reason in body["reason"] for body in refused)
     without = study().run(hs.Local({n: t for n, t in tables.items() if n != "river"}))
     assert not np.array_equal(run.parameters, without.parameters)  # its columns were counted
     for event in run.events:
@@ -95,18 +98,21 @@ def test_a_party_that_cannot_do_the_work_is_left_out_with_its_reason(
 
 
 def test_a_party_whose_sums_overflow_is_left_out_and_poisons_nobody(
-    backend: Make, tables: Tables
+    backend: Make, tables: Tables, told: Told
 ) -> None:
     parties = {**tables, "river": broken(tables["river"], a=[1.5e308] * 25)}
     run = study().run(backend(parties))
     assert run.status == "finished"
     assert np.isfinite(run.parameters).all()
     reasons = [event.body["reason"] for event in run.events if event.kind == "refused"]
-    assert any("field 'total': there is an infinity in it" in reason for reason in reasons)
+    overflow = told(
+        "field 'total': there is an infinity in it", "its 'total' is not what was declared"
+    )
+    assert any(overflow in reason for reason in reasons)
 
 
 def test_below_the_minimum_a_run_fails_and_names_every_party_and_reason(
-    backend: Make, tables: Tables
+    backend: Make, tables: Tables, told: Told
 ) -> None:
     parties = {**tables}
     for name in ("north", "river"):
@@ -115,8 +121,9 @@ def test_below_the_minimum_a_run_fails_and_names_every_party_and_reason(
         study().run(backend(parties))
     text = str(caught.value)
     assert "round 1: 1 of 3 contributions could be counted, and the study needs 2" in text
-    assert "north: the target 'y' is neither 0 nor 1 in row 1" in text
-    assert "river: the target 'y' is neither 0 nor 1 in row 1" in text
+    reason = told("the target 'y' is neither 0 nor 1 in row 1", UNUSABLE)
+    assert f"north: {reason}" in text
+    assert f"river: {reason}" in text
     assert "harbour" not in text
 
 

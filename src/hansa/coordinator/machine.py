@@ -288,6 +288,7 @@ class Answered:
     weight: float
     taken: bool
     reason: str = ""
+    size: int = 0
 
 
 @dataclass
@@ -537,9 +538,10 @@ class Machine:
             effects.receipts.append((event.ticket, False, event.refusal))
             self._maybe_reduce(effects, live)
             return
-        answer = Answered(event.attempt, event.digest, event.weight, taken=True)
+        size = len(event.body)
+        answer = Answered(event.attempt, event.digest, event.weight, taken=True, size=size)
         live.answers[event.party] = answer
-        self._save_answer(effects, live, event.party, answer, len(event.body))
+        self._save_answer(effects, live, event.party, answer)
         name = f"answer {event.party}"
         effects.blobs.append(Blob(live.id, event.version, name, event.body))
         effects.receipts.append((event.ticket, True, ""))
@@ -575,7 +577,7 @@ class Machine:
         reason = _tidy(reason)
         answer = Answered(live.attempt, "", 0.0, taken=False, reason=reason)
         live.answers[party] = answer
-        self._save_answer(effects, live, party, answer, 0)
+        self._save_answer(effects, live, party, answer)
         self._event(
             effects,
             live,
@@ -586,19 +588,12 @@ class Machine:
             reason=reason,
         )
 
-    def _save_answer(
-        self, effects: Effects, live: Live, party: str, answer: Answered, size: int
-    ) -> None:
+    def _save_answer(self, effects: Effects, live: Live, party: str, answer: Answered) -> None:
         row = {
             "run": live.id,
             "version": live.progress.version,
             "party": party,
-            "attempt": answer.attempt,
-            "digest": answer.digest,
-            "weight": answer.weight,
-            "size": size,
-            "taken": answer.taken,
-            "reason": answer.reason,
+            **vars(answer),
         }
         effects.changes.append(Put("answer", row))
 
@@ -636,7 +631,11 @@ class Machine:
         for party, reason in event.excluded.items():
             self._exclude(effects, live, party, reason)
         excluded = {p: a.reason for p, a in live.answers.items() if p not in total.parties}
-        arrival = Arrival(ask, total, excluded)
+        metrics = {
+            "bytes_out": float(ask.send.nbytes * len(ask.parties)),
+            "bytes_in": float(sum(answer.size for answer in live.answers.values())),
+        }
+        arrival = Arrival(ask, total, excluded, metrics)
         try:
             if event.failure:
                 raise RunError(event.failure, round=ask.round)
@@ -714,7 +713,7 @@ def revived(
         )
     live.answers = {
         row["party"]: Answered(
-            row["attempt"], row["digest"], row["weight"], row["taken"], row["reason"]
+            row["attempt"], row["digest"], row["weight"], row["taken"], row["reason"], row["size"]
         )
         for row in answers
     }

@@ -122,20 +122,21 @@ async def serve(
 def _credentials(
     pair: tuple[bytes, bytes], roots_pem: bytes, renewed: Renewed | None
 ) -> grpc.ServerCredentials:
-    """Credentials that ask ``renewed`` for a newer key and certificate before each handshake."""
-    first = last = grpc.ssl_server_certificate_configuration([pair], roots_pem)
+    """Credentials that ask ``renewed`` for a newer key and certificate before each handshake.
 
-    def fetch() -> grpc.ServerCertificateConfiguration:
-        nonlocal last
+    gRPC must hear None when there is none. To be given the same again, it replaces at each handshake
+    what others are just using, and aborts (https://github.com/grpc/grpc/issues/36693, open).
+    """
+    first = grpc.ssl_server_certificate_configuration([pair], roots_pem)
+
+    def fetch() -> Any:  # its stub leaves out None
         try:
             newer = renewed() if renewed else None
         except Exception:
             # The last certificate is still the best answer to whoever is connecting.
             _LOG.exception("the coordinator's certificate could not be renewed")
             newer = None
-        if newer:
-            last = grpc.ssl_server_certificate_configuration([newer], roots_pem)
-        return last
+        return grpc.ssl_server_certificate_configuration([newer], roots_pem) if newer else None
 
     return grpc.dynamic_ssl_server_credentials(first, fetch, require_client_authentication=True)
 

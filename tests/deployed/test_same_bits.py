@@ -1,0 +1,55 @@
+"""What is deployed is what was simulated, to the last bit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+import hansa as hs
+from hansa.aggregation import clip
+
+TASKS = {
+    "linear": hs.LinearRegression(target="y", features=["a", "b"], l2=0.01),
+    "logistic": hs.LogisticRegression(target="y", features=["a", "b"]),
+    "softmax": hs.SoftmaxRegression(target="c", classes=(0, 1, 2), features=["a", "b"]),
+}
+METHODS = {
+    "fedavg": hs.FedAvg(local=hs.SGD(lr=0.1, batch_size=8), server=hs.SGD(lr=0.9, momentum=0.5)),
+    "fedsgd": hs.FedSGD(server=hs.SGD(lr=0.3), weights="equal"),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_deployed_run_ends_with_the_bits_of_the_simulated_one(
+    task: str,
+    deployed: Callable[[Mapping[str, hs.Table]], Any],
+    harvests: dict[str, hs.Table],
+    study: Callable[..., hs.Federation],
+) -> None:
+    backend = deployed(harvests)
+    for method in METHODS.values():
+        federation = study(
+            task=TASKS[task],
+            method=method,
+            aggregation=clip(1.0),
+            cohort=hs.Fixed(size=2),
+            seed=7,
+        )
+        there, here = backend.run(federation), federation.run(hs.Local(harvests))
+        assert there.parameters.tobytes() == here.parameters.tobytes()
+        assert there.metrics() == here.metrics()
+        assert there.progress.pack() == here.progress.pack()
+        asked = [[e.body["parties"] for e in r.events if e.kind == "asked"] for r in (there, here)]
+        assert asked[0] == asked[1]
+
+
+async def test_a_federation_runs_inside_a_running_event_loop(
+    deployed: Callable[[Mapping[str, hs.Table]], Any],
+    harvests: dict[str, hs.Table],
+    study: Callable[..., hs.Federation],
+) -> None:
+    assert asyncio.get_running_loop().is_running()
+    assert study(rounds=1).run(deployed(harvests)).status == "finished"
