@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from hansa.cli.home import coordinator_home, writable
 from hansa.cli.output import Json, Output
-from hansa.errors import UsageError
+from hansa.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from hansa.backends.local import Local
@@ -106,7 +106,7 @@ def watch(
         home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
     """
     out = Output(json)
-    _followed(out, 0, home, output, lambda remote: remote.watch(name))
+    _followed(out, _rounds(home, name), home, output, lambda remote: remote.watch(name))
 
 
 def resume(
@@ -142,7 +142,7 @@ def resume(
     """
     out = Output(json)
     if not (Path(name) / "federation.json").exists():
-        _followed(out, 0, home, output, lambda remote: remote.resume(name))
+        _followed(out, _rounds(home, name), home, output, lambda remote: remote.resume(name))
         return
     from hansa import study as studies
     from hansa.backends.local import Local
@@ -339,6 +339,24 @@ def _followed(
                 out.say(f"The run goes on without this command: hansa watch {view.run}")
             raise
     _told(out, ended, output / ended.id, None)
+
+
+def _rounds(home: Path | None, name: str) -> int:
+    """How many rounds a run of the coordinator has at most.
+
+    Raises:
+        UsageError: if there is no such run.
+    """
+    from hansa.cli.party import call
+    from hansa.wire import messages as m
+    from hansa.wire.rpcs import RUNS as LIST
+
+    rounds = {line.run: line.rounds for line in call(home, LIST, m.RunsRequest()).runs}
+    if name not in rounds:
+        near = did_you_mean(name, rounds)
+        remedy = near if near.startswith("Did") else "`hansa runs` lists them"
+        raise UsageError(f"there is no run {name!r}", remedy=remedy)
+    return rounds[name]
 
 
 def _comparison(
