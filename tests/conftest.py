@@ -235,7 +235,7 @@ def study() -> Callable[..., hs.Federation]:
     def make(**parts: Any) -> hs.Federation:
         fields: dict[str, Any] = {
             "name": "tumours",
-            "task": hs.LogisticRegression(target="y", features=["a", "b"]),
+            "task": hs.LogisticRegression(target="y", features=("a", "b")),
             "method": hs.FedAvg(local=hs.SGD(lr=0.2, batch_size=8)),
             "rounds": 3,
             **parts,

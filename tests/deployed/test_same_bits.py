@@ -12,9 +12,9 @@ import hansa as hs
 from hansa.aggregation import clip
 
 TASKS = {
-    "linear": hs.LinearRegression(target="y", features=["a", "b"], l2=0.01),
-    "logistic": hs.LogisticRegression(target="y", features=["a", "b"]),
-    "softmax": hs.SoftmaxRegression(target="c", classes=(0, 1, 2), features=["a", "b"]),
+    "linear": hs.LinearRegression(target="y", features=("a", "b"), l2=0.01),
+    "logistic": hs.LogisticRegression(target="y", features=("a", "b")),
+    "softmax": hs.SoftmaxRegression(target="c", classes=(0, 1, 2), features=("a", "b")),
 }
 METHODS = {
     "fedavg": hs.FedAvg(local=hs.SGD(lr=0.1, batch_size=8), server=hs.SGD(lr=0.9, momentum=0.5)),

@@ -1,0 +1,103 @@
+"""The agent's machine by itself; with a coordinator it is driven in tests/coordinator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hansa.agent.machine import Asked, CouldNot, Held, Machine, Settled, Worked
+from hansa.contribution import Ask, Values
+from hansa.database import Drop, Put
+
+BODY, MEMORY = b"body", b"memory"
+
+
+def asked(version: int = 0, attempt: int = 1) -> Asked:
+    return Asked("run", Ask("train", version, 1, Values(), ()), attempt, "hash")
+
+
+def worked(version: int = 0, attempt: int = 1) -> Worked:
+    return Worked(asked(version, attempt), 3.0, BODY, MEMORY)
+
+
+def test_an_ask_is_worked_on_once_however_often_it_comes() -> None:
+    machine = Machine()
+    assert machine.handle(asked()).work == [asked()]
+    assert machine.handle(asked()).work == []
+    assert machine.handle(asked(attempt=2)).work == [asked(attempt=2)]
+
+
+def test_an_answer_is_a_row_before_it_is_sent_and_is_sent_again_as_it_was() -> None:
+    machine = Machine()
+    machine.handle(asked())
+    effects = machine.handle(worked())
+    [put] = effects.changes
+    assert isinstance(put, Put)
+    revived = Machine([put.values])
+    assert revived.pending == [("run", 0)]
+    assert revived.handle(asked()).send == effects.send == [Held(**put.values)]
+    assert revived.handle(asked()).work == []
+
+
+def test_a_new_attempt_is_worked_on_anew() -> None:
+    machine = Machine()
+    machine.handle(asked())
+    machine.handle(worked())
+    effects = machine.handle(asked(attempt=2))
+    assert (effects.work, effects.send) == ([asked(attempt=2)], [])
+
+
+def test_after_an_excuse_the_same_ask_is_tried_again() -> None:
+    machine = Machine()
+    machine.handle(asked())
+    effects = machine.handle(CouldNot(asked(), "no light"))
+    assert effects.excuse == [CouldNot(asked(), "no light")]
+    assert machine.handle(asked()).work == [asked()]
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_memory_is_kept_only_if_the_answer_was_counted(counted: bool) -> None:
+    machine = Machine()
+    machine.handle(asked())
+    machine.handle(worked())
+    effects = machine.handle(Settled("run", 0, counted))
+    assert machine.memories == ({"run": MEMORY} if counted else {})
+    assert Drop("answer", {"run": "run", "version": 0}) in effects.changes
+    kept = [change for change in effects.changes if change.table == "memory"]
+    assert kept == ([Put("memory", {"run": "run", "body": MEMORY})] if counted else [])
+    assert machine.handle(Settled("run", 0, counted)).changes == []
+    assert machine.pending == []
+
+
+EVENTS = st.one_of(
+    st.builds(asked, st.integers(0, 2), st.integers(1, 2)),
+    st.builds(worked, st.integers(0, 2), st.integers(1, 2)),
+    st.builds(lambda v: Settled("run", v, True), st.integers(0, 2)),
+    st.builds(lambda v: Settled("run", v, False), st.integers(0, 2)),
+    st.builds(lambda v: CouldNot(asked(v), "no"), st.integers(0, 2)),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(EVENTS, max_size=30))
+def test_its_rows_are_the_whole_of_what_it_knows(events: list[Any]) -> None:
+    machine = Machine()
+    answers: dict[tuple[str, int], dict[str, Any]] = {}
+    memories: dict[str, dict[str, Any]] = {}
+    for event in events:
+        effects = machine.handle(event)
+        for change in effects.changes:
+            if isinstance(change, Drop):
+                answers.pop((change.values["run"], change.values["version"]), None)
+            elif change.table == "answer":
+                answers[change.values["run"], change.values["version"]] = dict(change.values)
+            else:
+                memories[change.values["run"]] = dict(change.values)
+        revived = Machine(answers.values(), memories.values())
+        assert revived.held == machine.held
+        assert revived.memories == machine.memories
+        for held in effects.send:
+            assert answers[held.run, held.version] == vars(held)

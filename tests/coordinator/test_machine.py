@@ -1,0 +1,626 @@
+"""The two state machines against each other, without I/O: a network that repeats, forgets and crashes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from blake3 import blake3
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hansa as hs
+from hansa.agent import machine as party
+from hansa.agent import store as party_store
+from hansa.agent.desk import Desk
+from hansa.agent.policy import Offer as Offered
+from hansa.aggregation.reduce import Reduction
+from hansa.contribution import Array, Contribution, Total, Values
+from hansa.coordinator import store
+from hansa.coordinator.machine import (
+    LONGEST_REASON,
+    Connected,
+    DeadlinePassed,
+    Delivered,
+    Disconnected,
+    Effects,
+    Failed,
+    Guest,
+    Joined,
+    Machine,
+    MachineEvent,
+    Offer,
+    Reduced,
+    Removed,
+    Renewed,
+    Resumed,
+    SettledNotice,
+    Submitted,
+    Unsettled,
+    WorkNotice,
+    revived,
+)
+from hansa.database import Drop, Put
+from hansa.errors import ConsentError, RunError, StudyError, TrustError
+from hansa.methods import GradientMethod
+from hansa.methods.base import METHODS
+from hansa.wire import tensors
+
+RUN = "run"
+
+
+class Remembering(GradientMethod):
+    """A method that goes wrong at once if a memory is lost, kept too soon, or kept twice."""
+
+    kind: ClassVar[str] = "remembering"
+    memory: ClassVar[tuple[str, ...]] = ("past",)
+
+    def finish(
+        self, parameters: Array, received: Values, memory: Values, steps: int
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        update = parameters - received.parameters + 0.1 * memory.past
+        return {"update": update}, {"past": 0.5 * memory.past + update}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def known() -> Iterator[None]:
+    before = dict(METHODS._known)
+    METHODS.register(Remembering)
+    yield
+    METHODS._known.clear()
+    METHODS._known.update(before)
+
+
+def tables() -> dict[str, hs.Table]:
+    random = np.random.default_rng(3)
+    made = {}
+    for name, rows in {"a": 5, "b": 9, "c": 7}.items():
+        x = random.normal(size=rows)
+        made[name] = hs.Table.of({"x": x, "y": 2 * x + 1})
+    return made
+
+
+TABLES = tables()
+
+
+def study(**parts: Any) -> hs.Federation:
+    fields: dict[str, Any] = {
+        "name": "lines",
+        "task": hs.LinearRegression(target="y"),
+        "method": Remembering(local=hs.SGD(lr=0.1, batch_size="all")),
+        "rounds": 3,
+        "preprocessing": hs.Moments(standardise=False),
+        "evaluation": hs.Evaluate(every=0, holdout=0),
+        **parts,
+    }
+    return hs.Federation(**fields)
+
+
+class Rows:
+    """What is durable: tables of rows by primary key."""
+
+    def __init__(self, metadata: Any) -> None:
+        self._keys = {t.name: [c.name for c in t.primary_key] for t in metadata.sorted_tables}
+        self._tables: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {n: {} for n in self._keys}
+
+    def apply(self, changes: list[Put | Drop]) -> None:
+        for change in changes:
+            rows = self._tables[change.table]
+            if isinstance(change, Put):
+                key = tuple(change.values[name] for name in self._keys[change.table])
+                rows[key] = {**rows.get(key, {}), **change.values}
+            else:
+                for key in [k for k, row in rows.items() if _matches(row, change.values)]:
+                    del rows[key]
+
+    def rows(self, table: str, **where: Any) -> list[dict[str, Any]]:
+        return [dict(row) for row in self._tables[table].values() if _matches(row, where)]
+
+    def row(self, table: str, **where: Any) -> dict[str, Any] | None:
+        return next(iter(self.rows(table, **where)), None)
+
+
+def _matches(row: dict[str, Any], where: Any) -> bool:
+    return all(row[name] == value for name, value in where.items())
+
+
+WORK: dict[tuple[str, str, bytes], tuple[float, bytes, bytes]] = {}
+
+
+@dataclass
+class Guild:
+    """One party: its machine, what it has on disk, its link and what it is at."""
+
+    name: str
+    rows: Rows = field(default_factory=lambda: Rows(party_store.metadata))
+    machine: party.Machine = field(default_factory=party.Machine)
+    linked: bool = False
+    inbox: list[WorkNotice | SettledNotice] = field(default_factory=list)
+    work: list[party.Asked] = field(default_factory=list)
+
+    def feed(self, event: party.AgentEvent) -> list[party.Held]:
+        effects = self.machine.handle(event)
+        self.rows.apply(effects.changes)
+        self.work += effects.work
+        return effects.send
+
+    def read(self, notice: WorkNotice | SettledNotice) -> list[party.Held]:
+        if isinstance(notice, WorkNotice):
+            return self.feed(party.Asked(notice.run, notice.ask, notice.attempt, notice.federation))
+        return self.feed(party.Settled(notice.run, notice.version, notice.counted))
+
+    def do(self, desk: Desk) -> list[party.Held]:
+        asked = self.work.pop(0)
+        memory = self.machine.memories.get(asked.run, b"")
+        key = (self.name, asked.ask.digest, memory)
+        if key not in WORK:
+            worked = desk.work(asked, memory)
+            WORK[key] = (worked.weight, worked.body, worked.memory)
+        return self.feed(party.Worked(asked, *WORK[key]))
+
+    def crash(self) -> None:
+        self.machine = party.Machine(self.rows.rows("answer"), self.rows.rows("memory"))
+        self.inbox, self.work, self.linked = [], [], False
+
+
+class World:
+    """A coordinator, three parties, and whatever is between them."""
+
+    def __init__(self, federation: hs.Federation) -> None:
+        self.rows = Rows(store.metadata)
+        self.machine = Machine()
+        self.guilds = {name: Guild(name) for name in TABLES}
+        self.flying: list[tuple[str, party.Held]] = []
+        self.inside: list[MachineEvent] = []
+        self.alarms: list[tuple[str, int, int]] = []
+        self.fates: dict[tuple[str, int], set[bool]] = {}
+        self.attempts: dict[tuple[str, int, int], set[bytes]] = {}
+        for name in TABLES:
+            self.feed(Joined(name, "1", "later"))
+            self.link(name)
+        self.feed(Submitted(RUN, federation))
+        row = self.rows.row("run", id=RUN)
+        assert row is not None
+        self.desks = {}
+        for name, table in TABLES.items():
+            desk = Desk(name, [Offered("lines", table, ("linear-regression",))])
+            desk.describe(RUN, row["federation"], row["setup"])
+            self.desks[name] = desk
+
+    # --- the coordinator
+
+    def feed(self, event: MachineEvent, crash: str = "") -> Effects:
+        effects = self.machine.handle(event)
+        if crash != "before":
+            self.commit(effects)
+        if crash:
+            self.crash()
+            return effects
+        self.carry_out(effects)
+        return effects
+
+    def quietly(self, event: MachineEvent) -> None:
+        """Feed an event whose ticket is nobody's."""
+        effects = self.machine.handle(event)
+        self.commit(effects)
+        effects.receipts.clear()
+        self.carry_out(effects)
+
+    def commit(self, effects: Effects) -> None:
+        blobs = [Put("blob", {**vars(blob), "digest": "-"}) for blob in effects.blobs]
+        self.rows.apply([*effects.changes, *blobs])
+
+    def carry_out(self, effects: Effects) -> None:
+        for ticket, taken, _ in effects.receipts:
+            name, held = ticket  # type: ignore[misc]  # what this world put there
+            answer = self.rows.row("answer", run=RUN, version=held.version, party=name)
+            assert not taken or (answer is not None and answer["digest"] == digest(held))
+        for name, notice in effects.notices:
+            if isinstance(notice, SettledNotice):
+                self.fates.setdefault((name, notice.version), set()).add(notice.counted)
+            guild = self.guilds[name]
+            if guild.linked and isinstance(notice, WorkNotice | SettledNotice):
+                guild.inbox.append(notice)
+        for run, version, parties in effects.reduce:
+            self.inside.append(self.reduced(run, version, parties))
+        self.alarms += [(run, version, attempt) for run, version, attempt, _ in effects.alarms]
+
+    def reduced(self, run: str, version: int, parties: tuple[str, ...]) -> Reduced:
+        live = self.machine.runs[run]
+        assert live.ask is not None
+        reduction = Reduction(live.course.signals(live.ask)[-1].fields)
+        for name in parties:
+            blob = self.rows.row("blob", run=run, version=version, name=f"answer {name}")
+            answer = self.rows.row("answer", run=run, version=version, party=name)
+            assert blob is not None
+            assert answer is not None
+            values = Values(tensors.read(blob["body"]))
+            reduction.add(name, Contribution(values, answer["weight"]))
+        return Reduced(run, version, reduction.total(len(TABLES)))
+
+    def crash(self) -> None:
+        """Everything but the rows is lost; every link breaks."""
+        guests = {
+            row["name"]: Guest(
+                row["state"],
+                row["serial"],
+                row["expires"],
+                tuple(Offer.from_json(offer) for offer in row["offers"]),
+            )
+            for row in self.rows.rows("party")
+        }
+        lives = {row["id"]: self.revive(row) for row in self.rows.rows("run", status="running")}
+        self.machine = Machine(guests, lives)
+        self.inside, self.alarms = [], []
+        for guild in self.guilds.values():
+            guild.linked, guild.inbox = False, []
+        effects = self.machine.restart()
+        self.commit(effects)
+        self.carry_out(effects)
+
+    def applied(self) -> int:
+        return max(
+            int(row["version"]) for row in self.rows.rows("blob", run=RUN, name="checkpoint")
+        )
+
+    def revive(self, row: dict[str, Any]) -> Any:
+        version = self.applied()
+        packed = self.rows.row("blob", run=RUN, version=version, name="checkpoint")
+        assert packed is not None
+        seq = len(self.rows.rows("event", run=RUN))
+        if row["status"] != "running":
+            return revived(row, packed["body"], seq)
+        ask = self.rows.row("ask", run=RUN, version=version)
+        answers = self.rows.rows("answer", run=RUN, version=version)
+        return revived(row, packed["body"], seq, ask, answers)
+
+    # --- parties
+
+    def link(self, name: str) -> None:
+        """A party dials, again if it must."""
+        guild = self.guilds[name]
+        guild.linked, guild.inbox = True, []
+        pending = []
+        for run, version in guild.machine.pending:
+            answer = self.rows.row("answer", run=run, version=version, party=name)
+            taken = bool(answer and answer["taken"])
+            pending.append(Unsettled(run, version, taken, self.applied()))
+        columns = TABLES[name].schema()
+        offer = Offer("lines", TABLES[name].rows, columns, ("linear-regression",))
+        self.feed(Connected(name, (offer,), tuple(pending)))
+
+    def unlink(self, name: str) -> None:
+        self.guilds[name].linked, self.guilds[name].inbox = False, []
+        self.feed(Disconnected(name))
+
+    def send(self, name: str, answers: list[party.Held]) -> None:
+        for held in answers:
+            key = (name, held.version, held.attempt)
+            self.attempts.setdefault(key, set()).add(held.body)
+            self.flying.append((name, held))
+
+    def arrive(self, name: str, held: party.Held, crash: str = "") -> None:
+        event = Delivered(
+            (name, held),
+            name,
+            held.run,
+            held.version,
+            held.attempt,
+            held.weight,
+            digest(held),
+            held.body,
+        )
+        self.feed(event, crash)
+
+    # --- what may happen next
+
+    def choices(self) -> list[Callable[[], object]]:
+        """Everything that could happen now, the harmless and the harmful."""
+        found: list[Callable[[], object]] = [self.crash]
+        for name, guild in self.guilds.items():
+            if guild.inbox:
+                found.append(partial(self.hear, name))
+            if guild.work:
+                found.append(partial(self.toil, name))
+            found.append(partial(self.unlink if guild.linked else self.link, name))
+            found.append(partial(self.perish, name))
+        for index in range(len(self.flying)):
+            found.append(partial(self.land, index))
+            found.append(partial(self.land, index, keep=True))
+            found.append(partial(self.flying.pop, index))
+            found += [partial(self.land, index, crash=crash) for crash in ("before", "after")]
+        if self.inside:
+            found += [partial(self.think, crash) for crash in ("", "before", "after")]
+        return found
+
+    def hear(self, name: str) -> None:
+        guild = self.guilds[name]
+        self.send(name, guild.read(guild.inbox.pop(0)))
+
+    def toil(self, name: str) -> None:
+        self.send(name, self.guilds[name].do(self.desks[name]))
+
+    def perish(self, name: str) -> None:
+        self.unlink(name)
+        self.guilds[name].crash()
+
+    def land(self, index: int, keep: bool = False, crash: str = "") -> None:
+        name, held = self.flying[index] if keep else self.flying.pop(index)
+        self.arrive(name, held, crash)
+
+    def think(self, crash: str = "") -> None:
+        self.feed(self.inside.pop(0), crash)
+
+    def finish(self) -> None:
+        """From here on nothing goes wrong."""
+        for _ in range(200):
+            if RUN not in self.machine.runs:
+                break
+            for name, guild in self.guilds.items():
+                if not guild.linked or not (guild.inbox or guild.work or self.flying):
+                    self.link(name)
+                while guild.inbox:
+                    self.hear(name)
+                while guild.work:
+                    self.toil(name)
+            while self.flying:
+                self.land(0)
+            while self.inside:
+                self.think()
+        for name in self.guilds:
+            self.link(name)
+            while self.guilds[name].inbox:
+                self.guilds[name].read(self.guilds[name].inbox.pop(0))
+
+    # --- what must hold
+
+    def events(self, *kinds: str) -> list[dict[str, Any]]:
+        rows = sorted(self.rows.rows("event", run=RUN), key=lambda row: row["seq"])
+        assert [row["seq"] for row in rows] == list(range(1, len(rows) + 1))
+        return [row["body"] for row in rows if not kinds or row["kind"] in kinds]
+
+    def checkpoint(self) -> bytes:
+        row = self.rows.row("blob", run=RUN, version=self.applied(), name="checkpoint")
+        assert row is not None
+        return bytes(row["body"])
+
+    def judge(self) -> None:
+        arrived = [body["version"] for body in self.events("arrived")]
+        assert len(arrived) == len(set(arrived)), "a version was summed twice"
+        assert all(len(fates) == 1 for fates in self.fates.values()), "one answer had two fates"
+        assert all(len(bodies) == 1 for bodies in self.attempts.values()), "other bytes were sent"
+        for body in self.events("arrived"):
+            assert len(body["counted"]) + len(body["excluded"]) == len(TABLES)
+
+
+def digest(held: party.Held) -> str:
+    return blake3(held.body).hexdigest()
+
+
+def undisturbed() -> tuple[bytes, dict[str, bytes]]:
+    world = World(study())
+    world.finish()
+    return world.checkpoint(), {n: g.machine.memories[RUN] for n, g in world.guilds.items()}
+
+
+def test_undisturbed_it_ends_with_the_bits_of_the_simulation() -> None:
+    run = study().run(hs.Local(TABLES))
+    assert run.progress is not None
+    assert undisturbed()[0] == run.progress.pack()
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(0, 1 << 16), max_size=80))
+def test_whatever_repeats_is_lost_or_crashes_the_bits_are_the_undisturbed_ones(
+    script: list[int],
+) -> None:
+    world = World(study())
+    for number in script:
+        choices = world.choices()
+        choices[number % len(choices)]()
+    world.finish()
+    world.judge()
+    [row] = world.rows.rows("run")
+    assert (row["status"], row["round"]) == ("finished", 3)
+    checkpoint, memories = undisturbed()
+    assert world.checkpoint() == checkpoint
+    assert {n: g.machine.memories[RUN] for n, g in world.guilds.items()} == memories
+    assert not any(g.machine.pending for g in world.guilds.values())
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(0, 1 << 16), max_size=60))
+def test_deadlines_failures_and_removals_are_recorded_and_the_run_ends(script: list[int]) -> None:
+    world = World(study(cohort=hs.All(minimum=2)))
+
+    def harm() -> list[Callable[[], object]]:
+        found: list[Callable[[], object]] = [
+            partial(world.feed, DeadlinePassed(*alarm)) for alarm in dict.fromkeys(world.alarms)
+        ]
+        for name, guest in world.machine.guests.items():
+            live = world.machine.runs.get(RUN)
+            if live is not None and live.ask is not None:
+                ask, attempt = live.ask, live.attempt
+                for version in (ask.version, ask.version + 1):
+                    failed = Failed(None, name, RUN, version, attempt, "no\x00 light")
+                    found.append(partial(world.quietly, failed))
+            if guest.state == "active" and name == "c":
+                found.append(partial(world.feed, Removed(name, "moved away")))
+        return found
+
+    for number in script:
+        choices = [*world.choices(), *harm()]
+        choices[number % len(choices)]()
+    if world.machine.guests["c"].state == "removed" and RUN in world.machine.runs:
+        world.feed(Joined("c", "2", "later"))  # invited anew, so that the rest can be played
+    world.finish()
+    world.judge()
+    [row] = world.rows.rows("run")
+    assert row["status"] in {"finished", "failed"}
+    if row["status"] == "failed":
+        assert "the study needs 2" in row["reason"]
+    excluded = {
+        (body["version"], name): reason
+        for body in world.events("arrived")
+        for name, reason in body["excluded"].items()
+    }
+    assert all(reason for reason in excluded.values())
+    refused = world.events("refused")
+    assert len(refused) >= len(excluded)
+    assert all("\x00" not in body["reason"] for body in refused)
+    for (name, version), fates in world.fates.items():
+        if fates == {True}:
+            counted = [b["counted"] for b in world.events("arrived") if b["version"] == version]
+            assert name in counted[0]
+
+
+# --- one thing at a time
+
+
+def test_a_stale_answer_is_refused_and_says_to_which_exchange_it_belongs() -> None:
+    world = World(study())
+    stale = Delivered(("a", None), "a", RUN, 7, 1, 1.0, "d", b"")
+    [(_, taken, reason)] = world.machine.handle(stale).receipts
+    assert not taken
+    assert reason == "stale: an answer to exchange 7.1, and the run is at 0.1"
+    unknown = Delivered(("a", None), "a", "another", 0, 1, 1.0, "d", b"")
+    [(_, taken, reason)] = world.machine.handle(unknown).receipts
+    assert (taken, reason) == (False, "no run 'another' waits for answers")
+
+
+def test_an_answer_after_the_deadline_hears_why_it_is_not_counted() -> None:
+    world = World(study())
+    for guild in ("a", "b"):
+        world.hear(guild)
+        world.toil(guild)
+    world.land(0)
+    world.quietly(DeadlinePassed(RUN, 0, 1))
+    late = Delivered(("b", None), "b", RUN, 0, 1, 1.0, "d", b"")
+    assert world.machine.handle(late).receipts[0][1] is False
+    assert RUN not in world.machine.runs
+    [row] = world.rows.rows("run")
+    assert row["status"] == "failed"
+    assert "b: no answer within 600 s" in row["reason"]
+
+
+def test_a_second_different_answer_is_refused_and_the_first_one_counts() -> None:
+    world = World(study())
+    first = Delivered(("a", None), "a", RUN, 0, 1, 1.0, "one", b"x")
+    world.commit(world.machine.handle(first))
+    again = world.machine.handle(first)
+    assert again.receipts[0][1:] == (True, "")
+    assert not again.changes
+    other = Delivered(("a", None), "a", RUN, 0, 1, 1.0, "two", b"y")
+    assert world.machine.handle(other).receipts[0][1:] == (
+        False,
+        "another answer to this ask was taken already",
+    )
+
+
+def test_a_sum_that_cannot_be_made_fails_the_run_and_not_the_coordinator() -> None:
+    world = World(study())
+    for name in TABLES:
+        world.commit(world.machine.handle(Delivered((), name, RUN, 0, 1, 1.0, name, b"x")))
+    nothing = Total(Values(), (), 3, 0.0)
+    effects = world.machine.handle(Reduced(RUN, 0, nothing, failure="the blob is damaged"))
+    assert effects.ended == [RUN]
+    world.commit(effects)
+    [row] = world.rows.rows("run")
+    assert "the blob is damaged" in row["reason"]
+
+
+def test_an_answer_that_could_not_be_added_is_excluded_with_its_reason() -> None:
+    world = World(study())
+    for name in TABLES:
+        world.hear(name)
+        world.toil(name)
+    while world.flying:
+        world.land(0)
+    world.inside.clear()
+    total = world.reduced(RUN, 0, ("a", "b")).total
+    world.feed(Reduced(RUN, 0, total, {"c": "with it the sum overflows"}))
+    [arrived] = world.events("arrived")
+    assert arrived["excluded"] == {"c": "with it the sum overflows"}
+    assert world.fates["c", 0] == {False}
+    assert world.fates["a", 0] == {True}
+    answer = world.rows.row("answer", run=RUN, version=0, party="c")
+    assert answer is not None
+    assert answer["taken"] is False
+
+
+def test_answers_to_a_run_that_failed_are_settled_as_not_counted() -> None:
+    world = World(study())
+    world.hear("a")
+    world.toil("a")
+    world.land(0)
+    world.unlink("a")
+    world.feed(DeadlinePassed(RUN, 0, 1))
+    for crashed in (False, True):
+        if crashed:
+            world.crash()
+        world.link("a")
+        notice = world.guilds["a"].inbox[-1]
+        assert notice == SettledNotice(RUN, 0, False)
+    world.guilds["a"].read(notice)
+    assert world.guilds["a"].machine.memories == {}
+    [row] = world.rows.rows("run")
+    world.feed(Resumed(world.revive(row)))
+    world.finish()
+    [row] = world.rows.rows("run")
+    assert row["status"] == "finished"
+    assert world.checkpoint() == undisturbed()[0]
+
+
+def test_a_finished_run_is_not_resumed_and_one_under_way_neither() -> None:
+    world = World(study())
+    [row] = world.rows.rows("run")
+    with pytest.raises(RunError, match="is under way"):
+        world.machine.handle(Resumed(world.revive(row)))
+    world.finish()
+    [row] = world.rows.rows("run")
+    with pytest.raises(RunError, match="nothing to resume"):
+        world.machine.handle(Resumed(world.revive(row)))
+
+
+def test_a_renewal_does_not_bring_back_a_party_that_was_removed_meanwhile() -> None:
+    world = World(study())
+    renewed = Renewed("c", "1", "2", "later")
+    world.feed(renewed)
+    assert world.machine.guests["c"].serial == "2 1"
+    with pytest.raises(TrustError):
+        world.machine.handle(Renewed("c", "0", "3", "later"))
+    world.feed(Removed("c", "moved away"))
+    with pytest.raises(TrustError):
+        world.machine.handle(Renewed("c", "2", "3", "later"))
+    assert world.machine.guests["c"].state == "removed"
+    with pytest.raises(StudyError, match="no party named 'c'"):
+        world.machine.handle(Removed("c", "again"))
+
+
+def test_nobody_joins_in_the_name_of_a_party_that_is_there() -> None:
+    world = World(study())
+    with pytest.raises(TrustError, match="joined already"):
+        world.machine.handle(Joined("a", "2", "later"))
+    assert world.machine.guests["a"].serial == "1"
+
+
+def test_a_study_whose_kind_too_few_allow_names_a_party_and_the_way_out() -> None:
+    world = World(study())
+    for name in TABLES:
+        offer = Offer("lines", 3, TABLES[name].schema(), ())
+        world.machine.handle(Connected(name, (offer,)))
+    with pytest.raises(ConsentError, match="party 'a': its owner allows nothing on 'lines'"):
+        world.machine.handle(Submitted("second", study()))
+    assert "second" not in world.machine.runs
+
+
+def test_what_a_party_says_is_kept_on_one_line_and_short() -> None:
+    world = World(study())
+    world.quietly(Failed((), "a", RUN, 0, 1, "x\n" * 5000))
+    [refused] = world.events("refused")
+    assert len(refused["reason"]) < LONGEST_REASON + 10
+    assert "\n" not in refused["reason"]
