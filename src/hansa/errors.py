@@ -54,13 +54,17 @@ class HansaError(Exception):
 
     def __str__(self) -> str:
         place = [
-            f"party {self.party!r}" if self.party else "",
+            f"party {self.party!r}" if self._unsaid(self.party) else "",
             f"round {self.round}" if self.round is not None else "",
-            f"field {self.field!r}" if self.field else "",
+            f"field {self.field!r}" if self._unsaid(self.field) else "",
         ]
         where = ", ".join(part for part in place if part)
         text = f"{where}: {self.message}" if where else self.message
         return f"{text}. {self.remedy}" if self.remedy else text
+
+    def _unsaid(self, name: str) -> bool:
+        """Whether a name is there, and the message does not say it itself."""
+        return bool(name) and repr(name) not in self.message
 
 
 class UsageError(HansaError):

@@ -12,6 +12,7 @@ from typing import Any
 
 from hansa.errors import HansaError, StudyError, did_you_mean
 from hansa.federation import BundledFile, Federation
+from hansa.methods.base import METHODS
 from hansa.methods.evaluate import Evaluate
 from hansa.methods.moments import Moments
 from hansa.task import CodeTask, Task
@@ -19,6 +20,8 @@ from hansa.task import CodeTask, Task
 TABLES = frozenset(
     {"study", "task", "method", "aggregation", "cohort", "preprocessing", "evaluation", "contract"}
 )
+MOVED = ("rounds", "stop")
+"""Keys of [method] that are the federation's own."""
 STUDY_KEYS = frozenset({"name", "dataset", "seed", "files"})
 
 
@@ -62,7 +65,11 @@ def from_mapping(body: Mapping[str, Any], folder: Path) -> Federation:
     if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
         raise StudyError("study.files is not a list of file names")
     method = dict(body.get("method", {"kind": "fedavg"}))
-    moved = {key: method.pop(key) for key in ("rounds", "stop") if key in method}
+    moved = {key: method.pop(key) for key in MOVED if key in method}
+    if method.get("kind") in set(METHODS):
+        # Asked here, because the method itself does not know that `rounds` and `stop` stand beside it.
+        fields = METHODS.find(method["kind"]).model_fields
+        _known(method, {"kind", *MOVED, *fields}, "key method.{}")
     task: Task | Mapping[str, Any] = body["task"]
     if "module" in body["task"]:
         task, code = _code(body["task"], folder)

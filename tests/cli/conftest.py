@@ -236,7 +236,7 @@ class Harbour:
         spoilt = name == "south"
         targetless = {n: v for n, v in columns.items() if n != "恶性"} if spoilt else columns
         ages = columns["年龄"].astype(object)
-        ages[6] = "old"
+        ages[6] = "很老"
         texts = {**columns, "年龄": ages} if spoilt else columns
         made = {"无目标": targetless, "文字": texts}
         if spoilt:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hansa.cli.home import agent_home
+from hansa.cli.home import agent_home, writable
 from hansa.cli.output import Json, Output
+from hansa.errors import ContractError
 
 if TYPE_CHECKING:
     from hansa.data.table import Table
+    from hansa.federation import Federation
 
 
 def add(
@@ -41,8 +43,9 @@ def add(
 
     out = Output(json)
     name, source = named(word, encoding)
-    with contextlib.closing(Offers(agent_home(home))) as offers:
-        offer = offers.add(name, source, checked_kinds(allow))
+    kinds = checked_kinds(allow)
+    with contextlib.closing(Offers(writable(agent_home(home), "--home"))) as offers:
+        offer = offers.add(name, source, kinds)
     out.say(f"{name}: {offer.table.rows} rows, for {', '.join(offer.allow)}")
     out.finish({"dataset": name, "rows": offer.table.rows, "allow": list(offer.allow)})
 
@@ -89,6 +92,7 @@ def check(
         study: a study whose contract, features and target it must keep.
         encoding: of a CSV file, such as gb18030.
     """
+    from hansa import study as studies
     from hansa.data.source import Source, read
 
     out = Output(json)
@@ -97,7 +101,7 @@ def check(
         parsed = parsed.model_copy(update={"encoding": encoding})
     table = read(parsed)
     if study is not None:
-        _keep(table, study)
+        keep(table, studies.load(study))
     columns = [
         {"column": c.name, "type": c.type, "missing": _missing(table, c.name)}
         for c in table.schema()
@@ -109,18 +113,45 @@ def check(
     out.finish({"rows": table.rows, "columns": columns, "study": study})
 
 
-def _keep(table: Table, study: Path) -> None:
-    """Everything that a party would refuse, said here first."""
-    from hansa import data
-    from hansa import study as studies
+def keep(table: Table, federation: Federation) -> None:
+    """Everything that a party would refuse, said here first.
+
+    Raises:
+        DataError: naming the column and, where one cell is to blame, its row.
+    """
+    from hansa.data import contract
     from hansa.federation import All
 
-    federation = studies.load(study)
-    data.contract.check(table, federation.contract)
+    contract.check(table, federation.contract)
+    require_numbers(table, federation)
     alone = federation.model_copy(update={"cohort": All(minimum=1)})
     setup = alone.resolve({"this table": table.schema()})
     setup.encoding.matrix(table)
     federation.task.labels(table)
+
+
+def require_numbers(table: Table, federation: Federation) -> None:
+    """Look for a text in the columns that a study takes for numbers.
+
+    A coordinator sees types only, and can say which column holds text; here its row is known.
+
+    Raises:
+        ContractError: naming the column and the row.
+    """
+    from hansa.data import contract
+
+    rules = federation.contract.columns
+    names = [name for name in table.names if name != federation.evaluation.split]
+    for name in federation.task.select(names, ""):
+        if table.kind(name) == "text" and (name not in rules or rules[name].type != "category"):
+            try:
+                contract.numbers(table, name)
+            except ContractError as error:
+                error.remedy = error.remedy or (
+                    "Mend the cell, or declare the column's categories in the study's [contract],"
+                    " or leave it out of `features`"
+                )
+                raise
 
 
 def _missing(table: Table, name: str) -> int:

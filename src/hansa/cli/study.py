@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from hansa.cli.data import require_numbers
 from hansa.cli.home import coordinator_home, writable
 from hansa.cli.output import Json, Output
 from hansa.errors import UsageError, did_you_mean
@@ -236,7 +237,13 @@ def predict(
     predicted = loaded.predict(table)
     columns = _columns(loaded, predicted)
     if output is not None:
-        write_csv(output, Table.of({**table.columns, **columns}))
+        try:
+            write_csv(output, Table.of({**table.columns, **columns}))
+        except OSError as error:
+            raise UsageError(
+                f"{output} cannot be written: {error.strerror}",
+                remedy="Choose an --output in a folder that exists and is yours.",
+            ) from None
         out.say(f"{table.rows} predictions are in {output}, beside the table's own columns.")
     else:
         shown = [
@@ -296,6 +303,7 @@ def _dealt(
             remedy="--by COLUMN, or --iid PARTIES, or --shares 0.5 --shares 0.5",
         )
     table = _table(data, encoding)
+    require_numbers(table.drop(by) if by in table.names else table, federation)
     if by:
         parties = partition.by_column(table, by)
     elif iid:
