@@ -216,7 +216,8 @@ class World:
 
     def carry_out(self, effects: Effects) -> None:
         for ticket, taken, _ in effects.receipts:
-            name, held = ticket  # type: ignore[misc]  # what this world put there
+            assert isinstance(ticket, tuple)
+            name, held = ticket
             answer = self.rows.row("answer", run=RUN, version=held.version, party=name)
             assert not taken or (answer is not None and answer["digest"] == digest(held))
         for name, notice in effects.notices:

@@ -41,6 +41,8 @@ def test_a_deployed_run_ends_with_the_bits_of_the_simulated_one(
         there, here = backend.run(federation), federation.run(hs.Local(harvests))
         assert there.parameters.tobytes() == here.parameters.tobytes()
         assert there.metrics() == here.metrics()
+        assert there.progress is not None
+        assert here.progress is not None
         assert there.progress.pack() == here.progress.pack()
         asked = [[e.body["parties"] for e in r.events if e.kind == "asked"] for r in (there, here)]
         assert asked[0] == asked[1]

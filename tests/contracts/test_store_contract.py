@@ -1,0 +1,222 @@
+"""What every database of Hansa's keeps: the coordinator's and the agent's, whatever lies beneath."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from hansa.agent import store as agent
+from hansa.agent.store import AgentStore
+from hansa.coordinator import store as coordinator
+from hansa.coordinator.store import INLINE, CoordinatorStore
+from hansa.database import Database, Drop, Put
+from hansa.errors import StoreError
+
+Open = Callable[[], Any]
+PARTS = {"coordinator": coordinator, "agent": agent}
+ROW = {
+    "coordinator": ("answer", {"run": "r", "version": 3, "party": "诊所"}, "weight"),
+    "agent": (
+        "answer",
+        {"run": "r", "version": 3, "attempt": 1, "round": 2, "body": b"\x00\xff", "memory": b""},
+        "weight",
+    ),
+}
+
+
+def postgresql(name: str) -> str:
+    """The URL of a PostgreSQL server of which everything may be dropped, or a skip that says why."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'hansa[postgres]'")
+    url = os.environ.get("HANSA_TEST_POSTGRESQL", "")
+    if not url:
+        pytest.skip("no PostgreSQL: set HANSA_TEST_POSTGRESQL, see tools/postgresql.sh")
+    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"DROP SCHEMA IF EXISTS {name} CASCADE"))
+        connection.execute(sa.text(f"CREATE SCHEMA {name}"))
+    engine.dispose()
+    return f"{url}?options=-csearch_path%3D{name}"
+
+
+@pytest.fixture(params=[(part, base) for part in PARTS for base in ("sqlite", "postgresql")])
+def kind(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def part(kind: tuple[str, str]) -> str:
+    return kind[0]
+
+
+@pytest.fixture
+def opened(kind: tuple[str, str], tmp_path: Path) -> Iterator[Open]:
+    """Opens the database, again and again; all of it is closed at the end."""
+    module = PARTS[kind[0]]
+    url: str | Path = tmp_path / "hansa.db"
+    if kind[1] == "postgresql":
+        url = postgresql(f"hansa_test_{kind[0]}")
+    made: list[Database] = []
+
+    def open_it() -> Database:
+        made.append(Database(url, module.metadata, module.MIGRATIONS, module.HEAD))
+        return made[-1]
+
+    yield open_it
+    for store in made:
+        store.close()
+
+
+def test_a_commit_is_there_after_it_is_opened_anew(opened: Open, part: str) -> None:
+    table, row, column = ROW[part]
+    first = opened()
+    first.apply([Put(table, {**row, column: 2.5})])
+    first.close()
+    assert opened().row(table, run="r")[column] == 2.5
+
+
+def test_a_failed_transaction_changes_nothing(opened: Open, part: str) -> None:
+    table, row, column = ROW[part]
+    store = opened()
+    with pytest.raises(StoreError, match="refuses to write"):
+        store.apply([Put(table, {**row, column: 1.0}), Put(table, {**row, "run": None})])
+    assert store.rows(table) == []
+    store.apply([Put(table, {**row, column: 1.0})])
+    assert len(store.rows(table)) == 1
+
+
+def test_a_put_inserts_or_updates_what_it_names(opened: Open, part: str) -> None:
+    table, row, column = ROW[part]
+    store = opened()
+    store.apply([Put(table, {**row, column: 1.0})])
+    before = store.row(table, run="r")
+    store.apply([Put(table, {**row, column: 2.0})])
+    assert store.rows(table) == [{**before, column: 2.0}]
+
+
+def test_a_drop_takes_the_rows_that_match_and_no_others(opened: Open, part: str) -> None:
+    table, row, column = ROW[part]
+    store = opened()
+    store.apply([Put(table, {**row, "version": v, column: 1.0}) for v in range(4)])
+    store.apply([Drop(table, {"run": "r", "version": 1}), Drop(table, {"run": "x"})])
+    assert [r["version"] for r in store.rows(table, "version")] == [0, 2, 3]
+    assert [r["version"] for r in store.rows(table, "version", ("version", 2))] == [3]
+    assert store.rows(table, columns=("run",), version=[0, 2]) == [{"run": "r"}, {"run": "r"}]
+
+
+def test_its_migrations_build_exactly_its_tables(opened: Open, part: str) -> None:
+    store = opened()
+    context = MigrationContext.configure(store._connection, opts={"compare_type": True})
+    assert compare_metadata(context, PARTS[part].metadata) == []
+    store._connection.rollback()
+
+
+def test_a_database_of_a_newer_hansa_is_refused(opened: Open, part: str) -> None:
+    store = opened()
+    with store._connection.begin():
+        store._connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    store.close()
+    with pytest.raises(StoreError, match=r"revision 9999.*Update Hansa"):
+        opened()
+
+
+# --- where it is a file
+
+
+@pytest.fixture(params=["coordinator", "agent"])
+def filed(request: pytest.FixtureRequest) -> tuple[str, Callable[[Path], Database]]:
+    if request.param == "agent":
+        return "agent.db", AgentStore
+    return "coordinator.db", CoordinatorStore
+
+
+def test_a_file_that_is_no_database_is_named(
+    filed: tuple[str, Callable[[Path], Database]], tmp_path: Path
+) -> None:
+    name, make = filed
+    (tmp_path / name).write_bytes(b"not a database at all" * 100)
+    with pytest.raises(StoreError, match=f"{name} cannot be opened"):
+        make(tmp_path)
+
+
+def test_a_folder_in_which_nothing_can_be_made_is_named(
+    filed: tuple[str, Callable[[Path], Database]], tmp_path: Path
+) -> None:
+    name, make = filed
+    (tmp_path / name).mkdir()
+    with pytest.raises(StoreError, match="cannot be opened"):
+        make(tmp_path)
+
+
+def test_a_commit_is_on_the_disk_when_it_returns(
+    filed: tuple[str, Callable[[Path], Database]], tmp_path: Path
+) -> None:
+    store = filed[1](tmp_path)
+    with store._connection.begin():
+        pragma = {
+            name: store._connection.execute(sa.text(f"PRAGMA {name}")).scalar()
+            for name in ("journal_mode", "synchronous")
+        }
+    assert pragma == {"journal_mode": "wal", "synchronous": 2}
+    store.close()
+
+
+# --- blobs
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Iterator[CoordinatorStore]:
+    store = CoordinatorStore(tmp_path)
+    yield store
+    store.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, INLINE, INLINE + 1, 3 << 20])
+def test_a_blob_comes_back_as_it_was(blobs: CoordinatorStore, size: int, tmp_path: Path) -> None:
+    body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    blobs.apply([blobs.blob("r", 1, "answer 诊所", body)])
+    again = CoordinatorStore(tmp_path)
+    assert again.read_blob("r", 1, "answer 诊所") == body
+    again.close()
+
+
+def test_a_large_blob_that_was_damaged_is_named(blobs: CoordinatorStore, tmp_path: Path) -> None:
+    blobs.apply([blobs.blob("r", 1, "ask", b"y" * (INLINE + 1))])
+    [path] = [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()]
+    path.write_bytes(b"z" + path.read_bytes()[1:])
+    with pytest.raises(StoreError, match=f"{path.name} is damaged"):
+        blobs.read_blob("r", 1, "ask")
+    path.unlink()
+    with pytest.raises(StoreError, match="cannot be read"):
+        blobs.read_blob("r", 1, "ask")
+
+
+def test_a_small_blob_that_was_damaged_is_named(blobs: CoordinatorStore, tmp_path: Path) -> None:
+    blobs.apply([blobs.blob("r", 1, "ask", b"small")])
+    with sqlite3.connect(tmp_path / "coordinator.db") as other:
+        other.execute("UPDATE blob SET body = ?", (b"sm4ll",))
+    other.close()
+    with pytest.raises(StoreError, match="is damaged"):
+        blobs.read_blob("r", 1, "ask")
+    with pytest.raises(StoreError, match="is missing"):
+        blobs.read_blob("r", 1, "checkpoint")
+
+
+def test_what_an_exchange_left_is_swept_and_nothing_else(
+    blobs: CoordinatorStore, tmp_path: Path
+) -> None:
+    body = b"y" * (INLINE + 1)
+    blobs.apply([blobs.blob("r", version, "ask", body) for version in (1, 2)])
+    spool = blobs.spool("r", 1, "1 诊所")
+    spool.with_name(f"{spool.name}.part").write_bytes(b"half")
+    blobs.apply([Drop("blob", {"run": "r", "version": 1})])
+    blobs.sweep("r", 1)
+    assert [path.name for path in (tmp_path / "blobs" / "r").iterdir()] == ["2"]
+    assert blobs.read_blob("r", 2, "ask") == body
