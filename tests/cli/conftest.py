@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import pytest
 import structlog
 
@@ -118,18 +117,6 @@ class Program:
         if self.process.poll() is None:
             self.process.send_signal(how)
         self.process.wait(PATIENCE)
-
-
-def family(pid: int) -> list[psutil.Process]:
-    """A process and all that it started."""
-    parent = psutil.Process(pid)
-    return [parent, *parent.children(recursive=True)]
-
-
-def gone(processes: list[psutil.Process]) -> bool:
-    """Whether all of them end, in a while."""
-    _, alive = psutil.wait_procs(processes, timeout=15)
-    return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def patients(seed: int, rows: int) -> dict[str, np.ndarray]:
@@ -271,16 +258,26 @@ def hansa() -> Callable[..., Answer]:
     return called
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    """Starts programs that are gone when the test is over."""
+def programs_in(place: Path) -> Iterator[Callable[..., Program]]:
     started: list[Program] = []
 
     def start(*words: object, folder: Path | None = None, **environment: str) -> Program:
-        where = folder or tmp_path / f"program-{len(started)}"
+        where = folder or place / f"program-{len(started)}"
         started.append(Program(where, words, environment))
         return started[-1]
 
     yield start
     for each in started:
         each.stop(getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """Starts programs that are gone when the test is over."""
+    yield from programs_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Program]]:
+    """As `program`, for all tests of a module."""
+    yield from programs_in(tmp_path_factory.mktemp("programs"))

@@ -123,11 +123,11 @@ class Agent:
                     finished.result()
             finally:
                 self._client, uploads, self._uploads = None, self._uploads, None
-                if uploads is not None:
-                    await uploads.__aexit__(None, None, None)
                 if not self._broken.cancel():
                     self._broken.exception()
                 await _cancelled([listening, renewal, *self._calling])
+                if uploads is not None:  # now that nobody waits for a receipt any more
+                    await uploads.__aexit__(None, None, None)
 
     async def _listen(self, client: Client) -> None:
         hello = m.Hello(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,7 +20,7 @@ from cyclopts import Parameter
 
 from hansa.cli.home import writable
 from hansa.cli.output import Json, Output
-from hansa.errors import RunError, UnreachableError
+from hansa.errors import HansaError, RunError, UnreachableError
 
 if TYPE_CHECKING:
     from hansa.data.table import Table
@@ -69,11 +70,14 @@ class Programs:
     Args:
         folder: their homes and logs.
         leash: whether they stop when this process ends, however it ends.
+        kept: whether they go on when `close` is called.
     """
 
     folder: Path
     leash: bool
+    kept: bool = False
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    ended: list[str] = field(default_factory=list)
 
     def start(self, name: str, *words: str) -> None:
         """Start ``hansa WORDS``; its output goes to files named after it."""
@@ -106,19 +110,52 @@ class Programs:
         raise UnreachableError(f"{name} did not come up within {PATIENCE:g} s")
 
     def check(self) -> None:
-        """Raise RunError if a program has ended."""
-        for name, process in self.running.items():
-            if process.poll() is not None:
+        """Raise RunError if a program has ended, about the first that did."""
+        for name in (*self.ended, *self.running):
+            status = self.running[name].poll()
+            if status is not None:
                 log = self.log(name).read_text(encoding="utf-8", errors="replace")
-                last = " / ".join(log.strip().splitlines()[-3:])
-                raise RunError(f"{name} ended with status {process.returncode}: {last}")
+                last = " / ".join(log.strip().splitlines()[-3:]) or "it said nothing"
+                raise RunError(
+                    f"the program of {name} ended with status {status}: {last}",
+                    remedy="Look for what stopped it, and try again: hansa demo",
+                )
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """End everything when one program ends: a coordinator waits for its parties, a demo need not.
+
+        Raises:
+            RunError: about the program that ended, instead of what followed from it.
+        """
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.1):
+                self.ended += [n for n, p in self.running.items() if p.poll() is not None]
+                if self.ended:
+                    self.running["coordinator"].terminate()
+                    return
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        except HansaError:
+            watcher.join(1)
+            self.check()
+            raise
+        finally:
+            over.set()
 
     def log(self, name: str) -> Path:
         """Where a program's standard error goes."""
         return self.folder / f"{name}.log"
 
-    def stop(self) -> None:
-        """Ask all to stop, then make them; a second Ctrl-C does not cut it short."""
+    def close(self) -> None:
+        """Ask all to stop, then make them, and remove their folder; Ctrl-C does not cut it short."""
+        if self.kept:
+            return
         _ignore_interrupts()
         for process in reversed(self.running.values()):
             with suppress(OSError):
@@ -132,6 +169,7 @@ class Programs:
             if process.stdin is not None:
                 with suppress(OSError):
                     process.stdin.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def demo(
@@ -165,11 +203,9 @@ def demo(
         stack.enter_context(_interruptible())
         stack.callback(_remove_if_empty, output)
         writable(output, "--output")
-        folder = Path(tempfile.mkdtemp(prefix="hansa-demo-"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        programs = Programs(folder, leash=not keep)
-        stack.callback(programs.stop)
-        study = folder / "study.toml"
+        programs = Programs(Path(tempfile.mkdtemp(prefix="hansa-demo-")), leash=not keep)
+        stack.callback(programs.close)
+        study = programs.folder / "study.toml"
         study.write_text(STUDY.format(seed=seed), encoding="utf-8")
         federation = studies.load(study)
         began = time.monotonic()
@@ -180,8 +216,7 @@ def demo(
         _results(results, run, programs, hospitals, study)
         scored = _table(out, federation, hospitals, run)
         left = _left(out, results, hospitals)
-        if keep:
-            stack.pop_all()
+        programs.kept = keep
     document = {
         "run": run.id,
         "status": run.status,
@@ -194,7 +229,7 @@ def demo(
     }
     _next(out, results, programs if keep else None)
     if keep:
-        document |= {"home": folder, "pids": [p.pid for p in programs.running.values()]}
+        document |= {"home": programs.folder, "pids": [p.pid for p in programs.running.values()]}
     out.finish(document)
 
 
@@ -234,7 +269,7 @@ def _run(out: Output, programs: Programs, federation: Federation) -> Run:
     from hansa.backends.remote import Remote
     from hansa.cli.view import RoundsView
 
-    with RoundsView(out, federation.rounds) as view:
+    with programs.watched(), RoundsView(out, federation.rounds) as view:
         return federation.run(Remote(programs.folder / "coordinator", follow=view))
 
 
