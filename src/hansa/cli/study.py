@@ -303,7 +303,6 @@ def _dealt(
             remedy="--by COLUMN, or --iid PARTIES, or --shares 0.5 --shares 0.5",
         )
     table = _table(data, encoding)
-    require_numbers(table.drop(by) if by in table.names else table, federation)
     if by:
         parties = partition.by_column(table, by)
     elif iid:
@@ -311,6 +310,7 @@ def _dealt(
     else:
         named = {f"party-{i + 1}": share for i, share in enumerate(shares)}
         parties = partition.shares(table, named, federation.seed)
+    require_numbers(table.drop(by) if by else table, federation)
     target = federation.task.target
     out.say(partition.describe(parties, target if target in table.names else None))
     return parties
