@@ -10,7 +10,7 @@ import pytest
 from hansa import errors
 from hansa.cli import boundary, main
 from hansa.cli.boundary import run
-from hansa.errors import HansaError, UnreachableError
+from hansa.errors import DataError, HansaError, UnreachableError
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +36,14 @@ def test_ctrl_c_is_one_line_and_130(monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert err == "error: interrupted\n"
     assert json.loads(out)["error"]["kind"] == "Interrupted"
+
+
+def test_ctrl_c_in_a_query_of_duckdb_is_ctrl_c_too(monkeypatch, capsys):
+    error = DataError("rows.csv cannot be read")
+    error.__cause__ = RuntimeError("Query interrupted")
+    fails_with(monkeypatch, error)
+    assert run(["runs"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
 
 
 def test_a_defect_keeps_its_traceback_in_a_file(monkeypatch, capsys, tmp_path):

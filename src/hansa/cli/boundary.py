@@ -32,19 +32,20 @@ def run(words: Sequence[str]) -> int:
             list(words), exit_on_error=False, print_error=False, result_action="return_value"
         )
         sys.stdout.flush()
-    except HansaError as error:
-        output.fail(error)
-        return error.exit_status
+    except KeyboardInterrupt:
+        return _interrupted(output)
     except CycloptsError as error:
         return _refuse(error, words, output)
-    except KeyboardInterrupt:
-        output.fail(HansaError("interrupted"), kind="Interrupted")
-        return INTERRUPTED
     except BrokenPipeError:
         # The reader (`head`, a pager) has seen enough. Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except Exception as error:
+        if _is_interruption(error):
+            return _interrupted(output)
+        if isinstance(error, HansaError):
+            output.fail(error)
+            return error.exit_status
         return _confess(error, output)
     return status if isinstance(status, int) else 0
 
@@ -93,6 +94,22 @@ def build_app() -> App:
         # Without help=: the page of a command is the docstring of its function.
         groups.get(group_name, app).command(command.target, name=name)
     return app
+
+
+def _interrupted(output: Output) -> int:
+    output.fail(HansaError("interrupted"), kind="Interrupted")
+    return INTERRUPTED
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is a Ctrl-C: DuckDB makes an error of its own of it."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and str(error) == "Query interrupted":
+            return True
+        if type(error).__module__ == "_duckdb" and type(error).__name__ == "InterruptException":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _refuse(error: CycloptsError, words: Sequence[str], output: Output) -> int:
