@@ -1,0 +1,279 @@
+"""A party that sends what was not declared is refused with a reason; the round goes on without it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hansa as hs
+from hansa.aggregation import clip
+from hansa.errors import ContributionError
+from hansa.wire import chunks, tensors
+from hansa.wire import messages as m
+from hansa.wire.channel import client_channel
+from hansa.wire.client import Client
+from hansa.wire.rpcs import ATTEND, PROTOCOL, UPLOAD
+
+Study = Callable[..., hs.Federation]
+Tables = dict[str, hs.Table]
+Town = Any
+"""The fixture's class, which lives in a conftest and cannot be imported."""
+
+MALLORY = "mallory"
+UPDATE = np.array([0.1, 0.2, 0.3])
+
+
+@dataclass
+class Puppet:
+    """A party with a real certificate that is played by hand."""
+
+    client: Client
+    works: asyncio.Queue[m.Work] = field(default_factory=asyncio.Queue)
+
+    async def listen(self, table: hs.Table) -> None:
+        offer = m.Offer(
+            dataset="tumours",
+            rows=table.rows,
+            columns=[m.Column(name=c.name, type=c.type) for c in table.schema()],
+            allow=["logistic-regression"],
+        )
+        hello = m.Hello(protocol=PROTOCOL, offers=[offer])
+        async for notice in self.client.stream(ATTEND, hello):
+            for work in notice.work:
+                self.works.put_nowait(work)
+
+    async def work(self) -> m.Work:
+        return await asyncio.wait_for(self.works.get(), 20)
+
+    async def upload(self, *parts: m.UploadPart) -> m.UploadReply | None:
+        """Send everything, and hear the last reply."""
+        last = None
+        async with self.client.bidi(UPLOAD) as call:
+            for part in parts:
+                if not await call.send(part):
+                    break
+            await call.done()
+            while (reply := await call.receive()) is not None:
+                last = reply
+                if reply.WhichOneof("body") == "receipt":
+                    break
+        return last
+
+
+@asynccontextmanager
+async def puppet(town: Town, name: str, table: hs.Table) -> AsyncIterator[Puppet]:
+    home = await town.join(name, table)
+    channel = client_channel(
+        home.address,
+        key_pem=home.key_pem,
+        certificate_pem=home.certificate_pem,
+        root_pem=home.root_pem,
+    )
+    async with channel:
+        made = Puppet(Client(channel))
+        listening = asyncio.create_task(made.listen(table))
+        await town.until(lambda: name in town.listening())
+        yield made
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+
+
+def head(work: m.Work, body: bytes, **changes: Any) -> m.Head:
+    facts: dict[str, Any] = {
+        "run": work.run,
+        "version": work.version,
+        "attempt": work.attempt,
+        "weight": 3.0,
+        "size": len(body),
+        "digest": chunks.digest(body),
+        "data": body,
+        **changes,
+    }
+    return m.Head(**facts)
+
+
+def one(update: object = UPDATE, **others: object) -> bytes:
+    arrays = {"update": update, **others}
+    return tensors.write({k: np.asarray(v) for k, v in arrays.items() if v is not None})
+
+
+def chunked(work: m.Work, body: bytes, *pieces: tuple[int, bytes]) -> list[m.UploadPart]:
+    parts = [m.UploadPart(head=head(work, body, data=b""))]
+    return parts + [m.UploadPart(chunk=m.Chunk(offset=at, data=data)) for at, data in pieces]
+
+
+Craft = Callable[[m.Work], list[m.UploadPart]]
+
+
+def whole(body: bytes, **changes: Any) -> Craft:
+    return lambda work: [m.UploadPart(head=head(work, body, **changes))]
+
+
+BAD: Mapping[str, tuple[Craft, str]] = {
+    "another shape": (whole(one(np.zeros(4))), "shape [4] where [3] was declared"),
+    "a broadcastable shape": (whole(one(np.zeros(1))), "shape [1] where [3] was declared"),
+    "a scalar": (whole(one(np.zeros(()))), "shape [] where [3] was declared"),
+    "another dtype": (whole(one(np.zeros(3, np.float32))), "dtype float32 where float64"),
+    "NaN": (whole(one([0.0, np.nan, 0.0])), "there is NaN in it"),
+    "an infinity": (whole(one([0.0, np.inf, 0.0])), "there is an infinity in it"),
+    "a weight of zero": (whole(one(), weight=0.0), "the weight is 0.0"),
+    "a negative weight": (whole(one(), weight=-1.0), "the weight is -1.0"),
+    "a weight that is no number": (whole(one(), weight=float("nan")), "the weight is nan"),
+    "an absurd weight": (whole(one(), weight=1e15), "is absurd"),
+    "a missing field": (whole(one(None, other=UPDATE)), "not declared"),
+    "an extra field": (whole(one(extra=UPDATE)), "field 'extra': this field was not declared"),
+    "nothing at all": (whole(b""), ""),
+    "garbage": (whole(b"\xff" * 200), ""),
+    "another digest": (whole(one(), digest=b"0" * 32), "its digest differs"),
+    "too large": (whole(b"", size=10_000_000_000), "10000000000 bytes where at most"),
+    "more than the head says": (whole(one(), size=10), ""),
+    "a gap": (lambda w: chunked(w, one(), (0, b"ab"), (7, b"c")), "a chunk begins at 7, not at 2"),
+    "an overlap": (lambda w: chunked(w, one(), (0, b"ab"), (1, b"c")), "begins at 1, not at 2"),
+    "more chunks than declared": (
+        lambda w: chunked(w, one(), (0, one() + b"more")),
+        "more arrives than",
+    ),
+    "chunks of another body": (lambda w: chunked(w, one(), (0, one(-UPDATE))), "digest differs"),
+    "an empty chunk": (lambda w: chunked(w, one(), (0, b"")), "a chunk of 0 bytes is none"),
+}
+
+
+async def test_what_was_not_declared_is_refused_and_the_round_goes_on(
+    town: Town, harvests: Tables, study: Study
+) -> None:
+    await town.settle(harvests)
+    federation = study(
+        rounds=len(BAD),
+        aggregation=clip(1.0),
+        preprocessing=hs.Moments(standardise=False),
+        evaluation=hs.Evaluate(every=0),
+    )
+    async with puppet(town, MALLORY, harvests["bremen"]) as party:
+        run = await town.submit(federation)
+        for craft, _ in BAD.values():
+            reply = await party.upload(*craft(await party.work()))
+            assert reply is not None
+            assert not reply.receipt.accepted
+        ended = await town.watch(run)
+    assert ended.status == "finished"
+    refused = [event.body for event in ended.events if event.kind == "refused"]
+    assert {body["party"] for body in refused} == {MALLORY}
+    for (name, (_, reason)), body in zip(BAD.items(), refused, strict=True):
+        assert reason in body["reason"], name
+        assert body["reason"], name
+    for event in ended.events:
+        if event.kind == "arrived":
+            assert event.body["counted"] == sorted(harvests)
+    store = town.running.driver.store
+    assert not [path for path in (store._blobs).rglob("*") if path.is_file()]
+    spooled = town.running.driver.store.rows("answer", party=MALLORY)
+    assert not any(row["taken"] for row in spooled)
+
+
+async def test_an_answer_to_another_exchange_is_refused_and_disturbs_nothing(
+    town: Town, harvests: Tables, study: Study
+) -> None:
+    await town.settle(harvests)
+    held, desk = threading.Event(), town.agents["bremen"]._desk
+    work_of = desk.work
+    desk.work = lambda *what: (held.wait(20), work_of(*what))[1]
+    federation = study(
+        rounds=2,
+        preprocessing=hs.Moments(standardise=False),
+        evaluation=hs.Evaluate(every=0),
+    )
+    async with puppet(town, MALLORY, harvests["bremen"]) as party:
+        run = await town.submit(federation)
+        work = await party.work()
+        for changes, reason in (
+            ({"version": 7}, "stale: an answer to exchange 7.1, and the run is at 0.1"),
+            ({"attempt": 2}, "stale: an answer to exchange 0.2"),
+            ({"run": "another"}, "no run 'another' waits for answers"),
+            ({"version": 7, "size": 1 << 40, "data": b""}, "stale"),
+        ):
+            reply = await party.upload(m.UploadPart(head=head(work, one(), **changes)))
+            assert reply is not None
+            assert reason in reply.receipt.reason
+        good = m.UploadPart(head=head(work, one()))
+        for _ in range(2):  # as if the receipt had been lost
+            reply = await party.upload(good)
+            assert reply is not None
+            assert reply.receipt.accepted
+        held.set()  # until here the round stayed open
+        second = await party.work()
+        again = m.UploadPart(head=head(work, one()))
+        reply = await party.upload(again)
+        assert reply is not None
+        assert "stale: an answer to exchange 0.1, and the run is at 1.1" in reply.receipt.reason
+        failure = m.Failure(run=run, version=second.version, attempt=1, reason="no\x00 light")
+        reply = await party.upload(m.UploadPart(failure=failure))
+        ended = await town.watch(run)
+    [refused] = [event.body for event in ended.events if event.kind == "refused"]
+    assert refused["reason"] == "no  light"
+
+
+async def test_an_answer_that_would_count_more_than_others_is_refused_where_all_count_the_same(
+    town: Town, harvests: Tables, study: Study
+) -> None:
+    await town.settle(harvests)
+    federation = study(
+        method=hs.FedSGD(weights="equal"),
+        rounds=1,
+        preprocessing=hs.Moments(standardise=False),
+        evaluation=hs.Evaluate(every=0),
+    )
+    async with puppet(town, MALLORY, harvests["bremen"]) as party:
+        run = await town.submit(federation)
+        work = await party.work()
+        field = json.loads(work.ask)["fields"][0]["name"]
+        body = tensors.write({field: UPDATE})
+        reply = await party.upload(m.UploadPart(head=head(work, body, weight=1000.0)))
+        assert reply is not None
+        assert "the weight is 1000 where all count the same" in reply.receipt.reason
+        ended = await town.watch(run)
+    assert [e.body["party"] for e in ended.events if e.kind == "refused"] == [MALLORY]
+
+
+async def test_values_that_are_finite_and_overflow_the_sum_poison_nobody(
+    town: Town, harvests: Tables, study: Study
+) -> None:
+    await town.settle(harvests)
+    federation = study(
+        rounds=1,
+        preprocessing=hs.Moments(standardise=False),
+        evaluation=hs.Evaluate(every=0),
+    )
+    async with puppet(town, MALLORY, harvests["bremen"]) as party:
+        run = await town.submit(federation)
+        work = await party.work()
+        body = one(np.full(3, 1e308))
+        await party.upload(m.UploadPart(head=head(work, body, weight=1000.0)))
+        ended = await town.watch(run)
+    assert np.isfinite(ended.parameters).all()
+    [refused] = [event.body for event in ended.events if event.kind == "refused"]
+    assert refused["party"] == MALLORY
+    assert "with it the sum overflows" in refused["reason"]
+
+
+async def test_an_upload_that_is_none_ends_its_call_only(
+    town: Town, harvests: Tables, study: Study
+) -> None:
+    await town.settle(harvests)
+    async with puppet(town, MALLORY, harvests["bremen"]) as party:
+        with pytest.raises(ContributionError, match="begins with a head or a failure"):
+            await party.upload(m.UploadPart(chunk=m.Chunk(offset=0, data=b"x")))
+        federation = study(
+            rounds=1,
+            cohort=hs.All(deadline=0.5),
+            preprocessing=hs.Moments(standardise=False),
+            evaluation=hs.Evaluate(every=0),
+        )
+        assert (await town.run(federation)).status == "finished"

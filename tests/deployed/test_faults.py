@@ -1,0 +1,335 @@
+"""What breaks and comes back ends with the bits of what never broke."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+
+import hansa as hs
+from hansa.agent.machine import Asked, Worked
+from hansa.agent.service import Agent
+from hansa.contribution import Array, Values
+from hansa.coordinator import driver as coordinator_driver
+from hansa.coordinator.machine import Effects
+from hansa.errors import HansaError, RunError, StoreError
+from hansa.methods import GradientMethod
+from hansa.methods.base import METHODS
+from hansa.wire import messages as m
+from hansa.wire.rpcs import RESUME
+
+Study = Callable[..., hs.Federation]
+Tables = dict[str, hs.Table]
+Town = Any
+"""The fixture's class, which lives in a conftest and cannot be imported."""
+
+
+class Remembering(GradientMethod):
+    """A method that goes wrong at once if a memory is lost, kept too soon, or kept twice."""
+
+    kind: ClassVar[str] = "remembering"
+    memory: ClassVar[tuple[str, ...]] = ("past",)
+
+    def finish(
+        self, parameters: Array, received: Values, memory: Values, steps: int
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        update = parameters - received.parameters + 0.1 * memory.past
+        return {"update": update}, {"past": 0.5 * memory.past + update}
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METHODS, "_known", dict(METHODS._known))
+    METHODS.register(Remembering)
+
+
+@pytest.fixture
+def short(study: Study) -> hs.Federation:
+    """Four exchanges, each of which needs what the parties remember of the one before."""
+    return study(
+        method=Remembering(local=hs.SGD(lr=0.2, batch_size=8)),
+        rounds=3,
+        preprocessing=hs.Moments(standardise=False),
+        evaluation=hs.Evaluate(every=3),
+    )
+
+
+class Gate:
+    """Holds a party's work at its door, as if it took long."""
+
+    def __init__(self, agent: Agent, work: str = "train", round: int = 1) -> None:
+        self.reached, self.opened, self.calls = asyncio.Event(), threading.Event(), 0
+        loop, original = asyncio.get_running_loop(), agent._desk.work
+
+        def slow(asked: Asked, memory: bytes) -> Worked:
+            if (asked.ask.work, asked.ask.round) == (work, round):
+                self.calls += 1
+                loop.call_soon_threadsafe(self.reached.set)
+                assert self.opened.wait(20)
+            return original(asked, memory)
+
+        agent._desk.work = slow  # type: ignore[method-assign]
+
+    async def reach(self) -> None:
+        await asyncio.wait_for(self.reached.wait(), 20)
+
+    def open(self) -> None:
+        self.opened.set()
+
+
+async def test_an_agent_killed_at_work_rejoins_and_works_again(
+    town: Town, harvests: Tables, short: hs.Federation
+) -> None:
+    await town.settle(harvests)
+    gate = Gate(town.agents["bremen"], round=2)
+    run = await town.submit(short)
+    await gate.reach()
+    await town.end("bremen")
+    gate.open()
+    await town.present("lübeck", "上海")
+    town.begin("bremen")
+    ended = await town.watch(run)
+    assert ended.parameters.tobytes() == short.run(hs.Local(harvests)).parameters.tobytes()
+    assert not [event for event in ended.events if event.kind == "refused"]
+
+
+async def test_an_agent_killed_after_it_answered_sends_exactly_those_bytes_again(
+    town: Town, harvests: Tables, short: hs.Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await town.settle(harvests)
+    agent, sent = town.agents["bremen"], asyncio.Event()
+
+    async def nowhere(held: Any) -> None:
+        sent.set()
+
+    agent._send = nowhere  # the answer is durable here, and never arrives
+    run = await town.submit(short)
+    await asyncio.wait_for(sent.wait(), 20)
+    [held] = agent._machine.held.values()
+    await town.end("bremen")
+    again = town.begin("bremen")
+    resent: list[Any] = []
+    send = again._send
+
+    async def note(held: Any) -> None:
+        resent.append(held)
+        await send(held)
+
+    again._send = note
+    worked = Gate(again, round=1)
+    ended = await town.watch(run)
+    assert resent[0] == held
+    assert worked.calls == 0
+    assert ended.parameters.tobytes() == short.run(hs.Local(harvests)).parameters.tobytes()
+
+
+async def test_work_outlives_a_broken_link(
+    town: Town, harvests: Tables, short: hs.Federation
+) -> None:
+    await town.settle(harvests)
+    gate = Gate(town.agents["bremen"], round=1)
+    run = await town.submit(short)
+    await gate.reach()
+    await town.kill()
+    await town.open()
+    await town.present(*harvests)
+    gate.open()
+    ended = await town.watch(run)
+    assert gate.calls == 1
+    assert ended.parameters.tobytes() == short.run(hs.Local(harvests)).parameters.tobytes()
+
+
+class Cut:
+    """Stops a coordinator dead around its n-th commit: before it, or before anybody is told."""
+
+    def __init__(self, town: Town, number: int, when: str) -> None:
+        driver = town.running.driver
+        self.reached, self.number = asyncio.Event(), number
+        carry_out, commit = driver._carry_out, driver._commit
+
+        async def cut(effects: Effects, done: Any) -> None:
+            if effects.changes:
+                self.number -= 1
+            if self.number:
+                await carry_out(effects, done)
+                return
+            if when == "after":
+                await driver.read(commit, effects)
+            self.reached.set()
+            await asyncio.Event().wait()
+
+        driver._carry_out = cut
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 5, 6, 8])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_coordinator_killed_anywhere_ends_with_the_undisturbed_bits(
+    number: int, when: str, town: Town, harvests: Tables, short: hs.Federation
+) -> None:
+    await town.settle(harvests)
+    if (number, when) == (1, "before"):
+        pytest.skip("then the run was never begun")
+    cut = Cut(town, number, when)
+    submitting = asyncio.create_task(town.submit(short))
+    await asyncio.wait_for(cut.reached.wait(), 20)
+    await town.kill()
+    await asyncio.gather(submitting, return_exceptions=True)
+    await town.open()
+    [row] = town.running.driver.store.rows("run")
+    ended = await town.watch(row["id"])
+    simulated = short.run(hs.Local(harvests))
+    assert ended.parameters.tobytes() == simulated.parameters.tobytes()
+    assert ended.metrics() == simulated.metrics()
+    assert [e.kind for e in ended.events].count("restarted") <= 1
+    for name, agent in town.agents.items():
+        [memory] = agent._machine.memories.values()
+        assert memory, name
+        assert agent._machine.pending == []
+
+
+async def test_everybody_is_killed_and_everybody_comes_back(
+    town: Town, harvests: Tables, short: hs.Federation
+) -> None:
+    await town.settle(harvests)
+    gate = Gate(town.agents["上海"], round=2)
+    run = await town.submit(short)
+    await gate.reach()
+    for name in harvests:
+        await town.end(name)
+    await town.kill()
+    gate.open()
+    await town.open()
+    for name in harvests:
+        town.begin(name)
+    ended = await town.watch(run)
+    assert ended.parameters.tobytes() == short.run(hs.Local(harvests)).parameters.tobytes()
+
+
+async def test_an_agent_says_once_that_it_waits_and_once_that_it_is_connected(
+    town: Town, harvests: Tables, short: hs.Federation
+) -> None:
+    await town.settle(harvests)
+    for outage in range(2):
+        await town.kill()
+        await asyncio.sleep(0.5)
+        said = town.said["bremen"]
+        assert len([line for line in said if line.startswith("waiting for")]) == outage + 1
+        await town.open()
+        await town.present(*harvests)
+    connected = f"connected to Lübeck at 127.0.0.1:{town.port}"
+    assert said.count(connected) == 3
+    assert [line.split()[0] for line in said] == ["connected", "waiting"] * 2 + ["connected"]
+
+
+async def test_a_party_that_never_answers_is_left_out_after_the_deadline(
+    town: Town, harvests: Tables, study: Study
+) -> None:
+    await town.settle(harvests)
+    gate = Gate(town.agents["bremen"], round=1)
+    federation = study(
+        rounds=2,
+        cohort=hs.All(minimum=2, deadline=0.5),
+        preprocessing=hs.Moments(standardise=False),
+        evaluation=hs.Evaluate(every=0),
+    )
+    run = await town.submit(federation)
+    await gate.reach()
+    watching = asyncio.create_task(town.watch(run))
+    await asyncio.sleep(0.7)
+    gate.open()
+    ended = await watching
+    arrived = [event.body for event in ended.events if event.kind == "arrived"]
+    assert arrived[0]["counted"] == ["lübeck", "上海"]
+    assert arrived[0]["excluded"] == {"bremen": "no answer within 0.5 s"}
+
+
+async def test_below_the_minimum_the_run_fails_with_the_reasons_and_resume_goes_on(
+    town: Town, harvests: Tables, study: Study
+) -> None:
+    await town.settle(harvests)
+    federation = study(
+        method=Remembering(local=hs.SGD(lr=0.2, batch_size=8)),
+        rounds=2,
+        cohort=hs.All(minimum=3, deadline=0.5),
+        evaluation=hs.Evaluate(every=0),
+    )
+    gate = Gate(town.agents["bremen"], round=2)
+    run = await town.submit(federation)
+    await gate.reach()
+    for name in ("bremen", "lübeck"):
+        await town.end(name)
+    with pytest.raises(RunError) as caught:
+        await town.watch(run)
+    text = str(caught.value)
+    assert "1 of 3 contributions could be counted, and the study needs 3" in text or (
+        "2 of 3 contributions could be counted" in text
+    )
+    assert "bremen: no answer within 0.5 s" in text
+    assert f"hansa resume {run}" in text
+    gate.open()
+    for name in ("bremen", "lübeck"):
+        town.begin(name)
+    await town.present(*harvests)
+    ended = await asyncio.to_thread(town.remote.resume, run)
+    assert ended.parameters.tobytes() == federation.run(hs.Local(harvests)).parameters.tobytes()
+    kinds = [event.kind for event in ended.events]
+    assert kinds.count("failed") == kinds.count("resumed") == 1
+    async with town.operator() as client:
+        with pytest.raises(RunError, match="nothing to resume"):
+            await client.unary(RESUME, m.ResumeRequest(run=run))
+
+
+async def test_a_run_whose_agents_are_all_gone_fails_with_the_reasons(
+    town: Town, harvests: Tables, study: Study
+) -> None:
+    await town.settle(harvests)
+    gates = [Gate(agent) for agent in town.agents.values()]
+    run = await town.submit(study(cohort=hs.All(deadline=0.4)))
+    await gates[0].reach()
+    for name in harvests:
+        await town.end(name)
+    for gate in gates:
+        gate.open()
+    with pytest.raises(RunError, match="0 of 3 contributions could be counted"):
+        await town.watch(run)
+
+
+async def test_a_coordinator_whose_disk_fails_acknowledges_nothing_more_and_stops(
+    town: Town, harvests: Tables, short: hs.Federation
+) -> None:
+    await town.settle(harvests)
+    driver = town.running.driver
+
+    def full(changes: object) -> None:
+        raise StoreError("the database refuses to write: disk full")
+
+    driver.store.apply = full
+    with pytest.raises(HansaError, match="the coordinator has stopped"):
+        await town.submit(short)
+    with pytest.raises(StoreError, match="disk full"):
+        await driver.failed
+    with pytest.raises(HansaError, match="the coordinator has stopped"):
+        await asyncio.wait_for(town.submit(short), 5)
+
+
+async def test_a_damaged_answer_fails_its_run_and_not_the_coordinator(
+    town: Town, harvests: Tables, short: hs.Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator_driver, "INLINE", -1)  # nothing is kept at hand
+    await town.settle(harvests)
+    store = town.running.driver.store
+    read = store.read_blob
+
+    def damaged(run: str, version: int, name: str) -> bytes:
+        if name == "answer bremen":
+            raise StoreError("the blob is damaged")
+        return bytes(read(run, version, name))
+
+    store.read_blob = damaged
+    with pytest.raises(RunError, match="the blob is damaged"):
+        await town.run(short)
+    store.read_blob = read
+    assert (await town.run(short)).status == "finished"
