@@ -126,13 +126,13 @@ def test_an_interrupted_simulation_is_resumed_to_the_same_bits(bench, hansa, pro
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent otherwise there")
 def test_ctrl_c_leaves_a_deployed_run_going(harbour, hansa, program, tmp_path):
-    study = harbour.study("long.toml", ("rounds = 4", "rounds = 200"))
+    study = harbour.study("long.toml", ("rounds = 4", "rounds = 80"))
     follower = program("run", study, "--home", harbour.home, "--output", tmp_path / "runs")
-    follower.says("round 2/200")
+    follower.says("round 2/80")
     follower.process.send_signal(signal.SIGINT)
     answer = follower.ended()
     assert answer.status == 130
     (line,) = [line for line in answer.said.splitlines() if "hansa watch" in line]
     name = line.split()[-1]
     watched = hansa("watch", name, "--home", harbour.home, "--output", tmp_path / "runs")
-    assert (watched.status, watched.document["rounds"]) == (0, 200)
+    assert (watched.status, watched.document["rounds"]) == (0, 80)

@@ -40,7 +40,7 @@ SECTIONS = {
         Command("runs", "hansa.cli.study:runs", "List the runs and how they ended"),
         Command("watch", "hansa.cli.study:watch", "Follow a run, round by round"),
         Command("resume", "hansa.cli.study:resume", "Take up a run where it stopped"),
-        Command("predict", "hansa.cli.study:predict", "Apply a learnt model to a table"),
+        Command("predict", "hansa.cli.predict:predict", "Apply a learnt model to a table"),
     ),
     "Between organisations": (
         Command("coordinator start", "hansa.cli.coordinator:start", "Start the coordinator"),

@@ -93,13 +93,9 @@ def check(
         encoding: of a CSV file, such as gb18030.
     """
     from hansa import study as studies
-    from hansa.data.source import Source, read
 
     out = Output(json)
-    parsed = Source.parse(source)
-    if parsed.path:
-        parsed = parsed.model_copy(update={"encoding": encoding})
-    table = read(parsed)
+    table = read_table(source, encoding)
     if study is not None:
         keep(table, studies.load(study))
     columns = [
@@ -111,6 +107,14 @@ def check(
     if study is not None:
         out.say(f"{study} can run on it.", style="green")
     out.finish({"rows": table.rows, "columns": columns, "study": study})
+
+
+def read_table(data: str, encoding: str) -> Table:
+    """The table that a word of the command line names; ``encoding`` is for CSV files."""
+    from hansa.data.source import Source, read
+
+    source = Source.parse(data)
+    return read(source.model_copy(update={"encoding": encoding}) if source.path else source)
 
 
 def keep(table: Table, federation: Federation) -> None:

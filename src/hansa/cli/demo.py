@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import json as json_text
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +15,8 @@ from cyclopts import Parameter
 
 from hansa.cli.home import writable
 from hansa.cli.output import Json, Output
-from hansa.errors import HansaError, RunError, UnreachableError
+from hansa.cli.programs import PATIENCE, Programs, interruptible
+from hansa.errors import UnreachableError
 
 if TYPE_CHECKING:
     from hansa.data.table import Table
@@ -57,120 +53,6 @@ kind = "all"
 minimum = 3
 """
 
-INTERRUPTS = ("SIGINT", "SIGTERM", "SIGHUP")
-
-PATIENCE = 60.0
-"""Seconds after which a program that has not come up is given up."""
-
-
-@dataclass
-class Programs:
-    """The programs of a demo, each in its own process.
-
-    Args:
-        folder: their homes and logs.
-        leash: whether they stop when this process ends, however it ends.
-        kept: whether they go on when `close` is called.
-    """
-
-    folder: Path
-    leash: bool
-    kept: bool = False
-    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    ended: list[str] = field(default_factory=list)
-
-    def start(self, name: str, *words: str) -> None:
-        """Start ``hansa WORDS``; its output goes to files named after it."""
-        command = [sys.executable, "-m", "hansa", *words, "--json"]
-        with (self.folder / f"{name}.json").open("wb") as said, self.log(name).open("wb") as log:
-            self.running[name] = subprocess.Popen(  # noqa: S603  # our own words, no shell
-                [*command, *(["--leash"] if self.leash else [])],
-                stdin=subprocess.PIPE if self.leash else subprocess.DEVNULL,
-                stdout=said,
-                stderr=log,
-                # Not in our group: a Ctrl-C reaches us alone, and we stop them in order.
-                start_new_session=True,
-            )
-
-    def document(self, name: str) -> dict[str, Any]:
-        """What a program printed when it was up.
-
-        Raises:
-            RunError: if it ended instead, with the last lines of its log.
-        """
-        give_up = time.monotonic() + PATIENCE
-        while time.monotonic() < give_up:
-            said = (self.folder / f"{name}.json").read_bytes()
-            with suppress(ValueError):
-                document: dict[str, Any] = json_text.loads(said)
-                if "error" not in document:
-                    return document
-            self.check()
-            time.sleep(0.02)
-        raise UnreachableError(f"{name} did not come up within {PATIENCE:g} s")
-
-    def check(self) -> None:
-        """Raise RunError if a program has ended, about the first that did."""
-        for name in (*self.ended, *self.running):
-            status = self.running[name].poll()
-            if status is not None:
-                log = self.log(name).read_text(encoding="utf-8", errors="replace")
-                last = " / ".join(log.strip().splitlines()[-3:]) or "it said nothing"
-                raise RunError(
-                    f"the program of {name} ended with status {status}: {last}",
-                    remedy="Look for what stopped it, and try again: hansa demo",
-                )
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """End everything when one program ends: a coordinator waits for its parties, a demo need not.
-
-        Raises:
-            RunError: about the program that ended, instead of what followed from it.
-        """
-        over = threading.Event()
-
-        def watch() -> None:
-            while not over.wait(0.1):
-                self.ended += [n for n, p in self.running.items() if p.poll() is not None]
-                if self.ended:
-                    self.running["coordinator"].terminate()
-                    return
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        except HansaError:
-            watcher.join(1)
-            self.check()
-            raise
-        finally:
-            over.set()
-
-    def log(self, name: str) -> Path:
-        """Where a program's standard error goes."""
-        return self.folder / f"{name}.log"
-
-    def close(self) -> None:
-        """Ask all to stop, then make them, and remove their folder; Ctrl-C does not cut it short."""
-        if self.kept:
-            return
-        _ignore_interrupts()
-        for process in reversed(self.running.values()):
-            with suppress(OSError):
-                process.terminate()
-        for process in self.running.values():
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            if process.stdin is not None:
-                with suppress(OSError):
-                    process.stdin.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
 
 def demo(
     *,
@@ -200,7 +82,7 @@ def demo(
     out = Output(json)
     hospitals = wisconsin.hospitals(seed)
     with ExitStack() as stack:
-        stack.enter_context(_interruptible())
+        stack.enter_context(interruptible())
         stack.callback(_remove_if_empty, output)
         writable(output, "--output")
         programs = Programs(Path(tempfile.mkdtemp(prefix="hansa-demo-")), leash=not keep)
@@ -358,29 +240,3 @@ def _kept_if_whole(folder: Path) -> Iterator[Path]:
 def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):  # runs are kept there
         folder.rmdir()
-
-
-def _ignore_interrupts() -> None:
-    """From here on the process only tidies up and leaves."""
-    for name in INTERRUPTS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end the demo as Ctrl-C does, with everything cleaned up."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    numbers = [getattr(signal, name) for name in INTERRUPTS if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        if number != signal.SIGINT:
-            signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

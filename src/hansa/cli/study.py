@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from hansa.cli.data import require_numbers
+from hansa.cli.data import read_table, require_numbers
 from hansa.cli.home import coordinator_home, writable
 from hansa.cli.output import Json, Output
 from hansa.errors import UsageError, did_you_mean
@@ -206,85 +206,6 @@ def runs(*, home: Path | None = None, json: Json = False) -> None:
     )
 
 
-def predict(
-    model: Path,
-    /,
-    *,
-    data: str,
-    output: Path | None = None,
-    encoding: str = "utf-8",
-    json: Json = False,
-) -> None:
-    """Apply a learnt model, with the preprocessing that is stored in it, to a table.
-
-    Example::
-
-        hansa predict hansa-runs/RUN/model.safetensors --data new.csv --output predicted.csv
-
-    Args:
-        model: the model.safetensors of a run.
-        data: the table: a CSV or Parquet file, or URL#SELECT ...
-        output: a CSV file for the table with its predictions; a summary is shown without it.
-        encoding: of a CSV file, such as gb18030.
-    """
-    from hansa.data.source import write_csv
-    from hansa.data.table import Table
-    from hansa.model import Model
-
-    out = Output(json)
-    loaded = Model.load(model)
-    table = _table(data, encoding)
-    predicted = loaded.predict(table)
-    columns = _columns(loaded, predicted)
-    if output is not None:
-        try:
-            write_csv(output, Table.of({**table.columns, **columns}))
-        except OSError as error:
-            raise UsageError(
-                f"{output} cannot be written: {error.strerror}",
-                remedy="Choose an --output in a folder that exists and is yours.",
-            ) from None
-        out.say(f"{table.rows} predictions are in {output}, beside the table's own columns.")
-    else:
-        shown = [
-            (i + 1, *(values[i] for values in columns.values())) for i in range(min(10, table.rows))
-        ]
-        out.table(("row", *columns), shown)
-        if table.rows > len(shown):
-            out.say(f"... and {table.rows - len(shown)} more; --output FILE writes them all.")
-    metrics = None
-    if loaded.task.target in table.names:
-        metrics = loaded.score(table)
-        out.say("On these rows: " + ", ".join(f"{n} {v:.4f}" for n, v in metrics.items()))
-    out.finish(
-        {
-            "rows": table.rows,
-            "predictions": {name: list(values) for name, values in columns.items()},
-            "metrics": metrics,
-            "output": output,
-        }
-    )
-
-
-def _columns(model: Any, predicted: Any) -> dict[str, Any]:
-    """Predictions under the names of the columns that they become."""
-    target = model.task.target
-    if predicted.ndim == 2:
-        classes = model.task.classes
-        likeliest = [str(classes[i]) for i in predicted.argmax(axis=1)]
-        chances = {f"{target}={label}": predicted[:, i] for i, label in enumerate(classes)}
-        return {f"predicted {target}": likeliest, **chances}
-    name = "probability" if model.task.kind == "logistic-regression" else "predicted"
-    return {f"{name} {target}": predicted}
-
-
-def _table(data: str, encoding: str) -> Table:
-    from hansa.data.source import Source, read
-
-    source = Source.parse(data)
-    return read(source.model_copy(update={"encoding": encoding}) if source.path else source)
-
-
 def _dealt(
     out: Output,
     federation: Federation,
@@ -302,7 +223,7 @@ def _dealt(
             "say in one way how rows become parties",
             remedy="--by COLUMN, or --iid PARTIES, or --shares 0.5 --shares 0.5",
         )
-    table = _table(data, encoding)
+    table = read_table(data, encoding)
     if by:
         parties = partition.by_column(table, by)
     elif iid:
