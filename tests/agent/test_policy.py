@@ -1,0 +1,221 @@
+"""What a coordinator may not ask, however it asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hansa as hs
+from hansa.agent.desk import Desk
+from hansa.agent.machine import Asked
+from hansa.agent.policy import Offer, admit
+from hansa.aggregation import clip
+from hansa.contribution import Algebra, Ask, Field, Values
+from hansa.errors import ConsentError
+from hansa.federation import BundledFile
+from hansa.methods.base import Setup
+from hansa.run import draw
+from hansa.task import CodeTask
+
+PARTIES = ("a", "b", "c")
+
+
+def table() -> hs.Table:
+    random = np.random.default_rng(0)
+    columns: dict[str, Any] = {
+        "size": random.normal(size=30),
+        "age": random.normal(size=30),
+        "name": [f"patient {i}" for i in range(30)],
+        "ward": ["east", "west", None] * 10,
+        "ill": (random.normal(size=30) > 0).astype(float),
+    }
+    return hs.Table.of(columns)
+
+
+OFFER = Offer("tumours", table(), ("logistic-regression",))
+
+
+def study(**parts: Any) -> hs.Federation:
+    fields: dict[str, Any] = {
+        "name": "tumours",
+        "task": hs.LogisticRegression(target="ill", features=("size", "ward")),
+        "aggregation": clip(0.5),
+        "contract": hs.Contract(
+            columns={"ward": hs.ColumnRule(type="category", categories=("east", "west"))}
+        ),
+        "rounds": 3,
+        **parts,
+    }
+    return hs.Federation(**fields)
+
+
+def honest(federation: hs.Federation) -> tuple[Setup, Ask]:
+    """What an honest coordinator sends first."""
+    setup = federation.resolve(dict.fromkeys(PARTIES, OFFER.table.schema()))
+    course = federation.course(setup)
+    ask = course.ask(course.begin())
+    assert ask is not None
+    return setup, draw(federation, course, ask)
+
+
+def training(federation: hs.Federation) -> tuple[Setup, Ask]:
+    federation = federation.model_copy(update={"preprocessing": hs.Moments(standardise=False)})
+    return honest(federation)
+
+
+def test_what_the_study_says_is_admitted() -> None:
+    federation = study()
+    setup, ask = honest(federation)
+    assert admit(federation, ask, setup, [OFFER], "a") is OFFER
+    _, train = training(federation)
+    assert train.work == "train"
+    assert admit(federation, train, setup, [OFFER], "a") is OFFER
+
+
+Twist = Callable[[Ask, Setup], tuple[Ask, Setup]]
+FIELD = Field("rows", shape=(30,))
+
+TWISTS: dict[str, tuple[Twist, str]] = {
+    "an undeclared field": (
+        lambda ask, setup: (replace(ask, fields=(*ask.fields, FIELD)), setup),
+        "other fields than the study declares",
+    ),
+    "a field of another shape": (
+        lambda ask, setup: (replace(ask, fields=(replace(ask.fields[0], shape=(30,)),)), setup),
+        "other fields than the study declares",
+    ),
+    "single values where a mean was declared": (
+        lambda ask, setup: (
+            replace(ask, fields=(replace(ask.fields[0], algebra=Algebra.GATHER),)),
+            setup,
+        ),
+        "other fields than the study declares",
+    ),
+    "the update past the clip": (
+        lambda ask, setup: (replace(ask, through="plain"), setup),
+        "or by another way",
+    ),
+    "a work that the study does not have": (
+        lambda ask, setup: (replace(ask, work="dump"), setup),
+        "'dump' asks for other fields",
+    ),
+    "an evaluation under the name of training": (
+        lambda ask, setup: (replace(ask, work="evaluate"), setup),
+        "other fields than the study declares",
+    ),
+    "a round after the last": (
+        lambda ask, setup: (replace(ask, round=4), setup),
+        "other fields than the study declares",
+    ),
+    "a column that the study does not name": (
+        lambda ask, setup: (ask, replace(setup, numbers=("age", "size"))),
+        "wants the columns age otherwise",
+    ),
+    "a text column": (
+        lambda ask, setup: (ask, replace(setup, numbers=("name", "size"))),
+        "wants the columns name otherwise",
+    ),
+    "the target as a feature": (
+        lambda ask, setup: (ask, replace(setup, numbers=("ill", "size"))),
+        "wants the columns ill otherwise",
+    ),
+    "a column twice": (
+        lambda ask, setup: (ask, replace(setup, numbers=("size", "size"))),
+        "wants the columns size",
+    ),
+    "categories that the contract does not declare": (
+        lambda ask, setup: (ask, replace(setup, categories={"ward": ("east", "patient 7")})),
+        "other categories than the study's contract says",
+    ),
+    "another seed": (
+        lambda ask, setup: (ask, replace(setup, seed=1)),
+        "draws from another seed",
+    ),
+    "a party alone": (
+        lambda ask, setup: (replace(ask, parties=("a",)), replace(setup, parties=("a",))),
+        "fewer parties than the study's minimum",
+    ),
+    "a party twice": (
+        lambda ask, setup: (replace(ask, parties=("a",)), replace(setup, parties=("a", "a"))),
+        "fewer parties than the study's minimum",
+    ),
+    "somebody else": (
+        lambda ask, setup: (replace(ask, parties=("b", "c")), setup),
+        "this party was not asked",
+    ),
+    "parties that do not take part": (
+        lambda ask, setup: (replace(ask, parties=("a", "x")), setup),
+        "this party was not asked",
+    ),
+}
+
+
+@pytest.mark.parametrize("twist", TWISTS)
+def test_what_the_study_does_not_say_is_refused(twist: str) -> None:
+    federation = study()
+    setup, ask = training(federation)
+    change, reason = TWISTS[twist]
+    ask, setup = change(ask, setup)
+    with pytest.raises(ConsentError, match=reason):
+        admit(federation, ask, setup, [OFFER], "a")
+
+
+def test_what_its_owner_did_not_offer_is_refused() -> None:
+    federation = study()
+    setup, ask = training(federation)
+    with pytest.raises(ConsentError, match="offers no data set 'tumours'"):
+        admit(federation, ask, setup, [replace(OFFER, dataset="wards")], "a")
+    with pytest.raises(ConsentError, match="its owner allows nothing on 'tumours'"):
+        admit(federation, ask, setup, [replace(OFFER, allow=())], "a")
+    with pytest.raises(ConsentError, match="not logistic-regression") as caught:
+        admit(federation, ask, setup, [replace(OFFER, allow=("linear-regression",))], "a")
+    assert "--allow logistic-regression" in caught.value.remedy
+
+
+def test_code_is_refused_whatever_its_owner_allows() -> None:
+    setup, ask = training(study())
+    offer = replace(OFFER, allow=("code", "logistic-regression"))
+    coded = study(task=CodeTask(module="study:task"))
+    bundled = study(bundle=(BundledFile(path="study.py", size=3, sha256="0" * 64),))
+    for federation in (coded, bundled):
+        with pytest.raises(ConsentError, match="brings code"):
+            admit(federation, ask, setup, [offer], "a")
+
+
+def test_an_evaluation_that_the_study_leaves_out_is_refused() -> None:
+    federation = study(evaluation=hs.Evaluate(every=0))
+    setup, _ = training(federation)
+    scored = study()
+    ask = Ask("evaluate", 4, 1, Values(), scored.task.tallies(), "plain", PARTIES)
+    assert admit(scored, ask, setup, [OFFER], "a") is OFFER
+    with pytest.raises(ConsentError, match="'evaluate' asks for other fields"):
+        admit(federation, ask, setup, [OFFER], "a")
+    with pytest.raises(ConsentError):
+        admit(scored, replace(ask, round=0), setup, [OFFER], "a")
+
+
+def test_another_study_than_the_one_whose_hash_was_named_is_refused() -> None:
+    federation = study()
+    setup, ask = honest(federation)
+    desk = Desk("a", [OFFER])
+    wider = study(aggregation=clip(1e9))
+    desk.describe("run", wider.to_json(), setup.to_json())
+    with pytest.raises(ConsentError, match="not the one whose hash"):
+        desk.work(Asked("run", ask, 1, federation.hash), b"")
+
+
+def test_what_is_admitted_is_worked_on_and_nothing_else_is_read() -> None:
+    federation = study()
+    setup, ask = honest(federation)
+    desk = Desk("a", [OFFER])
+    desk.describe("run", federation.to_json(), setup.to_json())
+    assert desk.knows("run")
+    worked = desk.work(Asked("run", ask, 1, federation.hash), b"")
+    assert worked.body
+    for number in range(8):
+        desk.describe(f"other {number}", federation.to_json(), setup.to_json())
+    assert not desk.knows("run")
