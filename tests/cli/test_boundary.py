@@ -79,6 +79,11 @@ def test_hansa_debug_shows_the_traceback_of_a_defect(monkeypatch, capsys):
             "`hansa doctor --help` shows what there is.",
         ),
         (
+            ["runs", "one", "two"],
+            "nothing takes 'one' 'two'",
+            "`hansa runs --help` shows what there is.",
+        ),
+        (
             ["doctor", "--port", "x"],
             'Invalid value for --port: unable to convert "x" into int',
             "`hansa doctor --help` shows what there is.",

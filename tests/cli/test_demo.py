@@ -154,6 +154,7 @@ def test_on_a_terminal_the_rounds_are_a_table_that_redraws_itself(demos):
     assert "\x1b[1A" in shown, "the cursor goes back up"
     assert "30/30" in shown
     assert "round 30/30: accuracy" not in shown
+    assert "fields in them: categories, correct, loss" in shown
     assert "\x1b[?25h" in shown, "the cursor is shown again at the end"
 
 

@@ -90,6 +90,13 @@ def test_names_are_readable_where_the_stream_can_show_them(monkeypatch, encoding
     assert shown in encode({"party": "北"})
 
 
+def test_a_command_or_a_token_is_not_broken_on_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    Output().say("hansa predict " + "x" * 60 + " --data rows.csv")
+    assert capsys.readouterr().out.count("\n") == 1
+
+
 def test_no_color_and_a_pipe_are_plain(capsys, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     output = Output()

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from hansa import __version__
 from hansa.cli.commands import COMMANDS, GROUPS, SUMMARY
@@ -114,7 +114,10 @@ def _is_interruption(error: BaseException | None) -> bool:
 
 def _refuse(error: CycloptsError, words: Sequence[str], output: Output) -> int:
     chain = " ".join(("hansa", *(error.command_chain or ())))
-    message = str(error).rstrip(".")
+    if isinstance(error, UnusedCliTokensError):
+        message = f"nothing takes {' '.join(map(repr, error.unused_tokens or ()))}"
+    else:
+        message = str(error).rstrip(".")
     refusal = UsageError(message, remedy=f"`{chain} --help` shows what there is.")
     output.fail(refusal)
     return refusal.exit_status

@@ -199,10 +199,13 @@ def _left(out: Output, results: Path, hospitals: Mapping[str, Table]) -> list[di
         size = sum(message["bytes"] for message in messages)
         summary.append({"party": name, "messages": len(messages), "bytes": size, "fields": fields})
     out.table(
-        ("hospital", "messages", "bytes", "fields that left"),
-        [(s["party"], s["messages"], s["bytes"], ", ".join(s["fields"])) for s in summary],
+        ("hospital", "messages", "bytes"),
+        [(s["party"], s["messages"], s["bytes"]) for s in summary],
         title="What left each hospital: sums and updates, never a row",
     )
+    fields = sorted({field for s in summary for field in s["fields"]})
+    out.say(f"The fields in them: {', '.join(fields)}")
+    out.say("")
     return summary
 
 

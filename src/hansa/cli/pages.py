@@ -128,7 +128,7 @@ def _explanation(entry: HelpEntry, text: str) -> str:
         parts.append(f"[one of: {', '.join(entry.choices)}]")
     if entry.env_var:
         parts.append(f"[environment: {', '.join(entry.env_var)}]")
-    if entry.default is not None and entry.default not in ("False", "None", '""'):
+    if entry.default is not None and entry.default not in ("False", "None", '""', "()"):
         parts.append(f"[default: {entry.default}]")
     if entry.required:
         parts.append("[required]")

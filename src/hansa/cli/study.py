@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 RUNS = Path("hansa-runs")
 
+Iid = Annotated[int, Parameter(show_default=False)]
+
 
 def simulate(
     study: Path,
@@ -30,7 +32,7 @@ def simulate(
     *,
     data: str,
     by: str = "",
-    iid: int = 0,
+    iid: Iid = 0,
     shares: Sequence[float] = (),
     seed: int | None = None,
     compare: Annotated[bool, Parameter(negative="")] = False,
@@ -116,7 +118,7 @@ def resume(
     *,
     data: str = "",
     by: str = "",
-    iid: int = 0,
+    iid: Iid = 0,
     shares: Sequence[float] = (),
     encoding: str = "utf-8",
     study: Path | None = None,
