@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,75 +12,19 @@ import pytest
 
 import hansa as hs
 from hansa.aggregation import clip
-from hansa.errors import ContributionError
+from hansa.errors import ContributionError, UnreachableError
 from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
-from hansa.wire.channel import client_channel
-from hansa.wire.client import Client
-from hansa.wire.rpcs import ATTEND, PROTOCOL, UPLOAD
+from hansa.wire.rpcs import UPLOAD
 
 Study = Callable[..., hs.Federation]
 Tables = dict[str, hs.Table]
 Town = Any
 """The fixture's class, which lives in a conftest and cannot be imported."""
+Puppets = Callable[..., Any]
 
 MALLORY = "mallory"
 UPDATE = np.array([0.1, 0.2, 0.3])
-
-
-@dataclass
-class Puppet:
-    """A party with a real certificate that is played by hand."""
-
-    client: Client
-    works: asyncio.Queue[m.Work] = field(default_factory=asyncio.Queue)
-
-    async def listen(self, table: hs.Table) -> None:
-        offer = m.Offer(
-            dataset="tumours",
-            rows=table.rows,
-            columns=[m.Column(name=c.name, type=c.type) for c in table.schema()],
-            allow=["logistic-regression"],
-        )
-        hello = m.Hello(protocol=PROTOCOL, offers=[offer])
-        async for notice in self.client.stream(ATTEND, hello):
-            for work in notice.work:
-                self.works.put_nowait(work)
-
-    async def work(self) -> m.Work:
-        return await asyncio.wait_for(self.works.get(), 20)
-
-    async def upload(self, *parts: m.UploadPart) -> m.UploadReply | None:
-        """Send everything, and hear the last reply."""
-        last = None
-        async with self.client.bidi(UPLOAD) as call:
-            for part in parts:
-                if not await call.send(part):
-                    break
-            await call.done()
-            while (reply := await call.receive()) is not None:
-                last = reply
-                if reply.WhichOneof("body") == "receipt":
-                    break
-        return last
-
-
-@asynccontextmanager
-async def puppet(town: Town, name: str, table: hs.Table) -> AsyncIterator[Puppet]:
-    home = await town.join(name, table)
-    channel = client_channel(
-        home.address,
-        key_pem=home.key_pem,
-        certificate_pem=home.certificate_pem,
-        root_pem=home.root_pem,
-    )
-    async with channel:
-        made = Puppet(Client(channel))
-        listening = asyncio.create_task(made.listen(table))
-        await town.until(lambda: name in town.listening())
-        yield made
-        listening.cancel()
-        await asyncio.gather(listening, return_exceptions=True)
 
 
 def head(work: m.Work, body: bytes, **changes: Any) -> m.Head:
@@ -147,7 +88,7 @@ BAD: Mapping[str, tuple[Craft, str]] = {
 
 
 async def test_what_was_not_declared_is_refused_and_the_round_goes_on(
-    town: Town, harvests: Tables, study: Study
+    town: Town, harvests: Tables, study: Study, puppet: Puppets
 ) -> None:
     await town.settle(harvests)
     federation = study(
@@ -179,7 +120,7 @@ async def test_what_was_not_declared_is_refused_and_the_round_goes_on(
 
 
 async def test_an_answer_to_another_exchange_is_refused_and_disturbs_nothing(
-    town: Town, harvests: Tables, study: Study
+    town: Town, harvests: Tables, study: Study, puppet: Puppets
 ) -> None:
     await town.settle(harvests)
     held, desk = threading.Event(), town.agents["bremen"]._desk
@@ -221,7 +162,7 @@ async def test_an_answer_to_another_exchange_is_refused_and_disturbs_nothing(
 
 
 async def test_an_answer_that_would_count_more_than_others_is_refused_where_all_count_the_same(
-    town: Town, harvests: Tables, study: Study
+    town: Town, harvests: Tables, study: Study, puppet: Puppets
 ) -> None:
     await town.settle(harvests)
     federation = study(
@@ -243,7 +184,7 @@ async def test_an_answer_that_would_count_more_than_others_is_refused_where_all_
 
 
 async def test_values_that_are_finite_and_overflow_the_sum_poison_nobody(
-    town: Town, harvests: Tables, study: Study
+    town: Town, harvests: Tables, study: Study, puppet: Puppets
 ) -> None:
     await town.settle(harvests)
     federation = study(
@@ -264,7 +205,7 @@ async def test_values_that_are_finite_and_overflow_the_sum_poison_nobody(
 
 
 async def test_an_upload_that_is_none_ends_its_call_only(
-    town: Town, harvests: Tables, study: Study
+    town: Town, harvests: Tables, study: Study, puppet: Puppets
 ) -> None:
     await town.settle(harvests)
     async with puppet(town, MALLORY, harvests["bremen"]) as party:
@@ -277,3 +218,33 @@ async def test_an_upload_that_is_none_ends_its_call_only(
             evaluation=hs.Evaluate(every=0),
         )
         assert (await town.run(federation)).status == "finished"
+
+
+async def test_a_broken_off_upload_goes_on_where_it_broke(
+    town: Town,
+    harvests: Tables,
+    study: Study,
+    puppet: Puppets,
+) -> None:
+    await town.settle(harvests)
+    federation = study(
+        rounds=1,
+        preprocessing=hs.Moments(standardise=False),
+        evaluation=hs.Evaluate(every=0),
+    )
+    async with puppet(town, MALLORY, harvests["bremen"]) as party:
+        run = await town.submit(federation)
+        work = await party.work()
+        body = one()
+        with pytest.raises(UnreachableError, match="it may be resumed"):
+            await party.upload(*chunked(work, body, (0, body[:40])))
+        async with party.client.bidi(UPLOAD) as call:
+            await call.send(chunked(work, body)[0])
+            reply = await call.receive()
+            assert reply.resume.offset == 40
+            await call.send(m.UploadPart(chunk=m.Chunk(offset=40, data=body[40:])))
+            reply = await call.receive()
+            assert reply.receipt.accepted
+        ended = await town.watch(run)
+    [arrived] = [event.body for event in ended.events if event.kind == "arrived"]
+    assert MALLORY in arrived["counted"]
