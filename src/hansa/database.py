@@ -57,9 +57,13 @@ class Database:
             if revision != head:
                 self._migrate(migrations, revision)
             self._connection = self._engine.connect()
+        except StoreError:
+            self._engine.dispose()
+            raise
         except sa.exc.DBAPIError as error:
+            self._engine.dispose()
             raise StoreError(
-                f"the database {url} cannot be opened: {error.orig}",
+                f"the database {self._engine.url} cannot be opened: {error.orig}",
                 remedy="Check its permissions and the disk, or restore it from a backup",
             ) from error
 
@@ -84,6 +88,7 @@ class Database:
         table: str,
         order: str | None = None,
         after: tuple[str, int] | None = None,
+        limit: int | None = None,
         columns: Sequence[str] = (),
         **where: Any,
     ) -> list[dict[str, Any]]:
@@ -93,6 +98,7 @@ class Database:
             table: its name.
             order: a column to sort by.
             after: a column and the number that it must exceed.
+            limit: rows at most.
             columns: which ones; all if empty.
             where: columns and their values; a list means any of them.
         """
@@ -106,6 +112,8 @@ class Database:
             query = query.where(of[after[0]] > after[1])
         if order is not None:
             query = query.order_by(of[order])
+        if limit is not None:
+            query = query.limit(limit)
         with self._connection.begin():
             return [dict(row) for row in self._connection.execute(query).mappings()]
 
@@ -171,7 +179,10 @@ class Database:
 
 def _engine(url: str | Path) -> sa.Engine:
     if isinstance(url, str) and "://" in url:
-        return sa.create_engine(url)
+        address = sa.make_url(url)
+        if address.drivername == "postgresql":
+            address = address.set(drivername="postgresql+psycopg")
+        return sa.create_engine(address)
     path = Path(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(

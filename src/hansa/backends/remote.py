@@ -103,12 +103,13 @@ class Remote:
         said = await client.unary(DESCRIBE, m.Describe(run=name))
         federation = Federation.from_json(said.federation)
         run = Run(name, federation, Setup.from_json(json.loads(said.setup)))
-        async for line in client.stream(EVENTS, m.EventsRequest(run=name)):
-            event = Event(line.seq, line.at, line.kind, json.loads(line.body))
-            run.events.append(event)
-            run.note(event)
-            if self._follow is not None:
-                self._follow(event)
+        async for told in client.stream(EVENTS, m.EventsRequest(run=name)):
+            for line in told.lines:
+                event = Event(line.seq, line.at, line.kind, json.loads(line.body))
+                run.events.append(event)
+                run.note(event)
+                if self._follow is not None:
+                    self._follow(event)
         run.progress = await _checkpoint(client, name)
         if self._folder is not None:
             run.save(self._folder / name)

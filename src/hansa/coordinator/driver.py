@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -29,6 +30,9 @@ from hansa.coordinator.store import INLINE, CoordinatorStore
 from hansa.database import Put
 from hansa.errors import ContributionError, HansaError, StudyError, UnreachableError
 from hansa.wire import tensors
+
+PAGE = 256
+"""Events that are handed out at once, and that are kept at hand of each run under way."""
 
 LOG = structlog.get_logger("hansa.coordinator")
 
@@ -58,7 +62,9 @@ class Driver:
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "store")
         self._bodies: dict[tuple[str, int, str], bytes] = {}
+        self._tails: dict[str, deque[dict[str, Any]]] = {}
         self._news = asyncio.Condition()
+        self.under_way: set[str] = set()
         self.commits = 0
         self._task: asyncio.Task[None] | None = None
         self._alarms: dict[tuple[str, int, int], asyncio.TimerHandle] = {}
@@ -68,6 +74,7 @@ class Driver:
     async def start(self) -> None:
         """Restore the machine, do what a restart left undone, and begin."""
         self.machine = await self.read(self._restore)
+        self.under_way = set(self.machine.runs)
         await self._carry_out(self.machine.restart(), [])
         self._task = asyncio.create_task(self._loop())
 
@@ -107,6 +114,16 @@ class Driver:
         """Wait until `commits` is no longer what was seen."""
         async with self._news:
             await self._news.wait_for(lambda: self.commits != seen)
+
+    async def events(self, run: str, after: int) -> list[dict[str, Any]]:
+        """Rows of a run's events after a number; at most `PAGE` of them."""
+        tail = self._tails.get(run)
+        if tail and tail[0]["seq"] <= after + 1:
+            return [row for row in tail if row["seq"] > after]
+        rows: list[dict[str, Any]] = await self.read(
+            lambda: self.store.rows("event", "seq", ("seq", after), PAGE, run=run)
+        )
+        return rows
 
     async def tensors_of(self, run: str, version: int) -> bytes:
         """What the open ask of a run sends."""
@@ -167,6 +184,7 @@ class Driver:
         """Commit, and then everything else."""
         if effects.changes or effects.blobs:
             await self.read(self._commit, effects)
+        self._note_runs(effects)
         self._remember(effects)
         for future in done:
             if not future.done():
@@ -184,8 +202,22 @@ class Driver:
                 self.commits += 1
                 self._news.notify_all()
 
+    def _note_runs(self, effects: Effects) -> None:
+        """Which runs are under way as far as it is committed: the machine is a commit ahead."""
+        for change in effects.changes:
+            if isinstance(change, Put) and change.table == "run" and "status" in change.values:
+                run, status = change.values["id"], change.values["status"]
+                (self.under_way.add if status == "running" else self.under_way.discard)(run)
+
     def _remember(self, effects: Effects) -> None:
-        """Keep at hand what the open exchanges will need, as far as it is small."""
+        """Keep at hand what the open exchanges and those who follow will need, as far as it is small."""
+        for run in effects.ended:
+            self._tails.pop(run, None)
+        for change in effects.changes:
+            if isinstance(change, Put) and change.table == "event":
+                row = dict(change.values)
+                if row["run"] in self.machine.runs:
+                    self._tails.setdefault(row["run"], deque(maxlen=PAGE)).append(row)
         for key in [k for k in self._bodies if k[:2] in effects.settled or k[0] in effects.ended]:
             del self._bodies[key]
         for blob in effects.blobs:

@@ -8,7 +8,7 @@ import datetime as dt
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,8 @@ class Coordinator:
                 message = m.Notice()
                 while notice is not None:
                     await self._add(message, notice)
-                    notice = None if queue.empty() else queue.get_nowait()
+                    full = message.ByteSize() > chunks.CHUNK  # a message has its limit
+                    notice = None if full or queue.empty() else queue.get_nowait()
                 yield message
                 if message.HasField("removed"):
                     return
@@ -394,23 +395,20 @@ class Coordinator:
 
     async def events(
         self, request: m.EventsRequest, peer: pki.Identity
-    ) -> AsyncIterator[m.EventLine]:
+    ) -> AsyncIterator[m.EventLines]:
         """A run's events, those that happened and those to come, until it ends."""
-        store, seen = self.driver.store, request.after
+        seen = request.after
         await self._row(request.run)
         while True:
-            commits, under_way = self.driver.commits, request.run in self.driver.machine.runs
-            rows = await self.driver.read(
-                lambda after: store.rows("event", "seq", ("seq", after), run=request.run), seen
-            )
-            for row in rows:
-                seen = row["seq"]
-                yield m.EventLine(
-                    seq=seen, at=row["at"], kind=row["kind"], body=canonical(row["body"])
-                )
-            if not rows:
-                if not under_way:
-                    return
+            commits, under_way = self.driver.commits, request.run in self.driver.under_way
+            rows = await self.driver.events(request.run, seen)
+            for message in _event_lines(rows):
+                yield message
+            if rows:
+                seen = rows[-1]["seq"]
+            elif not under_way:
+                return
+            else:
                 await self.driver.news(commits)
 
     async def result(self, request: m.ResultRequest, peer: pki.Identity) -> m.ResultReply:
@@ -509,6 +507,19 @@ def _offered(offer: Offer) -> m.Offer:
         columns=[m.Column(name=c.name, type=c.type) for c in offer.columns],
         allow=offer.allow,
     )
+
+
+def _event_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[m.EventLines]:
+    """Events in as few messages as their size allows."""
+    message = m.EventLines()
+    for row in rows:
+        body = canonical(row["body"])
+        message.lines.add(seq=row["seq"], at=row["at"], kind=row["kind"], body=body)
+        if message.ByteSize() > chunks.CHUNK:
+            yield message
+            message = m.EventLines()
+    if message.lines:
+        yield message
 
 
 def _unsettled(hello: m.Hello) -> Iterator[Unsettled]:

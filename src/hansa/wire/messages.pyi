@@ -386,6 +386,14 @@ class EventLine(Message):
         body: bytes = ...,
     ) -> None: ...
 
+class EventLines(Message):
+    lines: RepeatedCompositeFieldContainer[EventLine]
+    def __init__(
+        self,
+        *,
+        lines: Iterable[EventLine] = ...,
+    ) -> None: ...
+
 class ResultRequest(Message):
     run: str
     def __init__(

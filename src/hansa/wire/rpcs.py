@@ -62,7 +62,7 @@ UPLOAD = Rpc("Upload", "bidi", m.UploadPart, m.UploadReply, _PARTY)
 
 SUBMIT = Rpc("Submit", "unary", m.SubmitRequest, m.SubmitReply, _OPERATOR)
 RUNS = Rpc("Runs", "unary", m.RunsRequest, m.RunsReply, _OPERATOR)
-EVENTS = Rpc("Events", "server_stream", m.EventsRequest, m.EventLine, _OPERATOR)
+EVENTS = Rpc("Events", "server_stream", m.EventsRequest, m.EventLines, _OPERATOR)
 RESULT = Rpc("Result", "unary", m.ResultRequest, m.ResultReply, _OPERATOR)
 RESUME = Rpc("Resume", "unary", m.ResumeRequest, m.ResumeReply, _OPERATOR)
 INVITE = Rpc("Invite", "unary", m.InviteRequest, m.InviteReply, _OPERATOR)
