@@ -295,12 +295,13 @@ class Agent:
     def _ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or (error := task.exception()) is None:
             return
-        if (
-            self._client is None
-        ):  # between two sessions only work goes on, and only the disk fails it
+        if self._client is not None:
+            if self._broken is not None and not self._broken.done():
+                self._broken.set_exception(error)
+        elif not isinstance(error, TrustError | UnreachableError):
+            # Between two sessions only work goes on, and only this machine's own disk fails it. What
+            # the link says that has just ended is no news for the next one.
             self._failure = error
-        elif self._broken is not None and not self._broken.done():
-            self._broken.set_exception(error)
 
     @property
     def _calls(self) -> Client:
