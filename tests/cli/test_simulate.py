@@ -98,6 +98,28 @@ def test_a_simulation_compares_with_alone_and_pooled(simulate):
     assert "On the held-out rows of all parties" in answer.said
 
 
+@pytest.mark.parametrize(
+    ("kind", "columns"),
+    [
+        ("linear-regression", ["predicted malignant"]),
+        ("logistic-regression", ["probability malignant"]),
+        ("softmax-regression", ["predicted malignant", "malignant=0", "malignant=1"]),
+    ],
+)
+def test_predictions_are_named_by_what_they_are(bench, hansa, tmp_path, kind, columns):
+    classes = "classes = [0, 1]\n" if kind.startswith("softmax") else ""
+    text = STUDY.format(rounds=1).replace("logistic-regression", kind)
+    study = tmp_path / "study.toml"
+    study.write_text(text.replace("features", f"{classes}features"), "utf-8")
+    rows = bench / "rows.csv"
+    words = ("--data", rows, "--by", "医院", "--output", tmp_path / "runs")
+    model = hansa("simulate", study, *words).document["model"]
+    predicted = hansa("predict", model, "--data", rows)
+    assert list(predicted.document["predictions"]) == columns
+    assert all(len(values) == 569 for values in predicted.document["predictions"].values())
+    assert columns[0] in predicted.said
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent otherwise there")
 def test_an_interrupted_simulation_is_resumed_to_the_same_bits(bench, hansa, program, tmp_path):
     study = tmp_path / "study.toml"
