@@ -45,7 +45,7 @@ test-core: ## Run the tests without any extra, in .venv-core (also with PYTHON=p
 # The oldest versions warn about what newer ones mended; here only failures count.
 test-lowest: ## Run the tests with the oldest versions that are allowed, in .venv-lowest
 	@PYTHON="$(or $(PYTHON),python3.11)" sh tools/venv.sh .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e '.[test,pandas,polars,arrow]'
+	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e '.[test,pandas,polars,arrow,postgres]'
 	.venv-lowest/bin/python -m pytest -o filterwarnings=default $(ARGS)
 
 bench: $(DEV) ## Measure, and write docs/benchmarks.md

@@ -69,12 +69,12 @@ def test_what_is_no_federation_is_refused(data: bytes, says: str) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"task": hs.SGD()}, "the task is SGD"),
-        ({"method": hs.SGD()}, "the method is SGD"),
+        ({"task": hs.SGD(lr=1)}, "the task is SGD"),
+        ({"method": hs.SGD(lr=1)}, "the method is SGD"),
         ({"cohort": hs.FedAvg()}, "the cohort is FedAvg"),
         ({"aggregation": Clip(norm=1.0)}, "federation.aggregation"),
-        ({"aggregation": {"stages": [hs.SGD()]}}, "the aggregation stage is SGD"),
-        ({"method": {"kind": "fedavg", "local": {"lr": 1}}}, "the optimizer has no optimizer"),
+        ({"aggregation": {"stages": [hs.SGD(lr=1)]}}, "the aggregation stage is SGD"),
+        ({"method": {"kind": "fedavg", "local": {"momentum": 0}}}, "optimizer.lr is missing"),
         ({"rounds": "many"}, "federation.rounds"),
         ({"name": ""}, "federation.name"),
     ],

@@ -7,7 +7,9 @@ disk) or in whatever database a URL names, through SQLAlchemy Core and alembic. 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,6 +187,9 @@ def _engine(url: str | Path) -> sa.Engine:
         return sa.create_engine(address)
     path = Path(url)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # SQLite gives its journals the mode of the file, and would make the file readable for all.
+    with suppress(OSError):  # what is wrong with it, SQLite says better
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     engine = sa.create_engine(
         sa.URL.create("sqlite", database=str(path)), connect_args={"check_same_thread": False}
     )

@@ -75,7 +75,10 @@ class Fixed(All):
 
 
 COHORTS: Catalogue[All] = Catalogue(
-    "cohort", All, {"all": "hansa.federation:All", "fixed": "hansa.federation:Fixed"}
+    "cohort",
+    All,
+    {"all": "hansa.federation:All", "fixed": "hansa.federation:Fixed"},
+    default="all",
 )
 AnyCohort = Annotated[
     All, PlainValidator(COHORTS.build), PlainSerializer(COHORTS.spec, return_type=dict[str, Any])

@@ -55,12 +55,18 @@ class Catalogue(Generic[P]):
         base: the class of every part in it.
         built_in: kind to ``"module:Class"``; the module is imported when the kind is first used.
         tag: the key under which a study file names the kind.
+        default: the kind of a part that does not name its own.
     """
 
     def __init__(
-        self, noun: str, base: type[P], built_in: Mapping[str, str], tag: str = "kind"
+        self,
+        noun: str,
+        base: type[P],
+        built_in: Mapping[str, str],
+        tag: str = "kind",
+        default: str | None = None,
     ) -> None:
-        self.noun, self.base, self.tag = noun, base, tag
+        self.noun, self.base, self.tag, self.default = noun, base, tag, default
         self._known: dict[str, str | type[P]] = dict(built_in)
 
     def __iter__(self) -> Iterator[str]:
@@ -95,13 +101,24 @@ class Catalogue(Generic[P]):
         if not isinstance(body, Mapping):
             raise StudyError(f"the {self.noun} is {body!r}", remedy=f"Write {self.tag} = ... there")
         body = dict(body)
-        kind = body.pop(self.tag, None)
+        kind = body.pop(self.tag, self.default)
         if not isinstance(kind, str):
             raise StudyError(
                 f"the {self.noun} has no {self.tag}", remedy=f"Known: {', '.join(self)}"
             )
+        self._elsewhere(kind, body)
         part: P = self.find(kind).model_validate(body, context={"where": self.noun})
         return part
+
+    def _elsewhere(self, kind: str, body: Mapping[str, Any]) -> None:
+        """Refuse a key that another kind has, and say which."""
+        for key in sorted(set(body) - set(self.find(kind).model_fields)):
+            for other in self:
+                if key in self.find(other).model_fields:
+                    raise StudyError(
+                        f"unknown key {self.noun}.{key} for {self.tag} {kind!r}",
+                        remedy=f'It belongs to {self.tag} = "{other}"',
+                    )
 
     def spec(self, part: P) -> dict[str, Json]:
         """The inverse of `build`."""

@@ -75,8 +75,6 @@ def from_mapping(body: Mapping[str, Any], folder: Path) -> Federation:
         task, code = _code(body["task"], folder)
         files = [code, *files]
     rest = {name: body[name] for name in TABLES - {"study", "task", "method"} if name in body}
-    if "cohort" in rest:
-        rest["cohort"] = {"kind": "all", **rest["cohort"]}
     for name, part in (("preprocessing", Moments), ("evaluation", Evaluate)):
         if name in rest:
             rest[name] = part.model_validate(rest[name], context={"where": name})

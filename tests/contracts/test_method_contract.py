@@ -251,4 +251,4 @@ def test_scaffold_reaches_the_optimum_that_fedavg_drifts_away_from(
 @pytest.mark.parametrize("key", ["epochs", "batch_size"])
 def test_a_server_that_is_told_to_pass_over_rows_is_refused(key: str, method: UpdateMethod) -> None:
     with pytest.raises(hs.errors.StudyError, match=rf"method\.server\.{key}.*Say it in `local`"):
-        METHODS.build({"kind": method.kind, "server": {"optimizer": "sgd", key: 2}})
+        METHODS.build({"kind": method.kind, "server": {"lr": 1.0, key: 2}})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hansa import __version__
 from hansa.crypto import keys, pki
-from hansa.crypto.token import Token
+from hansa.crypto.token import Token, secret_hash
 from hansa.errors import StoreError, TrustError
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
@@ -27,6 +27,7 @@ class AgentHome:
         address: ``host:port`` of the coordinator.
         key_pem, certificate_pem: its own.
         root_pem: the coordinator's authority.
+        joined_with: hash of the token that it joined with.
     """
 
     folder: Path
@@ -36,6 +37,7 @@ class AgentHome:
     key_pem: bytes
     certificate_pem: bytes
     root_pem: bytes
+    joined_with: str = ""
 
     @classmethod
     def joined(cls, folder: Path) -> bool:
@@ -68,6 +70,7 @@ class AgentHome:
                 pem[:begin],
                 pem[begin:],
                 root,
+                body.get("token", ""),
             )
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(
@@ -108,6 +111,7 @@ class AgentHome:
             keys.key_to_pem(key),
             reply.certificate,
             reply.authority,
+            secret_hash(token.secret).hex(),
         )
         home.save()
         return home
@@ -122,6 +126,7 @@ class AgentHome:
             "federation": self.federation,
             "address": self.address,
             "hansa": __version__,
+            "token": self.joined_with,
         }
         keys.write_private(
             self.folder / "party.json", json.dumps(body, ensure_ascii=False).encode()

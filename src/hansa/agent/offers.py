@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
 from hansa.agent.policy import Offer
 from hansa.agent.store import AgentStore
 from hansa.data.source import Source, read
-from hansa.database import Put
+from hansa.database import Drop, Put
 from hansa.errors import DataError, UsageError, did_you_mean
 from hansa.task import TASKS
 
@@ -37,8 +39,7 @@ class Offers:
             UsageError: if nothing is allowed on it, now or before.
         """
         table = read(source)
-        if source.path is not None:
-            source = source.model_copy(update={"path": str(Path(source.path).absolute())})
+        source = _anchored(source)
         known = self._store.row("offer", dataset=dataset)
         kinds = tuple(allow) or tuple(known["allow"] if known else ())
         if not kinds:
@@ -51,9 +52,25 @@ class Offers:
         return Offer(dataset, table, kinds)
 
     def allow(self, kinds: Sequence[str]) -> None:
-        """Allow these kinds, and no others, on every table."""
-        rows = self._store.rows("offer")
-        self._store.apply([Put("offer", {**row, "allow": list(kinds)}) for row in rows])
+        """Allow these kinds on every table, beside what is allowed already."""
+        rows = [
+            {**row, "allow": list(dict.fromkeys([*row["allow"], *kinds]))}
+            for row in self._store.rows("offer")
+        ]
+        self._store.apply([Put("offer", row) for row in rows])
+
+    def remove(self, dataset: str) -> None:
+        """Take a table off the offer.
+
+        Raises:
+            UsageError: if none is offered under that name.
+        """
+        known = [row["dataset"] for row in self._store.rows("offer")]
+        if dataset not in known:
+            raise UsageError(
+                f"no table is offered as {dataset!r}", remedy=did_you_mean(dataset, known)
+            )
+        self._store.apply([Drop("offer", {"dataset": dataset})])
 
     def read(self) -> list[Offer]:
         """All offers, with their tables.
@@ -76,7 +93,7 @@ class Offers:
         return [
             {
                 "dataset": row["dataset"],
-                "source": row["source"]["path"] or row["source"]["url"] or row["source"]["sql"],
+                "source": _shown(Source(**row["source"])),
                 "allow": row["allow"],
             }
             for row in self._store.rows("offer", order="dataset")
@@ -85,6 +102,25 @@ class Offers:
     def close(self) -> None:
         """Release the store."""
         self._store.close()
+
+
+def _anchored(source: Source) -> Source:
+    """The source with absolute paths: the agent may be started from another folder."""
+    if source.path is not None:
+        return source.model_copy(update={"path": str(Path(source.path).absolute())})
+    if source.url is not None and source.url.startswith("sqlite"):
+        url = sa.make_url(source.url)
+        if url.database:
+            absolute = url.set(database=str(Path(url.database).absolute()))
+            return source.model_copy(update={"url": absolute.render_as_string(hide_password=False)})
+    return source
+
+
+def _shown(source: Source) -> str:
+    """The source for people, without a password."""
+    if source.url is not None:
+        return f"{sa.make_url(source.url).render_as_string()}#{source.sql}"
+    return source.path or source.sql or ""
 
 
 def named(word: str, encoding: str = "utf-8") -> tuple[str, Source]:

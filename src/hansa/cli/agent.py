@@ -78,31 +78,30 @@ async def _join(out: Output, folder: Path, token: str) -> AgentHome:
     from hansa.agent.home import AgentHome
     from hansa.agent.left import Left
     from hansa.crypto import pki
-    from hansa.crypto.token import Token
+    from hansa.crypto.token import Token, secret_hash
 
-    if not AgentHome.joined(folder):
-        if not token:
-            return AgentHome.open(folder)
-        decoded = Token.decode(token)
-        left = Left(folder / "left.jsonl")
+    if not token:
+        return AgentHome.open(folder)
+    decoded = Token.decode(token)
+    if AgentHome.joined(folder):
+        earlier = AgentHome.open(folder)
         try:
-            joined = await _reach(out, folder, decoded, left)
-        finally:
-            left.close()
-        out.say(f"Joined {joined.federation} as {joined.party}.")
-        return joined
-    joined = AgentHome.open(folder)
-    if token:
-        pinned = Token.decode(token).authority_key
-        try:
-            pki.pinned_authority(joined.root_pem, pinned)
+            pki.pinned_authority(earlier.root_pem, decoded.authority_key)
         except TrustError:
             raise TrustError(
-                f"{joined.party} has joined another coordinator in {folder}, and the token is of"
+                f"{earlier.party} has joined another coordinator in {folder}, and the token is of"
                 " a different one",
                 remedy="Leave --token out, or choose another folder with --home",
             ) from None
-        out.say(f"{joined.party} has joined already; the token is not needed any more.")
+        if earlier.joined_with == secret_hash(decoded.secret).hex():
+            out.say(f"{earlier.party} has joined already; the token is not needed any more.")
+            return earlier
+    left = Left(folder / "left.jsonl")
+    try:
+        joined = await _reach(out, folder, decoded, left)
+    finally:
+        left.close()
+    out.say(f"Joined {joined.federation} as {joined.party}.")
     return joined
 
 

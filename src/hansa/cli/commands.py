@@ -54,6 +54,7 @@ SECTIONS = {
         Command("agent status", "hansa.cli.agent:status", "Say how the agent is doing"),
         Command("data add", "hansa.cli.data:add", "Offer a table under a name"),
         Command("data list", "hansa.cli.data:list_", "List the tables on offer, and for what"),
+        Command("data remove", "hansa.cli.data:remove", "Take a table off the offer"),
         Command("data check", "hansa.cli.data:check", "Check a table against its contract"),
     ),
 }

@@ -73,6 +73,26 @@ def list_(*, home: Path | None = None, json: Json = False) -> None:
     out.finish({"offers": listed})
 
 
+def remove(name: str, /, *, home: Path | None = None, json: Json = False) -> None:
+    """Take a table off the offer; a running agent must be started again to know it.
+
+    Example::
+
+        hansa data remove tumours
+
+    Args:
+        name: under which it is offered; `hansa data list` names them.
+        home: folder of the agent; $HANSA_HOME/agent if not given.
+    """
+    from hansa.agent.offers import Offers
+
+    out = Output(json)
+    with contextlib.closing(Offers(agent_home(home))) as offers:
+        offers.remove(name)
+    out.say(f"{name} is not on offer any more.")
+    out.finish({"dataset": name})
+
+
 def check(
     source: str,
     /,

@@ -69,6 +69,15 @@ class CoordinatorHome:
         point = keys.point(self.authority.public_key)
         return Token.new(address, authority_key=point, lobby_seed=self.lobby_seed)
 
+    def renew_operator(self) -> None:
+        """A fresh key and certificate for the operator, if the present one is due."""
+        try:
+            due = pki.renewal_due((self.folder / "operator.pem").read_bytes())
+        except OSError:
+            due = True
+        if due:
+            self.write_operator()
+
     def write_operator(self) -> None:
         """A fresh key and certificate for whoever can read this folder."""
         key = keys.new_key()

@@ -151,6 +151,8 @@ class Coordinator:
             )
 
     def _renewed(self) -> tuple[bytes, bytes] | None:
+        """Asked before each handshake; the operator's certificate is seen to on the way."""
+        self.home.renew_operator()
         if not pki.renewal_due(self._certificate):
             return None
         pair = self.home.authority.server_certificate(self.home.name, host=self.host)

@@ -24,14 +24,14 @@ class SGD(Part):
     (at a party minus the gradient, at the server the aggregated update).
 
     Args:
-        lr: step size, positive.
+        lr: step size, positive; it has no default, since no single one serves parties and server.
         momentum: from 0 (none) to below 1.
         epochs: passes over a party's rows in one round, 1 unless said; at a party only.
         batch_size: rows in one step, 32 unless said, or ``"all"``; at a party only.
     """
 
     kind: ClassVar[str] = "sgd"
-    lr: Positive = 0.1
+    lr: Positive
     momentum: Annotated[float, Limits(ge=0, lt=1)] = 0.0
     epochs: Annotated[int, Limits(ge=1)] | None = None
     batch_size: Annotated[int, Limits(ge=1)] | Literal["all"] | None = None
@@ -49,7 +49,11 @@ class SGD(Part):
 
 
 OPTIMIZERS: Catalogue[SGD] = Catalogue(
-    "optimizer", SGD, {"sgd": "hansa.learners.optimizer:SGD"}, tag="optimizer"
+    "optimizer",
+    SGD,
+    {"sgd": "hansa.learners.optimizer:SGD"},
+    tag="optimizer",
+    default="sgd",
 )
 Optimizer = Annotated[
     SGD,

@@ -292,7 +292,7 @@ class GradientMethod(UpdateMethod):
 
     memory: ClassVar[tuple[str, ...]] = ()
 
-    local: Optimizer = SGD()
+    local: Optimizer = SGD(lr=0.1)
 
     def work(self, at: At) -> Answer:
         """Train with the method's correction; what is left is the method's `finish`."""

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field as Limits
 
-from hansa.contribution import Ask, Contribution, Total, Values
+from hansa.contribution import Ask, Contribution, Total, Values, check
+from hansa.errors import ContributionError
 from hansa.learners.base import Learner
 from hansa.methods.base import Answer, At, Method, Setup, State
 
@@ -43,7 +44,15 @@ class Evaluate(Method):
         """The task's sums over the party's held-out rows."""
         x, y = at.held_out()
         predicted = at.learner.predict(at.received["parameters"], x)
-        return Answer(Contribution(at.task.tally(predicted, y)))
+        contribution = Contribution(at.task.tally(predicted, y))
+        try:
+            check(contribution, at.task.tallies())
+        except ContributionError:
+            raise ContributionError(
+                "the model has diverged: its errors are beyond counting",
+                remedy="Lower the learning rates, or add a clip to the aggregation",
+            ) from None
+        return Answer(contribution)
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
         """The totals, from which the task makes metrics."""
