@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +34,9 @@ from hansa.wire import tensors
 PAGE = 256
 """Events that are handed out at once, and that are kept at hand of each run under way."""
 
+Key = tuple[str, int, str]
+"""A blob: run, version, name."""
+
 LOG = structlog.get_logger("hansa.coordinator")
 
 
@@ -61,7 +64,7 @@ class Driver:
         self._tell = tell
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "store")
-        self._bodies: dict[tuple[str, int, str], bytes] = {}
+        self._bodies: dict[Key, bytes] = {}
         self._tails: dict[str, deque[dict[str, Any]]] = {}
         self._news = asyncio.Condition()
         self.under_way: set[str] = set()
@@ -175,10 +178,28 @@ class Driver:
                     waiting.done.set_exception(error)
                 continue
             effects.changes.extend(waiting.also)
-            for name, value in vars(effects).items():
-                getattr(merged, name).extend(value)
+            merged.extend(effects)
             done.append(waiting.done)
+        self._sum_at_once(merged)
         await self._carry_out(merged, done)
+
+    def _sum_at_once(self, effects: Effects) -> None:
+        """Make the sums whose answers are all at hand, so that the last answer and the end of its round
+        are one transaction; whatever is acknowledged is durable all the same.
+        """
+        later = []
+        while effects.reduce:
+            run, version, parties = effects.reduce.pop(0)
+            fresh = {(b.run, b.version, b.name): b.body for b in effects.blobs}
+            at_hand = {**self._bodies, **fresh}
+            bodies = [at_hand.get((run, version, f"answer {party}")) for party in parties]
+            if sum(INLINE + 1 if body is None else len(body) for body in bodies) > INLINE:
+                later.append((run, version, parties))
+                continue
+            effects.extend(self.machine.handle(self._reduce(run, version, parties, at_hand)))
+        effects.reduce = later
+        over = set(effects.settled)
+        effects.blobs = [blob for blob in effects.blobs if (blob.run, blob.version) not in over]
 
     async def _carry_out(self, effects: Effects, done: Iterable[asyncio.Future[None]]) -> None:
         """Commit, and then everything else."""
@@ -196,7 +217,7 @@ class Driver:
             self._tell(party, notice)
         self._set_alarms(effects)
         for run, version, parties in effects.reduce:
-            self._post(await self.read(self._reduce, run, version, parties))
+            self._post(await self.read(self._reduce, run, version, parties, self._bodies))
         if effects.changes:
             async with self._news:
                 self.commits += 1
@@ -247,8 +268,10 @@ class Driver:
         done.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._queue.put_nowait(_Waiting(event, done))
 
-    def _reduce(self, run: str, version: int, parties: tuple[str, ...]) -> Reduced:
-        """Sum the answers in roster order, one in memory at a time."""
+    def _reduce(
+        self, run: str, version: int, parties: tuple[str, ...], at_hand: Mapping[Key, bytes]
+    ) -> Reduced:
+        """Sum the answers in roster order; those that are not at hand are read one at a time."""
         live = self.machine.runs[run]
         assert live.ask is not None
         reduction = Reduction(live.course.signals(live.ask)[-1].fields)
@@ -256,7 +279,7 @@ class Driver:
         try:
             for party in parties:
                 key = (run, version, f"answer {party}")
-                body = self._bodies.get(key) or self.store.read_blob(*key)
+                body = at_hand.get(key) or self.store.read_blob(*key)
                 values = Values(tensors.read(body))
                 try:
                     reduction.add(party, Contribution(values, live.answers[party].weight))

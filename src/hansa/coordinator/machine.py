@@ -264,6 +264,11 @@ class Effects:
     settled: list[tuple[str, int]] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
 
+    def extend(self, more: Effects) -> None:
+        """Add what a later event leads to."""
+        for name, value in vars(more).items():
+            getattr(self, name).extend(value)
+
 
 # --- the machine --------------------------------------------------------------------------------
 
