@@ -23,10 +23,10 @@ from hansa.backends.remote import Remote, complete
 from hansa.coordinator.home import CoordinatorHome
 from hansa.coordinator.service import Coordinator
 from hansa.crypto.token import Token
-from hansa.run import Event, Run
+from hansa.run import Run
 from hansa.wire import messages as m
 from hansa.wire.client import Client
-from hansa.wire.rpcs import INVITE, PARTIES, SUBMIT
+from hansa.wire.rpcs import INVITE, SUBMIT
 
 KINDS = ("linear-regression", "logistic-regression", "softmax-regression")
 PATIENCE = 20.0
@@ -99,11 +99,11 @@ class Town:
     async def run(self, federation: hs.Federation) -> Run:
         return await self.watch(await self.submit(federation))
 
-    async def events(self, run: str) -> list[Event]:
-        """What is recorded so far."""
+    async def rows(self, table: str, **where: Any) -> list[dict[str, Any]]:
+        """Rows of the coordinator's database, read in its thread."""
         driver = self.running.driver
-        rows = await driver.read(lambda: driver.store.rows("event", "seq", run=run))
-        return [Event(row["seq"], row["at"], row["kind"], row["body"]) for row in rows]
+        found: list[dict[str, Any]] = await driver.read(lambda: driver.store.rows(table, **where))
+        return found
 
     # --- parties
 
@@ -155,12 +155,6 @@ class Town:
         async with asyncio.timeout(PATIENCE):
             while not true():
                 await asyncio.sleep(0.005)
-
-    async def connected(self) -> set[str]:
-        """Who listens, as the operator is told."""
-        async with self.operator() as client:
-            reply = await client.unary(PARTIES, m.PartiesRequest())
-        return {party.name for party in reply.parties if party.connected}
 
     async def close(self) -> None:
         for name in list(self.tasks):

@@ -114,9 +114,8 @@ async def test_what_was_not_declared_is_refused_and_the_round_goes_on(
         if event.kind == "arrived":
             assert event.body["counted"] == sorted(harvests)
     store = town.running.driver.store
-    assert not [path for path in (store._blobs).rglob("*") if path.is_file()]
-    spooled = town.running.driver.store.rows("answer", party=MALLORY)
-    assert not any(row["taken"] for row in spooled)
+    assert not [path for path in store._blobs.rglob("*") if path.is_file()]
+    assert not any(row["taken"] for row in await town.rows("answer", party=MALLORY))
 
 
 async def test_an_answer_to_another_exchange_is_refused_and_disturbs_nothing(
