@@ -17,7 +17,7 @@ from hansa.agent import store as agent
 from hansa.agent.store import AgentStore
 from hansa.coordinator import store as coordinator
 from hansa.coordinator.store import INLINE, CoordinatorStore
-from hansa.database import Database, Drop, Put
+from hansa.database import Database, Drop, Put, upgrade
 from hansa.errors import StoreError
 
 Open = Callable[[], Any]
@@ -112,10 +112,15 @@ def test_a_drop_takes_the_rows_that_match_and_no_others(opened: Open, part: str)
 
 
 def test_its_migrations_build_exactly_its_tables(opened: Open, part: str) -> None:
-    store = opened()
+    store, module = opened(), PARTS[part]
+    with store._connection.begin():
+        module.metadata.drop_all(store._connection)
+        store._connection.execute(sa.text("DELETE FROM alembic_version"))
+    upgrade(store._engine, module.MIGRATIONS)
     context = MigrationContext.configure(store._connection, opts={"compare_type": True})
-    assert compare_metadata(context, PARTS[part].metadata) == []
+    assert compare_metadata(context, module.metadata) == []
     store._connection.rollback()
+    assert store._revision() == module.HEAD
 
 
 def test_a_database_of_a_newer_hansa_is_refused(opened: Open, part: str) -> None:
