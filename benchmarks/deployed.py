@@ -20,15 +20,15 @@ import numpy as np
 
 import hansa as hs
 from hansa.backends.remote import Remote
-from hansa.cli.demo import Programs
+from hansa.cli.programs import Programs
 from hansa.cli.party import call
 from hansa.data.source import write_csv
 from hansa.wire import messages as m
 from hansa.wire.rpcs import INVITE, PARTIES
 
-COMMITS = 3
-"""Synchronous commits that follow on each other in a round: the answer at the agent, the answer at the
-coordinator, the end of the round with the next ask at the coordinator."""
+COMMITS = 2
+"""Synchronous commits that follow on each other in a round: the answer at the agent; the last answer, the end of
+the round and the next ask, in one transaction, at the coordinator."""
 
 
 def fsync_ms(folder: Path, times: int = 200) -> float:
@@ -73,7 +73,7 @@ def parties(count: int, rows: int = 8, columns: int = 4) -> Iterator[Path]:
                 time.sleep(0.05)
             yield home
         finally:
-            programs.stop()
+            programs.close()
 
 
 def tiny(rounds: int) -> hs.Federation:

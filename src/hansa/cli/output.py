@@ -68,9 +68,9 @@ class Output:
     ) -> None:
         """A table for people; columns of numbers are aligned to the right."""
         rows = [tuple(row) for row in rows]
-        drawn = Table(
-            box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left"
-        )
+        if title:  # as a line of its own: rich would wrap it to the width of the table
+            self.say(title, style="italic")
+        drawn = Table(box=box.SIMPLE_HEAD)
         for position, column in enumerate(columns):
             numeric = bool(rows) and all(_is_number(row[position]) for row in rows)
             drawn.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")

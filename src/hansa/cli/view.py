@@ -33,6 +33,7 @@ class RoundsView:
         self._rows: list[tuple[str, ...]] = []
         self._names: tuple[str, ...] = ()
         self._counted = 0
+        self._prepared = False
         self._live = Live(console=out.console, auto_refresh=False) if out.live else None
 
     def __enter__(self) -> RoundsView:
@@ -65,7 +66,8 @@ class RoundsView:
                 self._say(f"{len(setup['parties'])} parties ({names}), {columns} feature columns")
             case "arrived":
                 self._counted = len(body["counted"])
-                if body["work"] == "moments":
+                if body["work"] == "moments" and not self._prepared:
+                    self._prepared = True
                     self._say("Federated preprocessing: sums from each party, rows from none")
             case "metrics":
                 self._metrics({k: v for k, v in body.items() if k != "round"}, body["round"])
