@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
@@ -193,10 +195,18 @@ class World:
 
     # --- the coordinator
 
-    def feed(self, event: MachineEvent, crash: str = "") -> Effects:
+    def feed(self, event: MachineEvent, crash: str = "", merge: bool = False) -> Effects:
+        """One event; with ``merge``, the sum that it makes possible is in the same transaction."""
+        before = deepcopy(self.rows)
         effects = self.machine.handle(event)
-        if crash != "before":
-            self.commit(effects)
+        self.commit(effects)
+        while merge and effects.reduce:
+            summed = self.machine.handle(self.reduced(*effects.reduce.pop(0)))
+            self.commit(summed)
+            for name, found in vars(summed).items():
+                getattr(effects, name).extend(found)
+        if crash == "before":
+            self.rows = before
         if crash:
             self.crash()
             return effects
@@ -304,7 +314,7 @@ class World:
             self.attempts.setdefault(key, set()).add(held.body)
             self.flying.append((name, held))
 
-    def arrive(self, name: str, held: party.Held, crash: str = "") -> None:
+    def arrive(self, name: str, held: party.Held, crash: str = "", merge: bool = False) -> None:
         event = Delivered(
             (name, held),
             name,
@@ -315,7 +325,7 @@ class World:
             digest(held),
             held.body,
         )
-        self.feed(event, crash)
+        self.feed(event, crash, merge)
 
     # --- what may happen next
 
@@ -330,10 +340,10 @@ class World:
             found.append(partial(self.unlink if guild.linked else self.link, name))
             found.append(partial(self.perish, name))
         for index in range(len(self.flying)):
-            found.append(partial(self.land, index))
             found.append(partial(self.land, index, keep=True))
             found.append(partial(self.flying.pop, index))
-            found += [partial(self.land, index, crash=crash) for crash in ("before", "after")]
+            for crash, merge in product(("", "before", "after"), (False, True)):
+                found.append(partial(self.land, index, crash=crash, merge=merge))
         if self.inside:
             found += [partial(self.think, crash) for crash in ("", "before", "after")]
         return found
@@ -349,9 +359,9 @@ class World:
         self.unlink(name)
         self.guilds[name].crash()
 
-    def land(self, index: int, keep: bool = False, crash: str = "") -> None:
+    def land(self, index: int, keep: bool = False, crash: str = "", merge: bool = False) -> None:
         name, held = self.flying[index] if keep else self.flying.pop(index)
-        self.arrive(name, held, crash)
+        self.arrive(name, held, crash, merge)
 
     def think(self, crash: str = "") -> None:
         self.feed(self.inside.pop(0), crash)

@@ -167,7 +167,8 @@ class Cut:
 
 @pytest.mark.parametrize(
     ("number", "when"),
-    [(1, "after"), *product([2, 4, 5, 6, 8], ["before", "after"])],  # before 1 no run was begun
+    # Before 1 no run was begun; five there are in any case: its beginning, and the end of each round.
+    [(1, "after"), *product([2, 3, 4, 5], ["before", "after"])],
 )
 async def test_a_coordinator_killed_anywhere_ends_with_the_undisturbed_bits(
     number: int, when: str, town: Town, harvests: Tables, short: hs.Federation
