@@ -103,7 +103,13 @@ def test_nothing_names_a_registry_or_a_machine():
 def test_the_oldest_versions_are_the_lower_bounds_of_the_package():
     oldest = pins("constraints-lowest.txt")
     extras = PROJECT["optional-dependencies"]
-    declared = [*PROJECT["dependencies"], *extras["pandas"], *extras["polars"], *extras["arrow"], *extras["postgres"]]
+    declared = [
+        *PROJECT["dependencies"],
+        *extras["pandas"],
+        *extras["polars"],
+        *extras["arrow"],
+        *extras["postgres"],
+    ]
     for requirement in declared:
         package, bound = re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+),<", requirement).groups()
         padded = bound + ".0" * (2 - bound.count("."))
