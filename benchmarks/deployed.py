@@ -20,8 +20,8 @@ import numpy as np
 
 import hansa as hs
 from hansa.backends.remote import Remote
-from hansa.cli.programs import Programs
 from hansa.cli.party import call
+from hansa.cli.programs import Programs
 from hansa.data.source import write_csv
 from hansa.wire import messages as m
 from hansa.wire.rpcs import INVITE, PARTIES
