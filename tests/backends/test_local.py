@@ -78,3 +78,20 @@ def test_bytes_are_counted() -> None:
         assert body["bytes_in"] == 2 * 2 * 8  # two parties, two float64 each
         assert body["bytes_out"] == 2 * (2 + 1 + 1) * 8  # parameters, mean, scale
         assert body["seconds"] >= 0
+
+
+def test_a_model_that_diverged_says_so_and_not_which_sum_overflowed() -> None:
+    x = np.linspace(-1.0, 1.0, 40)
+    table = hs.Table.of({"x": x, "y": 1e9 * x})
+    federation = hs.Federation(
+        task=hs.LinearRegression(target="y"),
+        method=hs.FedAvg(local=hs.SGD(lr=300.0, batch_size="all", epochs=8)),
+        preprocessing=hs.Moments(standardise=False),
+    )
+    with pytest.raises(hs.errors.RunError, match="the model has diverged"):
+        federation.run(hs.Local({"a": table, "b": table}))
+
+
+def test_a_checkpoint_after_every_no_exchange_is_refused() -> None:
+    with pytest.raises(hs.errors.UsageError, match="checkpoint after every 0"):
+        hs.Local({}, every=0)

@@ -143,6 +143,37 @@ def test_a_party_that_is_removed_is_out_at_once_and_told_why(harbour, hansa, pro
     shutil.rmtree(home)
 
 
+def test_a_removed_party_joins_again_in_its_folder_with_a_new_token(
+    harbour, hansa, program, tmp_path
+):
+    rows = harbour.table("再来", seed=7)
+    own = ("--home", tmp_path / "agent")
+    first = harbour.token("再来")
+    offer = ("--data", f"病历={rows}", "--allow", "logistic-regression")
+    agent = program("agent", "start", "--token", first, *offer, *own)
+    agent.says("connected to")
+    agent.stop()
+    assert hansa("party", "remove", "再来", "--home", harbour.home).status == 0
+    out = program("agent", "start", "--token", first, *own).ended()
+    assert out.status == 5
+    assert "has joined already; the token is not needed" in out.said
+    back = program("agent", "start", "--token", harbour.token("再来"), *own)
+    back.says("connected to")
+    back.stop()
+    assert "Joined 汉萨 as 再来" in back.said
+    assert "Offering 病历" in back.said
+    assert hansa("party", "remove", "再来", "--home", harbour.home).status == 0
+
+
+def test_an_offer_is_taken_back(hansa, harbour, tmp_path):
+    own = ("--home", tmp_path / "agent")
+    rows = harbour.table("退回", seed=8)
+    hansa("data", "add", f"病历={rows}", "--allow", "logistic-regression", *own)
+    assert hansa("data", "remove", "病", *own).status == 2
+    assert hansa("data", "remove", "病历", *own).document == {"dataset": "病历"}
+    assert hansa("data", "list", *own).document == {"offers": []}
+
+
 def test_data_add_list_and_check(hansa, harbour, tmp_path):
     rows = harbour.folder / "东院" / "数据 表.csv"
     assert hansa("data", "list", "--home", tmp_path).document == {"offers": []}

@@ -1,0 +1,52 @@
+"""The coordinator's folder: made once, read again, its operator's key renewed in time."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import pytest
+
+from hansa.coordinator import home as module
+from hansa.coordinator.home import CoordinatorHome
+from hansa.crypto import pki
+from hansa.errors import StoreError, UnreachableError
+from hansa.wire.operator import OperatorKeys
+
+
+def test_a_folder_is_made_once_and_stays_the_same(tmp_path: Path) -> None:
+    first = CoordinatorHome.open(tmp_path / "c", "hanse")
+    again = CoordinatorHome.open(tmp_path / "c", "another")
+    assert again.name == "hanse"
+    assert again.lobby_seed == first.lobby_seed
+    assert again.authority.certificate_pem == first.authority.certificate_pem
+
+
+def test_a_folder_without_a_part_is_named_and_never_made_anew(tmp_path: Path) -> None:
+    CoordinatorHome.open(tmp_path / "c", "hanse")
+    (tmp_path / "c" / "lobby.seed").unlink()
+    with pytest.raises(StoreError, match="incomplete"):
+        CoordinatorHome.open(tmp_path / "c", "hanse")
+
+
+def test_the_operators_certificate_is_renewed_when_it_is_due_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = CoordinatorHome.open(tmp_path, "hanse")
+    home.write_address("fl.example.org:8443", "127.0.0.1:8443")
+    monkeypatch.setattr(module, "OPERATOR_LIFETIME", dt.timedelta(minutes=2))
+    home.renew_operator()
+    due = OperatorKeys.read(tmp_path)
+    assert pki.renewal_due(due.certificate_pem)
+    monkeypatch.undo()
+    home.renew_operator()
+    fresh = OperatorKeys.read(tmp_path)
+    assert fresh.certificate_pem != due.certificate_pem
+    assert pki.identify(fresh.certificate_pem, home.authority.public_key).role == pki.OPERATOR
+    home.renew_operator()
+    assert OperatorKeys.read(tmp_path) == fresh
+
+
+def test_a_folder_in_which_nothing_was_started_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UnreachableError, match="no coordinator was started"):
+        OperatorKeys.read(tmp_path)
