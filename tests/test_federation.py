@@ -74,7 +74,7 @@ def test_what_is_no_federation_is_refused(data: bytes, says: str) -> None:
         ({"cohort": hs.FedAvg()}, "the cohort is FedAvg"),
         ({"aggregation": Clip(norm=1.0)}, "federation.aggregation"),
         ({"aggregation": {"stages": [hs.SGD(lr=1)]}}, "the aggregation stage is SGD"),
-        ({"method": {"kind": "fedavg", "local": {"momentum": 0}}}, "optimizer.lr is missing"),
+        ({"method": {"kind": "fedavg", "local": {"momentum": 0}}}, "method.local.lr is missing"),
         ({"rounds": "many"}, "federation.rounds"),
         ({"name": ""}, "federation.name"),
     ],

@@ -166,9 +166,9 @@ columns.stage = { type = "category", categories = ["I", "II"] }
         ("features =", "feature =", "unknown key task.feature. Did you mean 'features'?"),
         ("weights =", "weigths =", "unknown key method.weigths. Did you mean 'weights'?"),
         ("rounds =", "round =", "unknown key method.round"),
-        ("batch_size =", "batchsize =", "optimizer.batchsize. Did you mean 'batch_size'?"),
-        ("momentum =", "momentun =", "optimizer.momentun. Did you mean 'momentum'?"),
-        ("patience =", "patiense =", "stop.patiense. Did you mean 'patience'?"),
+        ("batch_size =", "batchsize =", "method.local.batchsize. Did you mean 'batch_size'?"),
+        ("momentum =", "momentun =", "method.server.momentun. Did you mean 'momentum'?"),
+        ("patience =", "patiense =", "method.stop.patiense. Did you mean 'patience'?"),
         ("stages =", "stage =", "aggregation.stage. Did you mean 'stages'?"),
         ("norm =", "nrom =", "aggregation stage.nrom"),
         ('"fedavg"', '"fedavgg"', "unknown method 'fedavgg'. Did you mean 'fedavg'?"),
@@ -178,12 +178,13 @@ columns.stage = { type = "category", categories = ["I", "II"] }
         ('kind = "clip"', 'kind = "clap"', "unknown aggregation stage 'clap'. Did you mean 'clip'?"),
         ('kind = "clip", ', "", "the aggregation stage has no kind. Known: clip"),
         ('kind = "fedavg"', "", "the method has no kind. Known: fedavg, fedsgd"),
-        ("lr = 0.1,", "lr = -0.1,", "optimizer.lr: Input should be greater than 0"),
-        ("lr = 0.1,", "lr = nan,", "optimizer.lr: Input should be a finite number"),
-        ("rounds = 30", "rounds = 0", "rounds: Input should be greater than or equal to 1"),
+        ("lr = 0.1,", "lr = -0.1,", "method.local.lr must be greater than 0, not -0.1"),
+        ("lr = 0.1,", "lr = nan,", "method.local.lr must be a finite number, not nan"),
+        ("rounds = 30", "rounds = 0", "method.rounds must be at least 1, not 0"),
         ("momentum = 0.0", "epochs = 2", "method.server.epochs: the server has no rows"),
-        ("patience = 5", "patience = 0", "stop.patience: Input should be greater than"),
-        ("batch_size = 32", 'batch_size = "al"', "optimizer.batch_size"),
+        ("patience = 5", "patience = 0", "method.stop.patience must be at least 1, not 0"),
+        ("batch_size = 32", 'batch_size = "al"', "method.local.batch_size must be a whole number"),
+        ("batch_size = 32", "batch_size = 0", "local.batch_size must be at least 1 or 'all', not 0"),
         ('target = "malignant"', "", "task.target is missing"),
         ('[study]\n', 'method = "fedavg"\n[study]\n', "this is not TOML"),
     ],
@@ -207,7 +208,10 @@ def test_a_mistake_is_answered_with_its_place_and_the_nearest_word(
         ),
         ("method = 3", "method is 3, not a table. Write [method] and its keys"),
         ("[[task]]\nx = 1", "task is [{'x': 1}], not a table"),
-        ('[task]\nkind = "linear-regression"\ntarget = ""', "task.target: String should have"),
+        (
+            '[task]\nkind = "linear-regression"\ntarget = ""',
+            'task.target must be text that is not empty, not ""',
+        ),
     ],
 )
 def test_what_is_no_study_is_refused(text: str | bytes, says: str, tmp_path: Path) -> None:
@@ -222,13 +226,66 @@ def test_what_is_no_study_is_refused(text: str | bytes, says: str, tmp_path: Pat
         ("[cohort]\nminimun = 3", "unknown key cohort.minimun. Did you mean 'minimum'?"),
         ("[preprocessing]\nstandardize = true", "Did you mean 'standardise'?"),
         ("[evaluation]\nevry = 2", "evaluation.evry. Did you mean 'every'?"),
-        ("[evaluation]\nholdout = 1.0", "evaluation.holdout: Input should be less than 1"),
+        ("[evaluation]\nholdout = 1.0", "evaluation.holdout must be less than 1, not 1.0"),
         ("[contract]\nminimum_row = 2", "contract.minimum_row. Did you mean 'minimum_rows'?"),
         ('[contract.columns.age]\ntype = "number"\nlo = 3', "age.lo. Did you mean 'low'?"),
     ],
 )
 def test_the_other_tables_are_read_as_strictly(table: str, says: str, tmp_path: Path) -> None:
     assert says in refusal(tmp_path, STUDY + table)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("rounds = 30", 'rounds = "thirty"', 'method.rounds must be a whole number, not "thirty"'),
+        ("rounds = 30", 'rounds = "3"', 'method.rounds must be a whole number, not "3"'),
+        ("rounds = 30", "rounds = true", "method.rounds must be a whole number, not true"),
+        ("rounds = 30", "rounds = 1.5", "method.rounds must be a whole number, not 1.5"),
+        ("[study]", "[study]\nseed = true", "study.seed must be a whole number, not true"),
+        ("[study]", '[study]\nseed = "0"', 'study.seed must be a whole number, not "0"'),
+        ('name = "tumours"', "name = 3", "study.name must be text in quotes, not 3"),
+        ("lr = 0.1", 'lr = "a"', 'method.local.lr must be a number, not "a"'),
+        ("lr = 1.0", "lr = true", "method.server.lr must be a number, not true"),
+        ("patience = 5", 'patience = "5"', 'method.stop.patience must be a whole number, not "5"'),
+        ('["*"]', '"*"', 'task.features must be a list, [...], not "*"'),
+        ('["*"]', "[1]", "task.features[0] must be text in quotes, not 1"),
+        ('weights = "examples"', 'weights = "rows"', "must be 'examples' or 'equal', not \"rows\""),
+        ("norm = 1.0", "norm = 0", "aggregation stage.norm must be greater than 0, not 0"),
+        ("stop = {", "stop = 3 # {", "method.stop must be a table, not 3"),
+        ("[study]", "[preprocessing]\nstandardise = 1\n[study]", "must be true or false, not 1"),
+        ("[study]", "[cohort]\nminimum = '2'\n[study]", "cohort.minimum must be a whole number"),
+        (
+            "[study]",
+            "[contract.columns.'a b']\ntype = 'number'\nlow = true\n[study]",
+            'contract.columns."a b".low must be a number, not true',
+        ),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_answered_in_the_words_of_the_file(
+    old: str, new: str, says: str, tmp_path: Path
+) -> None:
+    assert says in refusal(tmp_path, STUDY.replace(old, new, 1))
+
+
+def test_a_long_wrong_value_is_shortened(tmp_path: Path) -> None:
+    says = refusal(tmp_path, STUDY.replace("rounds = 30", f'rounds = "{"x" * 999}"'))
+    assert says.endswith("xxx...")
+    assert len(says) < 120
+
+
+@pytest.mark.parametrize(
+    "table", ['[contract.columns.血型]\ntype = "number"', "[contract.columns]\n血型 = { low = 0 }"]
+)
+def test_a_bare_key_in_another_script_is_answered_with_quotes(table: str, tmp_path: Path) -> None:
+    assert refusal(tmp_path, f"# 研究\n{STUDY}{table}").endswith('. Quote the key: "血型"')
+
+
+def test_whole_numbers_for_numbers_and_lists_for_tuples_survive_json(tmp_path: Path) -> None:
+    loaded = hs.load(write(tmp_path, STUDY.replace("lr = 0.1", "lr = 1")))
+    assert loaded.method == hs.FedAvg(local=hs.SGD(lr=1.0, epochs=1, batch_size=32))
+    again = hs.Federation.from_json(loaded.to_json())
+    assert (again, again.hash) == (loaded, loaded.hash)
 
 
 def test_files_that_are_no_list_or_not_there_are_refused(tmp_path: Path) -> None:
@@ -246,6 +303,8 @@ def test_a_study_that_is_not_there_is_answered_with_what_is(tmp_path: Path) -> N
         hs.load(tmp_path / "studdy.toml")
     with pytest.raises(StudyError, match="no such file"):
         hs.load(tmp_path / "nowhere" / "study.toml")
+    with pytest.raises(StudyError, match=r"is a folder\. Name the study file in it"):
+        hs.load(tmp_path / "..")
 
 
 def test_a_python_module_exposes_the_same_federation(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ registered in this process. Nothing is ever imported because a study says so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
-from typing import Any, ClassVar, Generic, Self, TypeVar, get_args
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -16,11 +18,30 @@ from pydantic import (
     ModelWrapValidatorHandler,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 
 from hansa.contribution import Json
-from hansa.errors import HansaError, StudyError, did_you_mean
+from hansa.errors import StudyError, did_you_mean
+from hansa.faults import explain, mistaken
+
+__all__ = ["PLACE", "Catalogue", "P", "Part", "explain", "reading"]
+
+PLACE: ContextVar[str] = ContextVar("place", default="")
+"""Where in a study the part stands that is being read, such as ``method.local``."""
+
+
+@contextmanager
+def reading(place: str) -> Iterator[None]:
+    """Within it, what is wrong with a part is said of this place in the study."""
+    before = PLACE.set(place)
+    try:
+        yield
+    finally:
+        PLACE.reset(before)
 
 
 class Part(BaseModel):
@@ -33,15 +54,25 @@ class Part(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _explained(
-        cls, values: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo
-    ) -> Self:
+    def _explained(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """A StudyError with the place, what is wrong there, and the nearest known key."""
-        try:
-            return handler(values)
-        except ValidationError as error:
-            where = (info.context or {}).get("where", cls.__name__)
-            raise explain(error, cls, where) from None
+        with reading(PLACE.get() or cls.__name__):
+            try:
+                return handler(values)
+            except ValidationError as error:
+                raise explain(error, cls, PLACE.get()) from None
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _as_written(
+        cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> Any:
+        """Numbers are not read from text, nor from true and false."""
+        name = info.field_name or ""
+        if fault := mistaken(cls.model_fields[name].annotation, value):
+            raise PydanticKnownError(fault)
+        with reading(f"{PLACE.get()}.{name}"):
+            return handler(value)
 
 
 P = TypeVar("P", bound=Part)
@@ -107,7 +138,8 @@ class Catalogue(Generic[P]):
                 f"the {self.noun} has no {self.tag}", remedy=f"Known: {', '.join(self)}"
             )
         self._elsewhere(kind, body)
-        part: P = self.find(kind).model_validate(body, context={"where": self.noun})
+        with reading(PLACE.get() or self.noun):
+            part: P = self.find(kind).model_validate(body)
         return part
 
     def _elsewhere(self, kind: str, body: Mapping[str, Any]) -> None:
@@ -116,45 +148,10 @@ class Catalogue(Generic[P]):
             for other in self:
                 if key in self.find(other).model_fields:
                     raise StudyError(
-                        f"unknown key {self.noun}.{key} for {self.tag} {kind!r}",
+                        f"unknown key {PLACE.get() or self.noun}.{key} for {self.tag} {kind!r}",
                         remedy=f'It belongs to {self.tag} = "{other}"',
                     )
 
     def spec(self, part: P) -> dict[str, Json]:
         """The inverse of `build`."""
         return {self.tag: part.kind, **part.model_dump(mode="json")}
-
-
-def explain(error: ValidationError, model: type[BaseModel], where: str) -> HansaError:
-    """What pydantic found, in the words of the study file: one fault, with its place.
-
-    An unknown key comes before a missing one: most likely it is the missing one, misspelt.
-    """
-    faults = error.errors(include_url=False)
-    first = min(faults, key=lambda fault: fault["type"] != "extra_forbidden")
-    place = ".".join([where, *(str(part) for part in first["loc"])])
-    more = error.error_count() - 1
-    tail = f" (and {more} more)" if more else ""
-    if first["type"] == "extra_forbidden":
-        owner = _model_at(model, first["loc"][:-1])
-        known = list(owner.model_fields) if owner else []
-        return StudyError(
-            f"unknown key {place}{tail}", remedy=did_you_mean(str(first["loc"][-1]), known)
-        )
-    if first["type"] == "missing":
-        return StudyError(f"{place} is missing{tail}")
-    return StudyError(f"{place}: {first['msg'].removeprefix('Value error, ')}{tail}")
-
-
-def _model_at(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """The model in which the last key of a path was looked for."""
-    for key in path:
-        field = model.model_fields.get(str(key))
-        if field is None:
-            continue
-        candidates = [field.annotation, *get_args(field.annotation)]
-        inner = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not inner:
-            return None
-        model = inner[0]
-    return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -11,10 +12,12 @@ from types import ModuleType
 from typing import Any
 
 from hansa.errors import HansaError, StudyError, did_you_mean
+from hansa.faults import require_kinds
 from hansa.federation import BundledFile, Federation
 from hansa.methods.base import METHODS
 from hansa.methods.evaluate import Evaluate
 from hansa.methods.moments import Moments
+from hansa.part import reading
 from hansa.task import CodeTask, Task
 
 TABLES = frozenset(
@@ -23,6 +26,11 @@ TABLES = frozenset(
 MOVED = ("rounds", "stop")
 """Keys of [method] that are the federation's own."""
 STUDY_KEYS = frozenset({"name", "dataset", "seed", "files"})
+IN_FILE = {
+    **{f"federation.{key}": f"study.{key}" for key in STUDY_KEYS},
+    **{f"federation.{key}": f"method.{key}" for key in MOVED},
+}
+"""Where a study file says what a federation says at its root."""
 
 
 def load(path: str | Path) -> Federation:
@@ -35,6 +43,8 @@ def load(path: str | Path) -> Federation:
         StudyError: with the file, the place in it, and the nearest known word.
     """
     path = Path(path)
+    if path.is_dir():
+        raise StudyError(f"{path} is a folder", remedy="Name the study file in it")
     if not path.is_file():
         near = did_you_mean(path.name, [p.name for p in _beside(path)])
         raise StudyError(f"no such file: {path}", remedy=near or "`hansa new` writes a study")
@@ -77,21 +87,42 @@ def from_mapping(body: Mapping[str, Any], folder: Path) -> Federation:
     rest = {name: body[name] for name in TABLES - {"study", "task", "method"} if name in body}
     for name, part in (("preprocessing", Moments), ("evaluation", Evaluate)):
         if name in rest:
-            rest[name] = part.model_validate(rest[name], context={"where": name})
+            with reading(name):
+                rest[name] = part.model_validate(rest[name])
     bundle = tuple(BundledFile.of(folder, name) for name in files)
-    return Federation(**study, **moved, task=task, method=method, bundle=bundle, **rest)
+    try:
+        plain: dict[str, Any] = {k: rest[k] for k in ("aggregation", "contract") if k in rest}
+        require_kinds(Federation, {**study, **moved, **plain}, "federation")
+        return Federation(**study, **moved, task=task, method=method, bundle=bundle, **rest)
+    except StudyError as error:
+        error.message = re.sub(r"\bfederation\.\w+", _place_in_file, error.message, count=1)
+        raise
+
+
+def _place_in_file(place: re.Match[str]) -> str:
+    return IN_FILE.get(place[0], place[0].removeprefix("federation."))
 
 
 def _from_toml(path: Path) -> Federation:
+    text = ""
     try:
-        body = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        body = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise StudyError(f"this is not TOML: {error}") from None
+        raise StudyError(f"this is not TOML: {error}", remedy=_to_quote(text, error)) from None
     except UnicodeDecodeError as error:
         raise StudyError(
             f"this is not UTF-8: byte {error.start}", remedy="Save it as UTF-8"
         ) from None
     return from_mapping(body, path.parent)
+
+
+def _to_quote(text: str, error: tomllib.TOMLDecodeError) -> str:
+    """A remedy, if a key in the line at fault has letters that TOML wants in quotes."""
+    line = re.search(r"at line (\d+)", str(error))
+    key = text.splitlines()[int(line[1]) - 1].split("=")[0] if line else ""
+    bare = re.search(r"[\w-]*[^\W\x00-\x7f][\w-]*", re.sub(r"""(["']).*?\1""", "", key))
+    return f'Quote the key: "{bare[0]}"' if bare else ""
 
 
 def _from_python(path: Path) -> Federation:
