@@ -45,7 +45,7 @@ def fsync_ms(folder: Path, times: int = 200) -> float:
 
 
 @contextmanager
-def parties(count: int, rows: int = 8, columns: int = 4) -> Iterator[Path]:
+def parties(count: int, rows: int = 16, columns: int = 4) -> Iterator[Path]:
     """A coordinator and agents, each a process; gives the coordinator's folder."""
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="hansa-bench-") as temporary:

@@ -80,6 +80,15 @@ class Values(Mapping[str, Array]):
         )
         return f"Values({shapes})"
 
+    def under(self, prefix: str) -> Values:
+        """Those whose names begin with ``prefix``, without it; the inverse of `named`."""
+        begin = f"{prefix}."
+        return Values({k.removeprefix(begin): v for k, v in self.items() if k.startswith(begin)})
+
+    def named(self, prefix: str) -> dict[str, Array]:
+        """All of them, with ``prefix`` and a dot before each name."""
+        return {f"{prefix}.{name}": value for name, value in self.items()}
+
     @property
     def nbytes(self) -> int:
         """The size of all arrays, in bytes."""
@@ -256,15 +265,6 @@ class Arrival:
     total: Total
     excluded: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What a party hears about its answer; its proposed memory is kept only if it was counted."""
-
-    version: int
-    counted: bool
-    reason: str = ""
 
 
 def canonical(body: Json | Mapping[str, Json]) -> bytes:

@@ -169,7 +169,7 @@ class Database:
         )
         with self._engine.begin() as connection:
             self._metadata.create_all(connection)
-            versions.create(connection)
+            versions.create(connection, checkfirst=True)
             connection.execute(versions.insert().values(version_num=head))
 
     def _revision(self) -> str | None:
@@ -229,7 +229,7 @@ def _engine(url: str | Path) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def durable(connection: Any, _: object) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "fullfsync=ON"):
             connection.execute(f"PRAGMA {pragma}")
         connection.execute("PRAGMA busy_timeout=5000")
 

@@ -58,6 +58,14 @@ class Fixed(All):
     kind: ClassVar[str] = "fixed"
     size: Annotated[int, Limits(ge=1)]
 
+    def model_post_init(self, context: Any) -> None:
+        """Refuse a cohort that could never reach its minimum."""
+        if self.size < self.minimum:
+            raise StudyError(
+                f"a cohort of {self.size} is smaller than its minimum of {self.minimum}",
+                remedy="Raise cohort.size, or lower cohort.minimum",
+            )
+
     def draw(self, setup: Setup, round: int) -> tuple[str, ...]:
         """The cohort of a round, in roster order.
 
@@ -227,7 +235,7 @@ class Federation(BaseModel):
                 )
         categories = {
             column: rule.categories
-            for column, rule in self.contract.columns.items()
+            for column, rule in sorted(self.contract.columns.items())
             if rule.type == "category" and column in chosen[first]
         }
         numbers = tuple(column for column in chosen[first] if column not in categories)

@@ -8,6 +8,16 @@ from contextlib import suppress
 from pathlib import Path
 
 
+def sync_folder(folder: Path) -> None:
+    """Make a rename in it durable, where folders can be opened (not on Windows)."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write a file so that readers, and a crash, find the old one or the new one, durably.
 
@@ -27,6 +37,7 @@ def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+        sync_folder(path.parent)
     except BaseException:
         with suppress(OSError):
             part.unlink()

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from hansa.contribution import Array, Arrival, Ask, Json, Values, canonical
 from hansa.data.source import write_parquet
@@ -23,7 +23,7 @@ from hansa.methods.base import Setup
 from hansa.methods.course import Course, Progress
 from hansa.model import Model
 
-Status = Literal["waiting", "running", "finished", "failed", "stopped"]
+Status = Literal["running", "finished", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,6 @@ class Exchange(Protocol):
 
 def draw(federation: Federation, course: Course, ask: Ask) -> Ask:
     """The ask with its cohort: drawn for training rounds, everybody for sums."""
-    from dataclasses import replace
-
     parties = course.setup.parties
     if ask.work == "train":
         parties = federation.cohort.draw(course.setup, ask.round)
@@ -291,7 +289,7 @@ class Run:
         if event.kind == "resolved":
             self.setup = Setup.from_json(event.body["setup"])
         if event.kind in {"finished", "failed", "stopped"}:
-            self.status = event.kind  # type: ignore[assignment]  # these three are statuses
+            self.status = cast(Status, event.kind)
             self.reason = str(event.body.get("reason", ""))
         if event.kind == "resumed":
             self.status, self.reason = "running", ""

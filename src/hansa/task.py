@@ -91,6 +91,11 @@ class Task(Part):
         """The metrics of the federation from the totals of the tallies."""
 
     @property
+    def lower_is_better(self) -> frozenset[str]:
+        """Those of its metrics that are losses or errors."""
+        return frozenset({"loss", "rmse", "mae"})
+
+    @property
     @abstractmethod
     def metric_names(self) -> tuple[str, ...]:
         """What `metrics` returns."""
@@ -324,6 +329,11 @@ class CodeTask(Task):
     def metric_names(self) -> tuple[str, ...]:
         """The author's."""
         return self.loaded.metric_names
+
+    @property
+    def lower_is_better(self) -> frozenset[str]:
+        """The author's."""
+        return self.loaded.lower_is_better
 
     def learner(self, width: int) -> Learner:
         """The author's."""

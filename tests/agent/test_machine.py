@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,9 +36,9 @@ def test_an_answer_is_a_row_before_it_is_sent_and_is_sent_again_as_it_was() -> N
     machine = Machine()
     machine.handle(asked())
     effects = machine.handle(worked())
-    [put] = effects.changes
+    put, latest = effects.changes
     assert isinstance(put, Put)
-    revived = Machine([put.values])
+    revived = Machine([put.values], [], [latest.values])
     assert revived.pending == [("run", 0)]
     assert revived.handle(asked()).send == effects.send == [Held(**put.values)]
     assert revived.handle(asked()).work == []
@@ -48,6 +50,43 @@ def test_a_new_attempt_is_worked_on_anew() -> None:
     machine.handle(worked())
     effects = machine.handle(asked(attempt=2))
     assert (effects.work, effects.send) == ([asked(attempt=2)], [])
+
+
+def test_an_answer_that_comes_too_late_is_neither_kept_nor_sent() -> None:
+    machine = Machine()
+    machine.handle(asked())
+    machine.handle(Settled("run", 0, False))
+    effects = machine.handle(worked())
+    assert (effects.changes, effects.send, machine.pending) == ([], [], [])
+
+
+def test_a_run_that_failed_and_goes_on_is_answered_again() -> None:
+    machine = Machine()
+    machine.handle(asked())
+    machine.handle(worked())
+    machine.handle(Settled("run", 0, False))
+    assert machine.handle(asked(attempt=2)).work == [asked(attempt=2)]
+    assert machine.handle(worked(attempt=2)).send != []
+
+
+def test_a_number_stands_for_one_ask_of_one_study() -> None:
+    machine = Machine()
+    machine.handle(asked(version=3))
+    effects = machine.handle(worked(version=3))
+    [put] = [change for change in effects.changes if change.table == "latest"]
+    revived = Machine([], [], [put.values])
+    other = Values({"parameters": np.ones(3)})
+    for changed in (
+        replace(asked(version=3, attempt=2), ask=replace(asked(version=3).ask, send=other)),
+        replace(asked(version=3, attempt=2), federation="another"),
+        replace(asked(version=4), federation="another"),
+        asked(version=2),
+    ):
+        for known in (machine, revived):
+            effects = known.handle(changed)
+            assert (effects.work, effects.send) == ([], [])
+            assert "another ask than before" in effects.excuse[0].reason
+    assert revived.handle(asked(version=4)).work == [asked(version=4)]
 
 
 def test_after_an_excuse_the_same_ask_is_tried_again() -> None:
@@ -87,6 +126,7 @@ def test_its_rows_are_the_whole_of_what_it_knows(events: list[Any]) -> None:
     machine = Machine()
     answers: dict[tuple[str, int], dict[str, Any]] = {}
     memories: dict[str, dict[str, Any]] = {}
+    latest: dict[str, dict[str, Any]] = {}
     for event in events:
         effects = machine.handle(event)
         for change in effects.changes:
@@ -94,10 +134,13 @@ def test_its_rows_are_the_whole_of_what_it_knows(events: list[Any]) -> None:
                 answers.pop((change.values["run"], change.values["version"]), None)
             elif change.table == "answer":
                 answers[change.values["run"], change.values["version"]] = dict(change.values)
+            elif change.table == "latest":
+                latest[change.values["run"]] = dict(change.values)
             else:
                 memories[change.values["run"]] = dict(change.values)
-        revived = Machine(answers.values(), memories.values())
+        revived = Machine(answers.values(), memories.values(), latest.values())
         assert revived.held == machine.held
+        assert revived.latest == machine.latest
         assert revived.memories == machine.memories
         for held in effects.send:
             assert answers[held.run, held.version] == vars(held)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import hansa as hs
-from hansa.agent.desk import Desk
+from hansa.agent.desk import STUDIES, Desk
 from hansa.agent.machine import Asked
 from hansa.agent.policy import Offer, admit
 from hansa.aggregation import clip
@@ -63,8 +63,10 @@ def honest(federation: hs.Federation) -> tuple[Setup, Ask]:
 
 
 def training(federation: hs.Federation) -> tuple[Setup, Ask]:
-    federation = federation.model_copy(update={"preprocessing": hs.Moments(standardise=False)})
-    return honest(federation)
+    """What it sends after the two sums of the preprocessing."""
+    plain = federation.model_copy(update={"preprocessing": hs.Moments(standardise=False)})
+    setup, ask = honest(plain)
+    return setup, replace(ask, version=2)
 
 
 def test_what_the_study_says_is_admitted() -> None:
@@ -74,6 +76,29 @@ def test_what_the_study_says_is_admitted() -> None:
     _, train = training(federation)
     assert train.work == "train"
     assert admit(federation, train, setup, [OFFER], "a") is OFFER
+
+
+def shaped(ask: Ask, name: str, shape: tuple[int, ...], value: float = 0.0) -> Values:
+    return Values({**ask.send, name: np.full(shape, value)})
+
+
+def test_a_mean_by_which_single_rows_could_be_read_is_refused() -> None:
+    """NaN leaves a row out of a sum of squares: a mean of one line for each row would give one cell."""
+    federation = study()
+    setup, _ = honest(federation)
+    course = federation.course(setup)
+    state = course.moments.halfway(course.begin().states["moments"])
+    progress = replace(course.begin(), version=1)
+    progress = replace(progress, states={**progress.states, "moments": state})
+    second = course.ask(progress)
+    assert second is not None
+    second = draw(federation, course, second)
+    assert admit(federation, second, setup, [OFFER], "a") is OFFER
+    mask = np.full((30, 1), np.nan)
+    mask[7] = 0.0
+    for mean in (mask, np.full(1, np.nan), np.zeros((30, 1))):
+        with pytest.raises(ConsentError, match="other fields than the study declares"):
+            admit(federation, replace(second, send=Values({"mean": mean})), setup, [OFFER], "a")
 
 
 Twist = Callable[[Ask, Setup], tuple[Ask, Setup]]
@@ -143,13 +168,33 @@ TWISTS: dict[str, tuple[Twist, str]] = {
         lambda ask, setup: (replace(ask, parties=("a",)), replace(setup, parties=("a", "a"))),
         "fewer parties than the study's minimum",
     ),
+    "this party and one other, where all were declared": (
+        lambda ask, setup: (replace(ask, parties=("a", "b")), setup),
+        "another cohort than the study draws",
+    ),
+    "another number, for one more answer": (
+        lambda ask, setup: (replace(ask, version=7), setup),
+        "other fields than the study declares",
+    ),
+    "a model of another shape": (
+        lambda ask, setup: (replace(ask, send=shaped(ask, "parameters", (30, 4))), setup),
+        "other fields than the study declares",
+    ),
+    "a model with NaN in it": (
+        lambda ask, setup: (replace(ask, send=shaped(ask, "parameters", (4,), np.nan)), setup),
+        "other fields than the study declares",
+    ),
+    "one more thing than the study sends": (
+        lambda ask, setup: (replace(ask, send=shaped(ask, "mean", (1,))), setup),
+        "other fields than the study declares",
+    ),
     "somebody else": (
         lambda ask, setup: (replace(ask, parties=("b", "c")), setup),
         "this party was not asked",
     ),
     "parties that do not take part": (
         lambda ask, setup: (replace(ask, parties=("a", "x")), setup),
-        "this party was not asked",
+        "another cohort than the study draws",
     ),
 }
 
@@ -190,7 +235,8 @@ def test_an_evaluation_that_the_study_leaves_out_is_refused() -> None:
     federation = study(evaluation=hs.Evaluate(every=0))
     setup, _ = training(federation)
     scored = study()
-    ask = Ask("evaluate", 4, 1, Values(), scored.task.tallies(), "plain", PARTIES)
+    _, train = training(scored)
+    ask = replace(train, work="evaluate", version=3, fields=scored.task.tallies(), through="plain")
     assert admit(scored, ask, setup, [OFFER], "a") is OFFER
     with pytest.raises(ConsentError, match="'evaluate' asks for other fields"):
         admit(federation, ask, setup, [OFFER], "a")
@@ -216,6 +262,18 @@ def test_what_is_admitted_is_worked_on_and_nothing_else_is_read() -> None:
     assert desk.knows("run")
     worked = desk.work(Asked("run", ask, 1, federation.hash), b"")
     assert worked.body
-    for number in range(8):
+    for number in range(STUDIES):
         desk.describe(f"other {number}", federation.to_json(), setup.to_json())
     assert not desk.knows("run")
+
+
+@pytest.mark.parametrize(
+    ("holdout", "says"), [(29 / 30, "1 row to learn from"), (2 / 30, "2 rows held out")]
+)
+def test_a_sum_over_so_few_rows_that_it_tells_one_does_not_leave(holdout: float, says: str) -> None:
+    federation = study(evaluation=hs.Evaluate(holdout=holdout))
+    setup, ask = honest(federation)
+    desk = Desk("a", [OFFER])
+    desk.describe("run", federation.to_json(), setup.to_json())
+    with pytest.raises(ConsentError, match=f"{says}.*do not leave it"):
+        desk.work(Asked("run", ask, 1, federation.hash), b"")

@@ -212,7 +212,7 @@ def tables() -> dict[str, hs.Table]:
     """Three parties of unequal size, two numbers with gaps, a binary target."""
     random = np.random.default_rng(11)
     parties = {}
-    for shift, (name, size) in enumerate({"north": 12, "harbour": 40, "river": 25}.items()):
+    for shift, (name, size) in enumerate({"north": 24, "harbour": 40, "river": 25}.items()):
         x = random.normal(shift, 2.0, (size, 2))
         y = (x[:, 0] - x[:, 1] + random.normal(0, 1, size) > 0.5).astype(float)
         x[::7, 1] = np.nan

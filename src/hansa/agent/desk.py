@@ -9,14 +9,20 @@ from hansa.agent.machine import Asked, Worked
 from hansa.agent.policy import Offer, admit
 from hansa.contribution import Json, Values
 from hansa.data.contract import check
+from hansa.data.table import Table
 from hansa.errors import ConsentError, HansaError
 from hansa.federation import Federation
 from hansa.methods.base import Setup
 from hansa.party import Party
 from hansa.wire import tensors
 
-KEPT = 8
-"""Studies that stay open; an agent takes part in few at a time."""
+STUDIES, PARTIES = 256, 8
+"""Studies that are remembered, and those whose encoded tables stay in memory; an agent takes part in few
+at a time."""
+
+FEWEST = 5
+"""Rows of which a sum may be released: a study can hold out all rows but one, and the sum over one row is
+the row. A floor under the crudest questions, and no privacy guarantee."""
 
 
 class Desk:
@@ -38,10 +44,8 @@ class Desk:
 
     def describe(self, run: str, federation: bytes, setup: dict[str, Json]) -> None:
         """Take in a study; its hash is that of the bytes themselves."""
-        while len(self._studies) >= KEPT:
-            oldest = next(iter(self._studies))
-            self._studies.pop(oldest)
-            self._parties.pop(oldest, None)
+        while len(self._studies) >= STUDIES:
+            del self._studies[next(iter(self._studies))]
         hashed = hashlib.sha256(federation).hexdigest()
         parsed = Federation.from_json(federation)
         self._studies[run] = (hashed, parsed, Setup.from_json(setup))
@@ -76,5 +80,19 @@ class Desk:
             except HansaError as error:
                 error.party = self._name
                 raise
-            self._parties[run] = Party(self._name, offer.table, federation.course(setup))
+            while len(self._parties) >= PARTIES:
+                del self._parties[next(iter(self._parties))]
+            party = Party(self._name, offer.table, federation.course(setup))
+            _enough_rows(*party.split)
+            self._parties[run] = party
         return self._parties[run]
+
+
+def _enough_rows(train: Table, test: Table) -> None:
+    for rows, what in ((train.rows, "to learn from"), (test.rows, "held out")):
+        if rows < FEWEST and (rows or what == "to learn from"):
+            raise ConsentError(
+                f"this party has {rows} {'row' if rows == 1 else 'rows'} {what} in this study, and sums "
+                f"over fewer than {FEWEST} rows do not leave it",
+                remedy="Offer more rows, or change evaluation.holdout in the study",
+            )

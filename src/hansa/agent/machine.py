@@ -85,25 +85,49 @@ class Effects:
     excuse: list[CouldNot] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Latest:
+    """The latest ask of a run that this party worked on: a later one has a higher number, and the same
+    number is the same ask of the same study, to the bit.
+    """
+
+    run: str
+    federation: str
+    version: int
+    digest: str
+
+    def follows(self, earlier: Latest) -> bool:
+        """Whether this may come after an earlier one."""
+        if self.federation != earlier.federation:
+            return False
+        return self.version > earlier.version or self == earlier
+
+
 class Machine:
     """The agent.
 
     Args:
         held: rows of the table ``answer``.
         memories: rows of the table ``memory``.
+        latest: rows of the table ``latest``.
     """
 
     def __init__(
-        self, held: Iterable[Mapping[str, Any]] = (), memories: Iterable[Mapping[str, Any]] = ()
+        self,
+        held: Iterable[Mapping[str, Any]] = (),
+        memories: Iterable[Mapping[str, Any]] = (),
+        latest: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         self.held = {(row["run"], row["version"]): Held(**row) for row in held}
         self.memories: dict[str, bytes] = {row["run"]: row["body"] for row in memories}
+        self.latest = {row["run"]: Latest(**row) for row in latest}
+        self._over: dict[str, int] = {}  # the latest exchange of each run that is known to be over
         self._working: set[tuple[str, int, int]] = set()
 
     @property
     def pending(self) -> list[Key]:
-        """Answers of which the agent does not know what became."""
-        return sorted(self.held)
+        """Answers of which the agent does not know what became, the latest runs first."""
+        return sorted(self.held, reverse=True)
 
     def handle(self, event: AgentEvent) -> Effects:
         """One step."""
@@ -122,15 +146,27 @@ class Machine:
 
     def _asked(self, effects: Effects, asked: Asked) -> None:
         held = self.held.get((asked.run, asked.ask.version))
-        if held is not None and held.attempt == asked.attempt:
+        latest = _latest(asked)
+        if not latest.follows(self.latest.get(asked.run, latest)):
+            reason = "another study or another ask than before comes under the same name and number"
+            effects.excuse.append(CouldNot(asked, reason))
+        elif held is not None and held.attempt == asked.attempt:
             effects.send.append(held)
         elif _key(asked) not in self._working:
+            if asked.ask.version <= self._over.get(asked.run, -1):  # a run that failed goes on
+                self._over[asked.run] = asked.ask.version - 1
             self._working.add(_key(asked))
             effects.work.append(asked)
 
     def _worked(self, effects: Effects, event: Worked) -> None:
         asked = event.asked
         self._working.discard(_key(asked))
+        latest = _latest(asked)
+        if asked.ask.version <= self._over.get(asked.run, -1):
+            return  # too late: nobody waits for it any more
+        if not latest.follows(self.latest.get(asked.run, latest)):
+            return  # another ask under this number was answered in the meantime
+        self.latest[asked.run] = latest
         held = Held(
             asked.run,
             asked.ask.version,
@@ -142,9 +178,12 @@ class Machine:
         )
         self.held[held.run, held.version] = held
         effects.changes.append(Put("answer", vars(held)))
+        effects.changes.append(Put("latest", vars(latest)))
         effects.send.append(held)
 
     def _settled(self, effects: Effects, key: Key, counted: bool) -> None:
+        run, version = key
+        self._over[run] = max(version, self._over.get(run, -1))
         held = self.held.get(key)
         if held is not None and counted and held.memory:
             self.memories[held.run] = held.memory
@@ -154,6 +193,10 @@ class Machine:
     def _forget(self, effects: Effects, key: Key) -> None:
         if self.held.pop(key, None) is not None:
             effects.changes.append(Drop("answer", {"run": key[0], "version": key[1]}))
+
+
+def _latest(asked: Asked) -> Latest:
+    return Latest(asked.run, asked.federation, asked.ask.version, asked.ask.digest)
 
 
 def _key(asked: Asked) -> tuple[str, int, int]:

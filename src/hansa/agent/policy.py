@@ -10,6 +10,7 @@ from hansa.data.table import Table
 from hansa.errors import ConsentError, HansaError
 from hansa.federation import Federation
 from hansa.methods.base import Setup
+from hansa.run import draw
 from hansa.task import TASKS
 
 
@@ -65,13 +66,18 @@ def admit(
             f"its owner allows {', '.join(offer.allow) or 'nothing'} on {offer.dataset!r}, not {kind}",
             remedy=f"Its owner can say `hansa agent start --allow {kind}`",
         )
-    if party not in ask.parties or not set(ask.parties) <= set(setup.parties):
+    if party not in ask.parties:
         raise ConsentError("this party was not asked")
     if len(set(setup.parties)) < federation.cohort.minimum:
         raise ConsentError("the run is among fewer parties than the study's minimum")
     _columns(federation, setup, offer, party)
+    course = federation.course(setup)
     try:
-        permitted = federation.course(setup).permits(ask)
+        if ask.parties != draw(federation, course, ask).parties:
+            raise ConsentError("the coordinator asks another cohort than the study draws")
+        permitted = course.permits(ask)
+    except ConsentError:
+        raise
     except HansaError as error:
         raise ConsentError(f"the study cannot be run here: {error}") from error
     if not permitted:

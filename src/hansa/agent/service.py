@@ -67,7 +67,9 @@ class Agent:
     ) -> None:
         self.home, self._offers, self._say = home, tuple(offers), say
         self._store = AgentStore(home.folder)
-        self._machine = Machine(self._store.rows("answer"), self._store.rows("memory"))
+        self._machine = Machine(
+            *(self._store.rows(table) for table in ("answer", "memory", "latest"))
+        )
         self._desk = Desk(home.party, offers)
         self._left = Left(home.folder / "left.jsonl")
         self._worker = ThreadPoolExecutor(1, "work")

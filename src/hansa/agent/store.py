@@ -31,6 +31,14 @@ sa.Table(
     sa.Column("memory", sa.LargeBinary, nullable=False),
 )
 sa.Table(
+    "latest",
+    metadata,
+    sa.Column("run", sa.String, primary_key=True),
+    sa.Column("federation", sa.String, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("digest", sa.String, nullable=False),
+)
+sa.Table(
     "memory",
     metadata,
     sa.Column("run", sa.String, primary_key=True),

@@ -94,7 +94,7 @@ class Aggregation(BaseModel):
 
     def announce(self, state: Values) -> Values:
         """What all stages announce, each name with its stage's number before it."""
-        return _merge([s.announce(_part(state, i)) for i, s in enumerate(self.stages)])
+        return _merge([s.announce(state.under(str(i))) for i, s in enumerate(self.stages)])
 
     def encode(
         self,
@@ -109,8 +109,8 @@ class Aggregation(BaseModel):
         for i, stage in enumerate(self.stages):
             contribution, kept = stage.encode(
                 contribution,
-                _part(announced, i),
-                _part(memory, i),
+                announced.under(str(i)),
+                memory.under(str(i)),
                 replace(context, signal=signals[i]),
             )
             memories.append(kept)
@@ -123,15 +123,10 @@ class Aggregation(BaseModel):
         states: list[Values] = [Values()] * len(self.stages)
         for i in reversed(range(len(self.stages))):
             total, states[i] = self.stages[i].decode(
-                total, _part(state, i), replace(context, signal=signals[i])
+                total, state.under(str(i)), replace(context, signal=signals[i])
             )
         return total, _merge(states)
 
 
-def _part(values: Values, i: int) -> Values:
-    prefix = f"{i}."
-    return Values({k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)})
-
-
 def _merge(parts: Sequence[Values]) -> Values:
-    return Values({f"{i}.{name}": v for i, part in enumerate(parts) for name, v in part.items()})
+    return Values({k: v for i, part in enumerate(parts) for k, v in part.named(str(i)).items()})

@@ -191,9 +191,13 @@ class Authority:
 
 
 def lobby_authority(seed: bytes) -> Authority:
-    """The lobby that a token's 16-byte seed determines: the same key at both ends."""
+    """The lobby that a token's 16-byte seed determines: the same key at both ends.
+
+    A server keeps its root as long as it runs, and TLS checks a root's dates: it lives as long as the
+    authority's. What lasts half an hour is a leaf.
+    """
     key = derived_key(seed, purpose="hansa lobby")
-    root = certificates.root(key.public_key(), "lobby", dt.timedelta(days=1))
+    root = certificates.root(key.public_key(), "lobby", _AUTHORITY_LIFETIME)
     return Authority(key, root.sign(key, hashes.SHA256()))
 
 

@@ -33,7 +33,7 @@ class SGD(Part):
     kind: ClassVar[str] = "sgd"
     lr: Positive
     momentum: Annotated[float, Limits(ge=0, lt=1)] = 0.0
-    epochs: Annotated[int, Limits(ge=1)] | None = None
+    epochs: Annotated[int, Limits(ge=1, le=10_000)] | None = None
     batch_size: Annotated[int, Limits(ge=1)] | Literal["all"] | None = None
 
     def step(self, parameters: Array, update: Array, slots: Values) -> tuple[Array, Values]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Literal
@@ -31,8 +31,6 @@ from hansa.wire import tensors
 
 Phase = Literal["moments", "train", "evaluate", "done"]
 
-LOWER_IS_BETTER = frozenset({"loss", "rmse", "mae"})
-
 
 class Stop(BaseModel):
     """When to stop before the last round.
@@ -48,9 +46,9 @@ class Stop(BaseModel):
     target: float | None = None
     patience: Annotated[int, Limits(ge=1)] | None = None
 
-    def better(self, value: float, than: float) -> bool:
-        """Whether ``value`` is better: smaller for losses and errors, else larger."""
-        return value < than if self.metric in LOWER_IS_BETTER else value > than
+    def better(self, value: float, than: float, task: Task) -> bool:
+        """Whether ``value`` is better: smaller for the task's losses and errors, else larger."""
+        return value < than if self.metric in task.lower_is_better else value > than
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +151,11 @@ class Course:
             raise StudyError("no feature column is left", remedy="Correct `features` in the study")
         return self.task.learner(width)
 
+    @property
+    def methods(self) -> dict[str, Method]:
+        """The methods that it is made of, by the name of their work."""
+        return {"moments": self.moments, "train": self.method, "evaluate": self.evaluate}
+
     def begin(self) -> Progress:
         """Before the first exchange.
 
@@ -171,12 +174,7 @@ class Course:
                 f"stop: the task has no metric {self.stop.metric!r}",
                 remedy=did_you_mean(self.stop.metric, names),
             )
-        methods: dict[str, Method] = {
-            "moments": self.moments,
-            "train": self.method,
-            "evaluate": self.evaluate,
-        }
-        states = {name: m.init(self.setup, self.learner) for name, m in methods.items()}
+        states = {name: m.init(self.setup, self.learner) for name, m in self.methods.items()}
         return self._enter(Progress(states={**states, "stages": State()}), "moments")
 
     def ask(self, progress: Progress) -> Ask | None:
@@ -197,57 +195,65 @@ class Course:
             ask = replace(ask, fields=self.task.tallies())
         if ask.through == "update":
             announced = self.aggregation.announce(progress.states["stages"].values)
-            send |= {f"announced.{name}": value for name, value in announced.items()}
+            send |= announced.named("announced")
         number = progress.round + (phase == "train")
         return replace(ask, work=phase, version=progress.version, round=number, send=Values(send))
 
     def permits(self, ask: Ask) -> bool:
-        """Whether this course itself would ask so: in such a round, the same fields, through the
-        same stages.
+        """Whether this course itself would ask so: under this number, in this round, sending values of
+        these shapes, for the same fields through the same stages.
 
-        A party asks this before it works, since the ask may come from somebody who would like to
-        see more, or to have it without the clip.
+        A party asks this before it works, since the ask may come from somebody who would like to see
+        more: a sum over rows of its choice, one more answer, or an update without the clip.
         """
-        if ask.work == "evaluate":
-            due = self.evaluate.due(ask.round, last=ask.round == self.rounds)
-            known = 0 < ask.round <= self.rounds
-            return known and due and (ask.fields, ask.through) == (self.task.tallies(), "plain")
-        rounds = {"moments": range(1), "train": range(1, self.rounds + 1)}
-        if ask.round not in rounds.get(ask.work, ()):
-            return False
-        method = self._method(ask.work)
-        state = method.init(self.setup, self.learner)
-        for _ in range(2):
-            wanted = method.ask(state)
-            if wanted is None:
-                return False
-            if (ask.fields, ask.through) == (wanted.fields, wanted.through):
-                return True
-            if ask.work == "train":
-                return False
-            state = self.moments.halfway(state)
-        return False
+        return any(_alike(ask, own) for own in self._own(ask.work, ask.round))
+
+    def _own(self, work: str, round: int) -> Iterator[Ask]:
+        """The asks that this course makes for that work in that round, but for their values."""
+        start = self.begin()
+        sums = [start.states["moments"], self.moments.halfway(start.states["moments"])]
+        sums = sums if self.moments.standardise else []
+        if work == "moments" and round == 0:
+            for step, state in enumerate(sums):
+                yield self._asked_at(start, "moments", step, {"moments": state})
+        if not 0 < round <= self.rounds:
+            return
+        every = self.evaluate.every if self.evaluate.due(self.rounds, last=True) else 0
+        version = len(sums) + round - 1 + ((round - 1) // every if every else 0)
+        state = replace(start.states["train"], round=round - (work == "train"))
+        if work == "train":
+            yield self._asked_at(start, "train", version, {"train": state})
+        elif work == "evaluate" and self.evaluate.due(round, last=round == self.rounds):
+            yield self._asked_at(start, "evaluate", version + 1, {"train": state})
+
+    def _asked_at(
+        self, start: Progress, phase: Phase, version: int, states: Mapping[str, State]
+    ) -> Ask:
+        own = replace(start, version=version, phase=phase, states={**start.states, **states})
+        ask = self.ask(own)
+        assert ask is not None
+        return ask
 
     def work(self, ask: Ask, at: At) -> Answer:
         """At the party: the work that the ask names, and its way through the party's side of the stages."""
-        announced = _under(at.received, "announced.")
+        announced = at.received.under("announced")
         kept = {
             k: v for k, v in at.received.items() if not k.startswith(("announced.", "encoding."))
         }
-        mine = replace(at, received=Values(kept), memory=_under(at.memory, f"{ask.work}."))
+        mine = replace(at, received=Values(kept), memory=at.memory.under(ask.work))
         answer = self._method(ask.work).work(mine)
-        memory = {f"{ask.work}.{name}": value for name, value in answer.memory.items()}
+        memory = answer.memory.named(ask.work)
         if ask.through != "update":
             return replace(answer, memory=Values(memory))
         signals = self.signals(ask)
         contribution, stages = self.aggregation.encode(
             answer.contribution,
             announced,
-            _under(at.memory, "stages."),
+            at.memory.under("stages"),
             signals,
             self._context(ask, at.party, signals[0]),
         )
-        memory |= {f"stages.{name}": value for name, value in stages.items()}
+        memory |= stages.named("stages")
         return Answer(contribution, Values(memory))
 
     def signals(self, ask: Ask) -> tuple[Signal, ...]:
@@ -306,14 +312,9 @@ class Course:
         return self.moments.encoding(progress.states["moments"], self.setup)
 
     def _method(self, name: str) -> Method:
-        methods: dict[str, Method] = {
-            "moments": self.moments,
-            "train": self.method,
-            "evaluate": self.evaluate,
-        }
-        if name not in methods:
-            raise StudyError(f"unknown work {name!r}", remedy=did_you_mean(name, methods))
-        return methods[name]
+        if name not in self.methods:
+            raise StudyError(f"unknown work {name!r}", remedy=did_you_mean(name, self.methods))
+        return self.methods[name]
 
     def _enter(self, progress: Progress, phase: Phase) -> Progress:
         """Go on with the phase, or with the next one if it has nothing left to ask."""
@@ -324,16 +325,18 @@ class Course:
         return replace(progress, phase=phase)
 
     def _judge(self, progress: Progress, metrics: Mapping[str, float]) -> Progress:
+        if not all(map(math.isfinite, metrics.values())):
+            raise RunError("the totals of the evaluation make no metrics", round=progress.round)
         progress = replace(progress, metrics=metrics)
         if self.stop is not None:
             stop, value = self.stop, metrics[self.stop.metric]
-            improved = progress.best is None or stop.better(value, progress.best)
+            improved = progress.best is None or stop.better(value, progress.best, self.task)
             progress = replace(
                 progress,
                 best=value if improved else progress.best,
                 since=0 if improved else progress.since + 1,
             )
-            if stop.target is not None and not stop.better(stop.target, value):
+            if stop.target is not None and not stop.better(stop.target, value, self.task):
                 reason = f"{stop.metric} reached {value:.4f}, the target is {stop.target:g}"
                 return replace(progress, phase="done", reason=reason)
             if stop.patience is not None and progress.since >= stop.patience:
@@ -345,5 +348,12 @@ class Course:
         return Context(self.setup.seed, ask.round, ask.version, party, signal)
 
 
-def _under(values: Values, prefix: str) -> Values:
-    return Values({k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)})
+def _alike(ask: Ask, own: Ask) -> bool:
+    """Whether two asks differ in nothing but finite values and the cohort."""
+    said = (ask.work, ask.version, ask.round, ask.fields, ask.through)
+    if said != (own.work, own.version, own.round, own.fields, own.through):
+        return False
+    shapes = {name: (value.shape, value.dtype) for name, value in ask.send.items()}
+    if shapes != {name: (value.shape, value.dtype) for name, value in own.send.items()}:
+        return False
+    return all(np.isfinite(value).all() for value in ask.send.values())

@@ -87,8 +87,10 @@ class Moments(Method):
             values = {**sums, "count": count, "mean": mean}
             return State(0, Values(values), {**state.facts, "step": 1})
         variance = total.values["squares"] / np.maximum(state.values["count"], 1.0)
-        scale = np.sqrt(variance)
-        scale[scale == 0] = 1.0
+        # What rounding leaves of a constant column is no variance (the bound of scikit-learn's scaler).
+        rounding = state.values["count"] * np.finfo(np.float64).eps
+        bound = rounding * variance + np.square(rounding * state.values["mean"])
+        scale = np.where(variance <= bound, 1.0, np.sqrt(variance))
         return State(0, Values({**state.values, "scale": scale}), {**state.facts, "step": 2})
 
     def halfway(self, state: State) -> State:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
 from hansa.errors import ContributionError
+from hansa.files import sync_folder
 from hansa.wire.messages import Chunk
 
 if TYPE_CHECKING:
@@ -117,13 +117,3 @@ class Receiver:
                 os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename durable, where folders can be opened (not on Windows)."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

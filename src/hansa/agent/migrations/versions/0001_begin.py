@@ -1,4 +1,4 @@
-"""Offers, answers, memories."""
+"""Offers, answers, the latest asks, memories."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -24,6 +24,13 @@ def upgrade() -> None:
         sa.Column("weight", sa.Float, nullable=False),
         sa.Column("body", sa.LargeBinary, nullable=False),
         sa.Column("memory", sa.LargeBinary, nullable=False),
+    )
+    op.create_table(
+        "latest",
+        sa.Column("run", sa.String, primary_key=True),
+        sa.Column("federation", sa.String, nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("digest", sa.String, nullable=False),
     )
     op.create_table(
         "memory",
