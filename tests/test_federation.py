@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -189,3 +191,53 @@ def test_a_task_without_any_feature_is_refused() -> None:
     table = hs.Table.of({"s": ["train", "test"], "y": [0.0, 1.0]})
     with pytest.raises(DataError, match=r"no column is named '\*'; it has y"):
         whole(evaluation=hs.Evaluate(split="s")).run(hs.Local({"a": table, "b": table}))
+
+
+def test_a_cohort_that_could_never_reach_its_minimum_is_refused() -> None:
+    with pytest.raises(StudyError, match="a cohort of 1 is smaller than its minimum of 5"):
+        hs.Fixed(size=1, minimum=5)
+
+
+def test_the_order_in_which_categories_are_declared_does_not_matter() -> None:
+    random = np.random.default_rng(2)
+    columns = {
+        "sex": random.choice(["f", "m"], 90),
+        "grade": random.choice(["a", "b", "c"], 90),
+        "x": random.normal(size=90),
+    }
+    y = (columns["x"] + (columns["sex"] == "f") + (columns["grade"] == "c") > 0.8).astype(float)
+    table = hs.Table.of({**columns, "y": y})
+    rules = {
+        name: hs.ColumnRule(type="category", categories=tuple(sorted(set(columns[name]))))
+        for name in ("sex", "grade")
+    }
+    federation = hs.Federation(
+        task=hs.LogisticRegression(target="y"), contract=hs.Contract(columns=rules), rounds=3
+    )
+    parties = {"a": table.take(range(45)), "b": table.take(range(45, 90))}
+    run = federation.run(hs.Local(parties))
+    again = hs.Federation.from_json(federation.to_json()).run(hs.Local(parties))
+    assert run.parameters.tobytes() == again.parameters.tobytes()
+    turned = hs.Contract(columns=dict(reversed(rules.items())))
+    other = federation.model_copy(update={"contract": turned}).run(hs.Local(parties))
+    assert run.parameters.tobytes() == other.parameters.tobytes()
+
+
+def test_a_saved_run_with_categories_scores_as_before(tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    columns = {"sex": random.choice(["f", "m"], 80), "grade": random.choice(["a", "b"], 80)}
+    y = (columns["sex"] == "f").astype(float)
+    table = hs.Table.of({**columns, "y": y})
+    rules = {
+        "sex": hs.ColumnRule(type="category", categories=("f", "m")),
+        "grade": hs.ColumnRule(type="category", categories=("a", "b")),
+    }
+    federation = hs.Federation(
+        task=hs.LogisticRegression(target="y"),
+        contract=hs.Contract(columns=rules),
+        cohort=hs.All(minimum=1),
+    )
+    run = federation.run(hs.Local({"a": table}, folder=tmp_path))
+    loaded = hs.Run.load(tmp_path / run.id)
+    assert loaded.model.score(table) == run.model.score(table)
+    assert run.model.score(table)["accuracy"] > 0.95

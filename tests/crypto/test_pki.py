@@ -326,3 +326,8 @@ def test_a_key_survives_its_pem_and_another_kind_is_refused():
 def test_derived_keys_differ_by_seed_and_purpose():
     keys = [derived_key(seed, purpose=purpose) for seed in (SEED, bytes(16)) for purpose in "ab"]
     assert len({point(key.public_key()) for key in keys}) == 4
+
+
+def test_the_lobbys_root_lasts_as_long_as_a_server_runs(authority):
+    lobby, own = pki.lobby_authority(SEED).certificate, authority.certificate
+    assert abs(lobby.not_valid_after_utc - own.not_valid_after_utc) < dt.timedelta(days=1)

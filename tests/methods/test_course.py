@@ -72,8 +72,9 @@ def test_patience_ends_a_run_that_does_not_improve() -> None:
 
 
 def test_a_target_that_is_just_met_is_met() -> None:
-    assert hs.Stop(metric="loss").better(0.1, 0.2, TASK)
-    assert hs.Stop(metric="auc").better(0.2, 0.1, TASK)
+    task = hs.LogisticRegression(target="y")
+    assert hs.Stop(metric="loss").better(0.1, 0.2, task)
+    assert hs.Stop(metric="auc").better(0.2, 0.1, task)
     run = whole(rounds=50, stop=hs.Stop(metric="accuracy", target=1.0)).run(hs.Local(PARTIES))
     assert run.reason == "accuracy reached 1.0000, the target is 1"
 

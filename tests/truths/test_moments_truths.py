@@ -79,6 +79,16 @@ def test_a_constant_column_has_scale_1() -> None:
     assert (state.values.mean.tolist(), state.values.scale.tolist()) == ([4.25], [1.0])
 
 
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 1e9 + 0.1, -123.456])
+def test_what_rounding_leaves_of_a_constant_column_is_no_variance(value: float) -> None:
+    assert moments(split(np.full(601, value))).values["scale"] == 1.0
+
+
+def test_a_small_variance_is_not_taken_for_rounding() -> None:
+    column = 1.0 + 1e-6 * np.random.default_rng(3).normal(size=601)
+    assert moments(split(column)).values["scale"] == pytest.approx(column.std(), rel=1e-6)
+
+
 def test_a_party_with_no_row_adds_nothing() -> None:
     parties = split(np.arange(10.0), cuts=(0, 4))
     state = moments(parties)
