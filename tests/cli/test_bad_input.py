@@ -164,7 +164,55 @@ def test_one_party_only_is_too_few(hansa, harbour, here):
     refused(answer, 2, "1 party offers '独' (south), and the study needs 2", "Invite more parties")
     (here / "study.toml").write_text(STUDY.replace('"*"', '"age"'), "utf-8")
     answer = hansa("simulate", "study.toml", "--data", "rows.csv", "--iid", 1)
-    refused(answer, 2, "1 party offers", "cohort.minimum")
+    refused(answer, 2, "--iid gives 1 party, and the study needs 2", "Say --iid with more parties")
+    (here / "rows.csv").write_text(ROWS.replace("south", "north"), "utf-8")
+    answer = hansa("simulate", "study.toml", "--data", "rows.csv", "--by", "hospital")
+    refused(answer, 2, "--by gives 1 party", "a column with more values, or lower cohort.minimum")
+
+
+def test_a_cohort_that_the_rows_cannot_fill_is_said_of_the_split(hansa, here):
+    (here / "study.toml").write_text(STUDY + '[cohort]\nkind = "fixed"\nsize = 5\n', "utf-8")
+    answer = hansa("simulate", "study.toml", "--data", "rows.csv", "--iid", 3)
+    refused(answer, 2, "--iid gives 3 parties, and the study needs 5", "lower cohort.size")
+
+
+def test_labels_of_text_are_said_before_the_run_with_the_way_out(hansa, here):
+    text = ROWS.replace(",0,", ",benign,").replace(",1,", ",malignant,")
+    (here / "rows.csv").write_text(text, "utf-8")
+    answer = hansa("simulate", "study.toml", "--data", "rows.csv", "--by", "hospital")
+    refused(answer, 3, "the target 'malignant' must be a number; row 1 holds text", "positive = ")
+    assert not (here / "hansa-runs").exists(), "nothing was begun"
+    said = STUDY.replace("features", 'positive = "malignant"\nfeatures')
+    (here / "study.toml").write_text(said, "utf-8")
+    assert hansa("simulate", "study.toml", "--data", "rows.csv", "--by", "hospital").status == 0
+
+
+def test_a_folder_is_no_study(hansa, here):
+    refused(hansa("run", ".."), 2, ".. is a folder", "Name the study file in it")
+
+
+def test_a_wrong_type_is_said_in_the_words_of_the_file(hansa, here):
+    (here / "study.toml").write_text(STUDY.replace("= 3", '= "thirty"'), "utf-8")
+    answer = hansa("simulate", "study.toml", "--data", "rows.csv", "--iid", 2)
+    assert answer.message == 'study.toml: method.rounds must be a whole number, not "thirty"'
+
+
+@pytest.mark.parametrize(
+    "words", [["data", "list"], ["data", "remove", "tumours"], ["agent", "status"]], ids=" ".join
+)
+def test_looking_at_an_agents_folder_makes_none(hansa, here, words):
+    answer = hansa(*words, "--home", here / "typo")
+    assert answer.status in (2, 5)
+    assert str(here / "typo") in answer.message
+    assert "--home" in answer.remedy or "--token" in answer.remedy
+    default = hansa(*words)
+    assert default.status in (0, 2, 5)
+    assert sorted(path.name for path in here.iterdir()) == ["rows.csv", "study.toml"]
+
+
+def test_a_folder_is_printed_without_detours(hansa, here):
+    answer = hansa("data", "list", "--home", "a/../b/./c")
+    assert str(here / "b" / "c") in answer.message
 
 
 def test_a_data_set_that_nobody_offers(hansa, harbour):
@@ -294,9 +342,9 @@ def test_a_port_in_use_is_named(hansa):
 def test_two_programs_do_not_serve_from_one_folder(hansa, harbour):
     words = ("coordinator", "start", "--address", "127.0.0.1", "--port", 0)
     answer = hansa(*words, "--home", harbour.home)
-    refused(answer, 6, f"another coordinator runs in {harbour.home}", "--home")
+    refused(answer, 6, f"another program of Hansa serves from {harbour.home}", "--home")
     answer = hansa("agent", "start", "--home", harbour.agent("东院"))
-    refused(answer, 6, f"another agent runs in {harbour.agent('东院')}", "--home")
+    refused(answer, 6, f"another program of Hansa serves from {harbour.agent('东院')}", "--home")
 
 
 def test_a_token_is_good_once_and_for_its_time(hansa, harbour, program):

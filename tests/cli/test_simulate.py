@@ -140,10 +140,27 @@ def test_an_interrupted_simulation_is_resumed_to_the_same_bits(bench, hansa, pro
     whole = hansa("simulate", study, *words, "--output", tmp_path / "others")
     ends = [Model.load(a.document["model"]).parameters for a in (resumed, whole)]
     np.testing.assert_array_equal(*ends)
-    again = hansa("resume", folder, *words)
-    assert (again.status, "is finished" in again.message) == (2, True)
+    for said in (words, ()):
+        again = hansa("resume", folder, *said)
+        assert (again.status, "is finished" in again.message) == (2, True)
+
+
+def test_a_run_that_stopped_asks_for_its_table_and_a_deployed_one_for_its_name(
+    bench, hansa, tmp_path
+):
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY.format(rounds=2).replace("lr = 0.5", "lr = 1e308"), "utf-8")
+    words = ("--data", bench / "rows.csv", "--by", "医院", "--output", tmp_path / "runs")
+    assert hansa("simulate", study, *words).status == 7
+    (folder,) = (tmp_path / "runs").iterdir()
     without = hansa("resume", folder)
     assert (without.status, "a simulated run needs its table" in without.message) == (2, True)
+    events = folder / "events.jsonl"
+    events.write_text(events.read_text("utf-8").replace('"backend":"local",', ""), "utf-8")
+    deployed = hansa("resume", folder)
+    assert deployed.status == 2
+    assert "a run among real parties" in deployed.message
+    assert deployed.remedy == f"Say hansa resume {folder.name}"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent otherwise there")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hansa.cli.data import offered
 from hansa.cli.home import agent_home
 from hansa.cli.output import Json, Output
 from hansa.cli.serving import Leash, Verbose, log_to_stderr, serve, sole
@@ -15,7 +16,9 @@ from hansa.errors import HansaError, TrustError, UsageError
 
 if TYPE_CHECKING:
     from hansa.agent.home import AgentHome
+    from hansa.agent.left import Left
     from hansa.agent.policy import Offer
+    from hansa.crypto.token import Token
     from hansa.data.source import Source
 
 
@@ -50,7 +53,7 @@ def start(
     log_to_stderr(verbose)
     folder = agent_home(home)
     wanted = _wanted(data, allow)
-    with sole(folder, "agent"):
+    with sole(folder):
         serve(_serve(out, folder, token, _offers(folder, *wanted)), leash=leash)
 
 
@@ -105,7 +108,7 @@ async def _join(out: Output, folder: Path, token: str) -> AgentHome:
     return joined
 
 
-async def _reach(out: Output, folder: Path, token: object, left: object) -> AgentHome:
+async def _reach(out: Output, folder: Path, token: Token, left: Left) -> AgentHome:
     """Join; wait, and say so once, while the coordinator is down."""
     from hansa.agent.home import AgentHome
     from hansa.errors import UnreachableError
@@ -113,7 +116,7 @@ async def _reach(out: Output, folder: Path, token: object, left: object) -> Agen
     pause, said = 0.2, False
     while True:
         try:
-            return await AgentHome.join(folder, token, left)  # type: ignore[arg-type]  # lazy imports
+            return await AgentHome.join(folder, token, left)
         except UnreachableError as error:
             if not said:
                 out.say(f"Waiting for the coordinator: {error}")
@@ -163,14 +166,12 @@ def status(*, home: Path | None = None, json: Json = False) -> None:
     from cryptography import x509
 
     from hansa.agent.home import AgentHome
-    from hansa.agent.offers import Offers
 
     out = Output(json)
     folder = agent_home(home)
     joined = AgentHome.open(folder)
     expires = x509.load_pem_x509_certificate(joined.certificate_pem).not_valid_after_utc
-    with contextlib.closing(Offers(folder)) as offers:
-        listed = offers.listed()
+    listed = offered(folder)
     record = folder / "left.jsonl"
     messages = record.read_bytes().count(b"\n") if record.exists() else 0
     out.say(f"{joined.party}, a party of {joined.federation} at {joined.address}")

@@ -35,7 +35,7 @@ def run(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _interrupted(output)
     except CycloptsError as error:
-        return _refuse(error, words, output)
+        return _refuse(error, output)
     except BrokenPipeError:
         # The reader (`head`, a pager) has seen enough. Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -112,7 +112,7 @@ def _is_interruption(error: BaseException | None) -> bool:
     return False
 
 
-def _refuse(error: CycloptsError, words: Sequence[str], output: Output) -> int:
+def _refuse(error: CycloptsError, output: Output) -> int:
     chain = " ".join(("hansa", *(error.command_chain or ())))
     if isinstance(error, UnusedCliTokensError):
         message = f"nothing takes {' '.join(map(repr, error.unused_tokens or ()))}"

@@ -7,6 +7,7 @@ import contextlib
 from pathlib import Path
 
 from hansa.cli.home import coordinator_home
+from hansa.cli.operator import call
 from hansa.cli.output import Json, Output
 from hansa.cli.serving import Leash, Verbose, log_to_stderr, serve, sole
 from hansa.errors import UsageError
@@ -48,7 +49,7 @@ def start(
     folder = coordinator_home(home)
     where = listen or (address if address in LOOPBACK else "0.0.0.0")  # noqa: S104  # its purpose
     log_to_stderr(verbose)
-    with sole(folder, "coordinator"):
+    with sole(folder):
         serve(
             _serve(out, folder, name, address, where.replace("localhost", "127.0.0.1"), port),
             leash=leash,
@@ -94,17 +95,11 @@ def status(*, home: Path | None = None, json: Json = False) -> None:
     Args:
         home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
     """
-    from hansa.backends.remote import Remote, complete
     from hansa.wire import messages as m
     from hansa.wire.rpcs import STATUS
 
     out = Output(json)
-
-    async def ask() -> m.StatusReply:
-        async with Remote(coordinator_home(home)).client() as client:
-            return await client.unary(STATUS, m.StatusRequest(), timeout=5)
-
-    said = complete(ask())
+    said = call(home, STATUS, m.StatusRequest(), timeout=5)
     out.say(f"{said.name} at {said.address}, Hansa {said.version}, up since {said.started}")
     out.say(f"{said.connected} of {said.parties} parties are connected; {said.runs} runs under way")
     out.finish(

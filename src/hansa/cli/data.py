@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hansa.cli.home import agent_home, writable
 from hansa.cli.output import Json, Output
-from hansa.errors import ContractError
+from hansa.errors import ContractError, UsageError
 
 if TYPE_CHECKING:
     from hansa.data.table import Table
@@ -60,11 +60,8 @@ def list_(*, home: Path | None = None, json: Json = False) -> None:
     Args:
         home: folder of the agent; $HANSA_HOME/agent if not given.
     """
-    from hansa.agent.offers import Offers
-
     out = Output(json)
-    with contextlib.closing(Offers(agent_home(home))) as offers:
-        listed = offers.listed()
+    listed = offered(_there(home))
     if listed:
         rows = [(o["dataset"], o["source"], ", ".join(o["allow"])) for o in listed]
         out.table(("data set", "source", "allowed"), rows)
@@ -87,7 +84,12 @@ def remove(name: str, /, *, home: Path | None = None, json: Json = False) -> Non
     from hansa.agent.offers import Offers
 
     out = Output(json)
-    with contextlib.closing(Offers(agent_home(home))) as offers:
+    folder = _there(home)
+    if not offered(folder):
+        raise UsageError(
+            f"nothing is on offer in {folder}", remedy="--home names another agent's folder."
+        )
+    with contextlib.closing(Offers(folder)) as offers:
         offers.remove(name)
     out.say(f"{name} is not on offer any more.")
     out.finish({"dataset": name})
@@ -127,6 +129,30 @@ def check(
     if study is not None:
         out.say(f"{study} can run on it.", style="green")
     out.finish({"rows": table.rows, "columns": columns, "study": study})
+
+
+def offered(folder: Path) -> list[dict[str, Any]]:
+    """What an agent's folder has on offer; looking makes no folder and no database."""
+    from hansa.agent.offers import Offers
+
+    if not (folder / "agent.db").exists():
+        return []
+    with contextlib.closing(Offers(folder)) as offers:
+        return offers.listed()
+
+
+def _there(home: Path | None) -> Path:
+    """The folder of the agent; the default one need not be there yet, one that is named must.
+
+    Raises:
+        UsageError: if it is named, and is not there.
+    """
+    folder = agent_home(home)
+    if home is not None and not folder.is_dir():
+        raise UsageError(
+            f"there is no folder {folder}", remedy="Correct --home: the folder of an agent."
+        )
+    return folder
 
 
 def read_table(data: str, encoding: str) -> Table:

@@ -76,10 +76,14 @@ def demo(
         output: folder under which the results are kept.
         keep: leave the programs running, to try commands on them.
     """
+    _shown(Output(json), seed, output, keep)
+
+
+def _shown(out: Output, seed: int, output: Path, keep: bool) -> None:
+    """The demo from its first program to its last line."""
     from hansa import study as studies
     from hansa.data import wisconsin
 
-    out = Output(json)
     hospitals = wisconsin.hospitals(seed)
     with ExitStack() as stack:
         stack.enter_context(interruptible())
@@ -117,7 +121,7 @@ def demo(
 
 def _up(out: Output, programs: Programs, hospitals: Mapping[str, Table]) -> None:
     """Start everything and wait until all hospitals listen."""
-    from hansa.cli.party import call
+    from hansa.cli.operator import call
     from hansa.data.source import write_csv
     from hansa.wire import messages as m
     from hansa.wire.rpcs import INVITE, PARTIES

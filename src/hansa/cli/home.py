@@ -12,7 +12,7 @@ from hansa.errors import UsageError
 def hansa_home() -> Path:
     """``$HANSA_HOME``, or ``.hansa`` in the user's own folder."""
     chosen = os.environ.get("HANSA_HOME")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".hansa"
+    return _absolute(Path(chosen)) if chosen else Path.home() / ".hansa"
 
 
 def coordinator_home(option: Path | None = None) -> Path:
@@ -44,4 +44,4 @@ def writable(folder: Path, option: str) -> Path:
 
 
 def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
+    return path.expanduser().resolve()

@@ -5,25 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hansa.cli.home import coordinator_home
+from hansa.cli.operator import call
 from hansa.cli.output import Json, Output
 from hansa.errors import UsageError
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
-
-    from hansa.wire.rpcs import Q, R, Rpc
-
-
-def call(home: Path | None, rpc: Rpc[Q, R], request: Q) -> R:
-    """One call to the coordinator whose folder is here."""
-    from hansa.backends.remote import Remote, complete
-
-    async def ask() -> R:
-        async with Remote(coordinator_home(home)).client() as client:
-            return await client.unary(rpc, request, timeout=30)
-
-    return complete(ask())
 
 
 def invite(
@@ -49,7 +36,8 @@ def invite(
     request = m.InviteRequest(party=name, lifetime_seconds=max(1, round(hours * 3600)))
     said = call(home, INVITE, request)
     out.say(f"A token for {name}, good once, until {said.expires[:16].replace('T', ' ')} UTC:")
-    out.say(said.token, style="bold")
+    if not json:  # whoever reads the token can join: it is in the document, and in no log
+        out.say(said.token, style="bold")
     out.say("There: hansa agent start --token TOKEN --data NAME=FILE --allow KIND")
     out.finish({"party": name, "token": said.token, "expires": said.expires})
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hansa.cli.data import read_table
 from hansa.cli.output import Json, Output
 from hansa.errors import UsageError
+
+if TYPE_CHECKING:
+    from hansa.contribution import Array
+    from hansa.data.table import Table
+    from hansa.model import Model
 
 
 def predict(
@@ -31,8 +36,6 @@ def predict(
         output: a CSV file for the table with its predictions; a summary is shown without it.
         encoding: of a CSV file, such as gb18030.
     """
-    from hansa.data.source import write_csv
-    from hansa.data.table import Table
     from hansa.model import Model
 
     out = Output(json)
@@ -41,13 +44,7 @@ def predict(
     predicted = loaded.predict(table)
     columns = _columns(loaded, predicted)
     if output is not None:
-        try:
-            write_csv(output, Table.of({**table.columns, **columns}))
-        except OSError as error:
-            raise UsageError(
-                f"{output} cannot be written: {error.strerror}",
-                remedy="Choose an --output in a folder that exists and is yours.",
-            ) from None
+        _write(output, table, columns)
         out.say(f"{table.rows} predictions are in {output}, beside the table's own columns.")
     else:
         shown = [
@@ -70,11 +67,23 @@ def predict(
     )
 
 
-def _columns(model: Any, predicted: Any) -> dict[str, Any]:
+def _write(output: Path, table: Table, columns: dict[str, Any]) -> None:
+    from hansa.data.source import write_csv
+
+    try:
+        write_csv(output, table.of({**table.columns, **columns}))
+    except OSError as error:
+        raise UsageError(
+            f"{output} cannot be written: {error.strerror}",
+            remedy="Choose an --output in a folder that exists and is yours.",
+        ) from None
+
+
+def _columns(model: Model, predicted: Array) -> dict[str, Any]:
     """Predictions under the names of the columns that they become."""
     target = model.task.target
     if predicted.ndim == 2:
-        classes = model.task.classes
+        classes = getattr(model.task, "classes", range(predicted.shape[1]))
         likeliest = [str(classes[i]) for i in predicted.argmax(axis=1)]
         chances = {f"{target}={label}": predicted[:, i] for i, label in enumerate(classes)}
         return {f"predicted {target}": likeliest, **chances}

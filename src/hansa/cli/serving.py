@@ -40,12 +40,11 @@ def log_to_stderr(verbose: bool) -> None:
 
 
 @contextlib.contextmanager
-def sole(folder: Path, program: str) -> Iterator[None]:
+def sole(folder: Path) -> Iterator[None]:
     """Let one program at a time serve from a folder; however it ends, the folder is free again.
 
     Args:
         folder: made if it is not there.
-        program: what it is called in the refusal.
 
     Raises:
         UnreachableError: if another one serves from it.
@@ -58,7 +57,7 @@ def sole(folder: Path, program: str) -> Iterator[None]:
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError:
             raise UnreachableError(
-                f"another {program} runs in {folder}",
+                f"another program of Hansa serves from {folder}",
                 remedy="Stop it first, or choose another folder with --home",
             ) from None
         yield

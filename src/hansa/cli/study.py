@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from cyclopts import Parameter
 
 from hansa.cli.data import read_table, require_numbers
 from hansa.cli.home import coordinator_home, writable
 from hansa.cli.output import Json, Output
-from hansa.errors import UsageError, did_you_mean
+from hansa.errors import UnreachableError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from hansa.backends.local import Local
@@ -24,6 +24,58 @@ if TYPE_CHECKING:
 RUNS = Path("hansa-runs")
 
 Iid = Annotated[int, Parameter(show_default=False)]
+
+
+class Dealt(NamedTuple):
+    """A table, and the one way in which its rows become parties, as the command line said it."""
+
+    data: str
+    by: str
+    iid: int
+    shares: Sequence[float]
+    encoding: str
+
+    def parties(self, out: Output, federation: Federation) -> dict[str, Table]:
+        """The parties' tables, each fit for the study.
+
+        Raises:
+            UsageError: if no way is said, or more than one, or if it gives too few parties.
+            DataError: naming the column and the row that the study cannot use.
+        """
+        from hansa.data import partition
+
+        if sum(map(bool, (self.by, self.iid, self.shares))) != 1:
+            raise UsageError(
+                "say in one way how rows become parties",
+                remedy="--by COLUMN, or --iid PARTIES, or --shares 0.5 --shares 0.5",
+            )
+        table = read_table(self.data, self.encoding)
+        if self.by:
+            parties = partition.by_column(table, self.by)
+        elif self.iid:
+            parties = partition.iid(table, self.iid, federation.seed)
+        else:
+            named = {f"party-{i + 1}": share for i, share in enumerate(self.shares)}
+            parties = partition.shares(table, named, federation.seed)
+        self._require_enough(len(parties), federation)
+        rest = table.drop(self.by) if self.by else table
+        require_numbers(rest, federation)
+        federation.task.labels(rest)
+        target = federation.task.target
+        out.say(partition.describe(parties, target if target in table.names else None))
+        return parties
+
+    def _require_enough(self, parties: int, federation: Federation) -> None:
+        cohort = federation.cohort
+        for name, needed in (("minimum", cohort.minimum), ("size", getattr(cohort, "size", 0))):
+            if parties < needed:
+                way = "--by" if self.by else "--iid" if self.iid else "--shares"
+                more = "a column with more values" if self.by else "more parties"
+                raise UsageError(
+                    f"{way} gives {parties} {'party' if parties == 1 else 'parties'},"
+                    f" and the study needs {needed}",
+                    remedy=f"Say {way} with {more}, or lower cohort.{name} in the study.",
+                )
 
 
 def simulate(
@@ -64,7 +116,8 @@ def simulate(
     federation = studies.load(study)
     if seed is not None:
         federation = federation.model_copy(update={"seed": seed})
-    parties = _dealt(out, federation, data, by, iid, shares, encoding)
+    dealt = Dealt(data, by, iid, shares, encoding)
+    parties = dealt.parties(out, federation)
     backend = partial(Local, parties, folder=writable(output, "--output"))
     run = _simulated(out, federation, backend, output)
     scored = _comparison(out, federation, parties, run) if compare else None
@@ -144,26 +197,36 @@ def resume(
         home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
     """
     out = Output(json)
-    if not (Path(name) / "federation.json").exists():
+    if (Path(name) / "federation.json").exists():
+        dealt = Dealt(data, by, iid, shares, encoding)
+        _resume_simulated(out, Path(name), dealt, study)
+    else:
         _followed(out, _rounds(home, name), home, output, lambda remote: remote.resume(name))
-        return
+
+
+def _resume_simulated(out: Output, kept: Path, dealt: Dealt, study: Path | None) -> None:
     from hansa import study as studies
     from hansa.backends.local import Local
     from hansa.run import Run
 
-    if not data:
+    earlier = Run.load(kept)
+    if earlier.status == "finished":
+        raise UsageError(f"the run {earlier.id} is finished: there is nothing to resume")
+    if earlier.events[0].body.get("backend") != "local":
+        raise UsageError(
+            f"{kept} holds a run among real parties, and their coordinator takes it up",
+            remedy=f"Say hansa resume {earlier.id}",
+        )
+    if not dealt.data:
         raise UsageError(
             "a simulated run needs its table",
             remedy="Say --data FILE and --by, --iid or --shares, as `hansa simulate` was told.",
         )
-    earlier = Run.load(name)
-    if earlier.status == "finished":
-        raise UsageError(f"the run {earlier.id} is finished: there is nothing to resume")
     federation = studies.load(study) if study else earlier.federation
     if earlier.federation.seed != federation.seed:
         federation = federation.model_copy(update={"seed": earlier.federation.seed})
-    parties = _dealt(out, federation, data, by, iid, shares, encoding)
-    folder = writable(Path(name), "NAME").parent
+    parties = dealt.parties(out, federation)
+    folder = writable(kept, "NAME").parent
     backend = partial(Local, parties, folder=folder, resume=earlier)
     ended = _simulated(out, federation, backend, folder)
     _told(out, ended, folder / ended.id, None)
@@ -179,7 +242,7 @@ def runs(*, home: Path | None = None, json: Json = False) -> None:
     Args:
         home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
     """
-    from hansa.cli.party import call
+    from hansa.cli.operator import call
     from hansa.wire import messages as m
     from hansa.wire.rpcs import RUNS as LIST
 
@@ -206,37 +269,6 @@ def runs(*, home: Path | None = None, json: Json = False) -> None:
             ]
         }
     )
-
-
-def _dealt(
-    out: Output,
-    federation: Federation,
-    data: str,
-    by: str,
-    iid: int,
-    shares: Sequence[float],
-    encoding: str,
-) -> dict[str, Table]:
-    """The parties' tables, in the one way that was asked for."""
-    from hansa.data import partition
-
-    if sum(map(bool, (by, iid, shares))) != 1:
-        raise UsageError(
-            "say in one way how rows become parties",
-            remedy="--by COLUMN, or --iid PARTIES, or --shares 0.5 --shares 0.5",
-        )
-    table = read_table(data, encoding)
-    if by:
-        parties = partition.by_column(table, by)
-    elif iid:
-        parties = partition.iid(table, iid, federation.seed)
-    else:
-        named = {f"party-{i + 1}": share for i, share in enumerate(shares)}
-        parties = partition.shares(table, named, federation.seed)
-    require_numbers(table.drop(by) if by else table, federation)
-    target = federation.task.target
-    out.say(partition.describe(parties, target if target in table.names else None))
-    return parties
 
 
 def _simulated(
@@ -269,6 +301,10 @@ def _followed(
             if view.run:
                 out.say(f"The run goes on without this command: hansa watch {view.run}")
             raise
+        except UnreachableError as error:
+            if view.run:
+                error.remedy = f"The run goes on; to follow it again: hansa watch {view.run}"
+            raise
     _told(out, ended, output / ended.id, None)
 
 
@@ -278,7 +314,7 @@ def _rounds(home: Path | None, name: str) -> int:
     Raises:
         UsageError: if there is no such run.
     """
-    from hansa.cli.party import call
+    from hansa.cli.operator import call
     from hansa.wire import messages as m
     from hansa.wire.rpcs import RUNS as LIST
 

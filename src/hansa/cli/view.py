@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.live import Live
 from rich.table import Table
@@ -72,8 +73,15 @@ class RoundsView:
             case "metrics":
                 self._metrics({k: v for k, v in body.items() if k != "round"}, body["round"])
             case "refused":
-                where = f"round {body['round']}" if body["round"] else "preprocessing"
-                self._say(f"{where}: {body['party']} is not counted: {body['reason']}", "yellow")
+                self._say(
+                    f"{_where(body)}: {body['party']} is not counted: {body['reason']}", "yellow"
+                )
+            case "waiting":
+                left = f"; it is left out after {body['seconds']:g} s"
+                where, party = _where(body), body["party"]
+                self._say(f"{where}: waiting for {party}, which is not connected{left}", "yellow")
+            case "returned":
+                self._say(f"{body['party']} is connected again")
             case "restarted" | "resumed":
                 self._say(f"The run goes on from exchange {body['version']}", "yellow")
             case "finished":
@@ -99,3 +107,7 @@ class RoundsView:
 
     def _say(self, text: str, style: str = "") -> None:
         self._out.say(text, style=style)
+
+
+def _where(body: Mapping[str, Any]) -> str:
+    return f"round {body['round']}" if body["round"] else "preprocessing"
