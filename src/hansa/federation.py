@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -14,17 +15,17 @@ from pydantic import Field as Limits
 from hansa import keyed
 from hansa.aggregation.signal import Signal
 from hansa.aggregation.stage import Aggregation
-from hansa.contribution import Json, canonical
+from hansa.contribution import canonical
 from hansa.data.contract import Contract
 from hansa.data.table import ColumnSchema
-from hansa.errors import DataError, HansaError, StudyError
+from hansa.errors import ConsentError, DataError, StudyError
 from hansa.methods.base import AnyMethod, Setup, UpdateMethod
 from hansa.methods.course import Course, Stop
 from hansa.methods.evaluate import Evaluate
 from hansa.methods.fedavg import FedAvg
 from hansa.methods.moments import Moments
 from hansa.part import Catalogue, Part, explain
-from hansa.task import AnyTask, CodeTask
+from hansa.task import BUILT_IN, AnyTask, CodeTask
 
 if TYPE_CHECKING:
     from hansa.backends import Backend
@@ -184,8 +185,6 @@ class Federation(BaseModel):
         Raises:
             StudyError: if it is not a federation.
         """
-        import json
-
         try:
             body = json.loads(data)
         except ValueError as error:
@@ -203,6 +202,18 @@ class Federation(BaseModel):
     def has_code(self) -> bool:
         """Whether running it means running its author's code."""
         return isinstance(self.task, CodeTask) or bool(self.bundle)
+
+    def require_no_code(self) -> None:
+        """Refuse a study with code, as every agent does.
+
+        Raises:
+            ConsentError: if running it means running its author's code.
+        """
+        if self.has_code or self.task.kind not in BUILT_IN:
+            raise ConsentError(
+                "the study brings code, and agents run built-in task kinds only",
+                remedy=f"Use a built-in task kind ({', '.join(BUILT_IN)}), or `hansa simulate`",
+            )
 
     def resolve(self, offers: Mapping[str, Sequence[ColumnSchema]]) -> Setup:
         """Who takes part with which feature columns.
@@ -285,12 +296,3 @@ class Federation(BaseModel):
                         "categories in the study's [contract], or leave it out of `features`"
                     ),
                 )
-
-
-def spec(federation: Federation) -> dict[str, Json]:
-    """The canonical form as JSON values, for people and pages."""
-    body: dict[str, Json] = federation.model_dump(mode="json")
-    return body
-
-
-__all__ = ["All", "BundledFile", "Federation", "Fixed", "HansaError", "spec"]

@@ -321,7 +321,7 @@ class CodeTask(Task):
         if self._task is None:
             raise StudyError(
                 f"the task is code ({self.module}), which only `hansa simulate` runs",
-                remedy="Use a built-in task kind: " + ", ".join(k for k in TASKS if k != "code"),
+                remedy="Use a built-in task kind: " + ", ".join(BUILT_IN),
             )
         return self._task
 
@@ -366,6 +366,9 @@ TASKS: Catalogue[Task] = Catalogue(
         "code": "hansa.task:CodeTask",
     },
 )
+BUILT_IN = tuple(kind for kind in TASKS if kind != CodeTask.kind)
+"""Kinds of task that run no code of a study's author: all that an agent works on."""
+
 AnyTask = Annotated[
     Task, PlainValidator(TASKS.build), PlainSerializer(TASKS.spec, return_type=dict[str, Any])
 ]

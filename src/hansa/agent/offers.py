@@ -13,9 +13,7 @@ from hansa.agent.store import AgentStore
 from hansa.data.source import Source, read
 from hansa.database import Drop, Put
 from hansa.errors import DataError, UsageError, did_you_mean
-from hansa.task import TASKS
-
-KINDS = tuple(kind for kind in TASKS if kind != "code")
+from hansa.task import BUILT_IN
 
 
 class Offers:
@@ -45,7 +43,7 @@ class Offers:
         if not kinds:
             raise UsageError(
                 f"no kind of task is allowed on {dataset!r}",
-                remedy=f"Say --allow KIND; known: {', '.join(KINDS)}",
+                remedy=f"Say --allow KIND; known: {', '.join(BUILT_IN)}",
             )
         row = {"dataset": dataset, "source": source.model_dump(), "allow": list(kinds)}
         self._store.apply([Put("offer", row)])
@@ -144,6 +142,6 @@ def checked_kinds(words: Iterable[str]) -> tuple[str, ...]:
     """
     kinds = [kind.strip() for word in words for kind in word.split(",") if kind.strip()]
     for kind in kinds:
-        if kind not in KINDS:
-            raise UsageError(f"there is no task kind {kind!r}", remedy=did_you_mean(kind, KINDS))
+        if kind not in BUILT_IN:
+            raise UsageError(f"there is no task kind {kind!r}", remedy=did_you_mean(kind, BUILT_IN))
     return tuple(dict.fromkeys(kinds))

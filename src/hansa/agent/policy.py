@@ -11,7 +11,6 @@ from hansa.errors import ConsentError, HansaError
 from hansa.federation import Federation
 from hansa.methods.base import Setup
 from hansa.run import draw
-from hansa.task import TASKS
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,31 @@ def admit(
             that the study does not name, fields that its method does not declare, or another way
             through the stages than the study's.
     """
-    if federation.has_code or federation.task.kind not in set(TASKS) - {"code"}:
+    offer = _offered(federation, offers)
+    if party not in ask.parties:
+        raise ConsentError("this party was not asked")
+    if len(set(setup.parties)) < federation.cohort.minimum:
+        raise ConsentError("the run is among fewer parties than the study's minimum")
+    _columns(federation, setup, offer, party)
+    try:
+        course = federation.course(setup)
+        cohort, permitted = draw(federation, course, ask).parties, course.permits(ask)
+    except HansaError as error:
+        raise ConsentError(f"the study cannot be run here: {error.said}") from error
+    if ask.parties != cohort:
+        raise ConsentError("the coordinator asks another cohort than the study draws")
+    if not permitted:
         raise ConsentError(
-            "the study brings code, and this agent runs built-in task kinds only",
-            remedy="Use a built-in task kind",
+            f"{ask.work!r} asks for other fields than the study declares "
+            f"({', '.join(field.name for field in ask.fields)}), or by another way",
+            remedy="The coordinator is of another version, or not to be trusted",
         )
+    return offer
+
+
+def _offered(federation: Federation, offers: Sequence[Offer]) -> Offer:
+    """What the owner offers under the study's data set, if its kind of task is allowed on it."""
+    federation.require_no_code()
     offer = next((o for o in offers if o.dataset == federation.dataset), None)
     if offer is None:
         raise ConsentError(
@@ -65,26 +84,6 @@ def admit(
         raise ConsentError(
             f"its owner allows {', '.join(offer.allow) or 'nothing'} on {offer.dataset!r}, not {kind}",
             remedy=f"Its owner can say `hansa agent start --allow {kind}`",
-        )
-    if party not in ask.parties:
-        raise ConsentError("this party was not asked")
-    if len(set(setup.parties)) < federation.cohort.minimum:
-        raise ConsentError("the run is among fewer parties than the study's minimum")
-    _columns(federation, setup, offer, party)
-    course = federation.course(setup)
-    try:
-        if ask.parties != draw(federation, course, ask).parties:
-            raise ConsentError("the coordinator asks another cohort than the study draws")
-        permitted = course.permits(ask)
-    except ConsentError:
-        raise
-    except HansaError as error:
-        raise ConsentError(f"the study cannot be run here: {error}") from error
-    if not permitted:
-        raise ConsentError(
-            f"{ask.work!r} asks for other fields than the study declares "
-            f"({', '.join(field.name for field in ask.fields)}), or by another way",
-            remedy="The coordinator is of another version, or not to be trusted",
         )
     return offer
 

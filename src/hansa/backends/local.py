@@ -79,7 +79,13 @@ class Local:
         exchange = LocalExchange(course, self._tables, run.memories)
         try:
             if not run.events:
-                book.event("created", run=run.id, name=federation.name, federation=federation.hash)
+                book.event(
+                    "created",
+                    run=run.id,
+                    backend="local",
+                    name=federation.name,
+                    federation=federation.hash,
+                )
             if run.setup is None:
                 book.event("resolved", setup=setup.to_json())
             if resume is not None:
@@ -185,6 +191,3 @@ class Book:
         """Write the run's folder."""
         if self._folder is not None:
             self._run.save(self._folder / self._run.id)
-
-
-__all__ = ["Book", "Local", "LocalExchange", "Progress"]

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hansa.errors import ConsentError, RunError
+from hansa.errors import RunError
 from hansa.federation import Federation
 from hansa.methods.base import Setup
 from hansa.methods.course import Progress
@@ -81,11 +81,7 @@ class Remote:
             yield Client(channel)
 
     async def _run(self, federation: Federation) -> Run:
-        if federation.has_code:
-            raise ConsentError(
-                "the study brings code, and agents run built-in task kinds only",
-                remedy="Use a built-in task kind, or `hansa simulate`",
-            )
+        federation.require_no_code()
         async with self.client() as client:
             reply = await client.unary(SUBMIT, m.SubmitRequest(federation=federation.to_json()))
             return await self._to_the_end(client, reply.run)

@@ -125,11 +125,13 @@ class At:
         round: number of the training round, from 1.
         seed: of the run's public randomness.
         task: what is learnt.
+        setup: among whom, on which columns.
         learner: the model's mathematics.
         received: what the ask brought.
         memory: what this method remembers at this party.
-        train, test: the party's rows to learn from and those held out.
-        x, y: features ``[n, p]`` and labels ``[n]`` of the training rows; `held_out` gives the others.
+        train_rows: the rows to learn from.
+        test_rows: those held out.
+        encode: from one of the two to features ``[n, p]`` and labels ``[n]``.
     """
 
     party: str
