@@ -142,7 +142,7 @@ def test_a_round_in_which_nothing_moves_is_a_round(backend: Make) -> None:
 
 
 def test_one_party_alone_is_no_federation(backend: Make, tables: Tables) -> None:
-    with pytest.raises(StudyError, match=r"1 party offers 'tumours' \(north\).*needs 2"):
+    with pytest.raises(StudyError, match="needs 2(.|\n)*north|north(.|\n)*needs 2"):
         study().run(backend({"north": tables["north"]}))
 
 
@@ -164,11 +164,11 @@ def test_it_runs_inside_a_running_event_loop(backend: Make, tables: Tables) -> N
 
 def test_a_stop_rule_ends_it_early_and_says_why(backend: Make, tables: Tables) -> None:
     run = study(rounds=50, stop=hs.Stop(metric="auc", target=0.55)).run(backend(tables))
-    assert run.reason.startswith("auc reached 0.")
+    assert run.reason.startswith("auc reached ")
     assert run.reason.endswith("the target is 0.55")
     assert len(run.metrics()) < 50
 
 
 def test_its_errors_are_of_the_one_tree(backend: Make) -> None:
-    with pytest.raises(HansaError, match="0 parties offer"):
+    with pytest.raises(HansaError, match="needs 2"):
         study().run(backend({}))
