@@ -53,14 +53,18 @@ class HansaError(Exception):
         self.field = field
 
     def __str__(self) -> str:
+        return f"{self.said}. {self.remedy}" if self.remedy else self.said
+
+    @property
+    def said(self) -> str:
+        """What is wrong and where, without the way out: for records, whose readers give their own."""
         place = [
             f"party {self.party!r}" if self._unsaid(self.party) else "",
             f"round {self.round}" if self.round is not None else "",
             f"field {self.field!r}" if self._unsaid(self.field) else "",
         ]
         where = ", ".join(part for part in place if part)
-        text = f"{where}: {self.message}" if where else self.message
-        return f"{text}. {self.remedy}" if self.remedy else text
+        return f"{where}: {self.message}" if where else self.message
 
     def _unsaid(self, name: str) -> bool:
         """Whether a name is there, and the message does not say it itself."""
@@ -129,8 +133,13 @@ class StoreError(HansaError):
     exit_status = 9
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A remedy for an unknown word: the nearest known one, or all of them.
+def reason_of(error: Exception) -> str:
+    """An error for a record; what is none of the tree is a defect, and its kind is told."""
+    return error.said if isinstance(error, HansaError) else f"{type(error).__name__}: {error}"
+
+
+def did_you_mean(word: str, known: Iterable[str], *, otherwise: str = "") -> str:
+    """A remedy for an unknown word: the nearest known one; else ``otherwise``, or all of them.
 
     >>> did_you_mean("fedavgg", ["fedavg", "fedsgd"])
     "Did you mean 'fedavg'?"
@@ -139,4 +148,4 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, choices, n=1)
     if near:
         return f"Did you mean {near[0]!r}?"
-    return f"Known: {', '.join(choices)}" if choices else ""
+    return otherwise or (f"Known: {', '.join(choices)}" if choices else "")

@@ -19,23 +19,20 @@ import hansa as hs
 from hansa.agent import machine as party
 from hansa.agent import store as party_store
 from hansa.agent.desk import Desk
-from hansa.agent.policy import Offer as Offered
+from hansa.agent.policy import Offer
 from hansa.aggregation.reduce import Reduction
 from hansa.contribution import Array, Contribution, Total, Values
 from hansa.coordinator import store
-from hansa.coordinator.machine import (
-    LONGEST_REASON,
+from hansa.coordinator.events import (
     Connected,
     DeadlinePassed,
     Delivered,
     Disconnected,
     Effects,
     Failed,
-    Guest,
     Joined,
-    Machine,
     MachineEvent,
-    Offer,
+    Offered,
     Reduced,
     Removed,
     Renewed,
@@ -44,8 +41,9 @@ from hansa.coordinator.machine import (
     Submitted,
     Unsettled,
     WorkNotice,
-    revived,
 )
+from hansa.coordinator.live import Guest, revived
+from hansa.coordinator.machine import LONGEST_REASON, Machine
 from hansa.database import Drop, Put
 from hansa.errors import ConsentError, RunError, StudyError, TrustError
 from hansa.methods import GradientMethod
@@ -165,7 +163,7 @@ class Guild:
         return self.feed(party.Worked(asked, *WORK[key]))
 
     def crash(self) -> None:
-        self.machine = party.Machine(self.rows.rows("answer"), self.rows.rows("memory"))
+        self.machine = party.Machine(*(self.rows.rows(t) for t in ("answer", "memory", "latest")))
         self.inbox, self.work, self.linked = [], [], False
 
 
@@ -189,7 +187,7 @@ class World:
         assert row is not None
         self.desks = {}
         for name, table in TABLES.items():
-            desk = Desk(name, [Offered("lines", table, ("linear-regression",))])
+            desk = Desk(name, [Offer("lines", table, ("linear-regression",))])
             desk.describe(RUN, row["federation"], row["setup"])
             self.desks[name] = desk
 
@@ -255,15 +253,7 @@ class World:
 
     def crash(self) -> None:
         """Everything but the rows is lost; every link breaks."""
-        guests = {
-            row["name"]: Guest(
-                row["state"],
-                row["serial"],
-                row["expires"],
-                tuple(Offer.from_json(offer) for offer in row["offers"]),
-            )
-            for row in self.rows.rows("party")
-        }
+        guests = {row["name"]: Guest.from_row(row) for row in self.rows.rows("party")}
         lives = {row["id"]: self.revive(row) for row in self.rows.rows("run", status="running")}
         self.machine = Machine(guests, lives)
         self.inside, self.alarms = [], []
@@ -301,7 +291,7 @@ class World:
             taken = bool(answer and answer["taken"])
             pending.append(Unsettled(run, version, taken, self.applied()))
         columns = TABLES[name].schema()
-        offer = Offer("lines", TABLES[name].rows, columns, ("linear-regression",))
+        offer = Offered("lines", TABLES[name].rows, columns, ("linear-regression",))
         self.feed(Connected(name, (offer,), tuple(pending)))
 
     def unlink(self, name: str) -> None:
@@ -622,7 +612,7 @@ def test_nobody_joins_in_the_name_of_a_party_that_is_there() -> None:
 def test_a_study_whose_kind_too_few_allow_names_a_party_and_the_way_out() -> None:
     world = World(study())
     for name in TABLES:
-        offer = Offer("lines", 3, TABLES[name].schema(), ())
+        offer = Offered("lines", 3, TABLES[name].schema(), ())
         world.machine.handle(Connected(name, (offer,)))
     with pytest.raises(ConsentError, match="party 'a': its owner allows nothing on 'lines'"):
         world.machine.handle(Submitted("second", study()))

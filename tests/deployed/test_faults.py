@@ -15,7 +15,7 @@ from hansa.agent.machine import Asked, Worked
 from hansa.agent.service import Agent
 from hansa.contribution import Array, Values
 from hansa.coordinator import driver as coordinator_driver
-from hansa.coordinator.machine import Effects
+from hansa.coordinator.events import Effects
 from hansa.errors import HansaError, RunError, StoreError
 from hansa.methods import GradientMethod
 from hansa.methods.base import METHODS

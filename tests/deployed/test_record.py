@@ -32,9 +32,9 @@ def wide() -> Tables:
     random = np.random.default_rng(1)
     tables = {}
     for name in ("bremen", "lübeck"):
-        x = random.normal(size=(10, WIDTH))
+        x = random.normal(size=(40, WIDTH))
         columns: dict[str, Any] = {f"x{i}": x[:, i] for i in range(WIDTH)}
-        tables[name] = hs.Table.of({**columns, "c": random.integers(0, CLASSES, 10).astype(float)})
+        tables[name] = hs.Table.of({**columns, "c": random.integers(0, CLASSES, 40).astype(float)})
     return tables
 
 
@@ -76,7 +76,15 @@ async def test_the_record_agrees_with_a_relay_that_counts_bytes(
     shapes = [line["fields"] for line in uploads if "update" in line["fields"]]
     assert shapes == [{"update": [(WIDTH + 1) * CLASSES]}] * 8
     [hello] = [line for line in lines(left) if line["call"] == "Attend"]
-    assert hello["fields"] == ["names of columns of tumours"]
+    assert hello["offers"] == [
+        {
+            "dataset": "tumours",
+            "rows": tables["bremen"].rows,
+            "columns": len(tables["bremen"].names),
+            "allow": ["linear-regression", "logistic-regression", "softmax-regression"],
+        }
+    ]
+    assert "fields" not in hello
     assert "run" not in hello
 
 

@@ -70,7 +70,7 @@ class Desk:
             if part.WhichOneof("body") == "head":
                 yield m.UploadReply(resume=m.Resume(offset=part.head.size))
             elif part.WhichOneof("body") == "failure":
-                if part.failure.kind == "raise":
+                if part.failure.reason == "raise":
                     raise ContributionError("no", party=peer.name, round=3, field="w")
                 break
             else:

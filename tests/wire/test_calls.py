@@ -114,7 +114,7 @@ async def test_a_conversation_goes_both_ways(world):
 
 async def test_a_sender_learns_that_the_coordinator_has_answered_early(world):
     async with world.dial() as client, client.bidi(rpcs.UPLOAD) as talk:
-        await talk.send(m.UploadPart(failure=m.Failure(kind="stop")))
+        await talk.send(m.UploadPart(failure=m.Failure(reason="stop")))
         await asyncio.sleep(0.2)
         for _ in range(3):
             await talk.send(m.UploadPart(chunk=m.Chunk(data=b"x")))
@@ -127,7 +127,7 @@ async def test_a_sender_learns_that_the_coordinator_has_answered_early(world):
 
 async def test_a_sender_is_told_why_the_coordinator_refused(world):
     async with world.dial() as client, client.bidi("Upload") as talk:
-        await talk.send(m.UploadPart(failure=m.Failure(kind="raise")))
+        await talk.send(m.UploadPart(failure=m.Failure(reason="raise")))
         while await talk.send(m.UploadPart(chunk=m.Chunk(data=b"x"))):
             pass
         with pytest.raises(ContributionError) as caught:

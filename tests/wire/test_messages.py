@@ -43,7 +43,7 @@ def test_a_message_survives_the_wire():
         columns=[m.Column(name="半径", type="float64")],
         allow=["logistic-regression"],
     )
-    hello = m.Hello(protocol=1, offers=[offer], pending=[m.Pending(run="r", version=3)], epoch=7)
+    hello = m.Hello(protocol=1, offers=[offer], pending=[m.Pending(run="r", version=3)])
     again = m.Hello.FromString(hello.SerializeToString())
     assert again == hello
     assert again.offers[0].columns[0].name == "半径"

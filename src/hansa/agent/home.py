@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from hansa import __version__
 from hansa.crypto import keys, pki
 from hansa.crypto.token import Token, secret_hash
 from hansa.errors import StoreError, TrustError
@@ -40,6 +39,19 @@ class AgentHome:
     joined_with: str = ""
 
     @classmethod
+    def require_free(cls, folder: Path) -> None:
+        """Refuse a coordinator's folder: both keep an ``authority.pem``, and it must not lose its own.
+
+        Raises:
+            StoreError: if a coordinator lives there.
+        """
+        if (folder / "authority.key").exists():
+            raise StoreError(
+                f"the folder {folder} is a coordinator's",
+                remedy="Give the agent a folder of its own with --home",
+            )
+
+    @classmethod
     def joined(cls, folder: Path) -> bool:
         """Whether a party joined in this folder."""
         return (folder / "party.json").exists()
@@ -50,8 +62,9 @@ class AgentHome:
 
         Raises:
             TrustError: if none did.
-            StoreError: if it cannot be read.
+            StoreError: if it cannot be read, or is a coordinator's.
         """
+        cls.require_free(folder)
         if not cls.joined(folder):
             raise TrustError(
                 f"no party has joined in {folder}",
@@ -59,16 +72,14 @@ class AgentHome:
             )
         try:
             body = json.loads((folder / "party.json").read_bytes())
-            pem = (folder / "party.pem").read_bytes()
+            own = keys.split_pem((folder / "party.pem").read_bytes())
             root = (folder / "authority.pem").read_bytes()
-            begin = pem.index(b"-----BEGIN CERTIFICATE")
             return cls(
                 folder,
                 body["party"],
                 body["federation"],
                 body["address"],
-                pem[:begin],
-                pem[begin:],
+                *own,
                 root,
                 body.get("token", ""),
             )
@@ -90,7 +101,9 @@ class AgentHome:
         Raises:
             TrustError: if the coordinator is not the token's, or does not accept it.
             UnreachableError: if it is not there.
+            StoreError: if the folder is a coordinator's; the token is still good then.
         """
+        cls.require_free(folder)
         knocking, key = keys.new_key(), keys.new_key()
         channel = client_channel(
             token.address,
@@ -117,7 +130,12 @@ class AgentHome:
         return home
 
     def save(self) -> None:
-        """Write everything; the last file makes it a party that joined."""
+        """Write everything; the last file makes it a party that joined.
+
+        Raises:
+            StoreError: if the folder is a coordinator's.
+        """
+        self.require_free(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         keys.write_private(self.folder / "authority.pem", self.root_pem)
         keys.write_private(self.folder / "party.pem", self.key_pem + self.certificate_pem)
@@ -125,7 +143,6 @@ class AgentHome:
             "party": self.party,
             "federation": self.federation,
             "address": self.address,
-            "hansa": __version__,
             "token": self.joined_with,
         }
         keys.write_private(

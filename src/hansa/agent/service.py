@@ -42,6 +42,7 @@ from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
 from hansa.wire.client import Client, Conversation
+from hansa.wire.offers import described
 from hansa.wire.rpcs import ATTEND, DESCRIBE, FETCH, PROTOCOL, RENEW, UPLOAD
 
 LOG = structlog.get_logger("hansa.agent")
@@ -78,6 +79,7 @@ class Agent:
         self._working: set[asyncio.Task[None]] = set()
         self._client: Client | None = None
         self._uploads: Conversation[m.UploadPart, m.UploadReply] | None = None
+        self._kept: tuple[tuple[bytes, int], chunks.Receiver] | None = None
         self._turn = asyncio.Lock()
         self._unsaved: list[Put | Drop] = []
         self._broken: asyncio.Future[None] | None = None
@@ -135,14 +137,26 @@ class Agent:
         hello = m.Hello(
             protocol=PROTOCOL,
             version=__version__,
-            offers=[_described(offer) for offer in self._offers],
+            offers=[
+                described(o.dataset, o.table.rows, o.table.schema(), o.allow) for o in self._offers
+            ],
             pending=[m.Pending(run=run, version=v) for run, v in self._machine.pending],
         )
-        columns = [f"names of columns of {offer.dataset}" for offer in self._offers]
+        facts: dict[str, Any] = {
+            "offers": [
+                {
+                    "dataset": offer.dataset,
+                    "rows": offer.rows,
+                    "columns": len(offer.columns),
+                    "allow": list(offer.allow),
+                }
+                for offer in hello.offers
+            ]
+        }
         stream = client.stream(ATTEND, hello)
         async with contextlib.aclosing(stream):  # type: ignore[type-var]  # a generator
             while True:
-                with _coordinators_own(), about(fields=columns):
+                with _coordinators_own(), about(**facts):
                     notice = await anext(stream, None)
                 if notice is None:
                     return
@@ -153,6 +167,9 @@ class Agent:
             self._pause, self._waiting = FIRST_PAUSE, False
             self._say(f"connected to {notice.welcome.coordinator} at {self.home.address}")
         for said in notice.settled:
+            if not said.counted:
+                reason = said.reason or "the run ended, or went on without it"
+                LOG.warning("answer not counted", run=said.run, version=said.version, reason=reason)
             await self._handle(Settled(said.run, said.version, said.counted))
         for work in notice.work:
             self._begin(self._take(work), self._calling)
@@ -191,9 +208,17 @@ class Agent:
         return Asked(work.run, ask, work.attempt, work.federation.hex())
 
     async def _fetch(self, digest: bytes, size: int) -> bytes:
-        receiver = chunks.Receiver(size, digest)
-        async for chunk in self._calls.stream(FETCH, m.FetchRequest(digest=digest)):
-            receiver.accept(chunk)
+        """A large body, from where an earlier attempt broke off."""
+        kept, self._kept = self._kept, None
+        known = kept is not None and kept[0] == (digest, size)
+        receiver = kept[1] if kept is not None and known else chunks.Receiver(size, digest)
+        request = m.FetchRequest(digest=digest, offset=receiver.offset)
+        try:
+            async for chunk in self._calls.stream(FETCH, request):
+                receiver.accept(chunk)
+        except (UnreachableError, asyncio.CancelledError):
+            self._kept = (digest, size), receiver
+            raise
         body = receiver.finish()
         assert isinstance(body, bytes)
         return body
@@ -372,12 +397,3 @@ def excuse(error: HansaError) -> str:
     if isinstance(error, ContributionError):
         return f"its {error.field!r} is not what was declared" if error.field else error.message
     return "its table cannot be used; the log of the agent there says why"
-
-
-def _described(offer: Offer) -> m.Offer:
-    return m.Offer(
-        dataset=offer.dataset,
-        rows=offer.table.rows,
-        columns=[m.Column(name=c.name, type=c.type) for c in offer.table.schema()],
-        allow=offer.allow,
-    )

@@ -13,22 +13,20 @@ import structlog
 
 from hansa.aggregation.reduce import Reduction
 from hansa.contribution import Contribution, Values
-from hansa.coordinator.machine import (
+from hansa.coordinator.events import (
     Connected,
     DeadlinePassed,
     Effects,
-    Guest,
-    Live,
-    Machine,
     MachineEvent,
     Notice,
-    Offer,
     Reduced,
-    revived,
 )
+from hansa.coordinator.live import Guest, Live, revived
+from hansa.coordinator.machine import Machine
 from hansa.coordinator.store import INLINE, CoordinatorStore
 from hansa.database import Put
-from hansa.errors import ContributionError, HansaError, StudyError, UnreachableError
+from hansa.errors import ContributionError, HansaError, UnreachableError, reason_of
+from hansa.run import now
 from hansa.wire import tensors
 
 PAGE = 256
@@ -135,16 +133,18 @@ class Driver:
             self._bodies[key] = await self.read(self.store.read_blob, *key)
         return self._bodies[key]
 
+    async def row(self, run: str) -> dict[str, Any]:
+        """The row of a run; errors as in `CoordinatorStore.run`."""
+        found: dict[str, Any] = await self.read(self.store.run, run)
+        return found
+
     def load(self, run: str) -> Live:
         """A run from the store, in the database's thread.
 
         Raises:
             StudyError: if there is none of that name.
         """
-        row = self.store.row("run", id=run)
-        if row is None:
-            raise StudyError(f"there is no run {run!r}", remedy="`hansa runs` lists them")
-        return self._revive(row)
+        return self._revive(self.store.run(run))
 
     async def _loop(self) -> None:
         batch: list[_Waiting] = []
@@ -284,9 +284,9 @@ class Driver:
                 try:
                     reduction.add(party, Contribution(values, live.answers[party].weight))
                 except ContributionError as error:  # finite, and too much for the sum
-                    excluded[party] = str(error)
+                    excluded[party] = error.said
         except HansaError as error:
-            failure = str(error)
+            failure = error.said
         return Reduced(run, version, reduction.total(population), excluded, failure)
 
     def _told(self, event: Connected) -> Connected:
@@ -308,17 +308,25 @@ class Driver:
         return int(kept[-1]["version"]) if kept else 0
 
     def _restore(self) -> Machine:
-        guests = {
-            row["name"]: Guest(
-                row["state"],
-                row["serial"],
-                row["expires"],
-                tuple(Offer.from_json(body) for body in row["offers"]),
-            )
-            for row in self.store.rows("party")
-        }
-        rows = self.store.rows("run", status="running")
-        return Machine(guests, {row["id"]: self._revive(row) for row in rows})
+        guests = {row["name"]: Guest.from_row(row) for row in self.store.rows("party")}
+        runs: dict[str, Live] = {}
+        for row in self.store.rows("run", status="running"):
+            try:
+                runs[row["id"]] = self._revive(row)
+            except Exception as error:  # whatever is damaged in one run, the others go on
+                self._give_up(row["id"], reason_of(error))
+        return Machine(guests, runs)
+
+    def _give_up(self, run: str, why: str) -> None:
+        """Let a run that cannot be restored end, so that its operator learns why."""
+        reason = f"it cannot be restored: {why}"
+        LOG.error("run failed", run=run, reason=reason)
+        seq = len(self.store.rows("event", columns=("seq",), run=run)) + 1
+        row = self.store.run(run)
+        body = {"reason": reason, "round": row["round"]}
+        event = {"run": run, "seq": seq, "at": now(), "kind": "failed", "body": body}
+        failed = {"id": run, "status": "failed", "reason": reason}
+        self.store.apply([Put("event", event), Put("run", failed)])
 
     def _revive(self, row: dict[str, Any]) -> Live:
         run = row["id"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +36,13 @@ class CoordinatorHome:
         """Read the folder; initialise it the first time.
 
         Raises:
-            StoreError: if it is there and cannot be read.
+            StoreError: if it is there and cannot be read, or is an agent's.
         """
+        if (folder / "party.json").exists():
+            raise StoreError(
+                f"the folder {folder} is an agent's",
+                remedy="Give the coordinator a folder of its own with --home",
+            )
         seed = folder / "lobby.seed"
         if not (folder / "authority.key").exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -88,5 +92,5 @@ class CoordinatorHome:
 
     def write_address(self, address: str, local: str) -> None:
         """Where this coordinator is reached: by parties, and from this machine."""
-        body = {"address": address, "local": local, "pid": os.getpid(), "name": self.name}
+        body = {"address": address, "local": local}
         keys.write_private(self.folder / "address.json", json.dumps(body).encode())

@@ -1,316 +1,45 @@
 """The coordinator as a state machine without I/O: events in, effects out.
 
 Whoever drives it (a server, a simulator, a test) commits `Effects.changes` in one transaction and only then
-carries out the rest: an acknowledgement that was sent is durable. Killed anywhere, `Machine.restore` on what
-was committed stands where it stood; the ask that is open is made again from the checkpoint, to the bit.
+carries out the rest: an acknowledgement that was sent is durable. Killed anywhere, `Machine` on what `revived`
+makes of what was committed stands where it stood; the ask that is open is made again from the checkpoint, to
+the bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Mapping
 
-from hansa.contribution import Arrival, Ask, Json, Total
-from hansa.data.table import ColumnSchema
+from hansa.contribution import Arrival, Json
+from hansa.coordinator.admission import admissible
+from hansa.coordinator.events import (
+    Blob,
+    Connected,
+    DeadlinePassed,
+    Delivered,
+    Disconnected,
+    Effects,
+    Failed,
+    Joined,
+    MachineEvent,
+    Reduced,
+    Removed,
+    RemovedNotice,
+    Renewed,
+    Resumed,
+    SettledNotice,
+    Submitted,
+    WorkNotice,
+)
+from hansa.coordinator.live import Answered, Guest, Live
 from hansa.database import Drop, Put
-from hansa.errors import ConsentError, HansaError, RunError, StoreError, StudyError, TrustError
+from hansa.errors import RunError, StudyError, TrustError, did_you_mean, reason_of
 from hansa.federation import Federation
-from hansa.methods.base import Setup
-from hansa.methods.course import Course, Progress
-from hansa.run import arrived, asked, draw, enough, new_id, too_few
+from hansa.run import arrived, asked, draw, enough, now, too_few
 from hansa.wire import tensors
 
 LONGEST_REASON = 600
 """Characters of a party's own words that are kept."""
-
-# --- what happens -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Offer:
-    """A table that a party offers: its name, size, columns, and the task kinds its owner allows."""
-
-    dataset: str
-    rows: int
-    columns: tuple[ColumnSchema, ...]
-    allow: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Json]:
-        """A row of the store."""
-        return {
-            "dataset": self.dataset,
-            "rows": self.rows,
-            "columns": [[c.name, c.type] for c in self.columns],
-            "allow": list(self.allow),
-        }
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> Offer:
-        """The inverse of `to_json`."""
-        columns = tuple(ColumnSchema(name, kind) for name, kind in body["columns"])
-        return cls(body["dataset"], body["rows"], columns, tuple(body["allow"]))
-
-
-@dataclass(frozen=True)
-class Unsettled:
-    """An answer of which a party has not heard what became, and what the store says of it.
-
-    Args:
-        taken: whether it was taken.
-        applied: how many exchanges of its run were applied at the run's last commit.
-    """
-
-    run: str
-    version: int
-    taken: bool = False
-    applied: int = 0
-
-
-@dataclass(frozen=True)
-class Connected:
-    """A party listens, offers tables, and asks what became of its answers."""
-
-    party: str
-    offers: tuple[Offer, ...]
-    pending: tuple[Unsettled, ...] = ()
-
-
-@dataclass(frozen=True)
-class Disconnected:
-    """A party no longer listens."""
-
-    party: str
-
-
-@dataclass(frozen=True)
-class Joined:
-    """A party was given its first certificate."""
-
-    party: str
-    serial: str
-    expires: str
-
-
-@dataclass(frozen=True)
-class Renewed:
-    """A party was given a new certificate for the one with the serial number ``former``."""
-
-    party: str
-    former: str
-    serial: str
-    expires: str
-
-
-@dataclass(frozen=True)
-class Removed:
-    """An operator removed a party."""
-
-    party: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Delivered:
-    """A party's answer is here, whole; ``refusal`` if it is not what was declared.
-
-    Args:
-        ticket: whatever the driver needs to acknowledge it.
-        body: the tensors, for the store.
-    """
-
-    ticket: object
-    party: str
-    run: str
-    version: int
-    attempt: int
-    weight: float
-    digest: str
-    body: bytes
-    refusal: str = ""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A party could not do its work and says why."""
-
-    ticket: object
-    party: str
-    run: str
-    version: int
-    attempt: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """An operator asks for a run."""
-
-    run: str
-    federation: Federation
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """An operator asks a run that ended without its result to go on; the driver has loaded it."""
-
-    live: Live
-
-
-@dataclass(frozen=True)
-class Reduced:
-    """The sum that `Effects.reduce` asked for.
-
-    Args:
-        excluded: parties whose answers could not be added, with the reason.
-        failure: why there is no sum at all; empty if there is one.
-    """
-
-    run: str
-    version: int
-    total: Total
-    excluded: Mapping[str, str] = field(default_factory=dict)
-    failure: str = ""
-
-
-@dataclass(frozen=True)
-class DeadlinePassed:
-    """The time of an ask is over."""
-
-    run: str
-    version: int
-    attempt: int
-
-
-MachineEvent = (
-    Connected
-    | Disconnected
-    | Joined
-    | Renewed
-    | Removed
-    | Delivered
-    | Failed
-    | Submitted
-    | Resumed
-    | Reduced
-    | DeadlinePassed
-)
-
-# --- what is to be done -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class WorkNotice:
-    """Tell a party about an open ask."""
-
-    run: str
-    ask: Ask
-    attempt: int
-    federation: str
-
-
-@dataclass(frozen=True)
-class SettledNotice:
-    """Tell a party what became of its answer."""
-
-    run: str
-    version: int
-    counted: bool
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class RemovedNotice:
-    """Tell a party that it is removed, and close its streams."""
-
-    reason: str
-
-
-Notice = WorkNotice | SettledNotice | RemovedNotice
-
-
-@dataclass(frozen=True)
-class Blob:
-    """Bytes to keep, in the same transaction as the changes."""
-
-    run: str
-    version: int
-    name: str
-    body: bytes
-
-
-@dataclass
-class Effects:
-    """What one event leads to.
-
-    Args:
-        changes: rows, to be committed first.
-        blobs: kept with them.
-        notices: then told to parties that listen.
-        receipts: then acknowledged: ticket, taken, reason.
-        reduce: then summed: run, version, and the parties in roster order.
-        alarms: then waited for: run, version, attempt, seconds.
-        settled: exchanges whose files may go once the changes are committed.
-        ended: runs that ended.
-    """
-
-    changes: list[Put | Drop] = field(default_factory=list)
-    blobs: list[Blob] = field(default_factory=list)
-    notices: list[tuple[str, Notice]] = field(default_factory=list)
-    receipts: list[tuple[object, bool, str]] = field(default_factory=list)
-    reduce: list[tuple[str, int, tuple[str, ...]]] = field(default_factory=list)
-    alarms: list[tuple[str, int, int, float]] = field(default_factory=list)
-    settled: list[tuple[str, int]] = field(default_factory=list)
-    ended: list[str] = field(default_factory=list)
-
-    def extend(self, more: Effects) -> None:
-        """Add what a later event leads to."""
-        for name, value in vars(more).items():
-            getattr(self, name).extend(value)
-
-
-# --- the machine --------------------------------------------------------------------------------
-
-
-@dataclass
-class Guest:
-    """A party as the coordinator knows it."""
-
-    state: str
-    serial: str
-    expires: str
-    offers: tuple[Offer, ...] = ()
-    listening: bool = False
-
-
-@dataclass
-class Answered:
-    """One party's answer to the open ask: taken, or not and why."""
-
-    attempt: int
-    digest: str
-    weight: float
-    taken: bool
-    reason: str = ""
-    size: int = 0
-
-
-@dataclass
-class Live:
-    """A run that the coordinator holds in memory."""
-
-    id: str
-    federation: Federation
-    hash: str
-    course: Course
-    progress: Progress
-    seq: int
-    status: str = "running"
-    attempt: int = 1
-    ask: Ask | None = None
-    answers: dict[str, Answered] = field(default_factory=dict)
-    reducing: bool = False
 
 
 class Machine:
@@ -318,7 +47,7 @@ class Machine:
 
     Args:
         guests: the parties it knows.
-        runs: those under way; see `revived`.
+        runs: those under way; see `hansa.coordinator.live.revived`.
     """
 
     def __init__(
@@ -333,6 +62,9 @@ class Machine:
         effects = Effects()
         for live in list(self.runs.values()):
             self._event(effects, live, "restarted", version=live.progress.version)
+            for party in live.ask.parties if live.ask else ():
+                if live.waits_for(party):
+                    self._missing(effects, live, party)
             self._alarm(effects, live)
             self._maybe_reduce(effects, live)
         return effects
@@ -349,8 +81,7 @@ class Machine:
             case Connected():
                 self._connected(effects, event)
             case Disconnected(party):
-                if party in self.guests:
-                    self.guests[party].listening = False
+                self._disconnected(effects, party)
             case Joined(party, serial, expires):
                 self._joined(effects, party, serial, expires)
             case Renewed():
@@ -387,9 +118,29 @@ class Machine:
                 notice = SettledNotice(said.run, said.version, counted)
                 effects.notices.append((event.party, notice))
         for live in self.runs.values():
-            asked_it = live.ask is not None and event.party in live.ask.parties
-            if asked_it and event.party not in live.answers:
+            if live.waits_for(event.party):
+                self._returned(effects, live, event.party)
                 self._tell(effects, live, event.party)
+
+    def _disconnected(self, effects: Effects, party: str) -> None:
+        if party not in self.guests:
+            return
+        self.guests[party].listening = False
+        for live in self.runs.values():
+            if live.waits_for(party):
+                self._missing(effects, live, party)
+
+    def _missing(self, effects: Effects, live: Live, party: str) -> None:
+        """Say that the run waits for a party that does not listen; once in an exchange."""
+        if party not in live.missing:
+            live.missing[party] = True
+            seconds = live.federation.cohort.deadline
+            self._event(effects, live, "waiting", **live.about(party), seconds=seconds)
+
+    def _returned(self, effects: Effects, live: Live, party: str) -> None:
+        if live.missing.get(party):
+            live.missing[party] = False
+            self._event(effects, live, "returned", **live.about(party))
 
     def _joined(self, effects: Effects, party: str, serial: str, expires: str) -> None:
         known = self.guests.get(party)
@@ -413,69 +164,35 @@ class Machine:
     def _removed(self, effects: Effects, party: str, reason: str) -> None:
         guest = self.guests.get(party)
         if guest is None or guest.state == "removed":
-            raise StudyError(
-                f"there is no party named {party!r}", remedy="`hansa party list` names them"
-            )
+            active = [name for name, known in self.guests.items() if known.state == "active"]
+            remedy = did_you_mean(party, active, otherwise="`hansa party list` names them")
+            raise StudyError(f"there is no party named {party!r}", remedy=remedy)
         guest.state, guest.listening = "removed", False
         self._save_guest(effects, party)
         effects.notices.append((party, RemovedNotice(reason)))
         for live in list(self.runs.values()):
-            if live.ask and party in live.ask.parties and party not in live.answers:
+            if live.waits_for(party):
                 self._exclude(effects, live, party, f"removed: {reason}")
                 self._maybe_reduce(effects, live)
 
     def _save_guest(self, effects: Effects, name: str) -> None:
-        guest = self.guests[name]
-        row = {
-            "name": name,
-            "state": guest.state,
-            "serial": guest.serial,
-            "expires": guest.expires,
-            "offers": [offer.to_json() for offer in guest.offers],
-        }
-        effects.changes.append(Put("party", row))
+        effects.changes.append(Put("party", {"name": name, **self.guests[name].to_row()}))
 
     # --- runs
 
     def _submitted(self, effects: Effects, run: str, federation: Federation) -> None:
-        offers = self._admissible(federation)
+        offers = admissible(federation, self.guests)
         setup = federation.resolve(offers)
         course = federation.course(setup)
         live = Live(run, federation, federation.hash, course, course.begin(), seq=0)
         self.runs[run] = live
         row = {"id": run, "federation": federation.to_json(), "setup": setup.to_json()}
         begun = {"status": "running", "reason": "", "round": 0}
-        effects.changes.append(Put("run", {**row, **begun, "created": _now()}))
+        effects.changes.append(Put("run", {**row, **begun, "created": now()}))
         self._event(effects, live, "created", run=run, name=federation.name, federation=live.hash)
         self._event(effects, live, "resolved", setup=setup.to_json())
         self._checkpoint(effects, live)
         self._open(effects, live)
-
-    def _admissible(self, federation: Federation) -> dict[str, tuple[ColumnSchema, ...]]:
-        """The listening parties that offer the data set and allow this kind of task."""
-        if federation.has_code:
-            raise ConsentError(
-                "the study brings code, and agents run built-in task kinds only",
-                remedy="Use a built-in task kind, or `hansa simulate`",
-            )
-        kind, dataset = federation.task.kind, federation.dataset
-        offers: dict[str, tuple[ColumnSchema, ...]] = {}
-        refused: dict[str, tuple[str, ...]] = {}
-        for name, guest in self.guests.items():
-            for offer in guest.offers:
-                if guest.state == "active" and guest.listening and offer.dataset == dataset:
-                    if kind in offer.allow:
-                        offers[name] = offer.columns
-                    else:
-                        refused[name] = offer.allow
-        if refused and len(offers) < federation.cohort.minimum:
-            name, allow = sorted(refused.items())[0]
-            raise ConsentError(
-                f"its owner allows {', '.join(allow) or 'nothing'} on {dataset!r}, not {kind}",
-                party=name,
-                remedy=f"The owner can say `hansa agent start --allow {kind}`",
-            )
-        return offers
 
     def _resumed(self, effects: Effects, live: Live) -> None:
         run = live.id
@@ -497,12 +214,12 @@ class Machine:
             ask = live.course.ask(live.progress)
             ask = None if ask is None else draw(live.federation, live.course, ask)
         except Exception as error:
-            self._end(effects, live, "failed", _said(error))
+            self._end(effects, live, "failed", reason_of(error))
             return
         if ask is None:
             self._end(effects, live, "finished", live.progress.reason)
             return
-        live.ask, live.answers, live.reducing = ask, {}, False
+        live.ask, live.answers, live.missing, live.reducing = ask, {}, {}, False
         row = {"run": live.id, "version": ask.version}
         effects.changes.append(Put("ask", {**row, "attempt": live.attempt, "digest": ask.digest}))
         effects.blobs.append(Blob(live.id, ask.version, "ask", tensors.write(ask.send)))
@@ -512,6 +229,8 @@ class Machine:
                 self._exclude(effects, live, party, "removed")
             elif self.guests[party].listening:
                 self._tell(effects, live, party)
+            else:
+                self._missing(effects, live, party)
         self._alarm(effects, live)
         self._maybe_reduce(effects, live)
 
@@ -583,24 +302,11 @@ class Machine:
         answer = Answered(live.attempt, "", 0.0, taken=False, reason=reason)
         live.answers[party] = answer
         self._save_answer(effects, live, party, answer)
-        self._event(
-            effects,
-            live,
-            "refused",
-            party=party,
-            round=live.ask.round,
-            work=live.ask.work,
-            reason=reason,
-        )
+        self._event(effects, live, "refused", **live.about(party), reason=reason)
 
     def _save_answer(self, effects: Effects, live: Live, party: str, answer: Answered) -> None:
-        row = {
-            "run": live.id,
-            "version": live.progress.version,
-            "party": party,
-            **vars(answer),
-        }
-        effects.changes.append(Put("answer", row))
+        key = {"run": live.id, "version": live.progress.version, "party": party}
+        effects.changes.append(Put("answer", {**key, **vars(answer)}))
 
     def _deadline(self, effects: Effects, run: str, version: int, attempt: int) -> None:
         live = self.runs.get(run)
@@ -623,7 +329,7 @@ class Machine:
         needed = min(live.federation.cohort.minimum, len(live.ask.parties))
         if len(taken) < needed:
             error = too_few(live.federation, live.ask, len(taken), excluded)
-            self._end(effects, live, "failed", str(error))
+            self._end(effects, live, "failed", error.said)
             return
         live.reducing = True
         effects.reduce.append((live.id, live.ask.version, taken))
@@ -648,7 +354,7 @@ class Machine:
             live.progress = live.course.apply(live.progress, ask, total)
         except Exception as error:
             # A defect in one run's method must not stop the others, nor come back at every restart.
-            self._end(effects, live, "failed", _said(error))
+            self._end(effects, live, "failed", reason_of(error))
             return
         self._event(effects, live, "arrived", **arrived(arrival))
         if ask.work == "evaluate":
@@ -679,65 +385,11 @@ class Machine:
 
     def _event(self, effects: Effects, live: Live, kind: str, **body: Json) -> None:
         live.seq += 1
-        row = {"run": live.id, "seq": live.seq, "at": _now(), "kind": kind, "body": body}
+        row = {"run": live.id, "seq": live.seq, "at": now(), "kind": kind, "body": body}
         effects.changes.append(Put("event", row))
-
-
-def revived(
-    row: Mapping[str, Any],
-    packed: bytes,
-    seq: int,
-    ask: Mapping[str, Any] | None = None,
-    answers: Sequence[Mapping[str, Any]] = (),
-) -> Live:
-    """A run as it stood at its last commit.
-
-    Args:
-        row: of the table ``run``.
-        packed: its latest checkpoint.
-        seq: number of its last event.
-        ask: row of the exchange that was open.
-        answers: its rows.
-
-    Raises:
-        StoreError: if an ask that is made again is not the one that parties were given.
-    """
-    federation = Federation.from_json(row["federation"])
-    course = federation.course(Setup.from_json(row["setup"]))
-    progress, _ = Progress.unpack(packed)
-    live = Live(row["id"], federation, federation.hash, course, progress, seq, row["status"])
-    if ask is None:
-        return live
-    live.attempt = ask["attempt"]
-    made = course.ask(progress)
-    live.ask = None if made is None else draw(federation, course, made)
-    if live.ask is None or live.ask.digest != ask["digest"]:
-        raise StoreError(
-            f"run {live.id}: exchange {ask['version']} cannot be made again as it was",
-            remedy="Start the version of Hansa that began the run",
-        )
-    live.answers = {
-        row["party"]: Answered(
-            row["attempt"], row["digest"], row["weight"], row["taken"], row["reason"], row["size"]
-        )
-        for row in answers
-    }
-    return live
-
-
-def _said(error: Exception) -> str:
-    """An error for a run's record; what is none of Hansa's tree is a defect, and its kind is told."""
-    return str(error) if isinstance(error, HansaError) else f"{type(error).__name__}: {error}"
 
 
 def _tidy(reason: str) -> str:
     """What a party says, on one line and not too long: it goes into events, logs and terminals."""
     short = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
     return "".join(c if c.isprintable() else " " for c in short)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-__all__ = ["Effects", "Machine", "Offer", "new_id", "revived"]

@@ -5,54 +5,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-import json
-import math
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import numpy as np
 import structlog
 
-from hansa import __version__
-from hansa.aggregation.signal import Signal
-from hansa.contribution import Ask, Contribution, Values, canonical, check
+from hansa.contribution import canonical
+from hansa.coordinator import inbox
 from hansa.coordinator.driver import Driver
-from hansa.coordinator.home import CoordinatorHome
-from hansa.coordinator.machine import (
+from hansa.coordinator.events import (
     Connected,
     Delivered,
     Disconnected,
     Failed,
     Joined,
-    Live,
     Notice,
-    Offer,
-    Removed,
+    Offered,
     RemovedNotice,
     Renewed,
-    Resumed,
     SettledNotice,
-    Submitted,
     Unsettled,
     WorkNotice,
 )
+from hansa.coordinator.home import CoordinatorHome
+from hansa.coordinator.operators import Operators
 from hansa.coordinator.store import CoordinatorStore
 from hansa.crypto import pki
 from hansa.crypto.token import secret_hash
 from hansa.data.table import ColumnSchema
 from hansa.database import Put
-from hansa.errors import (
-    ContributionError,
-    HansaError,
-    RunError,
-    StudyError,
-    TrustError,
-    UnreachableError,
-)
-from hansa.federation import Federation
-from hansa.run import new_id
+from hansa.errors import ContributionError, HansaError, RunError, TrustError
+from hansa.run import now
 from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
 from hansa.wire.channel import serve
@@ -61,11 +45,8 @@ from hansa.wire.service import handlers
 
 LOG = structlog.get_logger("hansa.coordinator")
 
-SLACK = 1 << 16
-"""Bytes that an answer may take beside its arrays: names, shapes, offsets."""
 
-
-class Coordinator:
+class Coordinator(Operators):
     """A coordinator in its folder.
 
     Args:
@@ -81,8 +62,8 @@ class Coordinator:
         self._lobby_key = home.lobby.public_key
         self._joining: set[str] = set()
         self._latest: tuple[tuple[str, int, int], m.Work] | None = None
-        self._gathering: dict[chunks.Receiver, Path] = {}
-        self._started = _now()
+        self._inbox = inbox.Inbox(self.driver.store)
+        self.started = now()
         self._server: Any = None
 
     async def start(self, listen: str, port: int) -> int:
@@ -213,7 +194,12 @@ class Coordinator:
         try:
             yield m.Notice(welcome=m.Welcome(coordinator=self.home.name))
             await self.driver.put(event)
-            LOG.info("listening", party=peer.name, offers=[offer.dataset for offer in offers])
+            LOG.info(
+                "listening",
+                party=peer.name,
+                version=request.version,
+                offers=[o.dataset for o in offers],
+            )
             while (notice := await queue.get()) is not None:
                 message = m.Notice()
                 while notice is not None:
@@ -232,7 +218,7 @@ class Coordinator:
 
     async def describe(self, request: m.Describe, peer: pki.Identity) -> m.Description:
         """The federation of a run, and among whom it runs."""
-        row = await self._row(request.run)
+        row = await self.driver.row(request.run)
         if peer.role == pki.PARTY and peer.name not in row["setup"]["parties"]:
             raise TrustError("this party does not take part in the run", party=peer.name)
         return m.Description(federation=row["federation"], setup=canonical(row["setup"]))
@@ -268,56 +254,20 @@ class Coordinator:
                     )
                 case "head":
                     head = first.head
-                    signal = _expected(self.driver.machine.runs.get(head.run), head, peer.name)
-                    refusal = _too_large(signal, head.size)
+                    signal = inbox.expected(self.driver.machine.runs.get(head.run), head, peer.name)
+                    refusal = inbox.too_large(signal, head.size)
                     body = bytes(head.data)
                     if not refusal and len(body) < head.size:
-                        receiver = self._receiver(head, peer.name)
+                        receiver = self._inbox.receiver(head, peer.name)
                         yield m.UploadReply(resume=m.Resume(offset=receiver.offset))
-                        body, refusal = await self._receive(receiver, requests)
-                    refusal = refusal or _refusal(body, head, signal)
-                    event = _delivered(ticket, peer.name, head, body, refusal)
+                        body, refusal = await self._inbox.receive(receiver, requests)
+                    refusal = refusal or inbox.refusal(body, head, signal)
+                    event = inbox.delivered(ticket, peer.name, head, body, refusal)
                 case _:
                     raise ContributionError("an upload begins with a head or a failure")
             await self.driver.put(event)
             taken, reason = await ticket
             yield m.UploadReply(receipt=m.Receipt(accepted=taken, reason=reason))
-
-    def _receiver(self, head: m.Head, party: str) -> chunks.Receiver:
-        """Where the chunks of an answer gather; an earlier call that still sends it is cut off."""
-        path = self.driver.store.spool(head.run, head.version, f"{head.attempt} {party}")
-        for earlier, gathering in list(self._gathering.items()):
-            if gathering == path:
-                del self._gathering[earlier]
-                earlier.close()
-        receiver = chunks.Receiver(head.size, head.digest, path)
-        self._gathering[receiver] = path
-        return receiver
-
-    async def _receive(
-        self, receiver: chunks.Receiver, requests: AsyncIterator[m.UploadPart]
-    ) -> tuple[bytes, str]:
-        """The body, or why it is not what was declared.
-
-        Raises:
-            UnreachableError: if the link breaks before it is whole; it may be resumed.
-        """
-        try:
-            while receiver.offset < receiver.size:
-                part = await anext(aiter(requests), None)
-                if part is None or receiver not in self._gathering:
-                    raise UnreachableError("the upload was broken off; it may be resumed")
-                receiver.accept(part.chunk)
-            path = receiver.finish()
-            assert isinstance(path, Path)
-            body = path.read_bytes()
-            path.unlink()
-            return body, ""
-        except ContributionError as error:
-            return b"", str(error)
-        finally:
-            self._gathering.pop(receiver, None)
-            receiver.close()
 
     def _tell(self, party: str, notice: Notice) -> None:
         if party in self._listeners:
@@ -358,134 +308,6 @@ class Coordinator:
         self._latest = key, work
         return work
 
-    # --- operators
-
-    async def submit(self, request: m.SubmitRequest, peer: pki.Identity) -> m.SubmitReply:
-        """Begin a run."""
-        federation = Federation.from_json(request.federation)
-        run = new_id(federation.name)
-        await self.driver.put(Submitted(run, federation))
-        LOG.info("run begins", run=run, federation=federation.hash)
-        return m.SubmitReply(run=run)
-
-    async def resume(self, request: m.ResumeRequest, peer: pki.Identity) -> m.ResumeReply:
-        """Let a run that failed go on from its last checkpoint."""
-        run = request.run
-        if run in self.driver.machine.runs:
-            raise RunError(f"the run {run} is under way", remedy=f"`hansa watch {run}` follows it")
-        await self.driver.put(Resumed(await self.driver.read(self.driver.load, run)))
-        return m.ResumeReply(run=run)
-
-    async def runs(self, request: m.RunsRequest, peer: pki.Identity) -> m.RunsReply:
-        """All runs, the oldest first."""
-        rows = await self.driver.read(lambda: self.driver.store.rows("run", order="created"))
-        lines = []
-        for row in rows:
-            body = json.loads(row["federation"])
-            lines.append(
-                m.RunLine(
-                    run=row["id"],
-                    name=body["name"],
-                    status=row["status"],
-                    round=row["round"],
-                    rounds=body["rounds"],
-                    created=row["created"],
-                    reason=row["reason"],
-                )
-            )
-        return m.RunsReply(runs=lines)
-
-    async def events(
-        self, request: m.EventsRequest, peer: pki.Identity
-    ) -> AsyncIterator[m.EventLines]:
-        """A run's events, those that happened and those to come, until it ends."""
-        seen = request.after
-        await self._row(request.run)
-        while True:
-            commits, under_way = self.driver.commits, request.run in self.driver.under_way
-            rows = await self.driver.events(request.run, seen)
-            for message in _event_lines(rows):
-                yield message
-            if rows:
-                seen = rows[-1]["seq"]
-            elif not under_way:
-                return
-            else:
-                await self.driver.news(commits)
-
-    async def result(self, request: m.ResultRequest, peer: pki.Identity) -> m.ResultReply:
-        """Where a run's latest checkpoint is to be fetched."""
-        store = self.driver.store
-        row = await self._row(request.run)
-        kept = await self.driver.read(
-            lambda: store.rows("blob", order="version", run=request.run, name="checkpoint")
-        )
-        size = len(
-            await self.driver.read(store.read_blob, request.run, kept[-1]["version"], "checkpoint")
-        )
-        facts = {"status": row["status"], "reason": row["reason"]}
-        return m.ResultReply(
-            checkpoint=bytes.fromhex(kept[-1]["digest"]), size=size, facts=canonical(facts)
-        )
-
-    async def invite(self, request: m.InviteRequest, peer: pki.Identity) -> m.InviteReply:
-        """A one-time token for a party of that name."""
-        name = pki.canonical_name(request.party)
-        guest = self.driver.machine.guests.get(name)
-        if guest is not None and guest.state == "active":
-            raise StudyError(
-                f"a party named {name!r} has joined already",
-                remedy=f"Choose another name, or `hansa party remove {name}` first",
-            )
-        token = self.home.token(self.address)
-        expires = time.time() + request.lifetime_seconds
-        row = {"hash": secret_hash(token.secret).hex(), "party": name, "expires": expires}
-        await self.driver.read(self.driver.store.apply, [Put("token", {**row, "used": False})])
-        moment = dt.datetime.fromtimestamp(expires, dt.UTC).isoformat(timespec="seconds")
-        return m.InviteReply(token=token.encode(), expires=moment)
-
-    async def parties(self, request: m.PartiesRequest, peer: pki.Identity) -> m.PartiesReply:
-        """All parties, removed ones included."""
-        return m.PartiesReply(
-            parties=[
-                m.PartyLine(
-                    name=name,
-                    state=guest.state,
-                    connected=guest.listening,
-                    certificate_expires=guest.expires,
-                    offers=[_offered(offer) for offer in guest.offers],
-                )
-                for name, guest in sorted(self.driver.machine.guests.items())
-            ]
-        )
-
-    async def remove(self, request: m.RemoveRequest, peer: pki.Identity) -> m.RemoveReply:
-        """Remove a party: its streams are closed and its certificates refused from now on."""
-        reason = request.reason or "removed by the operator"
-        await self.driver.put(Removed(pki.canonical_name(request.party), reason))
-        return m.RemoveReply()
-
-    async def status(self, request: m.StatusRequest, peer: pki.Identity) -> m.StatusReply:
-        """How this coordinator is."""
-        guests = self.driver.machine.guests.values()
-        return m.StatusReply(
-            name=self.home.name,
-            version=__version__,
-            address=self.address,
-            parties=sum(guest.state == "active" for guest in guests),
-            connected=sum(guest.listening for guest in guests),
-            runs=len(self.driver.machine.runs),
-            started=self._started,
-        )
-
-    async def _row(self, run: str) -> dict[str, Any]:
-        row: dict[str, Any] | None = await self.driver.read(
-            lambda: self.driver.store.row("run", id=run)
-        )
-        if row is None:
-            raise StudyError(f"there is no run {run!r}", remedy="`hansa runs` lists them")
-        return row
-
 
 def _speaks(protocol: int) -> None:
     if protocol != PROTOCOL:
@@ -495,33 +317,11 @@ def _speaks(protocol: int) -> None:
         )
 
 
-def _offer(offer: m.Offer) -> Offer:
+def _offer(offer: m.Offer) -> Offered:
     columns = tuple(
         ColumnSchema(c.name, "text" if c.type == "text" else "number") for c in offer.columns
     )
-    return Offer(offer.dataset, offer.rows, columns, tuple(offer.allow))
-
-
-def _offered(offer: Offer) -> m.Offer:
-    return m.Offer(
-        dataset=offer.dataset,
-        rows=offer.rows,
-        columns=[m.Column(name=c.name, type=c.type) for c in offer.columns],
-        allow=offer.allow,
-    )
-
-
-def _event_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[m.EventLines]:
-    """Events in as few messages as their size allows."""
-    message = m.EventLines()
-    for row in rows:
-        body = canonical(row["body"])
-        message.lines.add(seq=row["seq"], at=row["at"], kind=row["kind"], body=body)
-        if message.ByteSize() > chunks.CHUNK:
-            yield message
-            message = m.EventLines()
-    if message.lines:
-        yield message
+    return Offered(offer.dataset, offer.rows, columns, tuple(offer.allow))
 
 
 def _unsettled(hello: m.Hello) -> Iterator[Unsettled]:
@@ -529,55 +329,3 @@ def _unsettled(hello: m.Hello) -> Iterator[Unsettled]:
     for said in hello.pending[:1000]:
         if said.version < 1 << 31 and said.run.isprintable():
             yield Unsettled(said.run, said.version)
-
-
-def _expected(live: Live | None, head: m.Head, party: str) -> Signal | None:
-    """What the answer must hold; None if nobody waits for it, and the machine will say why."""
-    ask: Ask | None = live.ask if live else None
-    if live is None or ask is None or party not in ask.parties:
-        return None
-    if (head.version, head.attempt) != (ask.version, live.attempt):
-        return None
-    return live.course.signals(ask)[-1]
-
-
-def _delivered(ticket: object, party: str, head: m.Head, body: bytes, refusal: str) -> Delivered:
-    return Delivered(
-        ticket,
-        party,
-        head.run,
-        head.version,
-        head.attempt,
-        head.weight,
-        head.digest.hex(),
-        b"" if refusal else body,
-        refusal,
-    )
-
-
-def _too_large(signal: Signal | None, size: int) -> str:
-    if signal is None:
-        return "stale"
-    arrays = sum(math.prod(f.shape or ()) * np.dtype(f.dtype).itemsize for f in signal.fields)
-    limit = arrays + SLACK
-    return f"{size} bytes where at most {limit} were declared" if size > limit else ""
-
-
-def _refusal(body: bytes, head: m.Head, signal: Signal | None) -> str:
-    """Why this answer is not what was declared; empty if it is."""
-    if signal is None:
-        return "stale"
-    try:
-        if chunks.digest(body) != head.digest:
-            raise ContributionError("what arrived is not what was declared: its digest differs")
-        values = Values(tensors.read(body, limit=head.size))
-        check(Contribution(values, head.weight), signal.fields)
-        if signal.weights == "equal" and head.weight != 1:
-            raise ContributionError(f"the weight is {head.weight:g} where all count the same")
-    except ContributionError as error:
-        return str(error)
-    return ""
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from blake3 import blake3
 
 from hansa.database import Database, Put
-from hansa.errors import StoreError
-from hansa.files import write_whole
-from hansa.wire.chunks import sync_folder
+from hansa.errors import StoreError, StudyError, did_you_mean
+from hansa.files import sync_folder, write_whole
 
 INLINE = 1 << 16
 """Blobs up to this size lie in the database, larger ones in files beside it."""
@@ -100,6 +100,19 @@ class CoordinatorStore(Database):
     def __init__(self, home: Path, url: str = "") -> None:
         super().__init__(url or home / "coordinator.db", metadata, MIGRATIONS, HEAD)
         self._blobs = home / "blobs"
+
+    def run(self, run: str) -> dict[str, Any]:
+        """The row of a run.
+
+        Raises:
+            StudyError: if there is none of that name.
+        """
+        row: dict[str, Any] | None = self.row("run", id=run)
+        if row is None:
+            known = [kept["id"] for kept in self.rows("run", columns=("id",))]
+            remedy = did_you_mean(run, known, otherwise="`hansa runs` lists them")
+            raise StudyError(f"there is no run {run!r}", remedy=remedy)
+        return row
 
     def blob(self, run: str, version: int, name: str, body: bytes) -> Put:
         """The row of a blob; a large one is written to its file, durably, before this returns."""

@@ -60,6 +60,16 @@ def key_from_pem(pem: bytes) -> PrivateKey:
     return key
 
 
+def split_pem(pem: bytes) -> tuple[bytes, bytes]:
+    """A file that holds a private key and then its certificate, as key and certificate.
+
+    Raises:
+        ValueError: there is no certificate in it.
+    """
+    begin = pem.index(b"-----BEGIN CERTIFICATE")
+    return pem[:begin], pem[begin:]
+
+
 def point(key: PublicKey) -> bytes:
     """The public key as a compressed point, 33 bytes."""
     encoding, form = serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint

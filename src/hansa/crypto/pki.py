@@ -79,14 +79,12 @@ class Identity:
         role: ``party``, ``operator``, ``coordinator``; ``lobby`` for a token's holder.
         name: as the operator invited it; empty in the lobby.
         serial: the certificate's serial number, hexadecimal.
-        fingerprint: SHA-256 of the certificate, hexadecimal.
         expires: end of its validity, UTC.
     """
 
     role: str
     name: str
     serial: str
-    fingerprint: str
     expires: dt.datetime
 
 
@@ -340,9 +338,8 @@ def _identity(
     certificate: x509.Certificate, role: str, name: str, now: dt.datetime | None
 ) -> Identity:
     _check_validity(certificate, now or certificates.now())
-    fingerprint = certificate.fingerprint(hashes.SHA256()).hex()
     serial = f"{certificate.serial_number:x}"
-    return Identity(role, name, serial, fingerprint, certificate.not_valid_after_utc)
+    return Identity(role, name, serial, certificate.not_valid_after_utc)
 
 
 def _check_validity(certificate: x509.Certificate, moment: dt.datetime) -> None:

@@ -1,6 +1,6 @@
 """Mutually authenticated channels over grpc.aio: parties dial, the coordinator listens on one port.
 
-Only hansa.wire, agent.service and coordinator.service import grpc.
+Only hansa.wire imports grpc.
 """
 
 from __future__ import annotations

@@ -90,7 +90,6 @@ class Hello(Message):
     version: str
     offers: RepeatedCompositeFieldContainer[Offer]
     pending: RepeatedCompositeFieldContainer[Pending]
-    epoch: int
     def __init__(
         self,
         *,
@@ -98,7 +97,6 @@ class Hello(Message):
         version: str = ...,
         offers: Iterable[Offer] = ...,
         pending: Iterable[Pending] = ...,
-        epoch: int = ...,
     ) -> None: ...
 
 class Welcome(Message):
@@ -234,7 +232,6 @@ class Failure(Message):
     version: int
     attempt: int
     reason: str
-    kind: str
     def __init__(
         self,
         *,
@@ -242,7 +239,6 @@ class Failure(Message):
         version: int = ...,
         attempt: int = ...,
         reason: str = ...,
-        kind: str = ...,
     ) -> None: ...
 
 class UploadPart(Message):
@@ -292,26 +288,6 @@ class UploadReply(Message):
         self,
         oneof_group: Literal["body"],
     ) -> Literal["resume", "receipt"] | None: ...
-
-class Envelope(Message):
-    run: str
-    session: str
-    attempt: int
-    phase: str
-    sender: str
-    recipient: str
-    payload: bytes
-    def __init__(
-        self,
-        *,
-        run: str = ...,
-        session: str = ...,
-        attempt: int = ...,
-        phase: str = ...,
-        sender: str = ...,
-        recipient: str = ...,
-        payload: bytes = ...,
-    ) -> None: ...
 
 class SubmitRequest(Message):
     federation: bytes
@@ -405,13 +381,11 @@ class ResultRequest(Message):
 class ResultReply(Message):
     checkpoint: bytes
     size: int
-    facts: bytes
     def __init__(
         self,
         *,
         checkpoint: bytes = ...,
         size: int = ...,
-        facts: bytes = ...,
     ) -> None: ...
 
 class InviteRequest(Message):
@@ -487,11 +461,8 @@ class ResumeRequest(Message):
     ) -> None: ...
 
 class ResumeReply(Message):
-    run: str
     def __init__(
         self,
-        *,
-        run: str = ...,
     ) -> None: ...
 
 class StatusRequest(Message):

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from hansa.crypto.keys import split_pem
 from hansa.errors import UnreachableError
 
 
@@ -27,12 +28,11 @@ class OperatorKeys:
         """
         try:
             body = json.loads((folder / "address.json").read_bytes())
-            pem = (folder / "operator.pem").read_bytes()
+            own = split_pem((folder / "operator.pem").read_bytes())
             root = (folder / "authority.pem").read_bytes()
         except (OSError, ValueError):
             raise UnreachableError(
                 f"no coordinator was started in {folder}",
                 remedy="`hansa coordinator start` starts one; --home names another folder",
             ) from None
-        begin = pem.index(b"-----BEGIN CERTIFICATE")
-        return cls(body["local"], pem[:begin], pem[begin:], root)
+        return cls(body["local"], *own, root)

@@ -1,0 +1,92 @@
+"""Among whom a study can run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from hansa.coordinator.live import Guest
+from hansa.data.table import ColumnSchema
+from hansa.errors import ConsentError, StudyError, did_you_mean
+from hansa.federation import Federation
+
+LISTED = 10
+"""Names that an error lists at most."""
+
+
+def admissible(
+    federation: Federation, guests: Mapping[str, Guest]
+) -> dict[str, tuple[ColumnSchema, ...]]:
+    """The listening parties that offer the data set and allow this kind of task, with its columns.
+
+    Args:
+        federation: what is to run.
+        guests: every party that the coordinator knows.
+
+    Raises:
+        ConsentError: if the study brings code, or too few owners allow it.
+        StudyError: if too few parties are there, saying who is and who is not.
+    """
+    federation.require_no_code()
+    kind, dataset = federation.task.kind, federation.dataset
+    ready: dict[str, tuple[ColumnSchema, ...]] = {}
+    refused: dict[str, tuple[str, ...]] = {}
+    away: list[str] = []
+    others: dict[str, list[str]] = {}
+    for name, guest in guests.items():
+        if guest.state != "active":
+            continue
+        offer = next((offer for offer in guest.offers if offer.dataset == dataset), None)
+        if offer is None:
+            others[name] = [offer.dataset for offer in guest.offers]
+        elif not guest.listening:
+            away.append(name)
+        elif kind in offer.allow:
+            ready[name] = offer.columns
+        else:
+            refused[name] = offer.allow
+    needed = federation.cohort.minimum
+    if len(ready) >= needed:
+        return ready
+    if refused:
+        name, allow = sorted(refused.items())[0]
+        raise ConsentError(
+            f"its owner allows {', '.join(allow) or 'nothing'} on {dataset!r}, not {kind}",
+            party=name,
+            remedy=f"The owner can say `hansa agent start --allow {kind}`",
+        )
+    raise _too_few(dataset, needed, ready, away, others)
+
+
+def _too_few(
+    dataset: str,
+    needed: int,
+    ready: Collection[str],
+    away: Collection[str],
+    others: Mapping[str, list[str]],
+) -> StudyError:
+    """Who is there, who is not, who offers something else, and what would help."""
+    said = [f"connected and offering it: {_listed(ready) or 'none'}"]
+    if away:
+        said.append(f"offering it but not connected: {_listed(away)}")
+    if others:
+        kept = [f"{name} ({', '.join(sets) or 'nothing'})" for name, sets in others.items()]
+        said.append(f"offering something else: {_listed(kept)}")
+    elsewhere = {dataset for sets in others.values() for dataset in sets}
+    if away:
+        remedy = f"Have these agents started first: {_listed(away)}"
+    elif elsewhere and not ready:
+        remedy = did_you_mean(dataset, elsewhere)
+    elif others:
+        remedy = f"The others can say `hansa agent start --data {dataset}=FILE`"
+    else:
+        remedy = "Invite more with `hansa party invite NAME`, or lower the study's minimum"
+    return StudyError(
+        f"the study needs {needed} parties that offer the data set {dataset!r} ({'; '.join(said)})",
+        remedy=remedy,
+    )
+
+
+def _listed(names: Collection[str]) -> str:
+    shown = sorted(names)[:LISTED]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -1,0 +1,259 @@
+"""What happens to the coordinator's machine, and what it leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hansa.contribution import Ask, Json, Total
+from hansa.data.table import ColumnSchema
+from hansa.database import Drop, Put
+from hansa.federation import Federation
+
+if TYPE_CHECKING:
+    from hansa.coordinator.live import Live
+
+# --- what happens -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A table that a party offers: its name, size, columns, and the task kinds its owner allows."""
+
+    dataset: str
+    rows: int
+    columns: tuple[ColumnSchema, ...]
+    allow: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Json]:
+        """A row of the store."""
+        return {
+            "dataset": self.dataset,
+            "rows": self.rows,
+            "columns": [[c.name, c.type] for c in self.columns],
+            "allow": list(self.allow),
+        }
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Offered:
+        """The inverse of `to_json`."""
+        columns = tuple(ColumnSchema(name, kind) for name, kind in body["columns"])
+        return cls(body["dataset"], body["rows"], columns, tuple(body["allow"]))
+
+
+@dataclass(frozen=True)
+class Unsettled:
+    """An answer of which a party has not heard what became, and what the store says of it.
+
+    Args:
+        taken: whether it was taken.
+        applied: how many exchanges of its run were applied at the run's last commit.
+    """
+
+    run: str
+    version: int
+    taken: bool = False
+    applied: int = 0
+
+
+@dataclass(frozen=True)
+class Connected:
+    """A party listens, offers tables, and asks what became of its answers."""
+
+    party: str
+    offers: tuple[Offered, ...]
+    pending: tuple[Unsettled, ...] = ()
+
+
+@dataclass(frozen=True)
+class Disconnected:
+    """A party no longer listens."""
+
+    party: str
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A party was given its first certificate."""
+
+    party: str
+    serial: str
+    expires: str
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """A party was given a new certificate for the one with the serial number ``former``."""
+
+    party: str
+    former: str
+    serial: str
+    expires: str
+
+
+@dataclass(frozen=True)
+class Removed:
+    """An operator removed a party."""
+
+    party: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """A party's answer is here, whole; ``refusal`` if it is not what was declared.
+
+    Args:
+        ticket: whatever the driver needs to acknowledge it.
+        body: the tensors, for the store.
+    """
+
+    ticket: object
+    party: str
+    run: str
+    version: int
+    attempt: int
+    weight: float
+    digest: str
+    body: bytes
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A party could not do its work and says why."""
+
+    ticket: object
+    party: str
+    run: str
+    version: int
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """An operator asks for a run."""
+
+    run: str
+    federation: Federation
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """An operator asks a run that ended without its result to go on; the driver has loaded it."""
+
+    live: Live
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """The sum that `Effects.reduce` asked for.
+
+    Args:
+        excluded: parties whose answers could not be added, with the reason.
+        failure: why there is no sum at all; empty if there is one.
+    """
+
+    run: str
+    version: int
+    total: Total
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class DeadlinePassed:
+    """The time of an ask is over."""
+
+    run: str
+    version: int
+    attempt: int
+
+
+MachineEvent = (
+    Connected
+    | Disconnected
+    | Joined
+    | Renewed
+    | Removed
+    | Delivered
+    | Failed
+    | Submitted
+    | Resumed
+    | Reduced
+    | DeadlinePassed
+)
+
+# --- what is to be done -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WorkNotice:
+    """Tell a party about an open ask."""
+
+    run: str
+    ask: Ask
+    attempt: int
+    federation: str
+
+
+@dataclass(frozen=True)
+class SettledNotice:
+    """Tell a party what became of its answer."""
+
+    run: str
+    version: int
+    counted: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class RemovedNotice:
+    """Tell a party that it is removed, and close its streams."""
+
+    reason: str
+
+
+Notice = WorkNotice | SettledNotice | RemovedNotice
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Bytes to keep, in the same transaction as the changes."""
+
+    run: str
+    version: int
+    name: str
+    body: bytes
+
+
+@dataclass
+class Effects:
+    """What one event leads to.
+
+    Args:
+        changes: rows, to be committed first.
+        blobs: kept with them.
+        notices: then told to parties that listen.
+        receipts: then acknowledged: ticket, taken, reason.
+        reduce: then summed: run, version, and the parties in roster order.
+        alarms: then waited for: run, version, attempt, seconds.
+        settled: exchanges whose files may go once the changes are committed.
+        ended: runs that ended.
+    """
+
+    changes: list[Put | Drop] = field(default_factory=list)
+    blobs: list[Blob] = field(default_factory=list)
+    notices: list[tuple[str, Notice]] = field(default_factory=list)
+    receipts: list[tuple[object, bool, str]] = field(default_factory=list)
+    reduce: list[tuple[str, int, tuple[str, ...]]] = field(default_factory=list)
+    alarms: list[tuple[str, int, int, float]] = field(default_factory=list)
+    settled: list[tuple[str, int]] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+
+    def extend(self, more: Effects) -> None:
+        """Add what a later event leads to."""
+        for name, value in vars(more).items():
+            getattr(self, name).extend(value)

@@ -1,0 +1,172 @@
+"""What operators may call."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any
+
+import structlog
+
+from hansa import __version__
+from hansa.contribution import canonical
+from hansa.coordinator.driver import Driver
+from hansa.coordinator.events import Removed, Resumed, Submitted
+from hansa.coordinator.home import CoordinatorHome
+from hansa.crypto import pki
+from hansa.crypto.token import secret_hash
+from hansa.database import Put
+from hansa.errors import RunError, StudyError
+from hansa.federation import Federation
+from hansa.run import new_id
+from hansa.wire import chunks
+from hansa.wire import messages as m
+from hansa.wire.offers import described
+
+LOG = structlog.get_logger("hansa.coordinator")
+
+
+class Operators:
+    """The operators' calls of a coordinator.
+
+    Attributes:
+        home: the coordinator's folder.
+        driver: its machine at work.
+        address: under which parties reach it.
+        started: since when it is up.
+    """
+
+    home: CoordinatorHome
+    driver: Driver
+    address: str
+    started: str
+
+    async def submit(self, request: m.SubmitRequest, peer: pki.Identity) -> m.SubmitReply:
+        """Begin a run."""
+        federation = Federation.from_json(request.federation)
+        run = new_id(federation.name)
+        await self.driver.put(Submitted(run, federation))
+        LOG.info("run begins", run=run, federation=federation.hash)
+        return m.SubmitReply(run=run)
+
+    async def resume(self, request: m.ResumeRequest, peer: pki.Identity) -> m.ResumeReply:
+        """Let a run that failed go on from its last checkpoint."""
+        run = request.run
+        if run in self.driver.machine.runs:
+            raise RunError(f"the run {run} is under way", remedy=f"`hansa watch {run}` follows it")
+        await self.driver.put(Resumed(await self.driver.read(self.driver.load, run)))
+        return m.ResumeReply()
+
+    async def runs(self, request: m.RunsRequest, peer: pki.Identity) -> m.RunsReply:
+        """All runs, the oldest first."""
+        rows = await self.driver.read(lambda: self.driver.store.rows("run", order="created"))
+        lines = []
+        for row in rows:
+            body = json.loads(row["federation"])
+            lines.append(
+                m.RunLine(
+                    run=row["id"],
+                    name=body["name"],
+                    status=row["status"],
+                    round=row["round"],
+                    rounds=body["rounds"],
+                    created=row["created"],
+                    reason=row["reason"],
+                )
+            )
+        return m.RunsReply(runs=lines)
+
+    async def events(
+        self, request: m.EventsRequest, peer: pki.Identity
+    ) -> AsyncIterator[m.EventLines]:
+        """A run's events, those that happened and those to come, until it ends."""
+        seen = request.after
+        await self.driver.row(request.run)
+        while True:
+            commits, under_way = self.driver.commits, request.run in self.driver.under_way
+            rows = await self.driver.events(request.run, seen)
+            for message in _event_lines(rows):
+                yield message
+            if rows:
+                seen = rows[-1]["seq"]
+            elif not under_way:
+                return
+            else:
+                await self.driver.news(commits)
+
+    async def result(self, request: m.ResultRequest, peer: pki.Identity) -> m.ResultReply:
+        """Where a run's latest checkpoint is to be fetched."""
+        store = self.driver.store
+        await self.driver.row(request.run)
+        kept = await self.driver.read(
+            lambda: store.rows("blob", order="version", run=request.run, name="checkpoint")
+        )
+        size = len(
+            await self.driver.read(store.read_blob, request.run, kept[-1]["version"], "checkpoint")
+        )
+        return m.ResultReply(checkpoint=bytes.fromhex(kept[-1]["digest"]), size=size)
+
+    async def invite(self, request: m.InviteRequest, peer: pki.Identity) -> m.InviteReply:
+        """A one-time token for a party of that name."""
+        name = pki.canonical_name(request.party)
+        guest = self.driver.machine.guests.get(name)
+        if guest is not None and guest.state == "active":
+            raise StudyError(
+                f"a party named {name!r} has joined already",
+                remedy=f"Choose another name, or `hansa party remove {name}` first",
+            )
+        token = self.home.token(self.address)
+        expires = time.time() + request.lifetime_seconds
+        row = {"hash": secret_hash(token.secret).hex(), "party": name, "expires": expires}
+        await self.driver.read(self.driver.store.apply, [Put("token", {**row, "used": False})])
+        moment = dt.datetime.fromtimestamp(expires, dt.UTC).isoformat(timespec="seconds")
+        return m.InviteReply(token=token.encode(), expires=moment)
+
+    async def parties(self, request: m.PartiesRequest, peer: pki.Identity) -> m.PartiesReply:
+        """All parties, removed ones included."""
+        return m.PartiesReply(
+            parties=[
+                m.PartyLine(
+                    name=name,
+                    state=guest.state,
+                    connected=guest.listening,
+                    certificate_expires=guest.expires,
+                    offers=[described(o.dataset, o.rows, o.columns, o.allow) for o in guest.offers],
+                )
+                for name, guest in sorted(self.driver.machine.guests.items())
+            ]
+        )
+
+    async def remove(self, request: m.RemoveRequest, peer: pki.Identity) -> m.RemoveReply:
+        """Remove a party: its streams are closed and its certificates refused from now on."""
+        reason = request.reason or "removed by the operator"
+        await self.driver.put(Removed(pki.canonical_name(request.party), reason))
+        return m.RemoveReply()
+
+    async def status(self, request: m.StatusRequest, peer: pki.Identity) -> m.StatusReply:
+        """How this coordinator is."""
+        guests = self.driver.machine.guests.values()
+        return m.StatusReply(
+            name=self.home.name,
+            version=__version__,
+            address=self.address,
+            parties=sum(guest.state == "active" for guest in guests),
+            connected=sum(guest.listening for guest in guests),
+            runs=len(self.driver.machine.runs),
+            started=self.started,
+        )
+
+
+def _event_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[m.EventLines]:
+    """Events in as few messages as their size allows."""
+    message = m.EventLines()
+    for row in rows:
+        body = canonical(row["body"])
+        message.lines.add(seq=row["seq"], at=row["at"], kind=row["kind"], body=body)
+        if message.ByteSize() > chunks.CHUNK:
+            yield message
+            message = m.EventLines()
+    if message.lines:
+        yield message
