@@ -95,9 +95,22 @@ def test_a_module_neither_unpickles_nor_evaluates(path):
 
 def test_nothing_names_a_registry_or_a_machine():
     files = ["Makefile", ".ci/run", "constraints.txt", "constraints-lowest.txt", "pyproject.toml"]
+    files += ["tools/venv.sh", "tools/postgresql.sh"]
     for file in files:
         text = (ROOT / file).read_text("utf-8")
         assert not re.search(r"--(extra-)?index-url|--find-links|--trusted-host|pypi\.org", text)
+
+
+def test_the_makefile_needs_nothing_newer_than_make_3_81():
+    """What came with 3.82 and later, outside of recipes, where the shell has the word."""
+    lines = (ROOT / "Makefile").read_text("utf-8").splitlines()
+    directives = "\n".join(line for line in lines if not line.startswith("\t"))
+    newer = r"^\.(ONESHELL|RECIPEPREFIX|POSIX|NOTINTERMEDIATE|WAIT)|\.EXTRA_PREREQS|\bundefine\b"
+    newer += r"|^private |^define .*=|^-?load |\$[({](file|guile|let|intcmp) |!=|::=|&:"
+    found = [line for line in directives.splitlines() if re.search(newer, line)]
+    assert found == []
+    for line in ("X != date", ".ONESHELL:", "X ::= 1", "a b &: c", "X := $(file < y)"):
+        assert re.search(newer, line)
 
 
 def test_the_oldest_versions_are_the_lower_bounds_of_the_package():

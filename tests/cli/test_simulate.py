@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hansa.cli import demo
 from hansa.data import wisconsin
 from hansa.data.source import write_csv
 from hansa.model import Model
@@ -83,6 +84,20 @@ def test_rows_become_parties_by_chance(bench, hansa, tmp_path, words, parties):
     answer = hansa("simulate", study, "--data", rows, "--output", tmp_path / "runs", *words)
     assert answer.status == 0, answer
     assert parties in answer.said
+
+
+@pytest.mark.parametrize(
+    "words", [["--iid", 3], ["--shares", 0.6, "--shares", 0.3, "--shares", 0.1]], ids=str
+)
+def test_the_rows_of_one_hospital_of_the_demo_are_dealt_out(hansa, tmp_path, words):
+    """The first ten minutes show these commands."""
+    write_csv(tmp_path / "tumours.csv", wisconsin.hospitals(0)["north"])
+    study = tmp_path / "study.toml"
+    study.write_text(demo.STUDY.format(seed=0), "utf-8")
+    given = ("--data", tmp_path / "tumours.csv", "--output", tmp_path / "runs")
+    answer = hansa("simulate", study, *given, *words, "--compare")
+    assert (answer.status, answer.document["rounds"]) == (0, 30)
+    assert [row["model"] for row in answer.document["comparison"]][-2:] == ["federated", "pooled"]
 
 
 def test_shares_that_do_not_add_up_are_refused(simulate):

@@ -6,6 +6,9 @@ import inspect
 import pkgutil
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator
@@ -206,6 +209,22 @@ def test_the_tree_of_errors_is_the_one_that_is_drawn_in_the_code():
 
 def is_error(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, HansaError)
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    program = shutil.which("zensical", path=str(Path(sys.executable).parent))
+    if program is None:
+        pytest.skip("zensical is not installed: pip install -e '.[dev]'")
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copy(ROOT / "zensical.toml", tmp_path)
+    command = [program, "build", "--clean", "--strict"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for page in (tmp_path / "docs").rglob("*.md"):
+        address = page.relative_to(tmp_path / "docs").with_suffix("")
+        if address.name in ("index", "README"):
+            address = address.parent
+        assert (tmp_path / "site" / address / "index.html").is_file(), page
 
 
 def test_the_chinese_page_shows_the_same_commands_and_the_same_code():
