@@ -29,6 +29,17 @@ def test_a_folder_without_a_part_is_named_and_never_made_anew(tmp_path: Path) ->
         CoordinatorHome.open(tmp_path / "c", "hanse")
 
 
+def test_the_folder_of_an_agent_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "party.json").write_text("{}")
+    (tmp_path / "authority.pem").write_bytes(b"of the coordinator that it joined")
+    with pytest.raises(StoreError, match="is an agent's") as caught:
+        CoordinatorHome.open(tmp_path, "hanse")
+    assert str(tmp_path) in caught.value.message
+    assert "--home" in caught.value.remedy
+    assert (tmp_path / "authority.pem").read_bytes() == b"of the coordinator that it joined"
+    assert not (tmp_path / "authority.key").exists()
+
+
 def test_the_operators_certificate_is_renewed_when_it_is_due_and_not_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,5 +59,13 @@ def test_the_operators_certificate_is_renewed_when_it_is_due_and_not_before(
 
 
 def test_a_folder_in_which_nothing_was_started_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UnreachableError, match="no coordinator was started"):
+        OperatorKeys.read(tmp_path)
+
+
+def test_an_operators_file_without_a_certificate_is_none(tmp_path: Path) -> None:
+    home = CoordinatorHome.open(tmp_path, "hanse")
+    home.write_address("fl.example.org:8443", "127.0.0.1:8443")
+    (tmp_path / "operator.pem").write_bytes(b"cut short")
     with pytest.raises(UnreachableError, match="no coordinator was started"):
         OperatorKeys.read(tmp_path)

@@ -506,6 +506,7 @@ def test_an_answer_after_the_deadline_hears_why_it_is_not_counted() -> None:
     [row] = world.rows.rows("run")
     assert row["status"] == "failed"
     assert "b: no answer within 600 s" in row["reason"]
+    assert "resume" not in row["reason"]  # the way out is told by whoever shows it
 
 
 def test_a_second_different_answer_is_refused_and_the_first_one_counts() -> None:

@@ -95,6 +95,11 @@ async def test_an_agent_killed_at_work_rejoins_and_works_again(
     ended = await town.watch(run)
     assert ended.parameters.tobytes() == short.run(hs.Local(harvests)).parameters.tobytes()
     assert not [event for event in ended.events if event.kind == "refused"]
+    presence = [e for e in ended.events if e.kind in {"waiting", "returned"}]
+    assert [(e.kind, e.body["party"], e.body["round"]) for e in presence] == [
+        ("waiting", "bremen", 2),
+        ("returned", "bremen", 2),
+    ]
 
 
 async def test_an_agent_killed_after_it_answered_sends_exactly_those_bytes_again(

@@ -97,7 +97,8 @@ class Coordinator(Operators):
 
     async def stop(self) -> None:
         """Close every stream and stop."""
-        for queue in self._listeners.values():
+        listeners, self._listeners = self._listeners, {}  # it is this side that leaves, not they
+        for queue in listeners.values():
             queue.put_nowait(None)
         if self._server is not None:
             await self._server.stop(0.2)
