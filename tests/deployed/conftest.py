@@ -110,7 +110,8 @@ class Puppet:
             for part in parts:
                 if not await call.send(part):
                     break
-            await call.done()
+            if not call._call.done():
+                await call._call.done_writing()
             while (reply := await call.receive()) is not None:
                 last = reply
                 if reply.WhichOneof("body") == "receipt":

@@ -37,7 +37,7 @@ async def test_an_error_arrives_as_what_it_was(world, kind):
     )
     async with world.dial() as client:
         with pytest.raises(kind) as caught:
-            await client.unary("Describe", m.Describe())
+            await client.unary(rpcs.DESCRIBE, m.Describe())
     assert type(caught.value) is kind
     assert str(caught.value) == str(world.desk.failure)
     assert caught.value.round == 3
@@ -47,14 +47,14 @@ async def test_an_error_with_a_very_long_text_still_arrives(world):
     world.desk.failure = StudyError("错" * 100_000, remedy="改" * 100_000)
     async with world.dial() as client:
         with pytest.raises(StudyError, match=r"^错+"):
-            await client.unary("Describe", m.Describe())
+            await client.unary(rpcs.DESCRIBE, m.Describe())
 
 
 async def test_a_defect_is_logged_at_the_coordinator_and_tells_strangers_nothing(world, caplog):
     world.desk.failure = ValueError("the password is 1234")
     async with world.dial() as client:
         with pytest.raises(HansaError, match="the coordinator failed") as caught:
-            await client.unary("Describe", m.Describe())
+            await client.unary(rpcs.DESCRIBE, m.Describe())
     assert type(caught.value) is HansaError
     assert "1234" not in str(caught.value)
     assert "the password is 1234" in caplog.text
@@ -72,7 +72,7 @@ async def test_an_error_in_the_middle_of_a_stream_comes_after_what_went_before(w
 
 async def test_a_stream_ends_when_all_has_been_said(world):
     async with world.dial() as client:
-        chunks = [chunk async for chunk in client.stream("Fetch", m.FetchRequest())]
+        chunks = [chunk async for chunk in client.stream(rpcs.FETCH, m.FetchRequest())]
     assert b"".join(chunk.data for chunk in chunks) == b"\0\1\2"
 
 
@@ -104,12 +104,11 @@ async def test_a_conversation_goes_both_ways(world):
         assert reply.resume.offset == 7
         for data in (b"a", b"b"):
             assert await talk.send(m.UploadPart(chunk=m.Chunk(data=data)))
-        await talk.done()
+        await talk._call.done_writing()
         reply = await talk.receive()
         assert reply is not None
         assert (reply.receipt.accepted, reply.receipt.reason) == (True, "ab")
         assert await talk.receive() is None
-        await talk.done()
 
 
 async def test_a_sender_learns_that_the_coordinator_has_answered_early(world):
@@ -126,7 +125,7 @@ async def test_a_sender_learns_that_the_coordinator_has_answered_early(world):
 
 
 async def test_a_sender_is_told_why_the_coordinator_refused(world):
-    async with world.dial() as client, client.bidi("Upload") as talk:
+    async with world.dial() as client, client.bidi(rpcs.UPLOAD) as talk:
         await talk.send(m.UploadPart(failure=m.Failure(reason="raise")))
         while await talk.send(m.UploadPart(chunk=m.Chunk(data=b"x"))):
             pass
@@ -140,7 +139,7 @@ async def test_a_cancellation_inside_the_coordinator_still_answers_the_caller(wo
     world.desk.failure = asyncio.CancelledError()
     async with world.dial() as client:
         with pytest.raises(UnreachableError, match="broke the call off"):
-            await client.unary("Describe", m.Describe(), timeout=5)
+            await client.unary(rpcs.DESCRIBE, m.Describe(), timeout=5)
         with pytest.raises(UnreachableError, match="broke the call off"):
             await anext(client.stream(rpcs.ATTEND, m.Hello()))
 
@@ -153,7 +152,7 @@ async def test_a_call_that_the_coordinator_cancels_does_not_cancel_its_caller(wo
     world.desk.failure = ValueError()
     async with world.dial() as client:
         with pytest.raises(UnreachableError):
-            await client.unary("Describe", m.Describe(), timeout=5)
+            await client.unary(rpcs.DESCRIBE, m.Describe(), timeout=5)
         with pytest.raises(UnreachableError):
             await anext(client.stream(rpcs.ATTEND, m.Hello()))
         async with client.bidi(rpcs.UPLOAD) as talk:
@@ -178,7 +177,7 @@ async def test_a_unary_caller_that_is_cancelled_stays_cancelled(world, monkeypat
     server = await world.start()
     async with world.dial() as client:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(client.unary("Describe", m.Describe()), 0.1)
+            await asyncio.wait_for(client.unary(rpcs.DESCRIBE, m.Describe()), 0.1)
     await server.stop(0)
 
 
@@ -225,20 +224,20 @@ async def test_a_write_that_came_too_late_does_not_turn_success_into_failure():
 
 async def test_leaving_a_conversation_early_frees_the_coordinator(world):
     async with world.dial() as client:
-        async with client.bidi("Upload") as talk:
+        async with client.bidi(rpcs.UPLOAD) as talk:
             await talk.send(m.UploadPart(head=m.Head(size=1)))
             assert await talk.receive() is not None
-        await client.unary("Describe", m.Describe())
+        await client.unary(rpcs.DESCRIBE, m.Describe())
 
 
 async def test_everything_that_leaves_is_recorded_as_it_leaves(world):
     left: list[tuple[str, bytes]] = []
     async with world.dial(record=lambda method, data: left.append((method, data))) as client:
-        await client.unary("Describe", m.Describe(run="r"))
-        _ = [chunk async for chunk in client.stream("Fetch", m.FetchRequest(offset=9))]
-        async with client.bidi("Upload") as talk:
+        await client.unary(rpcs.DESCRIBE, m.Describe(run="r"))
+        _ = [chunk async for chunk in client.stream(rpcs.FETCH, m.FetchRequest(offset=9))]
+        async with client.bidi(rpcs.UPLOAD) as talk:
             await talk.send(m.UploadPart(head=m.Head(size=1)))
-            await talk.done()
+            await talk._call.done_writing()
             await talk.receive()
     assert left == [
         ("Describe", m.Describe(run="r").SerializeToString()),
@@ -253,10 +252,10 @@ async def test_what_cannot_be_recorded_does_not_leave(world):
 
     async with world.dial(record=full) as client:
         with pytest.raises(OSError, match="disk is full"):
-            await client.unary("Describe", m.Describe())
+            await client.unary(rpcs.DESCRIBE, m.Describe())
         with pytest.raises(OSError, match="disk is full"):
             await anext(client.stream(rpcs.FETCH, m.FetchRequest()))
-        async with client.bidi("Upload") as talk:
+        async with client.bidi(rpcs.UPLOAD) as talk:
             with pytest.raises(OSError, match="disk is full"):
                 await talk.send(m.UploadPart())
     assert [call for call in world.desk.calls if call[0] != "upload"] == []
@@ -265,9 +264,9 @@ async def test_what_cannot_be_recorded_does_not_leave(world):
 async def test_the_wrong_message_or_kind_of_call_is_a_mistake_of_the_caller(world):
     async with world.dial() as client:
         with pytest.raises(TypeError, match="Describe sends Describe, not Hello"):
-            await client.unary("Describe", m.Hello())
+            await client.unary(rpcs.DESCRIBE, m.Hello())
         with pytest.raises(TypeError, match="Attend is server_stream, not unary"):
-            await client.unary("Attend", m.Hello())
+            await client.unary(rpcs.ATTEND, m.Hello())
 
 
 async def raw_call(world: Any, path: str, data: bytes) -> bytes:
@@ -307,7 +306,7 @@ async def test_an_answer_that_is_no_message_is_not_believed(world, monkeypatch):
     server = await world.start()
     async with world.dial() as client:
         with pytest.raises(UnreachableError, match="cannot be read"):
-            await client.unary("Describe", m.Describe())
+            await client.unary(rpcs.DESCRIBE, m.Describe())
     await server.stop(0)
 
 
@@ -319,7 +318,7 @@ async def test_a_coordinator_that_does_not_answer_in_time_is_unreachable(world, 
     server = await world.start()
     async with world.dial() as client:
         with pytest.raises(UnreachableError, match="in time"):
-            await client.unary("Describe", m.Describe(), timeout=0.1)
+            await client.unary(rpcs.DESCRIBE, m.Describe(), timeout=0.1)
     await server.stop(0)
 
 

@@ -32,37 +32,37 @@ async def test_each_role_reaches_what_is_its_own(world):
 
 
 @pytest.mark.parametrize(
-    ("role", "method", "message"),
+    ("role", "rpc", "message"),
     [
-        ("lobby", "Describe", m.Describe(run="r")),
-        ("lobby", "Runs", m.RunsRequest()),
-        ("party", "Runs", m.RunsRequest()),
-        ("party", "Join", m.JoinRequest()),
-        ("operator", "Join", m.JoinRequest()),
+        ("lobby", rpcs.DESCRIBE, m.Describe(run="r")),
+        ("lobby", rpcs.RUNS, m.RunsRequest()),
+        ("party", rpcs.RUNS, m.RunsRequest()),
+        ("party", rpcs.JOIN, m.JoinRequest()),
+        ("operator", rpcs.JOIN, m.JoinRequest()),
     ],
 )
-async def test_a_role_that_an_rpc_is_not_for_is_refused(world, role, method, message):
+async def test_a_role_that_an_rpc_is_not_for_is_refused(world, role, rpc, message):
     async with world.dial(role) as client:
-        with pytest.raises(TrustError, match=f"{method} is not for the role '{role}'"):
-            await client.unary(method, message)
+        with pytest.raises(TrustError, match=f"{rpc.name} is not for the role '{role}'"):
+            await client.unary(rpc, message)
     assert world.desk.calls == []
 
 
 async def test_the_coordinator_s_own_certificate_is_not_for_dialling(world):
     async with world.dial(pair=world.authority.server_certificate("x")) as client:
         with pytest.raises(UnreachableError):
-            await client.unary("Describe", m.Describe())
+            await client.unary(rpcs.DESCRIBE, m.Describe())
     assert world.desk.calls == []
 
 
 async def test_a_name_forged_in_the_lobby_is_refused(world):
     async with world.dial(pair=world.pair(signer=world.lobby)) as client:
-        for method, message in [("Describe", m.Describe()), ("Join", m.JoinRequest())]:
+        for rpc, message in [(rpcs.DESCRIBE, m.Describe()), (rpcs.JOIN, m.JoinRequest())]:
             with pytest.raises(TrustError, match="only the authority gives names"):
-                await client.unary(method, message)
+                await client.unary(rpc, message)
         with pytest.raises(TrustError, match="only the authority gives names"):
-            _ = [notice async for notice in client.stream("Attend", m.Hello())]
-        async with client.bidi("Upload") as talk:
+            _ = [notice async for notice in client.stream(rpcs.ATTEND, m.Hello())]
+        async with client.bidi(rpcs.UPLOAD) as talk:
             with pytest.raises(TrustError, match="only the authority gives names"):
                 await talk.receive()
     assert world.desk.calls == []
@@ -72,7 +72,7 @@ async def test_a_certificate_of_another_authority_is_refused(world):
     other = pki.Authority.create("other")
     async with world.dial(pair=world.pair(signer=other)) as client:
         with pytest.raises(UnreachableError, match="cannot be reached") as caught:
-            await client.unary("Describe", m.Describe())
+            await client.unary(rpcs.DESCRIBE, m.Describe())
     assert "certificate" in caught.value.remedy
     assert world.desk.calls == []
 
@@ -85,30 +85,30 @@ async def test_an_expired_certificate_is_refused_by_both_sides(world, expired, m
     monkeypatch.setattr("hansa.wire.channel.require_valid", lambda pem: None)
     async with world.dial(pair=pair) as client:
         with pytest.raises(UnreachableError):
-            await client.unary("Describe", m.Describe())
+            await client.unary(rpcs.DESCRIBE, m.Describe())
     assert world.desk.calls == []
 
 
 async def test_a_removed_party_is_refused_at_its_next_call_on_the_same_connection(world):
     async with world.dial() as client:
-        await client.unary("Describe", m.Describe())
+        await client.unary(rpcs.DESCRIBE, m.Describe())
         world.removed.add("诊所")
         with pytest.raises(TrustError, match="was removed"):
-            await client.unary("Describe", m.Describe())
+            await client.unary(rpcs.DESCRIBE, m.Describe())
 
 
 async def test_a_token_that_pins_another_key_refuses_the_server(world):
     root = pki.trust_anchor(pki.Authority.create("other").public_key)
     async with world.dial("lobby", root=root) as client:
         with pytest.raises(TrustError, match="not the one that was joined") as caught:
-            await client.unary("Join", m.JoinRequest(secret=b"never leaves"))
+            await client.unary(rpcs.JOIN, m.JoinRequest(secret=b"never leaves"))
     assert "token" in caught.value.remedy
     assert world.desk.calls == []
 
 
 async def test_the_authority_s_own_certificate_serves_as_root_as_well(world):
     async with world.dial(root=world.authority.certificate_pem) as client:
-        await client.unary("Describe", m.Describe())
+        await client.unary(rpcs.DESCRIBE, m.Describe())
 
 
 async def test_a_party_cannot_pose_as_the_coordinator(authority, world):
@@ -116,7 +116,7 @@ async def test_a_party_cannot_pose_as_the_coordinator(authority, world):
     server = await world.start(key_pem=key, certificate_pem=certificate)
     async with world.dial() as client:
         with pytest.raises(TrustError):
-            await client.unary("Describe", m.Describe())
+            await client.unary(rpcs.DESCRIBE, m.Describe())
     await server.stop(0)
     assert world.desk.calls == []
 
@@ -172,7 +172,7 @@ async def test_the_certificate_is_renewed_without_a_restart(authority, world):
     renewals.append(authority.server_certificate("汉萨"))
     assert await served() != first
     async with world.dial() as client:
-        await client.unary("Describe", m.Describe())
+        await client.unary(rpcs.DESCRIBE, m.Describe())
     await server.stop(0)
 
 
@@ -201,7 +201,7 @@ async def test_a_renewal_that_fails_leaves_the_last_certificate(
     assert (first, third, fourth) == (None, None, None)  # what is unchanged is not handed out again
     assert "could not be renewed" in caplog.text
     async with world.dial() as client:
-        await client.unary("Describe", m.Describe())
+        await client.unary(rpcs.DESCRIBE, m.Describe())
     await server.stop(0)
 
 
@@ -237,7 +237,7 @@ async def test_ipv6_addresses_work(world):
     except UnreachableError:
         pytest.skip("this machine has no IPv6 loopback")
     async with world.dial(host="[::1]") as client:
-        await client.unary("Describe", m.Describe())
+        await client.unary(rpcs.DESCRIBE, m.Describe())
     await server.stop(0)
 
 
@@ -248,7 +248,7 @@ async def test_loopback_ignores_proxy_settings(world, monkeypatch, variable, hos
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "http://127.0.0.1:1")
     async with world.dial(host=host) as client:
-        await client.unary("Describe", m.Describe())
+        await client.unary(rpcs.DESCRIBE, m.Describe())
 
 
 @pytest.mark.parametrize("address", ["fl.example.org:8443", "192.0.2.7:8443", "[2001:db8::1]:1"])
@@ -276,11 +276,11 @@ async def test_a_coordinator_that_is_down_is_unreachable_and_found_again_when_it
         world.port = free.getsockname()[1]
     async with world.dial() as client:
         with pytest.raises(UnreachableError, match="cannot be reached"):
-            await client.unary("Describe", m.Describe())
+            await client.unary(rpcs.DESCRIBE, m.Describe())
         server = await world.start(port=world.port)
         for _ in range(40):
             try:
-                await client.unary("Describe", m.Describe())
+                await client.unary(rpcs.DESCRIBE, m.Describe())
                 break
             except UnreachableError:
                 await asyncio.sleep(0.05)
@@ -309,7 +309,7 @@ async def test_what_does_not_speak_tls_is_no_coordinator(world):
         world.port = other.sockets[0].getsockname()[1]
         async with world.dial() as client:
             with pytest.raises(UnreachableError, match="no coordinator of Hansa's"):
-                await client.unary("Describe", m.Describe())
+                await client.unary(rpcs.DESCRIBE, m.Describe())
 
 
 def test_a_mistake_prints_no_page_of_grpc_s_own_log():

@@ -154,7 +154,7 @@ class Agent:
             ]
         }
         stream = client.stream(ATTEND, hello)
-        async with contextlib.aclosing(stream):  # type: ignore[type-var]  # a generator
+        async with contextlib.aclosing(stream):
             while True:
                 with _coordinators_own(), about(**facts):
                     notice = await anext(stream, None)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from types import TracebackType
-from typing import Any, Generic, overload
+from typing import Any, Generic
 
 import grpc
 import grpc.aio
@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError, Message
 
 from hansa.errors import UnreachableError
 from hansa.wire.faults import from_status
-from hansa.wire.rpcs import RPCS, Kind, Q, R, Rpc
+from hansa.wire.rpcs import Kind, Q, R, Rpc
 
 _EXCUSE = "Internal error from Core"
 
@@ -36,31 +36,21 @@ class Client:
         self._channel = channel
         self._record = record
 
-    @overload
-    async def unary(self, method: Rpc[Q, R], request: Q, *, timeout: float = ...) -> R: ...
-    @overload
-    async def unary(self, method: str, request: Message, *, timeout: float = ...) -> Any: ...
-    async def unary(
-        self, method: str | Rpc[Any, Any], request: Message, *, timeout: float = 30.0
-    ) -> Any:
+    async def unary(self, rpc: Rpc[Q, R], request: Q, *, timeout: float = 30.0) -> R:
         """One request, one reply, within ``timeout`` seconds.
 
         Raises:
             HansaError: what the coordinator raised, or UnreachableError or TrustError.
         """
-        rpc = _rpc(method, "unary")
+        _require(rpc, "unary")
         call: Any = self._channel.unary_unary(rpc.path)
         data = self._leave(rpc, request)
         with _hansa_errors():
             return _decoded(rpc, await call(data, timeout=timeout))
 
-    @overload
-    def stream(self, method: Rpc[Q, R], request: Q) -> AsyncIterator[R]: ...
-    @overload
-    def stream(self, method: str, request: Message) -> AsyncIterator[Any]: ...
-    async def stream(self, method: str | Rpc[Any, Any], request: Message) -> AsyncIterator[Any]:
+    async def stream(self, rpc: Rpc[Q, R], request: Q) -> AsyncGenerator[R, None]:
         """One request, replies until the coordinator ends them; errors as in :meth:`unary`."""
-        rpc = _rpc(method, "server_stream")
+        _require(rpc, "server_stream")
         multicallable: Any = self._channel.unary_stream(rpc.path)
         call = multicallable(self._leave(rpc, request))
         try:
@@ -71,13 +61,9 @@ class Client:
         finally:
             call.cancel()
 
-    @overload
-    def bidi(self, method: Rpc[Q, R]) -> Conversation[Q, R]: ...
-    @overload
-    def bidi(self, method: str) -> Conversation[Any, Any]: ...
-    def bidi(self, method: str | Rpc[Any, Any]) -> Conversation[Any, Any]:
+    def bidi(self, rpc: Rpc[Q, R]) -> Conversation[Q, R]:
         """A conversation, to be used in ``async with``."""
-        rpc = _rpc(method, "bidi")
+        _require(rpc, "bidi")
         multicallable: Any = self._channel.stream_stream(rpc.path)
         return Conversation(rpc, multicallable(), self._leave)
 
@@ -136,11 +122,6 @@ class Conversation(Generic[Q, R]):
             return False
         return True
 
-    async def done(self) -> None:
-        """Say that nothing more will be sent."""
-        if not self._call.done():
-            await self._call.done_writing()
-
     async def receive(self) -> R | None:
         """The next reply, or None when the coordinator has ended the call.
 
@@ -194,11 +175,9 @@ def _hansa_errors() -> Iterator[None]:
         raise UnreachableError("the channel to the coordinator was closed") from None
 
 
-def _rpc(method: str | Rpc[Any, Any], kind: Kind) -> Rpc[Any, Any]:
-    rpc = RPCS[method] if isinstance(method, str) else method
+def _require(rpc: Rpc[Any, Any], kind: Kind) -> None:
     if rpc.kind != kind:
         raise TypeError(f"{rpc.name} is {rpc.kind}, not {kind}")
-    return rpc
 
 
 def _decoded(rpc: Rpc[Any, R], raw: bytes) -> R:
