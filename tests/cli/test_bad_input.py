@@ -161,7 +161,10 @@ def test_a_study_with_code_is_not_run_at_other_parties(hansa, harbour, here):
 def test_one_party_only_is_too_few(hansa, harbour, here):
     study = harbour.study("alone.toml", ('"病历"', '"独"'))
     answer = hansa("run", study, "--home", harbour.home)
-    refused(answer, 2, "1 party offers '独' (south), and the study needs 2", "Invite more parties")
+    refused(
+        answer, 2, "the study needs 2 parties that offer the data set '独'", "The others can say"
+    )
+    assert "connected and offering it: south" in answer.message
     (here / "study.toml").write_text(STUDY.replace('"*"', '"age"'), "utf-8")
     answer = hansa("simulate", "study.toml", "--data", "rows.csv", "--iid", 1)
     refused(answer, 2, "--iid gives 1 party, and the study needs 2", "Say --iid with more parties")

@@ -132,9 +132,11 @@ def test_an_agent_at_work_can_be_interrupted_and_comes_back(pair, program, tmp_p
     follower.says("Federated preprocessing")
     answer = interrupted(agents["west"])
     assert answer.document["party"] == "west", "the document that it printed when it was up"
+    follower.says("waiting for west, which is not connected; it is left out after 600 s")
     back = program("agent", "start", "--home", tmp_path / "west")
     back.says("connected to hansa")
     ended = follower.ended()
+    assert "west is connected again" in ended.said
     assert (ended.status, ended.document["rounds"]) == (0, 3)
 
 

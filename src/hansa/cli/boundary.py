@@ -68,11 +68,8 @@ def require_known(words: Sequence[str]) -> None:
     names = [command.name for command in COMMANDS]
     if first not in names:
         known = names if " " in first else {*names, *GROUPS}
-        near = did_you_mean(first, known)
-        raise UsageError(
-            f"there is no command {first!r}",
-            remedy=near if near.startswith("Did") else "`hansa --help` lists the commands.",
-        )
+        remedy = did_you_mean(first, known, otherwise="`hansa --help` lists the commands.")
+        raise UsageError(f"there is no command {first!r}", remedy=remedy)
 
 
 def build_app() -> App:

@@ -86,10 +86,9 @@ class Output:
 
     def fail(self, error: HansaError, *, kind: str = "") -> None:
         """Say what went wrong and the way out, on standard error; as the document too."""
-        remedy = error.remedy
-        message = str(error).removesuffix(f". {remedy}") if remedy else str(error)
         console = _console(sys.stderr)
-        for label, style, text in (("error", "bold red", message), ("help", "bold cyan", remedy)):
+        parts = (("error", "bold red", error.said), ("help", "bold cyan", error.remedy))
+        for label, style, text in parts:
             if text:
                 line = Text.assemble((label, style), ": ", text)
                 console.print(line, highlight=False, soft_wrap=True)

@@ -320,8 +320,7 @@ def _rounds(home: Path | None, name: str) -> int:
 
     rounds = {line.run: line.rounds for line in call(home, LIST, m.RunsRequest()).runs}
     if name not in rounds:
-        near = did_you_mean(name, rounds)
-        remedy = near if near.startswith("Did") else "`hansa runs` lists them"
+        remedy = did_you_mean(name, rounds, otherwise="`hansa runs` lists them")
         raise UsageError(f"there is no run {name!r}", remedy=remedy)
     return rounds[name]
 
