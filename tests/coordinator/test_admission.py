@@ -78,6 +78,14 @@ def test_too_few_members_are_to_be_joined_by_more() -> None:
     assert "hansa party invite NAME" in error.remedy
 
 
+def test_without_any_party_the_study_says_whom_it_needs() -> None:
+    error = refused({}, minimum=1)
+    assert error.message == (
+        "the study needs 1 party that offers the data set 'tumours'"
+        " (connected and offering it: none)"
+    )
+
+
 def test_an_owner_that_does_not_allow_the_kind_is_named_first() -> None:
     with pytest.raises(ConsentError, match="'tumours', not linear-regression") as caught:
         admissible(study(), {"a": guest("tumours"), "f": guest("tumours", allow="none")})

@@ -80,8 +80,9 @@ def _too_few(
         remedy = f"The others can say `hansa agent start --data {dataset}=FILE`"
     else:
         remedy = "Invite more with `hansa party invite NAME`, or lower the study's minimum"
+    who = "1 party that offers" if needed == 1 else f"{needed} parties that offer"
     return StudyError(
-        f"the study needs {needed} parties that offer the data set {dataset!r} ({'; '.join(said)})",
+        f"the study needs {who} the data set {dataset!r} ({'; '.join(said)})",
         remedy=remedy,
     )
 
