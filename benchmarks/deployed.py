@@ -20,7 +20,7 @@ import numpy as np
 
 import hansa as hs
 from hansa.backends.remote import Remote
-from hansa.cli.party import call
+from hansa.cli.operator import call
 from hansa.cli.programs import Programs
 from hansa.data.source import write_csv
 from hansa.wire import messages as m

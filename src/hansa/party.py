@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from hansa import keyed
-from hansa.contribution import Array, Ask, Values, check
+from hansa.contribution import Array, Ask, Values
 from hansa.data.preprocessing import Encoding
 from hansa.data.table import Table
 from hansa.errors import HansaError
@@ -41,7 +41,7 @@ class Party:
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # `check` says it, once
                 answer = self.course.work(ask, self._at(ask, memory))
-            check(answer.contribution, self.course.signals(ask)[-1].fields)
+            self.course.signals(ask)[-1].check(answer.contribution)
         except HansaError as error:
             error.party = error.party or self.name
             error.round = ask.round if error.round is None else error.round

@@ -40,6 +40,22 @@ def test_the_folder_of_an_agent_is_not_taken_over(tmp_path: Path) -> None:
     assert not (tmp_path / "authority.key").exists()
 
 
+def test_a_folder_that_lost_its_key_is_never_given_another_authority(tmp_path: Path) -> None:
+    first = CoordinatorHome.open(tmp_path / "c", "hanse")
+    (tmp_path / "c" / "coordinator.db").touch()
+    (tmp_path / "c" / "authority.key").unlink()
+    with pytest.raises(StoreError):
+        CoordinatorHome.open(tmp_path / "c", "hanse")
+    kept = (tmp_path / "c" / "authority.pem").read_bytes()
+    assert kept == first.authority.certificate_pem
+
+
+def test_a_first_start_that_was_cut_short_begins_again(tmp_path: Path) -> None:
+    CoordinatorHome.open(tmp_path / "c", "hanse")
+    (tmp_path / "c" / "authority.key").unlink()
+    assert CoordinatorHome.open(tmp_path / "c", "hanse").name == "hanse"
+
+
 def test_the_operators_certificate_is_renewed_when_it_is_due_and_not_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,6 +182,31 @@ async def test_an_answer_that_would_count_more_than_others_is_refused_where_all_
     assert [e.body["party"] for e in ended.events if e.kind == "refused"] == [MALLORY]
 
 
+async def test_who_ignores_the_clip_or_claims_more_rows_than_it_offers_is_refused(
+    town: Town, harvests: Tables, study: Study, puppet: Puppets
+) -> None:
+    await town.settle(harvests)
+    federation = study(
+        rounds=2,
+        aggregation=hs.aggregation.clip(0.5),
+        preprocessing=hs.Moments(standardise=False),
+        evaluation=hs.Evaluate(every=0),
+    )
+    async with puppet(town, MALLORY, harvests["bremen"]) as party:
+        run = await town.submit(federation)
+        rows = harvests["bremen"].rows
+        for update, weight, reason in (
+            (np.full(3, 1.0), 3.0, "the norm is 1.73205 where at most 0.5 is allowed"),
+            (np.full(3, 0.1), rows + 1.0, f"more than the {rows} rows that it offers"),
+        ):
+            work = await party.work()
+            reply = await party.upload(m.UploadPart(head=head(work, one(update), weight=weight)))
+            assert reply is not None
+            assert reason in reply.receipt.reason
+        ended = await town.watch(run)
+    assert [e.body["party"] for e in ended.events if e.kind == "refused"] == [MALLORY, MALLORY]
+
+
 async def test_values_that_are_finite_and_overflow_the_sum_poison_nobody(
     town: Town, harvests: Tables, study: Study, puppet: Puppets
 ) -> None:
@@ -195,7 +220,7 @@ async def test_values_that_are_finite_and_overflow_the_sum_poison_nobody(
         run = await town.submit(federation)
         work = await party.work()
         body = one(np.full(3, 1e308))
-        await party.upload(m.UploadPart(head=head(work, body, weight=1000.0)))
+        await party.upload(m.UploadPart(head=head(work, body, weight=20.0)))
         ended = await town.watch(run)
     assert np.isfinite(ended.parameters).all()
     [refused] = [event.body for event in ended.events if event.kind == "refused"]

@@ -81,6 +81,14 @@ async def test_of_two_tokens_in_one_name_only_the_first_lets_a_party_in(town: To
         await knock(town.folder / "other", other)
 
 
+async def test_the_tokens_of_a_party_go_with_it(town: Town) -> None:
+    one, other = [await town.invite("mill") for _ in range(2)]
+    await knock(town.folder / "one", one)
+    await remove(town, "mill")
+    with pytest.raises(TrustError, match="does not know the token"):
+        await knock(town.folder / "other", other)
+
+
 async def test_a_token_used_by_two_at_once_lets_one_in(town: Town) -> None:
     token = await town.invite("mill")
     folders = [town.folder / str(number) for number in range(3)]

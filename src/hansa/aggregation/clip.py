@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Annotated, ClassVar
 
-import numpy as np
 from pydantic import Field as Limits
 
-from hansa.aggregation.signal import Signal
+from hansa.aggregation.signal import Signal, joint_norm
 from hansa.aggregation.stage import Aggregation, Context, Stage
 from hansa.contribution import Contribution, Values
 from hansa.errors import PipelineError
@@ -52,16 +50,10 @@ class Clip(Stage):
         """Scale the parameter-like fields by one factor."""
         values = contribution.values
         names = context.signal.vectors
-        # Scaled by the largest entry first: the square of a large number is infinite, and an update
-        # divided by infinity would be nothing.
-        largest = max((float(np.abs(values[name]).max(initial=0.0)) for name in names), default=0.0)
-        if largest == 0.0:
-            return contribution, memory
-        squares = sum(float(np.square(values[name] / largest).sum()) for name in names)
-        size = largest * math.sqrt(squares)
+        size = joint_norm([values[name] for name in names])
         if size <= self.norm:
             return contribution, memory
-        scaled = {name: values[name] / largest * (self.norm / math.sqrt(squares)) for name in names}
+        scaled = {name: values[name] * (self.norm / size) for name in names}
         return replace(contribution, values=Values({**values, **scaled})), memory
 
 

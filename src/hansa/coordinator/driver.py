@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import structlog
 
@@ -20,6 +20,7 @@ from hansa.coordinator.events import (
     MachineEvent,
     Notice,
     Reduced,
+    Resumed,
 )
 from hansa.coordinator.live import Guest, Live, revived
 from hansa.coordinator.machine import Machine
@@ -38,9 +39,16 @@ Key = tuple[str, int, str]
 LOG = structlog.get_logger("hansa.coordinator")
 
 
+@dataclass(frozen=True)
+class Resume:
+    """An operator asks a run that ended without its result to go on; the store knows it."""
+
+    run: str
+
+
 @dataclass
 class _Waiting:
-    event: MachineEvent
+    event: MachineEvent | Resume
     done: asyncio.Future[None]
     also: tuple[Put, ...] = ()
 
@@ -90,7 +98,7 @@ class Driver:
         self._thread.shutdown()
         self.store.close()
 
-    async def put(self, event: MachineEvent, *also: Put) -> None:
+    async def put(self, event: MachineEvent | Resume, *also: Put) -> None:
         """Hand over an event; returns when what it changed is durable.
 
         Args:
@@ -166,12 +174,18 @@ class Driver:
                     waiting.done.set_exception(_stopped())
 
     async def _step(self, batch: Iterable[_Waiting]) -> None:
-        merged, done = Effects(), []
+        merged = Effects()
+        done: list[asyncio.Future[None]] = []
         for waiting in batch:
-            event = waiting.event
-            if isinstance(event, Connected) and event.pending:
-                event = await self.read(self._told, event)
             try:
+                event: MachineEvent
+                if isinstance(waiting.event, Resume) or _unsettled(waiting.event):
+                    # The store is asked, and must know what the machine knows.
+                    await self._finish(merged, done)
+                    merged, done = Effects(), []
+                    event = await self.read(self._answered, waiting.event)
+                else:
+                    event = waiting.event
                 effects = self.machine.handle(event)
             except HansaError as error:
                 if not waiting.done.done():  # its caller may have left
@@ -180,8 +194,17 @@ class Driver:
             effects.changes.extend(waiting.also)
             merged.extend(effects)
             done.append(waiting.done)
-        self._sum_at_once(merged)
-        await self._carry_out(merged, done)
+        await self._finish(merged, done)
+
+    async def _finish(self, effects: Effects, done: Iterable[asyncio.Future[None]]) -> None:
+        self._sum_at_once(effects)
+        await self._carry_out(effects, done)
+
+    def _answered(self, event: Connected | Resume) -> MachineEvent:
+        """The event with what the store says."""
+        if isinstance(event, Resume):
+            return Resumed(self.load(event.run))
+        return self._told(event)
 
     def _sum_at_once(self, effects: Effects) -> None:
         """Make the sums whose answers are all at hand, so that the last answer and the end of its round
@@ -345,3 +368,7 @@ class Driver:
 
 def _stopped() -> UnreachableError:
     return UnreachableError("the coordinator has stopped")
+
+
+def _unsettled(event: object) -> TypeGuard[Connected]:
+    return isinstance(event, Connected) and bool(event.pending)

@@ -44,7 +44,9 @@ class CoordinatorHome:
                 remedy="Give the coordinator a folder of its own with --home",
             )
         seed = folder / "lobby.seed"
-        if not (folder / "authority.key").exists():
+        # The key comes last, and the database after it: without both, nobody can have joined. A folder
+        # that lost its key alone is never given another authority.
+        if not (folder / "authority.key").exists() and not (folder / "coordinator.db").exists():
             folder.mkdir(parents=True, exist_ok=True)
             keys.write_private(seed, secrets.token_bytes(16))
             keys.write_private(folder / "name", name.encode())

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hansa.aggregation.signal import Signal
-from hansa.contribution import Ask, Contribution, Values, check
+from hansa.contribution import Ask, Contribution, Values
 from hansa.coordinator.events import Delivered
 from hansa.coordinator.live import Live
 from hansa.coordinator.store import CoordinatorStore
@@ -111,9 +111,7 @@ def refusal(body: bytes, head: m.Head, signal: Signal | None) -> str:
         if chunks.digest(body) != head.digest:
             raise ContributionError("what arrived is not what was declared: its digest differs")
         values = Values(tensors.read(body, limit=head.size))
-        check(Contribution(values, head.weight), signal.fields)
-        if signal.weights == "equal" and head.weight != 1:
-            raise ContributionError(f"the weight is {head.weight:g} where all count the same")
+        signal.check(Contribution(values, head.weight))
     except ContributionError as error:
         return error.said
     return ""

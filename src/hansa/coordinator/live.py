@@ -25,6 +25,10 @@ class Guest:
     offers: tuple[Offered, ...] = ()
     listening: bool = False
 
+    def rows(self, dataset: str) -> int:
+        """How many rows it offers under that name."""
+        return sum(offer.rows for offer in self.offers if offer.dataset == dataset)
+
     def to_row(self) -> dict[str, Any]:
         """What is kept of it, without its name."""
         offers = [offer.to_json() for offer in self.offers]

@@ -169,6 +169,7 @@ class Machine:
             raise StudyError(f"there is no party named {party!r}", remedy=remedy)
         guest.state, guest.listening = "removed", False
         self._save_guest(effects, party)
+        effects.changes.append(Drop("token", {"party": party}))
         effects.notices.append((party, RemovedNotice(reason)))
         for live in list(self.runs.values()):
             if live.waits_for(party):
@@ -257,9 +258,13 @@ class Machine:
             reason = "" if same else other if earlier.taken else earlier.reason
             effects.receipts.append((event.ticket, same, reason))
             return
-        if event.refusal:
-            self._exclude(effects, live, event.party, event.refusal)
-            effects.receipts.append((event.ticket, False, event.refusal))
+        refusal = event.refusal
+        rows = self.guests[event.party].rows(live.federation.dataset)
+        if not refusal and event.weight > max(rows, 1):
+            refusal = f"the weight {event.weight:g} is more than the {rows} rows that it offers"
+        if refusal:
+            self._exclude(effects, live, event.party, refusal)
+            effects.receipts.append((event.ticket, False, refusal))
             self._maybe_reduce(effects, live)
             return
         size = len(event.body)
@@ -363,7 +368,7 @@ class Machine:
             counted = party in total.parties
             notice = SettledNotice(live.id, version, counted, excluded.get(party, ""))
             effects.notices.append((party, notice))
-        live.attempt = 1
+        live.attempt, live.answers = 1, {}
         self._checkpoint(effects, live)
         for table in ("blob", "ask"):
             effects.changes.append(Drop(table, {"run": live.id, "version": version}))
@@ -376,7 +381,11 @@ class Machine:
         effects.changes.append(Put("run", {"id": live.id, "round": live.progress.round}))
 
     def _end(self, effects: Effects, live: Live, status: str, reason: str) -> None:
-        live.status, live.ask = status, None
+        for party, answer in live.answers.items():
+            if answer.taken:  # the round of a run that fails counts nobody
+                notice = SettledNotice(live.id, live.progress.version, False, reason)
+                effects.notices.append((party, notice))
+        live.status, live.ask, live.answers = status, None, {}
         del self.runs[live.id]
         self._applied[live.id] = live.progress.version
         self._event(effects, live, status, reason=reason, round=live.progress.round)

@@ -12,8 +12,8 @@ import structlog
 
 from hansa import __version__
 from hansa.contribution import canonical
-from hansa.coordinator.driver import Driver
-from hansa.coordinator.events import Removed, Resumed, Submitted
+from hansa.coordinator.driver import Driver, Resume
+from hansa.coordinator.events import Removed, Submitted
 from hansa.coordinator.home import CoordinatorHome
 from hansa.crypto import pki
 from hansa.crypto.token import secret_hash
@@ -56,7 +56,7 @@ class Operators:
         run = request.run
         if run in self.driver.machine.runs:
             raise RunError(f"the run {run} is under way", remedy=f"`hansa watch {run}` follows it")
-        await self.driver.put(Resumed(await self.driver.read(self.driver.load, run)))
+        await self.driver.put(Resume(run))
         return m.ResumeReply()
 
     async def runs(self, request: m.RunsRequest, peer: pki.Identity) -> m.RunsReply:

@@ -118,9 +118,9 @@ class Authority:
         return self.key.public_key()
 
     def save(self, folder: Path) -> None:
-        """Write ``authority.key`` (owner only) and ``authority.pem``, each whole or not at all."""
-        write_private(folder / "authority.key", key_to_pem(self.key))
+        """Write ``authority.pem``, then ``authority.key`` (owner only), each whole or not at all."""
         write_private(folder / "authority.pem", self.certificate_pem)
+        write_private(folder / "authority.key", key_to_pem(self.key))
 
     @classmethod
     def load(cls, folder: Path) -> Authority:
