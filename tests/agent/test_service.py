@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 import structlog
 
+from hansa.agent import service as agent_service
 from hansa.agent.home import AgentHome
 from hansa.agent.service import Agent
-from hansa.errors import UnreachableError
+from hansa.crypto import pki
+from hansa.errors import HansaError, StoreError, UnreachableError
 from hansa.wire import chunks
 from hansa.wire import messages as m
 
@@ -81,3 +84,90 @@ async def test_another_body_is_fetched_from_its_beginning(
     cut.body = b"abcd"
     assert await asyncio.wait_for(agent._fetch(chunks.digest(b"abcd"), 4), 5) == b"abcd"
     assert cut.offsets == [0, 0]
+
+
+class Failing:
+    """A coordinator that answers every call with an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def unary(self, rpc: Any, request: Any) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [HansaError("the coordinator failed"), StoreError("damaged")])
+async def test_an_error_of_the_coordinators_own_excuses_nobody(
+    agent: Agent, error: HansaError
+) -> None:
+    agent._client = Failing(error)  # type: ignore[assignment]  # all of it that is called
+    with pytest.raises(UnreachableError, match="the coordinator failed"):
+        await agent._take(m.Work(run="run", work="train"))
+
+
+async def test_a_renewal_that_the_coordinator_fails_is_tried_again_later(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.asynccontextmanager
+    async def channel() -> AsyncIterator[None]:
+        yield
+
+    failing = Failing(StoreError("the disk is full"))
+    monkeypatch.setattr(pki, "renewal_due", lambda certificate: True)
+    monkeypatch.setattr(pki, "require_valid", lambda certificate: None)
+    monkeypatch.setattr(agent_service, "Client", lambda *_, **__: failing)
+    monkeypatch.setattr(agent, "_channel", channel)
+    with pytest.raises(UnreachableError, match="the disk is full"):
+        await agent._renew_if_due()
+
+
+@pytest.mark.parametrize("number", ["version", "round", "attempt"])
+async def test_a_number_that_no_database_can_keep_ends_nothing(agent: Agent, number: str) -> None:
+    said = list[Any]()
+
+    async def handle(event: Any) -> None:
+        said.append(event)
+
+    agent._handle = handle  # type: ignore[method-assign]
+    numbers: dict[str, Any] = {number: 1 << 63}
+    await agent._take(m.Work(run="run", work="train", **numbers))
+    assert [event.reason.rpartition(": ")[2] for event in said] == [
+        "a number of the ask is too large"
+    ]
+
+
+async def pauses(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, sessions: int, seconds: float
+) -> list[float]:
+    """The longest that the agent would wait after each of some sessions."""
+    clock, waited = [0.0], list[float]()
+
+    async def session() -> None:
+        await agent._noticed(m.Notice(welcome=m.Welcome(coordinator="hanse")))
+        clock[0] += seconds
+        raise UnreachableError("it fails at once, again and again")
+
+    async def sleep(wait: float) -> None:
+        waited.append(wait)
+        if len(waited) == sessions:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(agent_service.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(agent_service.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(agent_service.asyncio, "sleep", sleep)
+    monkeypatch.setattr(agent, "_session", session)
+    with pytest.raises(asyncio.CancelledError):
+        await agent.run()
+    return waited
+
+
+async def test_an_agent_that_fails_after_every_welcome_waits_longer_and_longer(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await pauses(agent, monkeypatch, 8, 0.0) == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+
+
+async def test_an_agent_whose_session_lasted_comes_back_at_once(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await pauses(agent, monkeypatch, 3, 10.0) == [0.1, 0.1, 0.1]

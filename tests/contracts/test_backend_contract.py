@@ -142,7 +142,7 @@ def test_a_round_in_which_nothing_moves_is_a_round(backend: Make) -> None:
 
 
 def test_one_party_alone_is_no_federation(backend: Make, tables: Tables) -> None:
-    with pytest.raises(StudyError, match="needs 2(.|\n)*north|north(.|\n)*needs 2"):
+    with pytest.raises(StudyError, match=r"needs 2(.|\n)*north|north(.|\n)*needs 2"):
         study().run(backend({"north": tables["north"]}))
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.errors import ContributionError
+from hansa.errors import ContributionError, UnreachableError
 from hansa.wire.chunks import CHUNK, Receiver, digest, split
 from hansa.wire.messages import Chunk
 
@@ -63,6 +63,25 @@ def test_a_body_with_another_digest_is_thrown_away(tmp_path: Path, on_disk: bool
     receiver.accept(Chunk(offset=0, data=b"abd"))
     with pytest.raises(ContributionError, match="digest differs"):
         receiver.finish()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kept_beginning_that_suffered_is_sent_again_and_blamed_on_nobody(tmp_path: Path):
+    (tmp_path / "body.part").write_bytes(b"\0")
+    damaged = Receiver(3, digest(b"abc"), tmp_path / "body")
+    damaged.accept(Chunk(offset=1, data=b"bc"))
+    with pytest.raises(UnreachableError, match="begin anew"):
+        damaged.finish()
+    again = Receiver(3, digest(b"abc"), tmp_path / "body")
+    again.accept(Chunk(offset=0, data=b"abc"))
+    assert again.finish() == tmp_path / "body"
+
+
+def test_what_is_discarded_leaves_nothing(tmp_path: Path):
+    receiver = Receiver(3, digest(b"abc"), tmp_path / "body")
+    receiver.accept(Chunk(offset=0, data=b"ab"))
+    receiver.discard()
+    receiver.discard()
     assert list(tmp_path.iterdir()) == []
 
 

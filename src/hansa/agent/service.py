@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ import structlog
 
 from hansa import __version__
 from hansa.agent.desk import Desk
+from hansa.agent.excuses import coordinators_own, excuse
 from hansa.agent.home import AgentHome
 from hansa.agent.left import Left, about
 from hansa.agent.machine import (
@@ -31,13 +33,7 @@ from hansa.agent.store import AgentStore
 from hansa.contribution import Ask, Values
 from hansa.crypto import keys, pki
 from hansa.database import Drop, Put
-from hansa.errors import (
-    ConsentError,
-    ContributionError,
-    HansaError,
-    TrustError,
-    UnreachableError,
-)
+from hansa.errors import ContributionError, HansaError, TrustError, UnreachableError
 from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
@@ -49,6 +45,15 @@ LOG = structlog.get_logger("hansa.agent")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two attempts to reach a coordinator that is down, at most."""
+
+LASTED = 10.0
+"""Seconds that a session lasts if it does not fail at once, and again whenever it begins anew."""
+
+PENDING = 1000
+"""Answers that an agent asks about at once; the others when it comes back."""
+
+COUNTABLE = 1 << 63
+"""Numbers below this one are those that a database can keep."""
 
 RENEWAL_CHECK = 60.0
 """Seconds between two looks at the clock: it may be set, or the machine may have slept."""
@@ -75,6 +80,7 @@ class Agent:
         self._left = Left(home.folder / "left.jsonl")
         self._worker = ThreadPoolExecutor(1, "work")
         self._pause, self._waiting = FIRST_PAUSE, False
+        self._welcomed: float | None = None
         self._calling: set[asyncio.Task[None]] = set()
         self._working: set[asyncio.Task[None]] = set()
         self._client: Client | None = None
@@ -99,6 +105,8 @@ class Agent:
                     if not self._waiting:
                         self._say(f"waiting for the coordinator at {self.home.address}: {error}")
                         self._waiting = True
+                if self._welcomed is not None and time.monotonic() - self._welcomed >= LASTED:
+                    self._pause = FIRST_PAUSE
                 # Agents that lost the same coordinator must not all come back in the same instant.
                 wait = self._pause * random.uniform(0.5, 1.0)  # noqa: S311  # not a secret
                 self._pause = min(self._pause * 2, LONGEST_PAUSE)
@@ -113,6 +121,7 @@ class Agent:
         """One connection, from its handshake to its end; work that is under way outlives it."""
         if self._failure is not None:
             raise self._failure
+        self._welcomed = None
         await self._renew_if_due()
         channel = self._channel()
         async with channel:
@@ -140,7 +149,7 @@ class Agent:
             offers=[
                 described(o.dataset, o.table.rows, o.table.schema(), o.allow) for o in self._offers
             ],
-            pending=[m.Pending(run=run, version=v) for run, v in self._machine.pending],
+            pending=[m.Pending(run=run, version=v) for run, v in self._machine.pending[:PENDING]],
         )
         facts: dict[str, Any] = {
             "offers": [
@@ -156,7 +165,7 @@ class Agent:
         stream = client.stream(ATTEND, hello)
         async with contextlib.aclosing(stream):
             while True:
-                with _coordinators_own(), about(**facts):
+                with coordinators_own(), about(**facts):
                     notice = await anext(stream, None)
                 if notice is None:
                     return
@@ -164,7 +173,7 @@ class Agent:
 
     async def _noticed(self, notice: m.Notice) -> None:
         if notice.HasField("welcome"):
-            self._pause, self._waiting = FIRST_PAUSE, False
+            self._welcomed, self._waiting = time.monotonic(), False
             self._say(f"connected to {notice.welcome.coordinator} at {self.home.address}")
         for said in notice.settled:
             if not said.counted:
@@ -198,8 +207,11 @@ class Agent:
 
     async def _understood(self, work: m.Work) -> Asked:
         """The ask of a notice, with what the notice does not carry."""
+        if max(work.version, work.round, work.attempt) >= COUNTABLE:
+            raise ContributionError("a number of the ask is too large")
         if not self._desk.knows(work.run):
-            said = await self._calls.unary(DESCRIBE, m.Describe(run=work.run))
+            with coordinators_own():
+                said = await self._calls.unary(DESCRIBE, m.Describe(run=work.run))
             self._desk.describe(work.run, said.federation, json.loads(said.setup))
         body = work.tensors or await self._fetch(work.digest, work.size)
         ask = Ask.from_header(json.loads(work.ask), Values(tensors.read(body)))
@@ -272,12 +284,14 @@ class Agent:
             head.data = held.body
         shapes = {name: list(value.shape) for name, value in tensors.read(held.body).items()}
         facts: dict[str, Any] = {"run": held.run, "version": held.version, "round": held.round}
-        with _coordinators_own(), about(**facts, fields=shapes):
+        with coordinators_own(), about(**facts, fields=shapes):
             if small:
                 reply = await self._upload(m.UploadPart(head=head))
             else:
                 reply = await self._upload_large(m.UploadPart(head=head), held.body)
-        if reply is not None and not reply.receipt.accepted:
+        if reply is not None and reply.receipt.accepted:
+            self._pause = FIRST_PAUSE
+        elif reply is not None:
             LOG.warning("answer refused", run=held.run, reason=reply.receipt.reason)
 
     async def _excuse(self, could_not: CouldNot) -> None:
@@ -286,7 +300,7 @@ class Agent:
             run=asked.run, version=asked.ask.version, attempt=asked.attempt, reason=could_not.reason
         )
         facts: dict[str, Any] = {"run": asked.run, "version": asked.ask.version}
-        with _coordinators_own(), about(**facts, round=asked.ask.round, fields="reason"):
+        with coordinators_own(), about(**facts, round=asked.ask.round, fields="reason"):
             await self._upload(m.UploadPart(failure=failure))
 
     async def _upload(self, part: m.UploadPart) -> m.UploadReply | None:
@@ -359,7 +373,8 @@ class Agent:
         key = keys.new_key()
         async with self._channel() as channel:
             client = Client(channel, record=self._left)
-            reply = await client.unary(RENEW, m.RenewRequest(csr=keys.request(key)))
+            with coordinators_own():
+                reply = await client.unary(RENEW, m.RenewRequest(csr=keys.request(key)))
         self.home = replace(
             self.home, key_pem=keys.key_to_pem(key), certificate_pem=reply.certificate
         )
@@ -373,27 +388,3 @@ async def _cancelled(tasks: Iterable[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-@contextlib.contextmanager
-def _coordinators_own() -> Iterator[None]:
-    """An error that the coordinator has with itself: a reason to come back later, not to end."""
-    try:
-        yield
-    except (TrustError, UnreachableError):
-        raise
-    except HansaError as error:
-        raise UnreachableError(f"the coordinator failed: {error.message}") from error
-
-
-def excuse(error: HansaError) -> str:
-    """What the coordinator is told when work could not be done: never a word of the data.
-
-    An error about a table quotes cells, and one about a contribution its values; they are for the
-    owner's own log.
-    """
-    if isinstance(error, ConsentError):
-        return error.message
-    if isinstance(error, ContributionError):
-        return f"its {error.field!r} is not what was declared" if error.field else error.message
-    return "its table cannot be used; the log of the agent there says why"

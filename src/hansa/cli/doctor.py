@@ -17,7 +17,7 @@ from hansa.cli.home import agent_home, coordinator_home, hansa_home
 from hansa.cli.output import Json, Output
 
 PACKAGES = (
-    *("numpy", "pydantic", "cryptography", "grpcio", "protobuf", "safetensors", "blake3"),
+    *("numpy", "pydantic", "cryptography", "grpcio", "protobuf", "blake3"),
     *("duckdb", "SQLAlchemy", "alembic", "structlog", "rich", "cyclopts"),
 )
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")

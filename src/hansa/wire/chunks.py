@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
-from hansa.errors import ContributionError
+from hansa.errors import ContributionError, UnreachableError
 from hansa.files import sync_folder
 from hansa.wire.messages import Chunk
 
@@ -51,6 +51,7 @@ class Receiver:
     def __init__(self, size: int, digest: bytes, path: Path | None = None) -> None:
         self.size = size
         self.offset = 0
+        self._resumed = False
         self._digest = digest
         self._hash: Any = blake3()
         self._path = path
@@ -69,6 +70,7 @@ class Receiver:
         elif found:
             self._hash.update_mmap(part)
             self.offset = found
+            self._resumed = True
 
     def accept(self, chunk: Chunk) -> None:
         """Take the next chunk.
@@ -95,6 +97,8 @@ class Receiver:
         Raises:
             ContributionError: it is shorter than declared (and may be resumed), or its digest is
                 another than declared (and what arrived is thrown away).
+            UnreachableError: the digest is another one, and the beginning had been kept from an
+                earlier transfer: that may have suffered, and all of it must be sent again.
         """
         self.close(sync=True)
         if self.offset != self.size:
@@ -102,6 +106,10 @@ class Receiver:
         if not secrets.compare_digest(self._hash.digest(), self._digest):
             if self._part:
                 self._part.unlink()
+            if self._resumed:
+                raise UnreachableError(
+                    "what was kept of an earlier transfer is damaged; begin anew"
+                )
             raise ContributionError("what arrived is not what was declared: its digest differs")
         if not self._path or not self._part:
             return bytes(self._memory)
@@ -109,11 +117,17 @@ class Receiver:
         sync_folder(self._path.parent)
         return self._path
 
+    def discard(self) -> None:
+        """Let go of the file, and of what arrived."""
+        self.close()
+        if self._part:
+            self._part.unlink(missing_ok=True)
+
     def close(self, *, sync: bool = False) -> None:
         """Let go of the file and keep its part, so that another receiver can go on."""
-        if self._file:
-            self._file.flush()
-            if sync:
-                os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file:
+            with file:
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
