@@ -152,9 +152,9 @@ async def pauses(
         if len(waited) == sessions:
             raise asyncio.CancelledError
 
-    monkeypatch.setattr(agent_service.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(agent_service.random, "uniform", lambda low, high: high)
-    monkeypatch.setattr(agent_service.asyncio, "sleep", sleep)
+    monkeypatch.setattr("hansa.agent.service.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("hansa.agent.service.random.uniform", lambda low, high: high)
+    monkeypatch.setattr("hansa.agent.service.asyncio.sleep", sleep)
     monkeypatch.setattr(agent, "_session", session)
     with pytest.raises(asyncio.CancelledError):
         await agent.run()
