@@ -103,3 +103,15 @@ def test_no_color_and_a_pipe_are_plain(capsys, monkeypatch):
     output.say("well", style="green")
     assert not output.live
     assert capsys.readouterr().out == "well\n"
+
+
+def test_what_a_stranger_chose_moves_no_cursor(capsys):
+    name = "\x1b[2Ja\x9bb\rc\u202ed"
+    out = Output()
+    out.say(name)
+    out.table((name,), [(name,)])
+    out.fail(ContributionError(name, remedy=name))
+    shown = capsys.readouterr()
+    assert not set("\x1b\x9b\r\u202e") & set(shown.out + shown.err)
+    assert shown.out.count("[2Jab cd") == 3
+    assert shown.err.count("[2Jab cd") == 2

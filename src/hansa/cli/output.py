@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hansa.errors import HansaError
+from hansa.text import legible
 
 Json = Annotated[
     bool,
@@ -61,7 +62,7 @@ class Output:
 
         It is never broken: a command or a token must survive being copied from a narrow terminal.
         """
-        self.console.print(Text(text, style=style), highlight=False, soft_wrap=True)
+        self.console.print(Text(legible(text), style=style), highlight=False, soft_wrap=True)
 
     def table(
         self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = ""
@@ -73,9 +74,11 @@ class Output:
         drawn = Table(box=box.SIMPLE_HEAD)
         for position, column in enumerate(columns):
             numeric = bool(rows) and all(_is_number(row[position]) for row in rows)
-            drawn.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+            drawn.add_column(
+                Text(legible(column)), justify="right" if numeric else "left", overflow="fold"
+            )
         for row in rows:
-            drawn.add_row(*(Text(_cell(value)) for value in row))
+            drawn.add_row(*(Text(legible(_cell(value))) for value in row))
         self.console.print(drawn)
 
     def finish(self, document: Mapping[str, Any]) -> None:
@@ -90,7 +93,7 @@ class Output:
         parts = (("error", "bold red", error.said), ("help", "bold cyan", error.remedy))
         for label, style, text in parts:
             if text:
-                line = Text.assemble((label, style), ": ", text)
+                line = Text.assemble((label, style), ": ", legible(text))
                 console.print(line, highlight=False, soft_wrap=True)
         if not Output.finished:
             self.finish({"error": describe(error, kind=kind)})
