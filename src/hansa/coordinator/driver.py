@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
@@ -36,6 +36,8 @@ PAGE = 256
 Key = tuple[str, int, str]
 """A blob: run, version, name."""
 
+Over = Callable[[Collection[tuple[str, int]], Collection[str]], None]
+
 LOG = structlog.get_logger("hansa.coordinator")
 
 
@@ -63,11 +65,18 @@ class Driver:
     Args:
         store: the coordinator's.
         tell: hands a notice to a party, if it listens.
+        over: hears of the exchanges that settled and the runs that ended, before their files go.
     """
 
-    def __init__(self, store: CoordinatorStore, tell: Callable[[str, Notice], None]) -> None:
+    def __init__(
+        self,
+        store: CoordinatorStore,
+        tell: Callable[[str, Notice], None],
+        over: Over = lambda settled, ended: None,
+    ) -> None:
         self.store = store
         self._tell = tell
+        self._over = over
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "store")
         self._bodies: dict[Key, bytes] = {}
@@ -226,6 +235,8 @@ class Driver:
 
     async def _carry_out(self, effects: Effects, done: Iterable[asyncio.Future[None]]) -> None:
         """Commit, and then everything else."""
+        if effects.settled or effects.ended:
+            self._over(effects.settled, effects.ended)
         if effects.changes or effects.blobs:
             await self.read(self._commit, effects)
         self._note_runs(effects)
@@ -240,7 +251,7 @@ class Driver:
             self._tell(party, notice)
         self._set_alarms(effects)
         for run, version, parties in effects.reduce:
-            self._post(await self.read(self._reduce, run, version, parties, self._bodies))
+            self.post(await self.read(self._reduce, run, version, parties, self._bodies))
         if effects.changes:
             async with self._news:
                 self.commits += 1
@@ -283,9 +294,9 @@ class Driver:
         loop = asyncio.get_running_loop()
         for run, version, attempt, seconds in effects.alarms:
             event = DeadlinePassed(run, version, attempt)
-            self._alarms[run, version, attempt] = loop.call_later(seconds, self._post, event)
+            self._alarms[run, version, attempt] = loop.call_later(seconds, self.post, event)
 
-    def _post(self, event: MachineEvent) -> None:
+    def post(self, event: MachineEvent) -> None:
         """Hand over an event whose outcome nobody waits for."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda future: future.cancelled() or future.exception())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +19,11 @@ from hansa.coordinator.store import CoordinatorStore
 from hansa.errors import ContributionError, UnreachableError
 from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
+
+STALE = "stale"
+"""Why an answer is not taken that nobody waits for; the machine says more."""
+
+_BROKEN_OFF = "the upload was broken off; it may be resumed"
 
 SLACK = 1 << 16
 """Bytes that an answer may take beside its arrays: names, shapes, offsets."""
@@ -30,43 +38,115 @@ class Inbox:
 
     def __init__(self, store: CoordinatorStore) -> None:
         self._store = store
-        self._gathering: dict[chunks.Receiver, Path] = {}
+        self._open: dict[Path, Gathering] = {}
 
-    def receiver(self, head: m.Head, party: str) -> chunks.Receiver:
-        """Where the chunks of an answer gather; an earlier call that still sends it is cut off."""
+    @contextlib.contextmanager
+    def gathering(self, head: m.Head, party: str) -> Iterator[Gathering]:
+        """Where the chunks of an answer gather; an earlier call that still sends it is cut off.
+
+        Raises:
+            UnreachableError: if they cannot be kept.
+        """
         path = self._store.spool(head.run, head.version, f"{head.attempt} {party}")
-        for earlier, gathering in list(self._gathering.items()):
-            if gathering == path:
-                del self._gathering[earlier]
-                earlier.close()
-        receiver = chunks.Receiver(head.size, head.digest, path)
-        self._gathering[receiver] = path
-        return receiver
+        if path in self._open:
+            self._open.pop(path).close(_BROKEN_OFF)
+        with _kept():
+            gathering = Gathering(head, path)
+        self._open[path] = gathering
+        try:
+            yield gathering
+        finally:
+            if self._open.get(path) is gathering:
+                del self._open[path]
+            gathering.close(_BROKEN_OFF)
 
-    async def receive(
-        self, receiver: chunks.Receiver, requests: AsyncIterator[m.UploadPart]
-    ) -> tuple[bytes, str]:
+    def settle(self, settled: Collection[tuple[str, int]], ended: Collection[str]) -> None:
+        """Nobody waits any more for answers to these exchanges, nor to those of these runs."""
+        for path, gathering in list(self._open.items()):
+            if gathering.exchange in settled or gathering.exchange[0] in ended:
+                del self._open[path]
+                gathering.close(STALE)
+                with contextlib.suppress(OSError):
+                    gathering.receiver.discard()
+
+
+class Gathering:
+    """The chunks of one large answer, as long as somebody waits for it.
+
+    Args:
+        head: how it began.
+        path: where it gathers.
+    """
+
+    def __init__(self, head: m.Head, path: Path) -> None:
+        self.receiver = chunks.Receiver(head.size, head.digest, path)
+        self.exchange = head.run, head.version
+        self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def close(self, why: str) -> None:
+        """Take no more, and let go of the file."""
+        if not self._closed.done():
+            self._closed.set_result(why)
+        with contextlib.suppress(OSError):
+            self.receiver.close()
+
+    async def receive(self, requests: AsyncIterator[m.UploadPart]) -> tuple[bytes, str]:
         """The body, or why it is not what was declared.
 
         Raises:
-            UnreachableError: if the link breaks before it is whole; it may be resumed.
+            UnreachableError: if the link breaks before it is whole, or it cannot be kept; it may be
+                resumed.
         """
+        receiver = self.receiver
         try:
             while receiver.offset < receiver.size:
-                part = await anext(aiter(requests), None)
-                if part is None or receiver not in self._gathering:
-                    raise UnreachableError("the upload was broken off; it may be resumed")
-                receiver.accept(part.chunk)
-            path = receiver.finish()
-            assert isinstance(path, Path)
-            body = path.read_bytes()
-            path.unlink()
-            return body, ""
+                part = await self._next(requests)
+                if self._closed.done():
+                    break
+                if part is None:
+                    raise UnreachableError(_BROKEN_OFF)
+                with _kept():
+                    receiver.accept(part.chunk)
+            if not self._closed.done():
+                with _kept():
+                    return _read(receiver), ""
         except ContributionError as error:
             return b"", error.said
+        if self._closed.result() == STALE:
+            return b"", STALE
+        raise UnreachableError(self._closed.result())
+
+    async def _next(self, requests: AsyncIterator[m.UploadPart]) -> m.UploadPart | None:
+        """The next part; None if there is none, or nobody waits for it any more."""
+
+        async def coming_part() -> m.UploadPart | None:
+            return await anext(aiter(requests), None)
+
+        coming = asyncio.create_task(coming_part())
+        waits: set[asyncio.Future[Any]] = {coming, self._closed}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            return coming.result() if coming.done() else None
         finally:
-            self._gathering.pop(receiver, None)
-            receiver.close()
+            coming.cancel()
+            await asyncio.wait({coming})
+
+
+def _read(receiver: chunks.Receiver) -> bytes:
+    path = receiver.finish()
+    assert isinstance(path, Path)
+    body = path.read_bytes()
+    path.unlink()
+    return body
+
+
+@contextlib.contextmanager
+def _kept() -> Iterator[None]:
+    """What the disk refuses is no fault of the party's, which may send it again."""
+    try:
+        yield
+    except OSError as error:
+        raise UnreachableError(f"the upload cannot be kept now: {error.strerror}") from error
 
 
 def expected(live: Live | None, head: m.Head, party: str) -> Signal | None:
@@ -97,7 +177,7 @@ def delivered(ticket: object, party: str, head: m.Head, body: bytes, refusal: st
 def too_large(signal: Signal | None, size: int) -> str:
     """Why an answer of so many bytes is not even received; empty if it may be."""
     if signal is None:
-        return "stale"
+        return STALE
     arrays = sum(math.prod(f.shape or ()) * np.dtype(f.dtype).itemsize for f in signal.fields)
     limit = arrays + SLACK
     return f"{size} bytes where at most {limit} were declared" if size > limit else ""
@@ -106,7 +186,7 @@ def too_large(signal: Signal | None, size: int) -> str:
 def refusal(body: bytes, head: m.Head, signal: Signal | None) -> str:
     """Why this answer is not what was declared; empty if it is."""
     if signal is None:
-        return "stale"
+        return STALE
     try:
         if chunks.digest(body) != head.digest:
             raise ContributionError("what arrived is not what was declared: its digest differs")

@@ -125,19 +125,22 @@ class Operators:
         return m.InviteReply(token=token.encode(), expires=moment)
 
     async def parties(self, request: m.PartiesRequest, peer: pki.Identity) -> m.PartiesReply:
-        """All parties, removed ones included."""
-        return m.PartiesReply(
-            parties=[
-                m.PartyLine(
-                    name=name,
-                    state=guest.state,
-                    connected=guest.listening,
-                    certificate_expires=guest.expires,
-                    offers=[described(o.dataset, o.rows, o.columns, o.allow) for o in guest.offers],
-                )
-                for name, guest in sorted(self.driver.machine.guests.items())
-            ]
-        )
+        """All parties, removed ones included; what they offer as far as a message has room, without
+        the columns.
+        """
+        lines, room = [], 3 * chunks.CHUNK
+        for name, guest in sorted(self.driver.machine.guests.items()):
+            offers = [described(o.dataset, o.rows, (), o.allow) for o in guest.offers]
+            room -= sum(offer.ByteSize() + 8 for offer in offers)
+            line = m.PartyLine(
+                name=name,
+                state=guest.state,
+                connected=guest.listening,
+                certificate_expires=guest.expires,
+                offers=offers if room > 0 else [],
+            )
+            lines.append(line)
+        return m.PartiesReply(parties=lines)
 
     async def remove(self, request: m.RemoveRequest, peer: pki.Identity) -> m.RemoveReply:
         """Remove a party: its streams are closed and its certificates refused from now on."""

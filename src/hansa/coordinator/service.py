@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 import structlog
@@ -15,32 +15,30 @@ from hansa.contribution import canonical
 from hansa.coordinator import inbox
 from hansa.coordinator.driver import Driver
 from hansa.coordinator.events import (
-    Connected,
     Delivered,
     Disconnected,
     Failed,
     Joined,
     Notice,
-    Offered,
     RemovedNotice,
     Renewed,
     SettledNotice,
-    Unsettled,
     WorkNotice,
 )
+from hansa.coordinator.hello import connected, speaks
 from hansa.coordinator.home import CoordinatorHome
+from hansa.coordinator.listener import Listener
 from hansa.coordinator.operators import Operators
 from hansa.coordinator.store import CoordinatorStore
 from hansa.crypto import pki
 from hansa.crypto.token import secret_hash
-from hansa.data.table import ColumnSchema
 from hansa.database import Put
 from hansa.errors import ContributionError, HansaError, RunError, TrustError
 from hansa.run import now
+from hansa.text import legible
 from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
 from hansa.wire.channel import serve
-from hansa.wire.rpcs import PROTOCOL
 from hansa.wire.service import handlers
 
 LOG = structlog.get_logger("hansa.coordinator")
@@ -56,8 +54,8 @@ class Coordinator(Operators):
 
     def __init__(self, home: CoordinatorHome, host: str) -> None:
         self.home, self.host, self.address = home, host, ""
-        self.driver = Driver(CoordinatorStore(home.folder), self._tell)
-        self._listeners: dict[str, asyncio.Queue[Notice | None]] = {}
+        self.driver = Driver(CoordinatorStore(home.folder), self._tell, self._close_uploads)
+        self._listeners: dict[str, Listener] = {}
         self._identities: dict[bytes, pki.Identity] = {}
         self._lobby_key = home.lobby.public_key
         self._joining: set[str] = set()
@@ -98,8 +96,8 @@ class Coordinator(Operators):
     async def stop(self) -> None:
         """Close every stream and stop."""
         listeners, self._listeners = self._listeners, {}  # it is this side that leaves, not they
-        for queue in listeners.values():
-            queue.put_nowait(None)
+        for listener in listeners.values():
+            listener.end()
         if self._server is not None:
             await self._server.stop(0.2)
         await self.driver.stop()
@@ -145,7 +143,7 @@ class Coordinator(Operators):
 
     async def join(self, request: m.JoinRequest, peer: pki.Identity) -> m.JoinReply:
         """Exchange a token's secret for a certificate, once."""
-        _speaks(request.protocol)
+        speaks(request.protocol)
         hashed = secret_hash(request.secret).hex()
         row = await self.driver.read(lambda: self.driver.store.row("token", hash=hashed))
         remedy = "Ask the operator for a new token: hansa party invite NAME"
@@ -184,34 +182,31 @@ class Coordinator(Operators):
 
     async def attend(self, request: m.Hello, peer: pki.Identity) -> AsyncIterator[m.Notice]:
         """A party listens; it hears what is to be done until it goes or is removed."""
-        _speaks(request.protocol)
-        queue: asyncio.Queue[Notice | None] = asyncio.Queue()
-        earlier = self._listeners.get(peer.name)
+        event = connected(peer.name, request)
+        listener, earlier = Listener(), self._listeners.get(peer.name)
         if earlier is not None:
-            earlier.put_nowait(None)
-        self._listeners[peer.name] = queue
-        offers = tuple(_offer(offer) for offer in request.offers)
-        event = Connected(peer.name, offers, tuple(_unsettled(request)))
+            earlier.end()
+        self._listeners[peer.name] = listener
         try:
             yield m.Notice(welcome=m.Welcome(coordinator=self.home.name))
             await self.driver.put(event)
             LOG.info(
                 "listening",
                 party=peer.name,
-                version=request.version,
-                offers=[o.dataset for o in offers],
+                version=legible(request.version[:40]),
+                offers=[o.dataset for o in event.offers],
             )
-            while (notice := await queue.get()) is not None:
+            while (notice := await listener.next()) is not None:
                 message = m.Notice()
                 while notice is not None:
                     await self._add(message, notice)
                     full = message.ByteSize() > chunks.CHUNK  # a message has its limit
-                    notice = None if full or queue.empty() else queue.get_nowait()
+                    notice = None if full else listener.more()
                 yield message
                 if message.HasField("removed"):
                     return
         finally:
-            if self._listeners.get(peer.name) is queue:
+            if self._listeners.get(peer.name) is listener:
                 del self._listeners[peer.name]
                 if not self.driver.failed.done():
                     with contextlib.suppress(HansaError):
@@ -259,9 +254,10 @@ class Coordinator(Operators):
                     refusal = inbox.too_large(signal, head.size)
                     body = bytes(head.data)
                     if not refusal and len(body) < head.size:
-                        receiver = self._inbox.receiver(head, peer.name)
-                        yield m.UploadReply(resume=m.Resume(offset=receiver.offset))
-                        body, refusal = await self._inbox.receive(receiver, requests)
+                        with self._inbox.gathering(head, peer.name) as gathering:
+                            resume = m.Resume(offset=gathering.receiver.offset)
+                            yield m.UploadReply(resume=resume)
+                            body, refusal = await gathering.receive(requests)
                     refusal = refusal or inbox.refusal(body, head, signal)
                     event = inbox.delivered(ticket, peer.name, head, body, refusal)
                 case _:
@@ -271,8 +267,14 @@ class Coordinator(Operators):
             yield m.UploadReply(receipt=m.Receipt(accepted=taken, reason=reason))
 
     def _tell(self, party: str, notice: Notice) -> None:
-        if party in self._listeners:
-            self._listeners[party].put_nowait(notice)
+        listener = self._listeners.get(party)
+        if listener is not None and not listener.tell(notice, len(self.driver.machine.runs)):
+            LOG.warning("it does not read what it is told", party=party)
+            del self._listeners[party]
+            self.driver.post(Disconnected(party))
+
+    def _close_uploads(self, settled: Collection[tuple[str, int]], ended: Collection[str]) -> None:
+        self._inbox.settle(settled, ended)
 
     async def _add(self, message: m.Notice, notice: Notice) -> None:
         """Add a notice to the message that brings all there is to say at once."""
@@ -308,25 +310,3 @@ class Coordinator(Operators):
         )
         self._latest = key, work
         return work
-
-
-def _speaks(protocol: int) -> None:
-    if protocol != PROTOCOL:
-        raise TrustError(
-            f"the other side speaks protocol {protocol}, this coordinator {PROTOCOL}",
-            remedy="Use the same version of Hansa on both sides",
-        )
-
-
-def _offer(offer: m.Offer) -> Offered:
-    columns = tuple(
-        ColumnSchema(c.name, "text" if c.type == "text" else "number") for c in offer.columns
-    )
-    return Offered(offer.dataset, offer.rows, columns, tuple(offer.allow))
-
-
-def _unsettled(hello: m.Hello) -> Iterator[Unsettled]:
-    """The answers that a party asks about; a database has limits that the wire has not."""
-    for said in hello.pending[:1000]:
-        if said.version < 1 << 31 and said.run.isprintable():
-            yield Unsettled(said.run, said.version)

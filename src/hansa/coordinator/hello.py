@@ -1,0 +1,81 @@
+"""What a party says when it begins to listen, as far as the coordinator takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hansa.coordinator.events import Connected, Offered, Unsettled
+from hansa.data.table import ColumnSchema
+from hansa.errors import TrustError
+from hansa.text import without_controls
+from hansa.wire import messages as m
+from hansa.wire.rpcs import PROTOCOL
+
+OFFERS, COLUMNS, KINDS = 200, 20_000, 100
+"""Offers of one party, columns of all of them together, and kinds of task that one of them allows."""
+
+LONGEST_NAME = 200
+"""Characters in the name of a data set, a column, or a kind of task."""
+
+PENDING = 1000
+"""Answers that a party may ask about at once."""
+
+
+def speaks(protocol: int) -> None:
+    """Raises TrustError unless the other side speaks this protocol."""
+    if protocol != PROTOCOL:
+        raise TrustError(
+            f"the other side speaks protocol {protocol}, this coordinator {PROTOCOL}",
+            remedy="Use the same version of Hansa on both sides",
+        )
+
+
+def connected(party: str, hello: m.Hello) -> Connected:
+    """The event of a party that begins to listen; nothing in its offers moves a terminal's cursor.
+
+    Raises:
+        TrustError: it speaks another protocol, or offers more than a coordinator keeps. (Of this
+            kind, because to come back with the same offers is of no use.)
+    """
+    speaks(hello.protocol)
+    _at_most(OFFERS, "data sets", len(hello.offers), party)
+    _at_most(COLUMNS, "columns in all", sum(len(o.columns) for o in hello.offers), party)
+    offers = tuple(_offer(offer, party) for offer in hello.offers)
+    pending = tuple(
+        # A database has limits that the wire has not.
+        Unsettled(said.run, said.version)
+        for said in hello.pending[:PENDING]
+        if said.version < 1 << 31 and said.run.isprintable()
+    )
+    return Connected(party, offers, pending)
+
+
+def _offer(offer: m.Offer, party: str) -> Offered:
+    _at_most(KINDS, f"kinds of task on {offer.dataset[:LONGEST_NAME]!r}", len(offer.allow), party)
+    _short((offer.dataset, *offer.allow, *(column.name for column in offer.columns)), party)
+    columns = tuple(
+        ColumnSchema(without_controls(c.name), "text" if c.type == "text" else "number")
+        for c in offer.columns
+    )
+    allow = tuple(map(without_controls, offer.allow))
+    return Offered(without_controls(offer.dataset), offer.rows, columns, allow)
+
+
+def _at_most(most: int, what: str, count: int, party: str) -> None:
+    if count > most:
+        raise TrustError(
+            f"it offers {count} {what}, and a coordinator takes at most {most}",
+            party=party,
+            remedy="Offer fewer, or a table with only the columns that studies need",
+        )
+
+
+def _short(names: Iterable[str], party: str) -> None:
+    long = next((name for name in names if len(name) > LONGEST_NAME), None)
+    if long is not None:
+        raise TrustError(
+            f"a name in its offers has {len(long)} characters, {long[:40]!r}...; at most"
+            f" {LONGEST_NAME} are taken",
+            party=party,
+            remedy="Give the data set or the column a shorter name",
+        )

@@ -1,0 +1,62 @@
+"""A party that listens, and what it is still to be told."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hansa.coordinator.events import Notice, WorkNotice
+
+ASKS = 100
+"""Asks that may wait for a party to read them, beside one of every run under way."""
+
+
+class Listener:
+    """An open Attend, made in the task that serves it.
+
+    A party that does not read blocks its stream for as long as its connection stands, and each ask
+    holds arrays. Whoever leaves too many unread is cut off; when it comes back, it hears what is
+    still open.
+    """
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Notice | None] = asyncio.Queue()
+        self._task = asyncio.current_task()
+        self._asks = 0
+        self._over = False
+
+    def tell(self, notice: Notice, under_way: int) -> bool:
+        """Let the party hear a notice; False if it left too many unread and was cut off.
+
+        Args:
+            notice: what it is to hear.
+            under_way: runs that may have an open ask for it.
+        """
+        if self._over:
+            return True
+        self._asks += isinstance(notice, WorkNotice)
+        if self._asks > ASKS + under_way:
+            self.end()
+            if self._task is not None:
+                self._task.cancel()
+            return False
+        self._queue.put_nowait(notice)
+        return True
+
+    def end(self) -> None:
+        """Let the stream end, without what is still waiting."""
+        self._over = True
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._queue.put_nowait(None)
+
+    async def next(self) -> Notice | None:
+        """The next notice; None when the stream is to end."""
+        return self._taken(await self._queue.get())
+
+    def more(self) -> Notice | None:
+        """The next notice if there is one already."""
+        return None if self._over or self._queue.empty() else self._taken(self._queue.get_nowait())
+
+    def _taken(self, notice: Notice | None) -> Notice | None:
+        self._asks -= isinstance(notice, WorkNotice)
+        return notice

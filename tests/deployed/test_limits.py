@@ -1,0 +1,180 @@
+"""What one party does or leaves undone costs the coordinator, the operator and the others nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hansa as hs
+from hansa.contribution import Ask, Values
+from hansa.coordinator import hello as limits
+from hansa.coordinator.events import WorkNotice
+from hansa.coordinator.listener import ASKS
+from hansa.errors import TrustError, UnreachableError
+from hansa.wire import chunks, tensors
+from hansa.wire import messages as m
+from hansa.wire.rpcs import ATTEND, PARTIES, PROTOCOL, UPLOAD
+
+Study = Callable[..., hs.Federation]
+Tables = dict[str, hs.Table]
+Town = Any
+"""The fixture's class, which lives in a conftest and cannot be imported."""
+Puppets = Callable[..., Any]
+Dial = Callable[..., Any]
+
+MALLORY = "mallory"
+
+
+async def test_a_party_that_does_not_read_is_cut_off_and_may_come_back(
+    town: Town, harvests: Tables, dial: Dial
+) -> None:
+    town_hall = town.running
+    large = np.zeros(100_000)
+    async with dial(await town.join(MALLORY, harvests["bremen"])) as client:
+        call = client._channel.unary_stream(ATTEND.path)(
+            m.Hello(protocol=PROTOCOL).SerializeToString()
+        )
+        await town.until(lambda: MALLORY in town.listening())
+        for version in range(400):
+            ask = Ask("train", version, version, Values({"parameters": large}), ())
+            town_hall._tell(MALLORY, WorkNotice("run", ask, 1, "ab"))
+            if MALLORY not in town_hall._listeners:
+                break
+            if version % 10 == 0:
+                await asyncio.sleep(0.01)
+        assert ASKS <= version < 2 * ASKS
+        await town.until(lambda: MALLORY not in town.listening())
+        call.cancel()
+        again = client.stream(ATTEND, m.Hello(protocol=PROTOCOL))
+        assert (await anext(again)).HasField("welcome")
+        await town.until(lambda: MALLORY in town.listening())
+        await again.aclose()
+
+
+def begun(work: m.Work, body: bytes) -> list[m.UploadPart]:
+    """A large upload that stops in its middle."""
+    head = m.Head(
+        run=work.run,
+        version=work.version,
+        attempt=work.attempt,
+        weight=3.0,
+        size=len(body),
+        digest=chunks.digest(body),
+    )
+    return [m.UploadPart(head=head), m.UploadPart(chunk=m.Chunk(offset=0, data=body[:40]))]
+
+
+BODY = tensors.write({"update": np.array([0.1, 0.2, 0.3])})
+
+
+async def test_an_upload_that_outlives_its_exchange_is_stale_and_leaves_nothing(
+    town: Town, harvests: Tables, study: Study, puppet: Puppets
+) -> None:
+    await town.settle(harvests)
+    federation = study(
+        rounds=1,
+        cohort=hs.All(deadline=1.0),
+        preprocessing=hs.Moments(standardise=False),
+        evaluation=hs.Evaluate(every=0),
+    )
+    async with puppet(town, MALLORY, harvests["bremen"]) as party:
+        run = await town.submit(federation)
+        work = await party.work()
+        async with party.client.bidi(UPLOAD) as call:
+            for part in begun(work, BODY):
+                await call.send(part)
+            assert (await call.receive()).resume.offset == 0
+            reply = await asyncio.wait_for(call.receive(), 10)
+            assert not reply.receipt.accepted
+            assert "waits for answers" in reply.receipt.reason or "stale" in reply.receipt.reason
+        assert (await town.watch(run)).status == "finished"
+    assert not town.running._inbox._open
+    blobs = town.running.driver.store._blobs
+    assert not [path for path in blobs.rglob("*") if path.is_file()]
+
+
+async def test_an_upload_whose_folder_is_gone_is_sent_again_and_costs_nobody_the_round(
+    town: Town, harvests: Tables, study: Study, puppet: Puppets
+) -> None:
+    await town.settle(harvests)
+    federation = study(
+        rounds=1,
+        preprocessing=hs.Moments(standardise=False),
+        evaluation=hs.Evaluate(every=0),
+    )
+    async with puppet(town, MALLORY, harvests["bremen"]) as party:
+        run = await town.submit(federation)
+        work = await party.work()
+        first, part = begun(work, BODY)
+        rest = m.UploadPart(chunk=m.Chunk(offset=40, data=BODY[40:]))
+        async with party.client.bidi(UPLOAD) as call:
+            await call.send(first)
+            await call.receive()
+            shutil.rmtree(town.running.driver.store._blobs / work.run)
+            await call.send(part)
+            await call.send(rest)
+            with pytest.raises(UnreachableError, match="cannot be kept now"):
+                await call.receive()
+        reply = await party.upload(first, part, rest)
+        assert reply is not None
+        assert reply.receipt.accepted
+        ended = await town.watch(run)
+    assert not [event for event in ended.events if event.kind == "refused"]
+
+
+def offer(dataset: str = "tumours", columns: int = 1, column: str = "age") -> m.Offer:
+    listed = [m.Column(name=column, type="number")] * columns
+    return m.Offer(dataset=dataset, rows=3, columns=listed, allow=["linear-regression"])
+
+
+@pytest.mark.parametrize(
+    ("offers", "why"),
+    [
+        ([offer()] * (limits.OFFERS + 1), "201 data sets"),
+        ([offer(columns=10_001)] * 2, "20002 columns in all"),
+        ([offer("x" * 201)], "201 characters"),
+        ([offer(column="x" * 201)], "201 characters"),
+        ([m.Offer(allow=["kind"] * 101)], "101 kinds of task"),
+    ],
+)
+def test_a_hello_that_offers_too_much_is_refused(offers: list[m.Offer], why: str) -> None:
+    with pytest.raises(TrustError, match=why):
+        limits.connected(MALLORY, m.Hello(protocol=PROTOCOL, offers=offers))
+
+
+def test_a_hello_asks_about_so_many_answers_at_most() -> None:
+    pending = [m.Pending(run=f"run {i}", version=i) for i in range(2000)]
+    event = limits.connected(MALLORY, m.Hello(protocol=PROTOCOL, pending=pending))
+    assert [said.run for said in event.pending] == [f"run {i}" for i in range(limits.PENDING)]
+
+
+def test_offered_names_move_no_terminal_and_keep_their_line_breaks() -> None:
+    hello = m.Hello(
+        protocol=PROTOCOL, offers=[offer("\x1b[2Jtum\x9bours", column="age\n(\x07years)")]
+    )
+    (offered,) = limits.connected(MALLORY, hello).offers
+    assert offered.dataset == "[2Jtumours"
+    assert offered.columns[0].name == "age\n(years)"
+
+
+async def test_the_list_of_parties_fits_into_a_message(
+    town: Town, harvests: Tables, dial: Dial
+) -> None:
+    async with dial(await town.join(MALLORY, harvests["bremen"])) as client:
+        wide = [offer("x" * 150 + str(i), columns=100) for i in range(limits.OFFERS)]
+        stream = client.stream(ATTEND, m.Hello(protocol=PROTOCOL, offers=wide))
+        await anext(stream)
+        await town.until(lambda: MALLORY in town.listening())
+        guests = town.running.driver.machine.guests
+        guests.update({f"{MALLORY} {i}": guests[MALLORY] for i in range(200)})
+        async with town.operator() as operator:
+            said = await operator.unary(PARTIES, m.PartiesRequest())
+        await stream.aclose()
+    assert len(said.parties) == 201
+    assert len(said.parties[0].offers) == limits.OFFERS
+    assert not said.parties[0].offers[0].columns
