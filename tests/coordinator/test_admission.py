@@ -69,7 +69,7 @@ def test_a_data_set_that_nobody_offers_is_compared_with_what_is_on_offer() -> No
 def test_parties_with_another_data_set_are_told_how_to_offer_this_one() -> None:
     error = refused({"a": guest("tumours"), "b": guest("lungs")})
     assert "offering something else: b (lungs)" in error.message
-    assert error.remedy == "The others can say `hansa agent start --data tumours=FILE`"
+    assert error.remedy == "The others can say `hansa agent start --data tumours=FILE --allow KIND`"
 
 
 def test_too_few_members_are_to_be_joined_by_more() -> None:

@@ -77,7 +77,7 @@ def _offered(federation: Federation, offers: Sequence[Offer]) -> Offer:
     if offer is None:
         raise ConsentError(
             f"this party offers no data set {federation.dataset!r}",
-            remedy=f"Its owner can say `hansa agent start --data {federation.dataset}=FILE`",
+            remedy=f"Its owner can say `hansa agent start --data {federation.dataset}=FILE --allow KIND`",
         )
     kind = federation.task.kind
     if kind not in offer.allow:

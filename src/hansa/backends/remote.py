@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -128,23 +129,37 @@ async def _checkpoint(client: Client, run: str) -> Progress:
 
 
 def complete(doing: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, whether or not an event loop runs in this thread."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(doing)
+    """Run a coroutine to its end, whether or not an event loop runs in this thread.
+
+    It runs in a thread of its own: a notebook has a loop already, and a Ctrl-C that falls into gRPC's
+    own code can be lost there, or abort the interpreter. Here it falls into a wait, and ends the coroutine.
+    """
     outcome: list[T] = []
     failure: list[BaseException] = []
+    under_way: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]] = []
+
+    async def noted() -> T:
+        task = asyncio.ensure_future(doing)
+        under_way.append((asyncio.get_running_loop(), task))
+        return await task
 
     def elsewhere() -> None:
         try:
-            outcome.append(asyncio.run(doing))
+            outcome.append(asyncio.run(noted()))
         except BaseException as error:
             failure.append(error)
 
     thread = threading.Thread(target=elsewhere, name="hansa")
     thread.start()
-    thread.join()
+    try:
+        while thread.is_alive():
+            thread.join(0.2)  # without a timeout Windows would not let a Ctrl-C in
+    except BaseException:
+        for loop, task in under_way:
+            with contextlib.suppress(RuntimeError):  # it has ended in the meantime
+                loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
     if failure:
         raise failure[0]
     return outcome[0]

@@ -86,7 +86,7 @@ def _shown(out: Output, seed: int, output: Path, keep: bool) -> None:
 
     hospitals = wisconsin.hospitals(seed)
     with ExitStack() as stack:
-        stack.enter_context(interruptible())
+        interrupts = stack.enter_context(interruptible())
         stack.callback(_remove_if_empty, output)
         writable(output, "--output")
         programs = Programs(Path(tempfile.mkdtemp(prefix="hansa-demo-")), leash=not keep)
@@ -98,10 +98,12 @@ def _shown(out: Output, seed: int, output: Path, keep: bool) -> None:
         _up(out, programs, hospitals)
         out.say(f"All four programs are up after {time.monotonic() - began:.1f} s.")
         run = _run(out, programs, federation)
+        interrupts.check()
         results = stack.enter_context(_kept_if_whole(output / run.id))
         _results(results, run, programs, hospitals, study)
         scored = _table(out, federation, hospitals, run)
         left = _left(out, results, hospitals)
+        interrupts.check()
         programs.kept = keep
     document = {
         "run": run.id,

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,9 +39,14 @@ class Programs:
     kept: bool = False
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     ended: list[str] = field(default_factory=list)
+    _starter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "start"))
 
     def start(self, name: str, *words: str) -> None:
         """Start ``hansa WORDS``; its output goes to files named after it."""
+        # In another thread: there no Ctrl-C can fall between a program's start and the note of it.
+        self._starter.submit(self._start, name, words).result()
+
+    def _start(self, name: str, words: tuple[str, ...]) -> None:
         command = [sys.executable, "-m", "hansa", *words, "--json"]
         with (self.folder / f"{name}.json").open("wb") as said, self.log(name).open("wb") as log:
             self.running[name] = subprocess.Popen(  # noqa: S603  # our own words, no shell
@@ -117,6 +123,7 @@ class Programs:
         if self.kept:
             return
         ignore_interrupts()
+        self._starter.shutdown()
         for process in reversed(self.running.values()):
             with suppress(OSError):
                 process.terminate()
@@ -139,20 +146,33 @@ def ignore_interrupts() -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end the demo as Ctrl-C does, with everything cleaned up."""
+class Interrupts:
+    """Whether somebody wanted this process to end."""
 
-    def interrupt(*_: object) -> None:
+    def __init__(self) -> None:
+        self._wanted = False
+
+    def __call__(self, *_: object) -> None:
+        """The handler of a signal."""
+        self._wanted = True
         raise KeyboardInterrupt
 
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if it came where it could not be raised: inside a C library, say."""
+        if self._wanted:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def interruptible() -> Iterator[Interrupts]:
+    """Let SIGTERM and a closed terminal end the demo as Ctrl-C does, with everything cleaned up."""
+    interrupts = Interrupts()
     numbers = [getattr(signal, name) for name in INTERRUPTS if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
     for number in numbers:
-        if number != signal.SIGINT:
-            signal.signal(number, interrupt)
+        signal.signal(number, interrupts)
     try:
-        yield
+        yield interrupts
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -77,7 +77,7 @@ def _too_few(
     elif elsewhere and not ready:
         remedy = did_you_mean(dataset, elsewhere)
     elif others:
-        remedy = f"The others can say `hansa agent start --data {dataset}=FILE`"
+        remedy = f"The others can say `hansa agent start --data {dataset}=FILE --allow KIND`"
     else:
         remedy = "Invite more with `hansa party invite NAME`, or lower the study's minimum"
     who = "1 party that offers" if needed == 1 else f"{needed} parties that offer"
