@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_text
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -225,14 +226,24 @@ def _next(out: Output, results: Path, programs: Programs | None) -> None:
         home = programs.folder / "coordinator"
         pids = " ".join(str(process.pid) for process in programs.running.values())
         out.say("The programs are still running. Try:")
-        out.say(f"  hansa party list --home {home}")
-        out.say(f"  hansa run {results / 'study.toml'} --home {home}")
+        out.say(f"  {_hansa()} party list --home {home}")
+        out.say(f"  {_hansa()} run {results / 'study.toml'} --home {home}")
         out.say(f"Stop them and remove their folder:  kill {pids}; rm -r {programs.folder}")
         return
     rows = results / "north" / "tumours.csv"
     out.say("Next:")
-    out.say(f"  hansa predict {results / 'model.safetensors'} --data {rows}")
-    out.say("  hansa new STUDY, and docs/own-federation.md: the same with your own data")
+    out.say(f"  {_hansa()} predict {results / 'model.safetensors'} --data {rows}")
+    out.say(f"  {_hansa()} new STUDY, and docs/own-federation.md: the same with your own data")
+
+
+def _hansa() -> str:
+    """How this command is typed here: `make demo` does not put it on the path."""
+    script = Path(sys.argv[0])
+    if shutil.which("hansa") or script.stem != "hansa":
+        return "hansa"
+    with suppress(ValueError):
+        return str(script.absolute().relative_to(Path.cwd()))
+    return str(script)
 
 
 @contextmanager
