@@ -15,13 +15,13 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 from pydantic import (
     BaseModel,
     ConfigDict,
-    ModelWrapValidatorHandler,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
+from pydantic.functional_validators import ModelWrapValidatorHandler
 from pydantic_core import PydanticKnownError
 
 from hansa.contribution import Json
