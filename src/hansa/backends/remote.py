@@ -137,6 +137,7 @@ def complete(doing: Coroutine[Any, Any, T]) -> T:
     outcome: list[T] = []
     failure: list[BaseException] = []
     under_way: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]] = []
+    ended = threading.Event()
 
     async def noted() -> T:
         task = asyncio.ensure_future(doing)
@@ -148,17 +149,19 @@ def complete(doing: Coroutine[Any, Any, T]) -> T:
             outcome.append(asyncio.run(noted()))
         except BaseException as error:
             failure.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=elsewhere, name="hansa")
-    thread.start()
+    threading.Thread(target=elsewhere, name="hansa").start()
+    # Not by join(): one that Ctrl-C cuts short in Python 3.11 takes the thread for ended.
     try:
-        while thread.is_alive():
-            thread.join(0.2)  # without a timeout Windows would not let a Ctrl-C in
+        while not ended.wait(0.2):  # without a timeout Windows would not let a Ctrl-C in
+            pass
     except BaseException:
         for loop, task in under_way:
             with contextlib.suppress(RuntimeError):  # it has ended in the meantime
                 loop.call_soon_threadsafe(task.cancel)
-        thread.join()
+        ended.wait()
         raise
     if failure:
         raise failure[0]
