@@ -3,8 +3,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.data import Table, by_column, describe, iid, shares
+from hansa.data import Table, by_column, describe, iid, partition, shares
 from hansa.errors import DataError
+
+DIGITS = np.repeat(np.arange(10), 60)
+"""Ten labels, sixty rows each."""
+WAYS = {
+    "iid": lambda seed: partition.iid_rows(600, 12, seed),
+    "shares": lambda seed: partition.share_rows(600, [0.5, 0.3, 0.2], seed),
+    "quantity": lambda seed: partition.quantity_rows(600, 12, 0.5, seed),
+    "dirichlet": lambda seed: partition.dirichlet_rows(DIGITS, 12, 0.3, seed),
+    "mixture": lambda seed: partition.mixture_rows(DIGITS, 12, 0.3, seed),
+    "shards": lambda seed: partition.shard_rows(DIGITS, 12, 2, seed),
+}
 
 TABLE = Table.of({"x": range(6), "医院": ["乙", "甲", "乙", "丙", "甲", "乙"]})
 
@@ -65,6 +76,127 @@ def test_shares_that_cannot_be_dealt_are_refused(fractions):
 def test_parties_that_cannot_be_dealt_to_are_refused(parties):
     with pytest.raises(DataError):
         iid(TABLE, parties, seed=0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_row_goes_to_one_party_and_the_seed_alone_decides_to_which(way):
+    first, same, other = (WAYS[way](seed) for seed in (1, 1, 2))
+    assert np.sort(np.concatenate(first)).tolist() == list(range(600))
+    assert all((np.diff(part) > 0).all() for part in first)
+    for one, again in zip(first, same, strict=True):
+        np.testing.assert_array_equal(one, again)
+    assert any(a.tolist() != b.tolist() for a, b in zip(first, other, strict=True))
+
+
+def spread(share):
+    """Mean and variance over many seeds of what ``share(seed)`` measures."""
+    drawn = np.array([share(seed) for seed in range(600)])
+    return drawn.mean(), drawn.var()
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 5.0])
+def test_dirichlet_shares_have_the_moments_of_the_distribution(alpha):
+    """Of Dir(alpha, ..., alpha) over n, a share has mean 1/n and variance (n-1) / (n^2 (n alpha + 1))."""
+    one_label = np.zeros(1000)
+    for parties, share in (
+        (2, lambda seed: len(partition.dirichlet_rows(one_label, 2, alpha, seed, 0)[0]) / 1000),
+        (5, lambda seed: len(partition.quantity_rows(1000, 5, alpha, seed, 0)[0]) / 1000),
+    ):
+        mean, variance = spread(share)
+        expected = (parties - 1) / (parties**2 * (parties * alpha + 1))
+        assert mean == pytest.approx(1 / parties, abs=4 * (expected / 600) ** 0.5)
+        assert variance == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 4.0])
+def test_a_mixture_has_the_moments_of_a_dirichlet_around_the_labels_own_shares(alpha):
+    """Of Dir(alpha p), share i has mean p_i and variance p_i (1 - p_i) / (alpha + 1), and the draw adds."""
+    labels = np.repeat([0, 1], [3000, 1000])
+
+    def share(seed):
+        first = partition.mixture_rows(labels, 20, alpha, seed)[0]
+        assert len(first) == 200
+        return labels[first].mean()
+
+    mean, variance = spread(share)
+    between = 0.25 * 0.75 / (alpha + 1)
+    expected = between + (0.25 * 0.75 - between) / 200
+    assert mean == pytest.approx(0.25, abs=4 * (expected / 600) ** 0.5)
+    assert variance == pytest.approx(expected, rel=0.2)
+
+
+@given(st.integers(1, 30), st.integers(0, 5), st.floats(0.001, 1000), st.integers(0, 9))
+def test_every_party_gets_the_minimum_whatever_is_drawn(parties, minimum, alpha, seed):
+    labels = np.arange(150) % 7
+    for parts in (
+        partition.dirichlet_rows(labels, parties, alpha, seed, minimum),
+        partition.quantity_rows(150, parties, alpha, seed, minimum),
+    ):
+        assert min(map(len, parts)) >= minimum
+        assert np.sort(np.concatenate(parts)).tolist() == list(range(150))
+
+
+def test_the_minimum_is_taken_from_the_largest_and_moves_nobody_else():
+    free = partition.quantity_rows(1000, 8, 0.2, 3, 0)
+    filled = partition.quantity_rows(1000, 8, 0.2, 3, 20)
+    before, after = [list(map(len, parts)) for parts in (free, filled)]
+    assert min(before) < 20
+    assert all(n == max(b, 20) or b == max(before) for b, n in zip(before, after, strict=True))
+
+
+def test_two_shards_of_a_digit_each_leave_at_most_two_digits():
+    parts = partition.shard_rows(DIGITS[::-1], 100, 2, seed=0)
+    digits = [set(DIGITS[::-1][part].tolist()) for part in parts]
+    assert {len(part) for part in parts} == {6}
+    assert max(map(len, digits)) == 2
+    assert [len(part) for part in partition.shard_rows(["b", "a", "b"], 1, 3, seed=0)] == [3]
+
+
+def test_a_large_alpha_is_nearly_iid_and_a_small_one_leaves_one_digit():
+    for way in (partition.dirichlet_rows, partition.mixture_rows):
+        even = [np.bincount(DIGITS[part], minlength=10) for part in way(DIGITS, 5, 1e6, 0)]
+        assert np.abs(np.array(even) - 12).max() <= (1 if way is partition.dirichlet_rows else 12)
+        skewed = way(DIGITS, 10, 1e-3, 0)
+        assert np.median([np.bincount(DIGITS[part]).max() / len(part) for part in skewed]) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: partition.dirichlet_rows(DIGITS, 12, 0.0, 0),
+        lambda: partition.mixture_rows(DIGITS, 12, float("nan"), 0),
+        lambda: partition.dirichlet_rows(DIGITS, 601, 0.5, 0),
+        lambda: partition.dirichlet_rows(DIGITS, 100, 0.5, 0, minimum=7),
+        lambda: partition.dirichlet_rows(np.arange(600) / 7, 12, 0.5, 0),
+        lambda: partition.shard_rows(DIGITS, 12, 0, 0),
+        lambda: partition.shard_rows(DIGITS, 301, 2, 0),
+        lambda: partition.quantity_rows(600, 0, 1.0, 0),
+        lambda: partition.iid_rows(3, 4, 0),
+        lambda: partition.deal(TABLE, [np.array([0])], ["a", "b"]),
+        lambda: partition.deal(TABLE, [np.array([0]), np.array([], int)]),
+    ],
+)
+def test_what_cannot_be_dealt_is_refused(wrong):
+    with pytest.raises(DataError):
+        wrong()
+
+
+def test_parts_are_named_by_number_in_order():
+    parts = partition.deal(TABLE, [np.array([i % 6]) for i in range(12)])
+    assert list(parts)[8:10] == ["party-09", "party-10"]
+    assert list(partition.deal(TABLE, [np.array([5])], ["港"])) == ["港"]
+
+
+def test_of_many_parties_the_first_are_listed_and_the_rest_summed_up():
+    parts = {f"p{i}": Table.of({"y": [0] * i + [1]}) for i in range(12)}
+    assert describe(parts, "y").splitlines() == [
+        "party       rows  y=0  y=1",
+        *(f"p{i}{i + 1:>14}{i:>5}    1" for i in range(8)),
+        "... 4 more",
+        "least          1    0    1",
+        "median         6    5    1",
+        "most          12   11    1",
+    ]
 
 
 def test_a_partition_is_described_by_rows_and_labels():

@@ -1,18 +1,29 @@
-"""One table divided among parties, for simulations."""
+"""Rows divided among parties, for simulations.
+
+Every way of dividing works on row numbers first (``..._rows``), so that it serves arrays of any
+size; `deal` makes tables of them. The seed alone decides who gets what.
+"""
 
 from __future__ import annotations
 
+import heapq
 import unicodedata
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from hansa.data.contract import texts
 from hansa.data.table import Table
 from hansa.errors import DataError
 from hansa.keyed import generator
 
+Rows: TypeAlias = NDArray[np.intp]
+"""Numbers of rows from 0, ascending: one party's."""
+
 _FEW = 10
+_LISTED = 8
 
 
 def by_column(table: Table, column: str) -> dict[str, Table]:
@@ -30,7 +41,25 @@ def by_column(table: Table, column: str) -> dict[str, Table]:
                 field=column,
             )
     rest = table.drop(column)
-    return {name: rest.take(np.flatnonzero(names == name)) for name in sorted(set(names))}
+    return {str(name): rest.take(rows) for name, rows in _alike(names)}
+
+
+def deal(table: Table, rows: Sequence[Rows], names: Sequence[str] = ()) -> dict[str, Table]:
+    """The parties' tables; without names they are ``party-1``, ``party-2`` ... of one width.
+
+    Raises:
+        DataError: no party, a name twice, or a party without a row.
+    """
+    width = len(str(len(rows)))
+    names = list(names) or [f"party-{i:0{width}d}" for i in range(1, len(rows) + 1)]
+    if not names or len(set(names)) < len(names) or len(names) != len(rows):
+        raise DataError(f"parties need names, each its own: {names}")
+    empty = [name for name, part in zip(names, rows, strict=True) if not len(part)]
+    if empty:
+        raise DataError(
+            f"no row is left for {empty[0]}", remedy="Name fewer parties, or larger shares"
+        )
+    return {name: table.take(part) for name, part in zip(names, rows, strict=True)}
 
 
 def iid(table: Table, parties: int | Sequence[str], seed: int) -> dict[str, Table]:
@@ -44,13 +73,9 @@ def iid(table: Table, parties: int | Sequence[str], seed: int) -> dict[str, Tabl
     Raises:
         DataError: no party, a name twice, or more parties than rows.
     """
-    if isinstance(parties, int):
-        width = len(str(parties))
-        parties = [f"party-{i:0{width}d}" for i in range(1, parties + 1)]
-    count = len(parties)
-    return _deal(
-        table, parties, [(i * table.rows) // count for i in range(1, count)] if count else [], seed
-    )
+    names = () if isinstance(parties, int) else parties
+    count = parties if isinstance(parties, int) else len(parties)
+    return deal(table, iid_rows(table.rows, count, seed), names)
 
 
 def shares(table: Table, fractions: Mapping[str, float], seed: int) -> dict[str, Table]:
@@ -64,55 +89,240 @@ def shares(table: Table, fractions: Mapping[str, float], seed: int) -> dict[str,
     Raises:
         DataError: a share is not positive, they do not add up to 1, or one is less than a row.
     """
-    given = np.array(list(fractions.values()), dtype=np.float64)
+    return deal(table, share_rows(table.rows, list(fractions.values()), seed), list(fractions))
+
+
+def iid_rows(rows: int, parties: int, seed: int) -> list[Rows]:
+    """``rows`` rows dealt at random into parts of equal size, or one row less.
+
+    Raises:
+        DataError: no party, or more parties than rows.
+    """
+    _enough(rows, parties)
+    return _cut(rows, [(i * rows) // parties for i in range(1, parties)], seed)
+
+
+def share_rows(rows: int, fractions: Sequence[float], seed: int) -> list[Rows]:
+    """``rows`` rows dealt at random in shares that add up to 1.
+
+    Raises:
+        DataError: a share is not positive, or they do not add up to 1.
+    """
+    given = np.array(fractions, dtype=np.float64)
     if not (given > 0).all() or abs(given.sum() - 1.0) > 1e-6:
         raise DataError(
             f"the shares are {', '.join(f'{v:g}' for v in given)}",
             remedy="Each is positive, and together they are 1.",
         )
-    cuts = np.rint(np.cumsum(given)[:-1] * table.rows).astype(int)
-    return _deal(table, list(fractions), cuts.tolist(), seed)
+    cuts = np.rint(np.cumsum(given)[:-1] * rows).astype(int)
+    return _cut(rows, cuts.tolist(), seed)
+
+
+def quantity_rows(rows: int, parties: int, alpha: float, seed: int, minimum: int = 1) -> list[Rows]:
+    """Quantity skew: the parties' shares of the rows are one draw from ``Dir(alpha, ..., alpha)``.
+
+    Li et al. 2021 (arXiv 2102.02079, section 4.3). The smaller ``alpha``, the more unequal the sizes.
+
+    Raises:
+        DataError: ``alpha`` is not positive, or there are too few rows.
+    """
+    _positive("alpha", alpha)
+    _enough(rows, parties, minimum)
+    random = generator(seed, "partition", "quantity")
+    cuts = np.rint(np.cumsum(random.dirichlet(np.full(parties, alpha)))[:-1] * rows).astype(int)
+    return _filled(_cut(rows, cuts.tolist(), seed), minimum, random)
+
+
+def dirichlet_rows(
+    labels: ArrayLike, parties: int, alpha: float, seed: int, minimum: int = 1
+) -> list[Rows]:
+    """Label skew: the parties' shares of each label are one draw from ``Dir(alpha, ..., alpha)``.
+
+    Yurochkin et al. 2019 (arXiv 1905.12022), as Li et al. 2021 (arXiv 2102.02079) do it: a party
+    that has its even share of all rows gets none of the labels to come. Published figures for
+    "Dirichlet(0.5)" mostly mean this. A party below the minimum gets rows of the largest ones.
+
+    Args:
+        labels: of each row, ``[rows]``, of numbers or of text.
+        parties: how many; their sizes differ.
+        alpha: the smaller, the fewer labels a party has; 100 is nearly IID.
+        seed: the study's.
+        minimum: rows that each party has at least.
+
+    Raises:
+        DataError: ``alpha`` is not positive, there are too few rows, or nearly as many labels.
+    """
+    groups, rows = _labelled(labels, parties, alpha, minimum)
+    random = generator(seed, "partition", "dirichlet")
+    taken = np.zeros((parties, len(groups)), dtype=np.intp)
+    for label, group in enumerate(groups):
+        open_ = taken.sum(axis=1) * parties < rows
+        share = random.dirichlet(np.full(parties, alpha)) * open_
+        if not share.sum() > 0:  # a draw may lie wholly with parties that are full
+            share = open_.astype(np.float64)
+        ends = np.rint(np.cumsum(share) / share.sum() * len(group)).astype(np.intp)
+        taken[:, label] = np.diff(ends, prepend=0)
+    return _filled(_dealt(groups, taken, random), minimum, random)
+
+
+def mixture_rows(labels: ArrayLike, parties: int, alpha: float, seed: int) -> list[Rows]:
+    """Label skew at equal sizes: each party draws its own mixture of labels from ``Dir(alpha p)``.
+
+    Hsu et al. 2019 (arXiv 1909.06335, section 3), with ``p`` the labels' shares of all rows, and
+    without replacement: of labels that are used up the later parties get none.
+
+    Args:
+        labels: of each row, ``[rows]``, of numbers or of text.
+        parties: how many; their sizes are equal, or differ by one row.
+        alpha: the smaller, the fewer labels a party has.
+        seed: the study's.
+
+    Raises:
+        DataError: ``alpha`` is not positive, there are too few rows, or nearly as many labels.
+    """
+    groups, rows = _labelled(labels, parties, alpha)
+    random = generator(seed, "partition", "mixture")
+    left = np.array([len(group) for group in groups])
+    concentration = np.maximum(alpha * left / rows, np.finfo(np.float64).tiny)
+    taken = np.zeros((parties, len(groups)), dtype=np.intp)
+    for party in range(parties):
+        missing = (party + 1) * rows // parties - party * rows // parties
+        mixture = random.dirichlet(concentration)
+        while missing:
+            wanted = mixture * (left > 0)
+            if not wanted.sum() > 0:  # nothing of its mixture is left
+                wanted = left.astype(np.float64)
+            got = np.minimum(random.multinomial(missing, wanted / wanted.sum()), left)
+            taken[party] += got
+            left -= got
+            missing -= int(got.sum())
+    return _dealt(groups, taken, random)
+
+
+def shard_rows(labels: ArrayLike, parties: int, per_party: int, seed: int) -> list[Rows]:
+    """Label skew by shards: rows sorted by label, cut into equal shards, ``per_party`` dealt to each.
+
+    McMahan et al. 2017 (arXiv 1602.05629, section 3): two shards leave most parties two digits.
+
+    Raises:
+        DataError: no shard, or more shards than rows.
+    """
+    order = np.argsort(np.unique(np.asarray(labels), return_inverse=True)[1], kind="stable")
+    if per_party < 1:
+        raise DataError(f"{per_party} shards for each party", remedy="Say 1 or more")
+    _enough(len(order), parties, per_party)
+    count = parties * per_party
+    cuts = np.split(order, [(i * len(order)) // count for i in range(1, count)])
+    dealt = generator(seed, "partition", "shards").permutation(count).reshape(parties, per_party)
+    return [np.sort(np.concatenate([cuts[shard] for shard in mine])) for mine in dealt]
 
 
 def describe(parts: Mapping[str, Table], target: str | None = None) -> str:
     """A printable summary, one line a party: rows, and how the target is spread.
 
-    A target with more than ten values over all parties is summed up by its mean.
+    A target with more than ten values over all parties is summed up by its mean. Of more than ten
+    parties the first are listed, then the least, the median and the most of each column.
 
     Raises:
         DataError: a party lacks the target column.
     """
     header = ["party", "rows"]
-    lines = [[name, str(part.rows)] for name, part in parts.items()]
+    columns: list[list[int] | list[float]] = [[part.rows for part in parts.values()]]
     if target is not None:
-        words = {name: texts(part, target) for name, part in parts.items()}
-        values = sorted({word for column in words.values() for word in column if word is not None})
+        words = [texts(part, target) for part in parts.values()]
+        values = sorted({word for of in words for word in of if word is not None})
         if len(values) <= _FEW:
             header += [f"{target}={value}" for value in values]
-            for line in lines:
-                line += [str(int((words[line[0]] == value).sum())) for value in values]
+            columns += [[int((of == value).sum()) for of in words] for value in values]
         elif all(part.kind(target) == "number" for part in parts.values()):
             header.append(f"mean of {target}")
-            for line in lines:
-                line.append(f"{np.nanmean(parts[line[0]].column(target)):.4g}")
+            columns.append([float(np.nanmean(part.column(target))) for part in parts.values()])
         else:
             header.append(f"values of {target}")
-            for line in lines:
-                line.append(str(len({w for w in words[line[0]] if w is not None})))
-    return _aligned([header, *lines])
+            columns.append([len(set(of) - {None}) for of in words])
+    lines = list(zip(parts, *columns, strict=True))
+    if len(lines) > _FEW:
+        ranked = [sorted(column) for column in columns]
+        ends = {"least": 0, "median": (len(lines) - 1) // 2, "most": -1}
+        more = (f"... {len(lines) - _LISTED} more", *[""] * len(columns))
+        summary = [(name, *(column[at] for column in ranked)) for name, at in ends.items()]
+        lines = [*lines[:_LISTED], more, *summary]
+    cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in line] for line in lines]
+    return "\n".join(line.rstrip() for line in _aligned([header, *cells]).splitlines())
 
 
-def _deal(table: Table, names: Sequence[str], cuts: Sequence[int], seed: int) -> dict[str, Table]:
-    if not names or len(set(names)) < len(names):
-        raise DataError(f"parties need names, each its own: {list(names)}")
-    order = generator(seed, "partition").permutation(table.rows)
-    parts = [np.sort(part) for part in np.split(order, cuts)]
-    if any(len(part) == 0 for part in parts):
+def _alike(values: ArrayLike, count: int = 0) -> list[tuple[object, Rows]]:
+    """Each value with its rows; with ``count``, the values are 0, 1 ... up to it, and may have none."""
+    found, place = np.unique(np.asarray(values), return_inverse=True)
+    names, place = (range(count), np.asarray(values)) if count else (found, place)
+    sizes = np.bincount(place, minlength=len(names))
+    parts = np.split(np.argsort(place, kind="stable"), np.cumsum(sizes)[:-1])
+    return list(zip(names, parts, strict=True))
+
+
+def _dealt(
+    groups: Sequence[Rows], taken: NDArray[np.intp], random: np.random.Generator
+) -> list[Rows]:
+    """Each party's rows: of every label as many, at random, as ``taken [parties, labels]`` says."""
+    owners = np.empty(sum(map(len, groups)), dtype=np.intp)
+    for group, counts in zip(groups, taken.T, strict=True):
+        owners[random.permutation(group)] = np.repeat(np.arange(len(taken)), counts)
+    return [rows for _, rows in _alike(owners, len(taken))]
+
+
+def _labelled(
+    labels: ArrayLike, parties: int, alpha: float, minimum: int = 1
+) -> tuple[list[Rows], int]:
+    """The rows of each label, and how many rows there are in all."""
+    _positive("alpha", alpha)
+    groups = [rows for _, rows in _alike(labels)]
+    rows = sum(map(len, groups))
+    _enough(rows, parties, minimum)
+    if len(groups) > max(_FEW, rows // 2):
         raise DataError(
-            f"{table.rows} rows are too few for {len(names)} parties",
-            remedy="Every party gets at least one row: name fewer parties, or larger shares.",
+            f"{len(groups)} different labels on {rows} rows",
+            remedy="Skew the quantity of a target like this one, or deal it out in shards.",
         )
-    return {name: table.take(part) for name, part in zip(names, parts, strict=True)}
+    return groups, rows
+
+
+def _positive(name: str, value: float) -> None:
+    if not 0 < value < np.inf:
+        raise DataError(f"{name} is {value:g}", remedy="It is a number above 0: 0.5, for example")
+
+
+def _enough(rows: int, parties: int, each: int = 1) -> None:
+    if parties < 1:
+        raise DataError(f"{parties} parties", remedy="Say 1 or more")
+    if rows < parties * each:
+        raise DataError(
+            f"{rows} rows are too few for {parties} parties",
+            remedy=f"Every party gets at least {each} of them: name fewer parties",
+        )
+
+
+def _cut(rows: int, cuts: Sequence[int], seed: int) -> list[Rows]:
+    order = generator(seed, "partition").permutation(rows)
+    return [np.sort(part) for part in np.split(order, cuts)]
+
+
+def _filled(parts: list[Rows], minimum: int, random: np.random.Generator) -> list[Rows]:
+    """What the largest parties have too many of goes, row by row, to those below the minimum."""
+    short = [i for i, part in enumerate(parts) if len(part) < minimum]
+    piles = {i: parts[i].tolist() for i in short}
+    largest = [(-len(part), i) for i, part in enumerate(parts)]
+    heapq.heapify(largest)
+    for i in short:
+        while len(piles[i]) < minimum:
+            size, giver = largest[0]
+            if giver not in piles:
+                piles[giver] = random.permutation(parts[giver]).tolist()
+            piles[i].append(piles[giver].pop())
+            heapq.heapreplace(largest, (size + 1, giver))
+    return [
+        np.sort(np.array(piles[i], dtype=np.intp)) if i in piles else part
+        for i, part in enumerate(parts)
+    ]
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
