@@ -156,12 +156,11 @@ def dirichlet_rows(
     random = generator(seed, "partition", "dirichlet")
     taken = np.zeros((parties, len(groups)), dtype=np.intp)
     for label, group in enumerate(groups):
-        open_ = taken.sum(axis=1) * parties < rows
-        share = random.dirichlet(np.full(parties, alpha)) * open_
-        if not share.sum() > 0:  # a draw may lie wholly with parties that are full
-            share = open_.astype(np.float64)
-        ends = np.rint(np.cumsum(share) / share.sum() * len(group)).astype(np.intp)
-        taken[:, label] = np.diff(ends, prepend=0)
+        # Among those with room: what a Dirichlet draw gives to some, scaled to 1, is one itself.
+        room = np.flatnonzero(taken.sum(axis=1) * parties < rows)
+        ends = np.cumsum(random.dirichlet(np.full(len(room), alpha))) * len(group)
+        ends[-1] = len(group)
+        taken[room, label] = np.diff(np.rint(ends).astype(np.intp), prepend=0)
     return _filled(_dealt(groups, taken, random), minimum, random)
 
 
@@ -189,10 +188,11 @@ def mixture_rows(labels: ArrayLike, parties: int, alpha: float, seed: int) -> li
         missing = (party + 1) * rows // parties - party * rows // parties
         mixture = random.dirichlet(concentration)
         while missing:
-            wanted = mixture * (left > 0)
-            if not wanted.sum() > 0:  # nothing of its mixture is left
-                wanted = left.astype(np.float64)
-            got = np.minimum(random.multinomial(missing, wanted / wanted.sum()), left)
+            there = left > 0
+            mixture = mixture * there
+            if not mixture.sum() > 0:  # nothing of its mixture is left
+                mixture[there] = random.dirichlet(concentration[there])
+            got = np.minimum(random.multinomial(missing, mixture / mixture.sum()), left)
             taken[party] += got
             left -= got
             missing -= int(got.sum())
