@@ -12,10 +12,11 @@ import pytest
 import hansa
 
 NAMES = [
-    "All", "ColumnRule", "Contract", "Contribution", "Evaluate", "FedAvg", "FedSGD", "Federation",
-    "Field", "Fixed", "LinearRegression", "Local", "LogisticRegression", "Model", "Moments",
-    "Remote", "Run", "SGD", "SoftmaxRegression", "Stop", "Table", "Task", "aggregation", "errors",
-    "load", "methods", "partition", "read", "wisconsin",
+    "Adagrad", "Adam", "AdamW", "All", "ColumnRule", "Contract", "Contribution", "Evaluate",
+    "FedAvg", "FedSGD", "Federation", "Field", "Fixed", "LinearRegression", "Local",
+    "LogisticRegression", "Model", "Moments", "Remote", "Run", "SGD", "SoftmaxRegression", "Stop",
+    "Table", "Task", "Yogi", "aggregation", "errors", "load", "methods", "partition", "read",
+    "wisconsin",
 ]  # fmt: skip
 
 

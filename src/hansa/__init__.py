@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hansa.data.source import read
     from hansa.data.table import Table
     from hansa.federation import All, Federation, Fixed
-    from hansa.learners.optimizer import SGD
+    from hansa.learners.optimizer import SGD, Adagrad, Adam, AdamW, Yogi
     from hansa.methods.course import Stop
     from hansa.methods.evaluate import Evaluate
     from hansa.methods.fedavg import FedAvg
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Adagrad": "hansa.learners.optimizer",
+    "Adam": "hansa.learners.optimizer",
+    "AdamW": "hansa.learners.optimizer",
     "All": "hansa.federation",
     "ColumnRule": "hansa.data.contract",
     "Contract": "hansa.data.contract",
@@ -56,6 +59,7 @@ _HOMES = {
     "Stop": "hansa.methods.course",
     "Table": "hansa.data.table",
     "Task": "hansa.task",
+    "Yogi": "hansa.learners.optimizer",
     "aggregation": "",
     "errors": "",
     "load": "hansa.study",
@@ -67,6 +71,9 @@ _HOMES = {
 
 __all__ = [
     "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
     "All",
     "ColumnRule",
     "Contract",
@@ -88,6 +95,7 @@ __all__ = [
     "Stop",
     "Table",
     "Task",
+    "Yogi",
     "aggregation",
     "errors",
     "load",

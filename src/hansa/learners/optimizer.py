@@ -15,6 +15,7 @@ from pydantic import Field as Limits
 from pydantic import PlainSerializer, PlainValidator
 
 from hansa.contribution import Array
+from hansa.errors import StudyError
 from hansa.part import Catalogue, Part
 
 BATCH_SIZE = 32
@@ -36,12 +37,15 @@ class FirstOrder(Part):
         batch_size: rows in one step, 32 unless said, or ``"all"``; at a party only.
         moments: what a party does with the optimiser's state when a round ends: it begins the next one
             afresh (``"reset"``, unless said), or remembers it (``"keep"``); at a party only.
+        shuffle: whether rows are shuffled in each epoch, unless said, or taken in the party's own order;
+            at a party only.
     """
 
     lr: Positive
     epochs: Annotated[int, Limits(ge=1, le=10_000)] | None = None
     batch_size: Annotated[int, Limits(ge=1)] | Literal["all"] | None = None
     moments: Literal["reset", "keep"] | None = None
+    shuffle: bool | None = None
 
     @abstractmethod
     def step(
@@ -215,6 +219,19 @@ class Yogi(Adam):
             return step
         next_: Array = before - (before > square) * step + (before < square) * step
         return next_
+
+
+def afresh(local: FirstOrder, why: str) -> None:
+    """Refuse kept moments in a method in which it is not clear whose they would be.
+
+    Raises:
+        StudyError: with the reason.
+    """
+    if local.moments == "keep":
+        raise StudyError(
+            f'method.local.moments is "keep", but {why}',
+            remedy='Leave it out, or write "reset"',
+        )
 
 
 def _mean(before: Array | None, decay: float, value: Array) -> Array:

@@ -1,0 +1,46 @@
+"""Ditto: a model of one's own beside the common one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field as Limits
+
+from hansa.contribution import Array, Values
+from hansa.learners.optimizer import afresh
+from hansa.methods.base import Answer, At, GradientMethod, Stack
+
+
+class Ditto(GradientMethod):
+    """Fair and robust personalisation (Li et al. 2021, arXiv 2012.04221, algorithm 1).
+
+    The common model is FedAvg's. In each round a party also trains a model ``v_i`` of its own, which begins as
+    the first parameters that it receives and never leaves, on ``f_i(v_i) + lam / 2 * |v_i - theta|^2`` around the
+    common parameters ``theta`` that it received: with the same optimiser, on the same batches.
+
+    Args:
+        lam: strength of the pull towards the common model; 0 is training alone.
+    """
+
+    kind: ClassVar[str] = "ditto"
+    personalises: ClassVar[bool] = True
+    memory: ClassVar[tuple[str, ...]] = ("personal",)
+
+    lam: Annotated[float, Limits(ge=0)] = 0.1
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuse kept moments."""
+        super().model_post_init(context)
+        afresh(self.local, "ditto trains two models")
+
+    def work(self, at: At | Stack) -> Answer:
+        """FedAvg's answer, and a round of training of the party's own model."""
+        answer = super().work(at)
+        centre = at.learner.native(at.received["parameters"])
+        own = at.train(self.personal(at), self.local, lambda g, p: g + self.lam * (p - centre))
+        return replace(answer, memory=Values({"personal": own.parameters}))
+
+    def personal(self, at: At | Stack) -> Array:
+        """The party's own model; until it has trained one, the common one."""
+        return at.memory.get("personal", at.received["parameters"])

@@ -1,0 +1,58 @@
+"""FedNova: averaging that does not favour those who take more steps."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hansa.contribution import Array, Ask, Field, Total, Values
+from hansa.errors import StudyError
+from hansa.learners.optimizer import SGD
+from hansa.methods.base import GradientMethod, State
+
+
+class FedNova(GradientMethod):
+    """Normalised averaging (Wang et al. 2020, arXiv 2007.07481, equations 8 and 10).
+
+    A party sends its update divided by its effective number of steps ``|a_i|``, and that number; the server
+    moves by the mean of the first times the mean of the second: ``theta <- theta + (sum p_i |a_i|) *
+    sum p_i (theta_i - theta) / |a_i|``. FedAvg, in which a party with more steps counts for more, converges to
+    the optimum of another objective. ``|a_i|`` is the sum of the weights with which the party's gradients
+    entered its update: ``steps`` for plain SGD, and ``(steps - m (1 - m^steps) / (1 - m)) / (1 - m)`` with
+    momentum ``m``. If all take the same number of steps, it is FedAvg.
+    """
+
+    kind: ClassVar[str] = "fednova"
+    fields: ClassVar[tuple[Field, ...]] = (
+        Field("update", like="parameters"),
+        Field("steps", shape=(1,), low=0.0),
+    )
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuse a local optimiser whose updates are no weighted sums of gradients."""
+        super().model_post_init(context)
+        if not isinstance(self.local, SGD) or self.local.moments == "keep":
+            raise StudyError(
+                "method.local: fednova knows the effective steps of SGD that begins afresh in "
+                "every round, with or without momentum, and of nothing else",
+                remedy='Write local = { optimizer = "sgd", lr = ..., momentum = ... }; adaptive '
+                "steps can be the server's",
+            )
+
+    def effective(self, steps: Any) -> Any:
+        """``|a_i|`` for a number of local steps; elementwise."""
+        m = self.local.momentum if isinstance(self.local, SGD) else 0.0
+        return (steps - m * (1 - m**steps) / (1 - m)) / (1 - m)
+
+    def finish(
+        self, parameters: Array, received: Values, memory: Values, steps: Any
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The update of one effective step, and how many there were."""
+        size = np.atleast_1d(np.asarray(self.effective(steps), dtype=np.float64))
+        update = (parameters - received["parameters"]) / size.astype(parameters.dtype)
+        return {"update": update, "steps": size}, {}
+
+    def apply(self, state: State, ask: Ask, total: Total) -> State:
+        """A step of the server along the mean normalised update, the mean number of steps long."""
+        return state.step(self.server, total.values["steps"] * total.values["update"])

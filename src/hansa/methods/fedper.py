@@ -1,0 +1,115 @@
+"""FedPer: a body that is shared, and a head that never leaves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field as Limits
+
+from hansa.contribution import Array, Ask, Contribution, Total, Values
+from hansa.errors import StudyError, did_you_mean
+from hansa.learners.base import Layout, Learner
+from hansa.methods.base import Answer, At, GradientMethod, Setup, Stack, State
+
+
+class FedPer(GradientMethod):
+    """Personalisation layers (Arivazhagan et al. 2019, arXiv 1912.00818).
+
+    Each party trains the whole model, shared body and own head together. What leaves it covers the body alone;
+    the head is its memory, and begins as that of the federation's first parameters. At the server the head stays
+    as it was: the global model is of use with a head only.
+
+    Args:
+        head: shell patterns over the names of the model's arrays, such as ``"intercept"`` or ``"head.*"``.
+    """
+
+    kind: ClassVar[str] = "fedper"
+    personalises: ClassVar[bool] = True
+    memory: ClassVar[tuple[str, ...]] = ("head",)
+
+    head: Annotated[tuple[str, ...], Limits(min_length=1)]
+
+    def init(self, setup: Setup, learner: Learner) -> State:
+        """Initial parameters, and which of them are the body's.
+
+        Raises:
+            StudyError: if a pattern matches no array of the model, or if nothing is left to share.
+        """
+        state = super().init(setup, learner)
+        body = in_head(self.head, learner.layout)
+        spans = np.flatnonzero(np.diff(np.concatenate([[1], body, [1]]))).reshape(-1, 2)
+        return replace(state, facts={"body": spans.tolist()})
+
+    def ask(self, state: State) -> Ask:
+        """The fields that are like the parameters have the size of the body."""
+        ask = super().ask(state)
+        size = sum(end - begin for begin, end in state.facts["body"])
+        fields = [replace(f, shape=(size,)) if f.like else f for f in ask.fields]
+        return replace(ask, fields=tuple(fields))
+
+    def work(self, at: At | Stack) -> Answer:
+        """Train body and head together from the party's own model."""
+        own = Values({**at.received, "parameters": self.personal(at)})
+        return self.divided(at, super().work(replace(at, received=own)))
+
+    def finish(
+        self, parameters: Array, received: Values, memory: Values, steps: Any
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The update and the trained parameters, as a whole; `divided` keeps what is the head's."""
+        return {"update": parameters - received["parameters"]}, {"head": parameters}
+
+    def divided(self, at: At | Stack, whole: Answer) -> Answer:
+        """Of the update the body's part, of what is remembered the head's."""
+        head = in_head(self.head, at.learner.layout)
+        update = whole.contribution.values["update"][..., ~head]
+        kept = {**whole.memory, "head": whole.memory["head"][..., head]}
+        return Answer(
+            Contribution(Values({"update": update}), whole.contribution.weight), Values(kept)
+        )
+
+    def personal(self, at: At | Stack) -> Array:
+        """The body that was received with the party's own head."""
+        received = at.received["parameters"]
+        if "head" not in at.memory:
+            return received
+        own = at.memory["head"]
+        whole = np.broadcast_to(received, (*own.shape[:-1], received.size)).copy()
+        whole[..., in_head(self.head, at.learner.layout)] = own
+        return whole
+
+    def apply(self, state: State, ask: Ask, total: Total) -> State:
+        """A step of the server; it does not move the head."""
+        update = np.zeros_like(state.values["parameters"])
+        at = 0
+        for begin, end in state.facts["body"]:
+            update[begin:end] = total.values["update"][at : at + end - begin]
+            at += end - begin
+        return state.step(self.server, update)
+
+
+@lru_cache(maxsize=16)
+def in_head(patterns: tuple[str, ...], layout: Layout) -> Array:
+    """Which parameters are the head's, bool ``[d]``.
+
+    Raises:
+        StudyError: if a pattern matches no array of the model, or if all of them are matched.
+    """
+    names = [name for name, _ in layout.leaves]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise StudyError(
+                f"method.head: the model has no array {pattern!r}",
+                remedy=did_you_mean(pattern, names),
+            )
+    chosen = [any(fnmatchcase(name, pattern) for pattern in patterns) for name in names]
+    if all(chosen):
+        raise StudyError(
+            f"method.head: {', '.join(patterns)} is the whole model, and nothing is left to share",
+            remedy=f"Name some of its arrays only: {', '.join(names)}",
+        )
+    return np.repeat(chosen, [math.prod(shape) for _, shape in layout.leaves])

@@ -1,0 +1,27 @@
+"""FedProx: local training that is held to where it started."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field as Limits
+
+from hansa.methods.base import GradientMethod
+
+
+class FedProx(GradientMethod):
+    """FedAvg with a pull towards the global model (Li et al. 2020, arXiv 1812.06127, algorithm 2).
+
+    A party minimises ``f_i(theta) + mu / 2 * |theta - theta_global|^2``: its gradient becomes
+    ``g + mu * (theta - theta_global)``. All else is FedAvg's.
+
+    Args:
+        mu: strength of the pull; 0 is FedAvg.
+    """
+
+    kind: ClassVar[str] = "fedprox"
+    mu: Annotated[float, Limits(ge=0)] = 0.01
+
+    def correct(self, gradient: Any, parameters: Any, received: Any, memory: Any) -> Any:
+        """The gradient with the pull."""
+        return gradient + self.mu * (parameters - received["parameters"])

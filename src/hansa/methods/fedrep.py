@@ -1,0 +1,55 @@
+"""FedRep: own heads and a shared body, trained one after the other."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field as Limits
+
+from hansa.contribution import Contribution, Values
+from hansa.errors import StudyError
+from hansa.learners.optimizer import AdamW, FirstOrder, afresh
+from hansa.methods.base import Answer, At, Stack
+from hansa.methods.fedper import FedPer, in_head
+
+
+class FedRep(FedPer):
+    """A shared representation (Collins et al. 2021, arXiv 2102.07078, algorithm 1).
+
+    As FedPer, in two phases: a party first trains its head on the body that it received, ``head_epochs`` passes
+    over its rows, and then the body under that head, ``local.epochs`` passes. In each phase the gradient of the
+    other part counts as 0.
+
+    Args:
+        head_epochs: passes over a party's rows in the first phase.
+    """
+
+    kind: ClassVar[str] = "fedrep"
+
+    head_epochs: Annotated[int, Limits(ge=1, le=10_000)] = 10
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuse optimisers that would move what a phase holds still, or that a phase would confuse."""
+        super().model_post_init(context)
+        afresh(self.local, "fedrep trains in two phases")
+        if isinstance(self.local, AdamW) and self.local.weight_decay:
+            raise StudyError(
+                "method.local.weight_decay: it would shrink the part that a phase of fedrep holds still",
+                remedy="Set it to 0, or use adam",
+            )
+
+    def work(self, at: At | Stack) -> Answer:
+        """The head, then the body under it."""
+        head = in_head(self.head, at.learner.layout)
+
+        def phase(start: Any, local: FirstOrder, moves: Any) -> Any:
+            moving = at.learner.native(np.asarray(moves, dtype=at.learner.dtype))
+            return at.train(start, local, lambda g, p: g * moving).parameters
+
+        local = self.local.model_copy(update={"epochs": self.head_epochs})
+        mine = phase(self.personal(at), local, head)
+        trained = phase(mine, self.local, ~head)
+        update = {"update": trained - at.received["parameters"]}
+        whole = Answer(Contribution(Values(update), self.weight(at)), Values({"head": mine}))
+        return self.divided(at, whole)

@@ -1,0 +1,99 @@
+"""IFCA: several models, each party with the one that fits it best."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field as Limits
+
+from hansa import keyed
+from hansa.contribution import Array, Ask, Contribution, Field, Total, Values
+from hansa.learners.base import Learner
+from hansa.learners.optimizer import Positive, afresh
+from hansa.methods.base import Answer, At, GradientMethod, Setup, Stack, State
+
+
+class IFCA(GradientMethod):
+    """Iterative federated clustering (Ghosh et al. 2020, arXiv 2006.04088, algorithm 1, model averaging).
+
+    The server sends ``clusters`` models. A party computes the loss of each on its training rows, trains the one
+    of the lowest, and answers with an update for every model: its own for that one, zeros for the others. Each
+    model moves by the weighted mean of those who chose it. The global model is the one that most weight
+    chose in the latest round.
+
+    Where all initial models are equal, as with linear ones, normal noise tells them apart.
+
+    Args:
+        clusters: how many models.
+        spread: standard deviation of that noise.
+    """
+
+    kind: ClassVar[str] = "ifca"
+    personalises: ClassVar[bool] = True
+    fields: ClassVar[tuple[Field, ...]] = (
+        Field("update", like="parameters"),
+        Field("chosen", shape=(1,), low=0.0, high=1.0),
+    )
+
+    clusters: Annotated[int, Limits(ge=2, le=1000)] = 2
+    spread: Positive = 0.1
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuse kept moments."""
+        super().model_post_init(context)
+        afresh(self.local, "a party of ifca may train another model in every round")
+
+    def init(self, setup: Setup, learner: Learner) -> State:
+        """Models that differ, keyed by the seed."""
+        state = super().init(setup, learner)
+        randoms = [keyed.generator(setup.seed, "init", j) for j in range(self.clusters)]
+        models = np.stack([np.asarray(learner.init(r), dtype=np.float64) for r in randoms])
+        if (models == models[0]).all():
+            random = keyed.generator(setup.seed, "init", "spread")
+            models = models + self.spread * random.normal(size=models.shape)
+        return replace(state, values=Values({"parameters": models[0], "models": models}))
+
+    def ask(self, state: State) -> Ask:
+        """An update of every model, and which one it is."""
+        ask, models = super().ask(state), state.values["models"]
+        update, chosen = ask.fields
+        fields = replace(update, shape=(models.size,)), replace(chosen, shape=(len(models),))
+        return replace(ask, fields=fields)
+
+    def work(self, at: At | Stack) -> Answer:
+        """Train the model of the lowest loss."""
+        chosen = self._chosen(at)
+        start = self._of(at, chosen)
+        trained = at.train(start, self.local).parameters
+        update = (trained - start)[..., None, :] * chosen[..., None].astype(trained.dtype)
+        values = {
+            "update": update.reshape(*chosen.shape[:-1], -1),
+            "chosen": chosen.astype(np.float64),
+        }
+        return Answer(Contribution(Values(values), self.weight(at)))
+
+    def personal(self, at: At | Stack) -> Array:
+        """The model of the lowest loss on the party's training rows."""
+        return self._of(at, self._chosen(at))
+
+    def apply(self, state: State, ask: Ask, total: Total) -> State:
+        """A step of every model along the mean of those who chose it."""
+        models, share = state.values["models"], total.values["chosen"]
+        mean = total.values["update"].reshape(models.shape) / np.where(share > 0, share, 1)[:, None]
+        flat = Values({**state.values, "parameters": models.ravel()})
+        after = replace(state, values=flat).step(self.server, mean.ravel())
+        models = after.values["parameters"].reshape(models.shape)
+        kept = {**after.values, "models": models, "parameters": models[share.argmax()]}
+        return replace(after, values=Values(kept))
+
+    def _chosen(self, at: At | Stack) -> Array:
+        """Which model each party chooses, bool ``[*lead, clusters]``."""
+        losses = np.stack([at.loss(model) for model in at.received["models"]], axis=-1)
+        best: Array = losses.argmin(axis=-1)[..., None] == np.arange(self.clusters)
+        return best
+
+    def _of(self, at: At | Stack, chosen: Array) -> Array:
+        models: Array = at.received["models"][chosen.argmax(axis=-1)]
+        return models
