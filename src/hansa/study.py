@@ -25,6 +25,8 @@ TABLES = frozenset(
 )
 MOVED = ("rounds", "stop")
 """Keys of [method] that are the federation's own."""
+PARTS = frozenset({"task", "method", "cohort", "preprocessing", "evaluation", "bundle"})
+"""Fields of a federation that look at the types of their values themselves."""
 STUDY_KEYS = frozenset({"name", "dataset", "seed", "files"})
 IN_FILE = {
     **{f"federation.{key}": f"study.{key}" for key in STUDY_KEYS},
@@ -85,15 +87,24 @@ def from_mapping(body: Mapping[str, Any], folder: Path) -> Federation:
         task, code = _code(body["task"], folder)
         files = [code, *files]
     rest = {name: body[name] for name in TABLES - {"study", "task", "method"} if name in body}
-    for name, part in (("preprocessing", Moments), ("evaluation", Evaluate)):
-        if name in rest:
-            with reading(name):
-                rest[name] = part.model_validate(rest[name])
     bundle = tuple(BundledFile.of(folder, name) for name in files)
+    return build({**study, **moved, "task": task, "method": method, "bundle": bundle, **rest})
+
+
+def build(values: Mapping[str, Any]) -> Federation:
+    """A federation from its fields, each a part or the table of a study file that says it.
+
+    Raises:
+        StudyError: with the place in a study file.
+    """
+    values = dict(values)
+    for name, part in (("preprocessing", Moments), ("evaluation", Evaluate)):
+        if isinstance(values.get(name), Mapping):
+            with reading(name):
+                values[name] = part.model_validate(values[name])
     try:
-        plain: dict[str, Any] = {k: rest[k] for k in ("aggregation", "contract") if k in rest}
-        require_kinds(Federation, {**study, **moved, **plain}, "federation")
-        return Federation(**study, **moved, task=task, method=method, bundle=bundle, **rest)
+        require_kinds(Federation, {k: v for k, v in values.items() if k not in PARTS}, "federation")
+        return Federation(**values)
     except StudyError as error:
         error.message = re.sub(r"\bfederation\.\w+", _place_in_file, error.message, count=1)
         raise

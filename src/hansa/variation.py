@@ -1,0 +1,159 @@
+"""The same study with other values, as ``--set method.rounds=5`` and ``--sweep lr=0.01,0.1`` ask for it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import Any
+
+from pydantic import BaseModel
+
+from hansa.aggregation.stage import STAGES
+from hansa.errors import StudyError, did_you_mean
+from hansa.federation import COHORTS, Federation
+from hansa.learners.optimizer import OPTIMIZERS
+from hansa.methods.base import METHODS
+from hansa.methods.course import Stop
+from hansa.part import Catalogue
+from hansa.study import IN_FILE, build
+from hansa.task import TASKS
+
+PREFERRED = "method.local."
+"""Where a short key is looked for first: ``lr`` is what the parties train with."""
+
+_AT: Mapping[str, Catalogue[Any]] = {"task": TASKS, "method": METHODS, "cohort": COHORTS}
+_CATALOGUES: tuple[Catalogue[Any], ...] = (*_AT.values(), STAGES, OPTIMIZERS)
+
+
+def vary(federation: Federation, changes: Mapping[str, Any]) -> Federation:
+    """The federation, had its study said this: the same hash as if the file did.
+
+    Args:
+        federation: what is changed.
+        changes: keys of a study file, dotted (``method.local.lr``, ``aggregation.stages.0.norm``),
+            or the end of one (``rounds``), with the new values. Of several keys with that end the
+            one in ``method.local`` is meant.
+
+    Raises:
+        StudyError: with the place in a study file, and the nearest known key.
+    """
+    values = {name: getattr(federation, name) for name in federation.model_fields_set}
+    for key, value in changes.items():
+        place = _resolve(key, set(_known(federation, values)))
+        *tables, last = IN_FEDERATION.get(place, place).split(".")
+        _enter(values, tables)[last] = value
+    return build(values)
+
+
+def grid(sweeps: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """Every combination of the values of all keys; the last key turns fastest."""
+    return [dict(zip(sweeps, row, strict=True)) for row in product(*sweeps.values())]
+
+
+def read_value(text: str) -> Any:
+    """A value as TOML writes it; what is no TOML is text that lacks its quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def read_values(text: str) -> list[Any]:
+    """Several values, with commas between them."""
+    try:
+        return list(tomllib.loads(f"values = [{text}]")["values"])
+    except tomllib.TOMLDecodeError:
+        return [read_value(word.strip()) for word in text.split(",")]
+
+
+IN_FEDERATION = {file: place.removeprefix("federation.") for place, file in IN_FILE.items()} | {
+    f"method.stop.{name}": f"stop.{name}" for name in Stop.model_fields
+}
+
+
+def _resolve(key: str, known: set[str]) -> str:
+    if key in known or key.startswith("contract.columns."):
+        return key
+    found = sorted(k for k in known if k.endswith(f".{key}"))
+    found = [k for k in found if k.startswith(PREFERRED)] or found
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise StudyError(f"{key} may be {' or '.join(found)}", remedy="Write it in full")
+    last = key.rpartition(".")[2]
+    for table, catalogue in _AT.items():
+        for kind in catalogue:
+            if last in catalogue.find(kind).model_fields:
+                said = f'{table}.{last} belongs to {table}.kind = "{kind}"'
+                raise StudyError(f"unknown key {key}", remedy=said)
+    near = did_you_mean(key, {*known, *(k.rpartition(".")[2] for k in known)})
+    raise StudyError(f"unknown key {key}", remedy=near if near[:3] == "Did" else "")
+
+
+def _known(federation: Federation, values: Mapping[str, Any]) -> Iterator[str]:
+    """The keys that a study file may have: those of the federation, and of a kind that was changed."""
+    places = {place: file for file, place in IN_FEDERATION.items()}
+    yield from (places.get(key, key) for key in _keys(federation) if key != "bundle")
+    yield from (f"method.stop.{name}" for name in Stop.model_fields)
+    for name, catalogue in _AT.items():
+        if isinstance(values.get(name), dict) and values[name].get("kind") in set(catalogue):
+            yield from (f"{name}.{key}" for key in _keys(catalogue.find(values[name]["kind"])))
+
+
+def _keys(part: BaseModel | type[BaseModel]) -> Iterator[str]:
+    """The keys of the table that says a part, and of the tables in it."""
+    if tag := _tag(part):
+        yield tag
+    for name, field in _class(part).model_fields.items():
+        value = getattr(part, name) if isinstance(part, BaseModel) else field.get_default()
+        yield name
+        numbered = enumerate(value) if isinstance(value, tuple) else ()
+        inside = {name: value, **{f"{name}.{i}": one for i, one in numbered}}
+        for place, one in inside.items():
+            if isinstance(one, BaseModel):
+                yield from (f"{place}.{key}" for key in _keys(one))
+
+
+def _enter(values: dict[str, Any], path: list[str]) -> Any:
+    """The table at the end of a path, each on the way opened: a part becomes the table that says it."""
+    table: Any = values
+    model: type[BaseModel] | None = Federation
+    for name in path:
+        key: Any = name
+        if isinstance(table, list):
+            if not name.isdecimal() or int(name) >= len(table):
+                raise StudyError(f"{'.'.join(path)}: there are {len(table)} of these")
+            key = int(name)
+        if isinstance(table, list) or key in table:
+            value = table[key]
+        else:
+            field = model.model_fields.get(name) if model else None
+            value = field.get_default(call_default_factory=True) if field else None
+        table[key] = _opened(value)
+        table = table[key]
+        kind = table.get("kind") if isinstance(table, dict) else None
+        model = _AT[name].find(kind) if name in _AT and kind in set(_AT[name]) else type(value)
+        model = model if issubclass(model, BaseModel) else None
+    return table
+
+
+def _opened(value: object) -> Any:
+    if isinstance(value, BaseModel):
+        tag = _tag(value)
+        said = {name: getattr(value, name) for name in value.model_fields_set}
+        return {tag: getattr(value, "kind", ""), **said} if tag else said
+    if isinstance(value, tuple | list):
+        return list(value)
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _tag(part: BaseModel | type[BaseModel]) -> str:
+    """Under which key a table names the kind of such a part; empty if it has only one kind."""
+    cls: Any = _class(part)
+    tags = [c.tag for c in _CATALOGUES if issubclass(cls, c.base) and cls.kind in set(c)]
+    return tags[0] if tags else ""
+
+
+def _class(part: BaseModel | type[BaseModel]) -> type[BaseModel]:
+    return type(part) if isinstance(part, BaseModel) else part
