@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
@@ -25,8 +25,13 @@ Array: TypeAlias = NDArray[Any]
 Json: TypeAlias = Any
 """A JSON value. A recursive alias would ask for casts wherever a list or dict is built."""
 
+Dtype = Literal["float64", "float32", "uint8", "uint16", "uint32", "int8", "int32"]
+
 WEIGHT_LIMIT = float(2**40)
 """No party has more examples than this; a larger weight is absurd and is refused."""
+
+VALUE_LIMIT = float(2**900)
+"""Nor a larger value: no sum of as many of them, times their weights, overflows."""
 
 
 class Algebra(StrEnum):
@@ -103,7 +108,7 @@ class Field:
         name: how methods call it.
         like: ``"parameters"`` if its shape is the model's; `Field.bind` then fills in ``shape``.
         shape: its shape, once known.
-        dtype: ``"float64"`` or ``"float32"``.
+        dtype: ``"float64"`` or ``"float32"``, or an integer type if a codec made it.
         algebra: how the parties' values become one.
         low, high: the declared range of every entry; the contribution is refused outside it.
         secrecy: ``"party"`` if one party's value says something about its data (nearly always),
@@ -113,16 +118,16 @@ class Field:
     name: str
     like: Literal["", "parameters"] = ""
     shape: tuple[int, ...] | None = None
-    dtype: Literal["float64", "float32"] = "float64"
+    dtype: Dtype = "float64"
     algebra: Algebra = Algebra.MEAN
     low: float = -math.inf
     high: float = math.inf
     secrecy: Literal["party", "public"] = "party"
 
-    def bind(self, size: int) -> Field:
-        """The field with its shape known, for a model of ``size`` parameters."""
+    def bind(self, size: int, dtype: Dtype = "float64") -> Field:
+        """The field with its shape known, for a model of ``size`` parameters of that type."""
         if self.like == "parameters":
-            return replace(self, shape=(size,))
+            return replace(self, shape=self.shape or (size,), dtype=dtype)
         if self.shape is None:
             raise StudyError(
                 f"field {self.name!r} has neither a shape nor likeness",
@@ -165,6 +170,48 @@ class Contribution:
 
     values: Values
     weight: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Contributions:
+    """What several parties answer to one ask: a stack.
+
+    Args:
+        parties: their names.
+        values: one array ``[parties, *shape]`` for every declared field.
+        weights: what each counts for, float64 ``[parties]``.
+    """
+
+    parties: tuple[str, ...]
+    values: Values
+    weights: Array
+
+    @classmethod
+    def of(cls, party: str, contribution: Contribution) -> Contributions:
+        """A stack of one, without a copy."""
+        values = Values({name: value[None] for name, value in contribution.values.items()})
+        return cls((party,), values, np.asarray([contribution.weight], dtype=np.float64))
+
+    @classmethod
+    def none(cls) -> Contributions:
+        """Of nobody."""
+        return cls((), Values(), np.empty(0))
+
+    def one(self, position: int) -> Contribution:
+        """One party's, without a copy."""
+        values = Values({name: value[position] for name, value in self.values.items()})
+        return Contribution(values, float(self.weights[position]))
+
+    def take(self, positions: Sequence[int]) -> Contributions:
+        """Those of the parties at these positions."""
+        chosen = np.asarray(positions, dtype=np.intp)
+        values = Values({name: value[chosen] for name, value in self.values.items()})
+        parties = tuple(self.parties[i] for i in positions)
+        return Contributions(parties, values, self.weights[chosen])
+
+    def holding(self, values: Mapping[str, Array]) -> Contributions:
+        """The same parties and weights with other values."""
+        return replace(self, values=Values(values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,7 +330,7 @@ def check(contribution: Contribution, fields: tuple[Field, ...]) -> None:
 
     Raises:
         ContributionError: with the field and the reason: missing or extra field, another shape
-            (broadcastable ones too), another dtype, NaN or infinity, outside the declared range,
+            (broadcastable ones too), another dtype, NaN, infinity or an absurd value, outside the range,
             a weight that is zero, negative, not finite or absurd.
     """
     names = {declared.name for declared in fields}
@@ -310,7 +357,10 @@ def _check_array(array: Array, declared: Field) -> None:
         raise ContributionError(
             f"dtype {array.dtype} where {declared.dtype} was declared", field=declared.name
         )
-    if not np.isfinite(array).all():
+    largest = max(array.max(initial=0), -array.min(initial=0))
+    if not largest <= VALUE_LIMIT:
+        if np.isfinite(array).all():
+            raise ContributionError(f"the value {largest:g} is absurd", field=declared.name)
         bad = "NaN" if np.isnan(array).any() else "an infinity"
         raise ContributionError(f"there is {bad} in it", field=declared.name)
     if array.size and (array.min() < declared.low or array.max() > declared.high):

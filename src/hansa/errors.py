@@ -66,6 +66,11 @@ class HansaError(Exception):
         where = ", ".join(part for part in place if part)
         return f"{where}: {self.message}" if where else self.message
 
+    @property
+    def reason(self) -> str:
+        """What is wrong with a party's contribution, where the party and the round stand beside it."""
+        return f"field {self.field!r}: {self.message}" if self.field else self.message
+
     def _unsaid(self, name: str) -> bool:
         """Whether a name is there, and the message does not say it itself."""
         return bool(name) and repr(name) not in self.message

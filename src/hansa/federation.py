@@ -46,7 +46,7 @@ class All(Part):
 
     def draw(self, setup: Setup, round: int) -> tuple[str, ...]:
         """The cohort of a round, in roster order."""
-        return setup.parties
+        return tuple(setup.parties)
 
 
 class Fixed(All):
@@ -215,20 +215,24 @@ class Federation(BaseModel):
                 remedy=f"Use a built-in task kind ({', '.join(BUILT_IN)}), or `hansa simulate`",
             )
 
-    def resolve(self, offers: Mapping[str, Sequence[ColumnSchema]]) -> Setup:
+    def resolve(
+        self, offers: Mapping[str, Sequence[ColumnSchema]], roster: Sequence[str] | None = None
+    ) -> Setup:
         """Who takes part with which feature columns.
 
         Args:
             offers: each party's name with the columns of its table.
+            roster: the parties, where one offer stands for all of them.
 
         Raises:
             StudyError: if there are fewer parties than the study or its cohort needs.
             DataError: naming the party whose columns do not fit, and which columns it has.
         """
         parties = tuple(sorted(offers))
-        if len(parties) < self.cohort.minimum:
+        roster = parties if roster is None else roster
+        if len(roster) < self.cohort.minimum:
             raise StudyError(
-                f"{len(parties)} {'party offers' if len(parties) == 1 else 'parties offer'} "
+                f"{len(roster)} {'party offers' if len(parties) == 1 else 'parties offer'} "
                 f"{self.dataset!r} ({', '.join(parties) or 'none'}), "
                 f"and the study needs {self.cohort.minimum}",
                 remedy="Invite more parties, or lower cohort.minimum",
@@ -249,9 +253,12 @@ class Federation(BaseModel):
             for column, rule in sorted(self.contract.columns.items())
             if rule.type == "category" and column in chosen[first]
         }
-        numbers = tuple(column for column in chosen[first] if column not in categories)
+        arrays = {
+            c.name: c.shape for c in offers[first] if c.type == "array" and c.name in chosen[first]
+        }
+        numbers = tuple(c for c in chosen[first] if c not in categories and c not in arrays)
         self._only_numbers(offers, numbers)
-        setup = Setup(parties, numbers, categories, self.seed)
+        setup = Setup(roster, numbers, categories, self.seed, arrays)
         self.cohort.draw(setup, 1)  # refuses a cohort that the roster cannot fill
         return setup
 

@@ -8,9 +8,13 @@ same numbers, on whichever machine and in whatever order; nobody who needs a sec
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from json.encoder import encode_basestring
+from typing import Any
 
 import numpy as np
 from blake3 import blake3
+from numpy.typing import NDArray
 
 
 def key(seed: int, *purpose: str | int) -> bytes:
@@ -31,3 +35,33 @@ def generator(seed: int, *purpose: str | int) -> np.random.Generator:
     return np.random.Generator(
         np.random.Philox(key=int.from_bytes(key(seed, *purpose)[:16], "little"))
     )
+
+
+def keys(seed: int, *purpose: str | int, parties: Sequence[str]) -> NDArray[np.uint64]:
+    """64 bits for each party, ``[k]``: the beginning of ``key(seed, *purpose, party)``."""
+    begin = json.dumps([seed, *purpose], ensure_ascii=False)[:-1].encode() + b", "
+    names = (encode_basestring(party).encode() for party in parties)
+    digests = (blake3(begin + name + b"]").digest(8) for name in names)
+    return np.frombuffer(b"".join(digests), dtype="<u8")
+
+
+def bits(keys: NDArray[np.uint64], count: int, skip: int = 0) -> NDArray[np.uint64]:
+    """The next ``count`` numbers of 64 bits of each key, ``[*keys.shape, count]``, after ``skip`` others.
+
+    SplitMix64 (Steele, Lea and Flood 2014) with the key as its state: a party's numbers do not depend
+    on whose are drawn beside them, and a whole stack is drawn at once.
+    """
+    steps = np.arange(skip + 1, skip + count + 1, dtype=np.uint64)
+    z = keys[..., None] + steps * np.uint64(0x9E3779B97F4A7C15)
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    drawn: NDArray[np.uint64] = z
+    return drawn
+
+
+def order(key: np.uint64, rows: int, number: int = 0) -> NDArray[Any]:
+    """A permutation of ``rows``, the one with this number under the key: where the sorted bits came from."""
+    return np.argsort(bits(np.asarray(key), rows, skip=number * rows), kind="stable")

@@ -1,17 +1,21 @@
-"""A party at work: the one way in which an ask becomes an answer, in simulation and beside real data."""
+"""Parties at work: the one way in which an ask becomes answers, in simulation and beside real data."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from hansa import keyed
-from hansa.contribution import Array, Ask, Values
+from hansa.contribution import Array, Ask, Contribution, Contributions, Values
+from hansa.data.population import Population
 from hansa.data.preprocessing import Encoding
 from hansa.data.table import Table
 from hansa.errors import HansaError
-from hansa.methods.base import Answer, At
+from hansa.methods.base import Answer, At, Stack, no_row
 from hansa.methods.course import Course
 
 
@@ -55,27 +59,31 @@ class Party:
         if evaluate.split is not None:
             held = np.asarray([value == "test" for value in table.column(evaluate.split)])
             return table.take(np.flatnonzero(~held)), table.take(np.flatnonzero(held))
-        random = keyed.generator(self.course.setup.seed, "holdout", self.name)
-        order = random.permutation(table.rows)
-        held_out = round(evaluate.holdout * table.rows)
-        return table.take(np.sort(order[held_out:])), table.take(np.sort(order[:held_out]))
+        kept, held = _held_out(self.course, self.name, table.rows)
+        return (table if kept is None else table.take(kept)), table.take(held)
+
+    def rows(self, encoding: Encoding) -> tuple[Array, Array]:
+        """Features and labels to learn from.
+
+        Raises:
+            ContributionError: if there are none.
+        """
+        if not self.split[0].rows:
+            raise no_row(self.name)
+        return self._encode(self.split[0], False, encoding)
+
+    def tested(self, ask: Ask) -> Contribution:
+        """The tallies of the global model on all rows of the table: the central evaluation."""
+        every_row = replace(self._at(ask, Values()), test_rows=self.table)
+        return self.course.work(ask, every_row).contribution
 
     def _at(self, ask: Ask, memory: Values) -> At:
-        setup = self.course.setup
-        encoding = setup.encoding
-        if "encoding.mean" in ask.send:
-            mean, scale = ask.send["encoding.mean"], ask.send["encoding.scale"]
-            encoding = Encoding(setup.numbers, mean, scale, setup.categories)
+        encoding = _encoding(self.course, ask)
         train, test = self.split
         return At(
-            party=self.name,
-            round=ask.round,
-            seed=setup.seed,
-            task=self.course.task,
-            setup=setup,
-            learner=self.course.learner,
-            received=ask.send,
+            **_told(self.course, ask),
             memory=memory,
+            party=self.name,
             train_rows=train,
             test_rows=test,
             encode=lambda rows: self._encode(rows, rows is test, encoding),
@@ -87,5 +95,181 @@ class Party:
         if key not in self._matrices:
             if len(self._matrices) > 2:
                 self._matrices.clear()
-            self._matrices[key] = encoding.matrix(rows), self.course.task.labels(rows)
+            self._matrices[key] = _encoded(self.course, encoding, rows)
         return self._matrices[key]
+
+
+class Crowd:
+    """The simulated parties of a run, and what stacks of them need.
+
+    Args:
+        parties: each one's table; a `Population` encodes its shared table once.
+        course: the run's.
+    """
+
+    def __init__(self, parties: Mapping[str, Table], course: Course) -> None:
+        self._tables, self.course = parties, course
+        self._parties: dict[str, Party] = {}
+        self._shared: tuple[bytes, tuple[Array, Array]] = (b"", (np.empty(0), np.empty(0)))
+
+    def party(self, name: str) -> Party:
+        """One of them; of a population it is made anew each time."""
+        if isinstance(self._tables, Population):
+            return Party(name, self._tables[name], self.course)
+        if name not in self._parties:
+            self._parties[name] = Party(name, self._tables[name], self.course)
+        return self._parties[name]
+
+    def rows(self, name: str, encoding: Encoding) -> tuple[Array, Array]:
+        """Features and labels that a party learns from.
+
+        Raises:
+            ContributionError: if there are none.
+        """
+        if not isinstance(self._tables, Population) or self.course.evaluate.split is not None:
+            return self.party(name).rows(encoding)
+        x, y = self._shared[1]
+        own = self._tables.range(name)
+        x, y = x[own], y[own]
+        kept, _ = _held_out(self.course, name, len(y))
+        if kept is not None:
+            x, y = x[kept], y[kept]
+        if not len(y):
+            raise no_row(name)
+        return x, y
+
+    def prepare(self, ask: Ask) -> None:
+        """Encode what is shared, before parties are stacked for this ask."""
+        if isinstance(self._tables, Population) and self.course.evaluate.split is None:
+            encoding = _encoding(self.course, ask)
+            key = encoding.mean.tobytes() + encoding.scale.tobytes() + b"."
+            if key != self._shared[0]:
+                self._shared = (key, _encoded(self.course, encoding, self._tables.table))
+
+    def one(self, ask: Ask, name: str, memory: Values) -> Outcome:
+        """One party's answer."""
+        try:
+            answer = self.party(name).answer(ask, memory)
+        except HansaError as error:
+            return Outcome(excluded={name: error.reason})
+        stack = Contributions.of(name, answer.contribution)
+        opened, excluded = self.course.open(ask, stack)
+        kept = {name: answer.memory} if answer.memory and not excluded else {}
+        return Outcome(opened, kept, excluded, stack.values.nbytes)
+
+    def stack(self, ask: Ask, names: Sequence[str], memory: Mapping[str, Values]) -> Outcome:
+        """The answers of parties whose work is done at once; those that remember alike make a stack."""
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for name in names:
+            alike.setdefault(tuple(sorted(memory.get(name, ()))), []).append(name)
+        if len(alike) > 1:
+            return _together(names, [self.stack(ask, few, memory) for few in alike.values()])
+        encoding, excluded = _encoding(self.course, ask), dict[str, str]()
+        rows: dict[str, tuple[Array, Array]] = {}
+        for name in names:
+            try:
+                rows[name] = self.rows(name, encoding)
+            except HansaError as error:
+                excluded[name] = error.reason
+        if not rows:
+            return Outcome(excluded=excluded)
+        longest_first = tuple(sorted(rows, key=lambda name: -len(rows[name][1])))
+        at = Stack(
+            **_told(self.course, ask),
+            memory=_stacked([memory.get(name, Values()) for name in longest_first]),
+            parties=longest_first,
+            data=[rows[name] for name in longest_first],
+        )
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                answer = self.course.work(ask, at)
+        except HansaError as error:  # of all of them, as when memory runs out
+            return Outcome(excluded={**excluded, **dict.fromkeys(rows, error.reason)})
+        excluded |= {longest_first[i]: error.reason for i, error in at.failed.items()}
+        contribution = answer.contribution
+        whole = Contributions(longest_first, contribution.values, np.asarray(contribution.weight))
+        places = {name: i for i, name in enumerate(longest_first) if i not in at.failed}
+        stack = whole.take([places[name] for name in names if name in places])  # roster order
+        leaving = stack.values.nbytes
+        opened, refused = self.course.open(ask, stack)
+        kept: dict[str, Values] = {}
+        if answer.memory:
+            for name in opened.parties:
+                mine = {n: value[places[name]] for n, value in answer.memory.items()}
+                kept[name] = Values(mine)
+        return Outcome(opened, kept, excluded | refused, leaving)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of asking some parties.
+
+    Args:
+        counted: their contributions, unpacked, in roster order.
+        memory: what each of them proposes to remember.
+        excluded: who is not counted, and why.
+        leaving: bytes that left the parties.
+    """
+
+    counted: Contributions = field(default_factory=Contributions.none)
+    memory: Mapping[str, Values] = field(default_factory=dict)
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    leaving: int = 0
+
+
+def _told(course: Course, ask: Ask) -> dict[str, Any]:
+    """What every party's work is told."""
+    return {
+        "round": ask.round,
+        "seed": course.setup.seed,
+        "task": course.task,
+        "setup": course.setup,
+        "learner": course.learner,
+        "received": ask.send,
+    }
+
+
+def _encoding(course: Course, ask: Ask) -> Encoding:
+    if "encoding.mean" in ask.send:
+        return course.setup.scaled(ask.send["encoding.mean"], ask.send["encoding.scale"])
+    return course.setup.encoding
+
+
+def _encoded(course: Course, encoding: Encoding, rows: Table) -> tuple[Array, Array]:
+    x, y = encoding.features(rows), course.task.labels(rows)
+    if course.task.flat:
+        x = x.reshape(len(x), encoding.width)
+    wanted = course.learner.takes(x.dtype)
+    return (x.astype(wanted) if x.dtype.kind == "f" and x.dtype != wanted else x), y
+
+
+def _held_out(course: Course, name: str, rows: int) -> tuple[Array | None, Array]:
+    """Numbers of a party's rows to learn from, None for all of them, and of those held out."""
+    evaluate = course.evaluate
+    held_out = 0 if evaluate.central else round(evaluate.holdout * rows)
+    if not held_out:
+        return None, np.empty(0, np.intp)
+    order = keyed.generator(course.setup.seed, "holdout", name).permutation(rows)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def _stacked(memories: Sequence[Values]) -> Values:
+    """What parties that remember alike remember, ``[k, ...]``."""
+    return Values({name: np.stack([one[name] for one in memories]) for name in memories[0]})
+
+
+def _together(names: Sequence[str], outcomes: Sequence[Outcome]) -> Outcome:
+    """Several stacks' outcomes as one, in roster order."""
+    some = [one.counted for one in outcomes if one.counted.parties]
+    memory, excluded = dict[str, Values](), dict[str, str]()
+    for one in outcomes:
+        memory |= one.memory
+        excluded |= one.excluded
+    counted = Contributions.none()
+    if some:
+        values = {n: np.concatenate([one.values[n] for one in some]) for n in some[0].values}
+        parties = tuple(name for one in some for name in one.parties)
+        whole = Contributions(parties, Values(values), np.concatenate([s.weights for s in some]))
+        places = {name: place for place, name in enumerate(parties)}
+        counted = whole.take([places[name] for name in names if name in places])
+    return Outcome(counted, memory, excluded, sum(one.leaving for one in outcomes))

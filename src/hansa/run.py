@@ -14,6 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
+import numpy as np
+
+from hansa import keyed
 from hansa.contribution import Array, Arrival, Ask, Json, Values, canonical
 from hansa.data.source import write_parquet
 from hansa.errors import HansaError, RunError, StoreError, UsageError
@@ -87,10 +90,17 @@ class Exchange(Protocol):
 
 def draw(federation: Federation, course: Course, ask: Ask) -> Ask:
     """The ask with its cohort: drawn for training rounds, everybody for sums."""
-    parties = course.setup.parties
+    setup, evaluation = course.setup, federation.evaluation
     if ask.work == "train":
-        parties = federation.cohort.draw(course.setup, ask.round)
-    return replace(ask, parties=parties)
+        return replace(ask, parties=federation.cohort.draw(setup, ask.round))
+    if ask.work == "evaluate" and evaluation.central:
+        return ask  # whoever simulates has the rows
+    if ask.work == "evaluate" and evaluation.sample:
+        random = keyed.generator(setup.seed, "evaluated", ask.round)
+        size = min(evaluation.sample, len(setup.parties))
+        chosen = random.choice(len(setup.parties), size=size, replace=False)
+        return replace(ask, parties=tuple(setup.parties[i] for i in np.sort(chosen)))
+    return replace(ask, parties=tuple(setup.parties))
 
 
 def enough(federation: Federation, arrival: Arrival) -> None:

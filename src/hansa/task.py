@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field as Limits
@@ -34,6 +34,9 @@ class Task(Part):
         target: the column that is predicted.
         features: the columns it is predicted from; shell patterns, ``"*"`` for all but the target.
     """
+
+    flat: ClassVar[bool] = True
+    """Whether the model sees a row as a vector; else an array column keeps its shape."""
 
     target: Annotated[str, Limits(min_length=1)]
     features: Annotated[tuple[str, ...], Limits(min_length=1)] = ("*",)
@@ -112,6 +115,7 @@ def _sum(name: str, *shape: int, high: float = float(2**40)) -> Field:
 
 class _Glm(Task):
     l2: Annotated[float, Limits(ge=0)] = 0.0
+    precision: Literal["float64", "float32"] = "float64"
 
     def _numbers(self, table: Table) -> Array:
         """The target column as numbers, without a gap."""
@@ -143,7 +147,7 @@ class LinearRegression(_Glm):
 
     def learner(self, width: int) -> Learner:
         """`hansa.learners.glm.Linear`."""
-        return Linear(width, l2=self.l2)
+        return Linear(width, l2=self.l2, dtype=self.precision)
 
     def labels(self, table: Table) -> Array:
         """The target column."""
@@ -194,7 +198,7 @@ class LogisticRegression(_Glm):
 
     def learner(self, width: int) -> Learner:
         """`hansa.learners.glm.Logistic`."""
-        return Logistic(width, l2=self.l2)
+        return Logistic(width, l2=self.l2, dtype=self.precision)
 
     def labels(self, table: Table) -> Array:
         """1 for the positive class, else 0."""
@@ -256,10 +260,14 @@ class SoftmaxRegression(_Glm):
 
     def learner(self, width: int) -> Learner:
         """`hansa.learners.glm.Softmax`."""
-        return Softmax(width, outputs=max(len(self.classes), 2), l2=self.l2)
+        return Softmax(width, max(len(self.classes), 2), self.l2, self.precision)
 
     def labels(self, table: Table) -> Array:
         """The index of each row's class."""
+        if table.kind(self.target) == "array" and self.classes == tuple(range(len(self.classes))):
+            given = table.column(self.target)
+            self._refuse((given < 0) | (given >= len(self.classes)), f"is none of {self.classes}")
+            return given.astype(np.intp, copy=False)
         if table.kind(self.target) == "text":
             names = {str(label): i for i, label in enumerate(self.classes)}
             found = [names.get(value, -1) for value in table.column(self.target)]

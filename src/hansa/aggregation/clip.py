@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, ClassVar
 
+import numpy as np
 from pydantic import Field as Limits
 
-from hansa.aggregation.signal import Signal, joint_norm
+from hansa.aggregation.signal import Signal, joint_norms
 from hansa.aggregation.stage import Aggregation, Context, Stage
-from hansa.contribution import Contribution, Values
+from hansa.contribution import Contributions, Values
 from hansa.errors import PipelineError
 
 
@@ -32,10 +33,10 @@ class Clip(Stage):
                 "clip works on single contributions, and only their sum exists here",
                 remedy="Put clip before the stage that sums",
             )
-        if signal.domain != "real":
+        if signal.domain != "real" or signal.travel is not None:
             raise PipelineError(
-                "clip works on real numbers, and these are integers already",
-                remedy="Put clip before the stage that rounds",
+                "clip works on real numbers, and these are packed already",
+                remedy="Put clip before the stage that rounds or packs",
             )
         if not signal.vectors:
             raise PipelineError(
@@ -45,16 +46,21 @@ class Clip(Stage):
         return replace(signal, norm=min(self.norm, signal.norm))
 
     def encode(
-        self, contribution: Contribution, announced: Values, memory: Values, context: Context
-    ) -> tuple[Contribution, Values]:
-        """Scale the parameter-like fields by one factor."""
-        values = contribution.values
+        self, stack: Contributions, announced: Values, memory: Values, context: Context
+    ) -> tuple[Contributions, Values]:
+        """Scale each party's parameter-like fields by one factor."""
         names = context.signal.vectors
-        size = joint_norm([values[name] for name in names])
-        if size <= self.norm:
-            return contribution, memory
-        scaled = {name: values[name] * (self.norm / size) for name in names}
-        return replace(contribution, values=Values({**values, **scaled})), memory
+        norms = joint_norms([stack.values[name] for name in names])
+        over = np.flatnonzero(norms > self.norm)
+        if not len(over):
+            return stack, memory
+        values = dict(stack.values)
+        for name in names:
+            scaled = values[name].copy()
+            for i in over:  # row by row: few are over, or all of them, and either is one pass
+                scaled[i] *= scaled.dtype.type(self.norm / norms[i])
+            values[name] = scaled
+        return stack.holding(values), memory
 
 
 def clip(norm: float) -> Aggregation:

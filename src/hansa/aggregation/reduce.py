@@ -6,31 +6,65 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hansa.contribution import Algebra, Array, Contribution, Field, Total, Values, check
+from hansa.contribution import Algebra, Array, Contribution, Dtype, Field, Total, Values, check
 from hansa.errors import ContributionError
 
+BLOCK = 16
+"""Parties in one block: a block is summed party by party, and then the blocks, both in roster order. The
+tree fixes the bits, whoever sums which block."""
 
-class Reduction:
-    """A running sum over contributions that are added in roster order.
+_CHUNK = 1 << 15  # numbers of a large field that are added at once: they stay in the cache
 
-    The order fixes the bits; the memory is one float64 copy of the fields, whatever the number of
-    parties (a gathered field excepted).
+
+class Block:
+    """The sums of up to `BLOCK` parties that stand next to each other in the roster.
 
     Args:
         fields: what every contribution holds.
     """
 
     def __init__(self, fields: Sequence[Field]) -> None:
-        self._fields = tuple(fields)
-        self._sums = {
-            f.name: np.zeros(f.shape or ()) for f in fields if f.algebra is not Algebra.GATHER
-        }
-        self._gathered: dict[str, list[Array]] = {
-            f.name: [] for f in fields if f.algebra is Algebra.GATHER
-        }
+        self.parties: list[str] = []
+        self.weight = 0.0
+        self.gathered: dict[str, list[Array]] = {}
+        self.sums: dict[str, Array] = {}
         self._means = {f.name for f in fields if f.algebra is Algebra.MEAN}
-        self._parties: list[str] = []
-        self._weight = 0.0
+        for field in fields:
+            if field.algebra is Algebra.GATHER:
+                self.gathered[field.name] = []
+            else:
+                self.sums[field.name] = np.zeros(field.shape or ())
+
+    def add(self, party: str, contribution: Contribution) -> None:
+        """Count one party, whose contribution was checked."""
+        for name, total in self.sums.items():
+            value = contribution.values[name].reshape(-1)
+            flat = total.reshape(-1)  # a view: it is contiguous
+            weight = np.float64(contribution.weight if name in self._means else 1.0)
+            for at in range(0, value.size, _CHUNK):
+                flat[at : at + _CHUNK] += weight * value[at : at + _CHUNK]
+        for name, gathered in self.gathered.items():
+            gathered.append(contribution.values[name])
+        self.parties.append(party)
+        self.weight += contribution.weight
+
+
+class Reduction:
+    """A running sum over contributions that are added in roster order.
+
+    The order and `BLOCK` fix the bits; the memory is two float64 copies of the fields, whatever the number
+    of parties (a gathered field excepted).
+
+    Args:
+        fields: what every contribution holds.
+        asked: who was asked, in roster order; it says which block a party belongs to.
+    """
+
+    def __init__(self, fields: Sequence[Field], asked: Sequence[str]) -> None:
+        self._fields = tuple(fields)
+        self._places = {party: place for place, party in enumerate(asked)}
+        self._sum = Block(fields)
+        self._open, self._number = Block(fields), 0
 
     def add(self, party: str, contribution: Contribution) -> None:
         """Count one party.
@@ -39,22 +73,27 @@ class Reduction:
             ContributionError: if it is not what was declared; the sums are then as before.
         """
         check(contribution, self._fields)
-        sums = {name: self._sum(name, contribution) for name in self._sums}
-        self._sums.update(sums)
-        for name, gathered in self._gathered.items():
-            gathered.append(contribution.values[name])
-        self._parties.append(party)
-        self._weight += contribution.weight
+        number = self._places[party] // BLOCK
+        if number != self._number:
+            self._close()
+            self._number = number
+        self._open.add(party, contribution)
 
-    def _sum(self, name: str, contribution: Contribution) -> Array:
-        """What the sum of a field becomes; finite values may still add up to an infinity."""
-        value = contribution.values[name].astype(np.float64)
-        with np.errstate(over="ignore"):
-            term = contribution.weight * value if name in self._means else value
-            total: Array = self._sums[name] + term
-        if not np.isfinite(total).all():
-            raise ContributionError("with it the sum overflows", field=name)
-        return total
+    def merge(self, block: Block) -> None:
+        """Count a whole block, checked and summed elsewhere."""
+        mine = self._sum
+        if not block.parties:
+            return
+        for name, total in block.sums.items():
+            mine.sums[name] = mine.sums[name] + total if mine.parties else total
+        for name, gathered in block.gathered.items():
+            mine.gathered[name].extend(gathered)
+        mine.parties.extend(block.parties)
+        mine.weight += block.weight
+
+    def _close(self) -> None:
+        self.merge(self._open)
+        self._open = Block(self._fields)
 
     def total(self, population: int) -> Total:
         """The aggregate of those added; without a value if there is none.
@@ -62,17 +101,19 @@ class Reduction:
         Args:
             population: how many parties take part in the run.
         """
-        if not self._parties:
+        self._close()
+        summed = self._sum
+        if not summed.parties:
             return Total(Values(), (), population, 0.0)
         values: dict[str, Array] = {}
         for field in self._fields:
             if field.algebra is Algebra.GATHER:
-                values[field.name] = np.stack(self._gathered[field.name])
+                values[field.name] = np.stack(summed.gathered[field.name])
             elif field.algebra is Algebra.MEAN:
-                values[field.name] = self._sums[field.name] / self._weight
+                values[field.name] = summed.sums[field.name] / summed.weight
             else:
-                values[field.name] = self._sums[field.name]
-        return Total(Values(values), tuple(self._parties), population, self._weight)
+                values[field.name] = summed.sums[field.name]
+        return Total(Values(values), tuple(summed.parties), population, summed.weight)
 
 
 def weighted_mean(
@@ -94,9 +135,12 @@ def weighted_mean(
         raise ContributionError(f"{len(models)} models and {len(weights)} weights")
     if not models:
         raise ContributionError("no model was given")
-    fields = tuple(Field(name, shape=np.shape(value)) for name, value in models[0].items())
-    reduction = Reduction(fields)
+    single = all(np.asarray(value).dtype == np.float32 for value in models[0].values())
+    dtype: Dtype = "float32" if single else "float64"
+    fields = tuple(Field(n, shape=np.shape(value), dtype=dtype) for n, value in models[0].items())
+    names = [str(i) for i in range(len(models))]
+    reduction = Reduction(fields, names)
     for i, (model, weight) in enumerate(zip(models, weights, strict=True)):
-        values = Values({name: np.asarray(v, dtype=np.float64) for name, v in model.items()})
-        reduction.add(str(i), Contribution(values, float(weight)))
+        values = Values({name: np.asarray(v, dtype=dtype) for name, v in model.items()})
+        reduction.add(names[i], Contribution(values, float(weight)))
     return dict(reduction.total(len(models)).values)

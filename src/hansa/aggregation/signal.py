@@ -9,16 +9,26 @@ from typing import Literal
 
 import numpy as np
 
-from hansa.contribution import Array, Contribution, Field, check
+from hansa.contribution import WEIGHT_LIMIT, Array, Contribution, Contributions, Field, check
 from hansa.errors import ContributionError
 
 
-def joint_norm(arrays: Sequence[Array]) -> float:
-    """The L2 norm of all entries together, without overflow: scaled by the largest one first."""
-    largest = max((float(np.abs(array).max(initial=0.0)) for array in arrays), default=0.0)
-    if largest == 0.0:
-        return 0.0
-    return largest * math.sqrt(sum(float(np.square(array / largest).sum()) for array in arrays))
+def joint_norms(arrays: Sequence[Array]) -> Array:
+    """The L2 norms ``[k]`` of all entries of each party together, in float64 and without overflow.
+
+    Args:
+        arrays: each ``[k, ...]``.
+    """
+    flat = [array.reshape(len(array), -1).astype(np.float64) for array in arrays]
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        squares = sum(np.vecdot(rows, rows) for rows in flat)
+    norms: Array = np.sqrt(np.asarray(squares))
+    for i in np.flatnonzero(~((norms > 1e-140) & (norms < 1e140))):  # squares left the range
+        largest = max(float(np.abs(rows[i]).max(initial=0.0)) for rows in flat)
+        if largest and math.isfinite(largest):
+            total = sum(float(np.square(rows[i] / largest).sum()) for rows in flat)
+            norms[i] = largest * math.sqrt(total)
+    return norms
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class Signal:
         weights: ``"examples"`` if a party's weight depends on its data, ``"equal"`` if it is public.
         linear: whether the aggregate is still a linear function of the contributions.
         noise: standard deviation of the noise already in the parameter-like fields.
+        travel: what travels in place of the fields once a codec has packed them; see `wire`.
     """
 
     fields: tuple[Field, ...]
@@ -42,22 +53,68 @@ class Signal:
     weights: Literal["examples", "equal"] = "examples"
     linear: bool = True
     noise: float = 0.0
+    travel: tuple[Field, ...] | None = None
+
+    @property
+    def wire(self) -> tuple[Field, ...]:
+        """The fields in the form in which they travel."""
+        return self.fields if self.travel is None else self.travel
 
     def check(self, contribution: Contribution) -> None:
-        """Refuse a contribution that breaks what its party's stages promise.
+        """Refuse what arrives, or is about to leave, if it breaks what its party's stages promise.
 
         Raises:
             ContributionError: if it is not what was declared, if its joint norm is above the bound, or if
                 its weight is not 1 where all count the same.
         """
-        check(contribution, self.fields)
+        check(contribution, self.wire)
         if self.weights == "equal" and contribution.weight != 1:
             raise ContributionError(
                 f"the weight is {contribution.weight:g} where all count the same"
             )
+        if self.travel is None:
+            self._check_norm(contribution)
+
+    def check_opened(self, contribution: Contribution) -> None:
+        """The same for what a codec has unpacked.
+
+        Raises:
+            ContributionError: as `check`.
+        """
+        check(contribution, self.fields)
+        self._check_norm(contribution)
+
+    def faults(self, stack: Contributions, opened: bool = False) -> dict[int, ContributionError]:
+        """What `check`, or `check_opened`, would refuse, by position in the stack; most of a stack is found
+        to be fine at once.
+        """
+        fields = self.fields if opened else self.wire
+        fine = np.full(len(stack.parties), set(stack.values) == {f.name for f in fields})
+        fine &= (stack.weights == 1) if self.weights == "equal" else True
+        fine &= (stack.weights > 0) & (stack.weights <= WEIGHT_LIMIT)
+        for declared in fields if fine.any() else ():
+            fine &= _surely_fine(stack.values[declared.name], declared)
+        if math.isfinite(self.norm) and (opened or self.travel is None) and fine.any():
+            norms = joint_norms([stack.values[name] for name in self.vectors])
+            fine &= norms <= self.norm * (1 + self._rounding)
+        faults = {}
+        for position in np.flatnonzero(~fine).tolist():
+            try:
+                (self.check_opened if opened else self.check)(stack.one(position))
+            except ContributionError as error:
+                faults[position] = error
+        return faults
+
+    @property
+    def _rounding(self) -> float:
+        """A party's rounding is not ours."""
+        single = any(f.dtype == "float32" for f in self.fields if f.like == "parameters")
+        return 1e-6 if single else 1e-9
+
+    def _check_norm(self, contribution: Contribution) -> None:
         if math.isfinite(self.norm):
-            size = joint_norm([contribution.values[name] for name in self.vectors])
-            if size > self.norm * (1 + 1e-9):  # the party's rounding is not ours
+            size = joint_norms([contribution.values[name][None] for name in self.vectors])[0]
+            if size > self.norm * (1 + self._rounding):
                 raise ContributionError(
                     f"the norm is {size:g} where at most {self.norm:g} is allowed"
                 )
@@ -66,3 +123,21 @@ class Signal:
     def vectors(self) -> tuple[str, ...]:
         """Names of the parameter-like fields, which stages treat jointly."""
         return tuple(field.name for field in self.fields if field.like == "parameters")
+
+
+def _surely_fine(values: Array, declared: Field) -> Array | bool:
+    """Which of a stack's values, ``[k, *shape]``, need no closer look."""
+    if values.shape[1:] != declared.shape or values.dtype != declared.dtype:
+        return False
+    if not values.size:
+        return True
+    flat = values.reshape(len(values), -1)
+    fine: Array | bool = True
+    if values.dtype.kind == "f":  # a NaN, an infinity, or a huge entry makes the square no number
+        with np.errstate(over="ignore", invalid="ignore"):
+            fine = np.isfinite(np.vecdot(flat, flat))
+    if math.isfinite(declared.low):
+        fine = fine & (flat.min(axis=1) >= declared.low)
+    if math.isfinite(declared.high):
+        fine = fine & (flat.max(axis=1) <= declared.high)
+    return fine

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
 
 from hansa.aggregation.signal import Signal
-from hansa.contribution import Contribution, Total, Values
+from hansa.contribution import Algebra, Array, Contributions, Total, Values
+from hansa.errors import PipelineError
 from hansa.part import Catalogue, Part
 
 
@@ -21,21 +24,24 @@ class Context:
         seed: the run's seed.
         round: number of the training round.
         version: number of the exchange.
-        party: who encodes; empty at the coordinator.
+        parties: whose contributions are encoded or opened; empty after the sum.
         signal: what the stage was bound to.
+        bound: what it made of that.
     """
 
     seed: int
     round: int
     version: int
-    party: str
+    parties: tuple[str, ...]
     signal: Signal
+    bound: Signal
 
 
 class Stage(Part):
-    """One typed step, forward at the party and back at the coordinator.
+    """One typed step, forward at the parties and back at the coordinator.
 
-    A stage overrides what it needs; one that overrides nothing changes nothing.
+    A stage overrides what it needs; one that overrides nothing changes nothing. At the parties it sees
+    stacks ``[k, *shape]``; a party that works alone is a stack of one.
     """
 
     def bind(self, signal: Signal) -> Signal:
@@ -51,14 +57,66 @@ class Stage(Part):
         return Values()
 
     def encode(
-        self, contribution: Contribution, announced: Values, memory: Values, context: Context
-    ) -> tuple[Contribution, Values]:
-        """At the party: the contribution for the next stage, and the party's next memory."""
-        return contribution, memory
+        self, stack: Contributions, announced: Values, memory: Values, context: Context
+    ) -> tuple[Contributions, Values]:
+        """At the parties: the contributions for the next stage, and the parties' next memory, ``[k, ...]``."""
+        return stack, memory
+
+    def open(self, stack: Contributions, announced: Values, context: Context) -> Contributions:
+        """At the coordinator, party by party and before the sum: the inverse of a codec's `encode`."""
+        return stack
 
     def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
         """At the coordinator: the total for the stage before, and the stage's next state."""
         return total, state
+
+
+class Reducer(Stage):
+    """Robust aggregation in place of the weighted mean; every party counts the same."""
+
+    def bind(self, signal: Signal) -> Signal:
+        """Single contributions in; they are gathered, and no longer summed.
+
+        Raises:
+            PipelineError: where only sums exist, or nothing is left to reduce.
+        """
+        if signal.view != "party" or not signal.linear:
+            raise PipelineError(
+                f"{self.kind} works on single contributions, and only their sum exists here",
+                remedy=f"Put {self.kind} where contributions are single, and only one such stage",
+            )
+        if not signal.vectors:
+            raise PipelineError(
+                f"{self.kind} has nothing to reduce: the method sends no parameter-like field",
+                remedy=f"Leave {self.kind} out",
+            )
+        fields = tuple(
+            replace(f, algebra=Algebra.GATHER) if f.name in signal.vectors else f
+            for f in signal.fields
+        )
+        return replace(signal, fields=fields, linear=False)
+
+    def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
+        """What was gathered, reduced; a field that is a sum counts the mean-like value for everybody."""
+        if not total.parties:
+            return total, state
+        summed = {f.name for f in context.signal.fields if f.algebra is Algebra.SUM}
+        names = context.signal.vectors
+        gathered = {name: total.values[name].astype(np.float64) for name in names}
+        values, state = self.reduce(gathered, state, context)
+        times = {n: len(total.parties) if n in summed else 1 for n in names}
+        reduced = {n: values[n] * times[n] for n in names}
+        return replace(total, values=Values({**total.values, **reduced})), state
+
+    @abstractmethod
+    def reduce(
+        self, arrays: dict[str, Array], state: Values, context: Context
+    ) -> tuple[dict[str, Array], Values]:
+        """One value ``[d]`` for each array ``[k, d]`` (float64), and the next state.
+
+        Raises:
+            RunError: if there are too few parties for what it promises.
+        """
 
 
 STAGES: Catalogue[Stage] = Catalogue(
@@ -98,33 +156,42 @@ class Aggregation(BaseModel):
 
     def encode(
         self,
-        contribution: Contribution,
+        stack: Contributions,
         announced: Values,
         memory: Values,
         signals: Sequence[Signal],
         context: Context,
-    ) -> tuple[Contribution, Values]:
-        """Forward through all stages, at the party."""
+    ) -> tuple[Contributions, Values]:
+        """Forward through all stages, at the parties."""
         memories = []
         for i, stage in enumerate(self.stages):
-            contribution, kept = stage.encode(
-                contribution,
-                announced.under(str(i)),
-                memory.under(str(i)),
-                replace(context, signal=signals[i]),
-            )
+            at = replace(context, signal=signals[i], bound=signals[i + 1])
+            mine = memory.under(str(i)), at
+            stack, kept = stage.encode(stack, announced.under(str(i)), *mine)
             memories.append(kept)
-        return contribution, _merge(memories)
+        return stack, _merge(memories)
+
+    def open(
+        self,
+        stack: Contributions,
+        announced: Values,
+        signals: Sequence[Signal],
+        context: Context,
+    ) -> Contributions:
+        """Back through the codecs, at the coordinator, party by party."""
+        for i in reversed(range(len(self.stages))):
+            at = replace(context, signal=signals[i], bound=signals[i + 1])
+            stack = self.stages[i].open(stack, announced.under(str(i)), at)
+        return stack
 
     def decode(
         self, total: Total, state: Values, signals: Sequence[Signal], context: Context
     ) -> tuple[Total, Values]:
-        """Back through all stages, at the coordinator."""
+        """Back through all stages, at the coordinator, after the sum."""
         states: list[Values] = [Values()] * len(self.stages)
         for i in reversed(range(len(self.stages))):
-            total, states[i] = self.stages[i].decode(
-                total, state.under(str(i)), replace(context, signal=signals[i])
-            )
+            at = replace(context, signal=signals[i], bound=signals[i + 1])
+            total, states[i] = self.stages[i].decode(total, state.under(str(i)), at)
         return total, _merge(states)
 
 

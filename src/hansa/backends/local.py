@@ -2,52 +2,76 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
-from hansa.aggregation.reduce import Reduction
-from hansa.contribution import Arrival, Ask, Json, Values
+from hansa.aggregation.reduce import BLOCK, Block, Reduction
+from hansa.contribution import Array, Arrival, Ask, Contributions, Json, Total, Values
 from hansa.data.contract import check
+from hansa.data.population import Population
 from hansa.data.source import read
 from hansa.data.table import Table
 from hansa.errors import ContractError, HansaError, StudyError, UsageError
 from hansa.federation import Federation
+from hansa.learners.base import Engine
 from hansa.methods.base import Setup
 from hansa.methods.course import Course, Progress
-from hansa.party import Party
+from hansa.party import Crowd, Outcome, Party
 from hansa.run import Event, Run, drive, new_id, now
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class Local:
     """Parties in this process, each with its table; the same work and the same bits as deployed.
 
     Args:
-        parties: party names with tables, or with files to read.
+        parties: party names with tables, or with files to read; or a `Population`.
         seed: instead of the federation's.
         folder: where the run is kept; nowhere if None.
         every: checkpoint into the folder after every so many exchanges.
         resume: a run of the same federation, to go on from where it stopped.
         follow: called with each event as it happens.
+        engine: ``"stacked"`` trains many parties at once, ``"resident"`` one after the other with one model;
+            the learner picks if None. What was picked is an event of the run.
+        workers: threads; as many as there are cores if None. They change no bit.
+        test: the table on which a central evaluation scores the model.
     """
 
     def __init__(
         self,
-        parties: Mapping[str, Table | str | Path],
+        parties: Mapping[str, Table | str | Path] | Population,
         *,
         seed: int | None = None,
         folder: str | Path | None = None,
         every: int = 10,
         resume: Run | None = None,
         follow: Callable[[Event], None] | None = None,
+        engine: Engine | None = None,
+        workers: int | None = None,
+        test: Table | Mapping[str, Array] | None = None,
     ) -> None:
         if every < 1:
             raise UsageError(f"a checkpoint after every {every} exchanges", remedy="Say 1 or more")
         self._resume = resume
-        self._tables = {
-            name: table if isinstance(table, Table) else read(table)
-            for name, table in sorted(parties.items())
-        }
+        self._tables: Mapping[str, Table] = (
+            parties
+            if isinstance(parties, Population)
+            else {
+                name: table if isinstance(table, Table) else read(table)
+                for name, table in sorted(parties.items())
+            }
+        )
+        self._engine, self._workers = engine, workers or os.cpu_count() or 1
+        self._test = test if test is None or isinstance(test, Table) else Table(test)
         self._seed, self._every, self._follow = seed, every, follow
         self._folder = None if folder is None else Path(folder)
 
@@ -76,7 +100,6 @@ class Local:
             )
         book = Book(run, self._folder, self._every, self._follow)
         progress = run.progress or course.begin()
-        exchange = LocalExchange(course, self._tables, run.memories)
         try:
             if not run.events:
                 book.event(
@@ -90,6 +113,9 @@ class Local:
                 book.event("resolved", setup=setup.to_json())
             if resume is not None:
                 book.event("resumed", version=progress.version)
+            engine = self._pick(course, run, book)
+            crowd = Crowd(self._tables, course)
+            exchange = LocalExchange(course, crowd, run.memories, engine, self._workers, self._test)
             run.progress = drive(federation, course, exchange, book, progress)
         except KeyboardInterrupt:
             book.event("stopped", reason="interrupted")
@@ -103,7 +129,33 @@ class Local:
         book.save()
         return run
 
+    def _pick(self, course: Course, run: Run, book: Book) -> Engine:
+        """The engine: as it was picked before, as it was told, or as the learner prefers.
+
+        Raises:
+            UsageError: if the parties cannot be stacked, and were to be.
+        """
+        for event in run.events:
+            if event.kind == "engine":
+                picked: Engine = event.body["engine"]
+                return picked
+        engine, reason = course.learner.prefers
+        if not course.method.stacks:
+            engine, reason = "resident", f"{course.method.kind} works party by party"
+        if self._engine == "stacked" and (course.learner.unstackable or not course.method.stacks):
+            raise UsageError(
+                f"parties cannot be stacked: {course.learner.unstackable or reason}",
+                remedy='Leave engine="stacked" out',
+            )
+        engine, reason = (self._engine, "as told") if self._engine else (engine, reason)
+        book.event("engine", engine=engine, reason=reason)
+        return engine
+
     def _resolve(self, federation: Federation) -> Setup:
+        if isinstance(self._tables, Population):
+            table = self._tables.table
+            check(table, federation.contract)
+            return federation.resolve({self._tables.names[0]: table.schema()}, self._tables.names)
         setup = federation.resolve({n: table.schema() for n, table in self._tables.items()})
         for name, table in self._tables.items():
             try:
@@ -115,16 +167,28 @@ class Local:
 
 
 class LocalExchange:
-    """Asks in, arrivals out, one party after the other in roster order."""
+    """Asks in, arrivals out: stacks of parties, or one after the other, on the cores of this machine.
+
+    Args:
+        course: the run's.
+        crowd: its parties.
+        memories: what each remembers.
+        engine: ``"stacked"`` trains a block of parties at once, ``"resident"`` one party after the other.
+        workers: threads.
+        test: the table of a central evaluation.
+    """
 
     def __init__(
         self,
         course: Course,
-        tables: Mapping[str, Table],
+        crowd: Crowd,
         memories: Mapping[str, Values] | None = None,
+        engine: Engine = "resident",
+        workers: int = 1,
+        test: Table | None = None,
     ) -> None:
-        self._course = course
-        self._parties = {name: Party(name, table, course) for name, table in tables.items()}
+        self._course, self._crowd, self._engine = course, crowd, engine
+        self._workers, self._test = workers, test
         self.memories = dict(memories or {})
 
     def exchange(self, asks: Sequence[Ask]) -> Iterator[Arrival]:
@@ -134,23 +198,18 @@ class LocalExchange:
 
     def _one(self, ask: Ask) -> Arrival:
         started = time.perf_counter()
-        reduction = Reduction(self._course.signals(ask)[-1].fields)
+        if ask.work == "evaluate" and self._course.evaluate.central:
+            return Arrival(ask, self._tested(ask), {}, {"seconds": time.perf_counter() - started})
+        self._crowd.prepare(ask)
+        reduction = Reduction(self._course.signals(ask)[-1].fields, ask.parties)
         excluded: dict[str, str] = {}
         proposed: dict[str, Values] = {}
         leaving = 0
-        for name in ask.parties:
-            try:
-                answer = self._parties[name].answer(ask, self.memories.get(name, Values()))
-                reduction.add(name, answer.contribution)
-            except HansaError as error:
-                excluded[name] = (
-                    f"field {error.field!r}: {error.message}" if error.field else error.message
-                )
-                continue
-            leaving += answer.contribution.values.nbytes
-            if answer.memory:
-                proposed[name] = answer.memory
-        total = reduction.total(len(self._course.setup.parties))
+        for block, outcome in self.outcomes(ask):
+            reduction.merge(block)
+            excluded |= outcome.excluded
+            proposed |= outcome.memory
+            leaving += outcome.leaving
         for name, memory in proposed.items():
             self.memories[name] = Values({**self.memories.get(name, Values()), **memory})
         metrics = {
@@ -158,7 +217,79 @@ class LocalExchange:
             "bytes_out": float(ask.send.nbytes * len(ask.parties)),
             "bytes_in": float(leaving),
         }
-        return Arrival(ask, total, excluded, metrics)
+        total = reduction.total(len(self._course.setup.parties))
+        return Arrival(ask, total, dict(sorted(excluded.items())), metrics)
+
+    def outcomes(self, ask: Ask) -> Iterator[tuple[Block, Outcome]]:
+        """Blocks in roster order, summed where they were worked on."""
+        yield from outcomes(
+            self._crowd, ask, ask.parties, self.memories, self._engine, self._workers
+        )
+
+    def _tested(self, ask: Ask) -> Total:
+        """The tallies of the global model on the test table."""
+        if self._test is None:
+            raise UsageError(
+                "the evaluation is central, and there is no test table",
+                remedy="Say Local(..., test=TABLE), or leave evaluation.central out",
+            )
+        answer = Party("test", self._test, self._course).tested(ask)
+        return Total(answer.values, (), len(self._course.setup.parties), 0.0)
+
+
+def outcomes(
+    crowd: Crowd,
+    ask: Ask,
+    parties: Sequence[str],
+    memories: Mapping[str, Values],
+    engine: Engine,
+    workers: int,
+) -> Iterator[tuple[Block, Outcome]]:
+    """The answers of some whole blocks of a cohort, summed block by block, in roster order.
+
+    What is under way at once is bounded by the workers, so that memory is, too.
+    """
+    course = crowd.course
+    fields = course.signals(ask)[-1].fields
+    stacks = engine == "stacked" and ask.work == "train" and course.method.stacks
+    blocks = [parties[at : at + BLOCK] for at in range(0, len(parties), BLOCK)]
+
+    def stacked(names: Sequence[str]) -> tuple[Block, Outcome]:
+        block, outcome = Block(fields), crowd.stack(ask, names, memories)
+        for i, name in enumerate(outcome.counted.parties):
+            block.add(name, outcome.counted.one(i))
+        return block, replace(outcome, counted=Contributions.none())
+
+    def single(name: str) -> Outcome:
+        return crowd.one(ask, name, memories.get(name, Values()))
+
+    threads = workers if course.learner.threads and ask.work == "train" else 1
+    if stacks:
+        yield from _ahead(stacked, blocks, threads)
+        return
+    answers = _ahead(single, parties, threads)
+    for names in blocks:
+        block = Block(fields)
+        for outcome in islice(answers, len(names)):
+            for i, name in enumerate(outcome.counted.parties):
+                block.add(name, outcome.counted.one(i))
+            yield Block(fields), replace(outcome, counted=Contributions.none())
+        yield block, Outcome()
+
+
+def _ahead(work: Callable[[A], B], items: Sequence[A], workers: int) -> Iterator[B]:
+    """The results in order, at most one more than there are workers ahead of who takes them."""
+    if workers < 2 or len(items) < 2:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: deque[Future[B]] = deque()
+        for item in items:
+            ahead.append(pool.submit(work, item))
+            if len(ahead) > workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 class Book:

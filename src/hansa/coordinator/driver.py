@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import structlog
 
 from hansa.aggregation.reduce import Reduction
-from hansa.contribution import Contribution, Values
+from hansa.contribution import Contribution, Contributions, Values
 from hansa.coordinator.events import (
     Connected,
     DeadlinePassed,
@@ -26,7 +26,7 @@ from hansa.coordinator.live import Guest, Live, revived
 from hansa.coordinator.machine import Machine
 from hansa.coordinator.store import INLINE, CoordinatorStore
 from hansa.database import Put
-from hansa.errors import ContributionError, HansaError, UnreachableError, reason_of
+from hansa.errors import HansaError, UnreachableError, reason_of
 from hansa.run import now
 from hansa.wire import tensors
 
@@ -308,17 +308,19 @@ class Driver:
         """Sum the answers in roster order; those that are not at hand are read one at a time."""
         live = self.machine.runs[run]
         assert live.ask is not None
-        reduction = Reduction(live.course.signals(live.ask)[-1].fields)
-        population, excluded, failure = len(live.course.setup.parties), {}, ""
+        course, ask = live.course, live.ask
+        reduction = Reduction(course.signals(ask)[-1].fields, ask.parties)
+        population, excluded, failure = len(course.setup.parties), dict[str, str](), ""
         try:
             for party in parties:
                 key = (run, version, f"answer {party}")
                 body = at_hand.get(key) or self.store.read_blob(*key)
                 values = Values(tensors.read(body))
-                try:
-                    reduction.add(party, Contribution(values, live.answers[party].weight))
-                except ContributionError as error:  # finite, and too much for the sum
-                    excluded[party] = error.said
+                arrived = Contribution(values, live.answers[party].weight)
+                stack, refused = course.open(ask, Contributions.of(party, arrived))
+                excluded |= refused
+                for opened in stack.parties:
+                    reduction.add(opened, stack.one(0))
         except HansaError as error:
             failure = error.said
         return Reduced(run, version, reduction.total(population), excluded, failure)

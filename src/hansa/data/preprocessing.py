@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ class Encoding:
         mean: float64 of shape [len(numbers)].
         scale: float64 of shape [len(numbers)]; a scale of 0 (a constant column) is taken as 1.
         categories: names of the category columns, and the values of each.
+        arrays: names of the array columns, and their shapes; they are taken as they are.
 
     Raises:
         DataError: shapes differ, a mean or scale is not finite, a scale is negative, a column or a
@@ -37,6 +39,7 @@ class Encoding:
     mean: NDArray[np.float64]
     scale: NDArray[np.float64]
     categories: Mapping[str, tuple[str, ...]]
+    arrays: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         mean = np.array(self.mean, dtype=np.float64)
@@ -48,7 +51,7 @@ class Encoding:
             )
         if not (np.isfinite(mean).all() and np.isfinite(scale).all() and (scale >= 0).all()):
             raise DataError("a mean or a scale is not a finite number, or a scale is negative")
-        for names in ((*self.numbers, *self.categories), *self.categories.values()):
+        for names in ((*self.numbers, *self.categories, *self.arrays), *self.categories.values()):
             if len(set(names)) < len(names):
                 raise DataError(f"a name occurs twice: {', '.join(names)}")
         declared = {name: tuple(values) for name, values in self.categories.items()}
@@ -67,16 +70,26 @@ class Encoding:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the features: the numbers, then ``column=category``."""
+        """Names of the features: the numbers, then ``column=category``, then ``array[0]`` ..."""
         one_hot = (
             f"{name}={value}" for name, values in self.categories.items() for value in values
         )
-        return (*self.numbers, *one_hot)
+        entries = (
+            f"{name}[{i}]" for name, shape in self.arrays.items() for i in range(math.prod(shape))
+        )
+        return (*self.numbers, *one_hot, *entries)
 
     @property
     def width(self) -> int:
         """Number of features."""
-        return len(self.numbers) + sum(map(len, self.categories.values()))
+        arrays = sum(math.prod(shape) for shape in self.arrays.values())
+        return len(self.numbers) + sum(map(len, self.categories.values())) + arrays
+
+    def features(self, table: Table) -> NDArray[Any]:
+        """What a model sees of every row: a single array column as it is, ``[rows, *shape]``, or `matrix`."""
+        if len(self.arrays) == 1 and not self.numbers and not self.categories:
+            return table.column(next(iter(self.arrays)))
+        return self.matrix(table)
 
     def matrix(self, table: Table) -> NDArray[np.float64]:
         """The features of every row, float64 of shape [rows, width].
@@ -94,6 +107,10 @@ class Encoding:
             for value in values:
                 features[:, at] = words == value
                 at += 1
+        for name, shape in self.arrays.items():
+            width = math.prod(shape)
+            features[:, at : at + width] = table.column(name).reshape(table.rows, width)
+            at += width
         return features
 
     def to_json(self) -> str:
@@ -104,6 +121,8 @@ class Encoding:
             "scale": self.scale.tolist(),
             "categories": {name: list(values) for name, values in self.categories.items()},
         }
+        if self.arrays:
+            fields["arrays"] = {name: list(shape) for name, shape in self.arrays.items()}
         return json.dumps(fields, ensure_ascii=False)
 
     @classmethod
@@ -120,6 +139,7 @@ class Encoding:
                 np.array(fields["mean"], dtype=np.float64),
                 np.array(fields["scale"], dtype=np.float64),
                 {str(n): tuple(map(str, values)) for n, values in fields["categories"].items()},
+                {str(n): tuple(map(int, s)) for n, s in fields.get("arrays", {}).items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(

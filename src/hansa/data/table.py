@@ -11,15 +11,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from hansa.errors import DataError, did_you_mean
 
-Kind = Literal["number", "text"]
+Kind = Literal["number", "text", "array"]
 
 
 @dataclass(frozen=True)
 class ColumnSchema:
-    """Name and kind of one column."""
+    """Name and kind of one column; of an array column, the shape in each row too."""
 
     name: str
     type: Kind
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +29,12 @@ class Table:
 
     Attributes:
         columns: arrays of shape [rows], read-only. A column of numbers is float64 with NaN for a
-            missing cell; a column of text holds ``str``, and ``None`` for a missing cell.
+            missing cell; a column of text holds ``str``, and ``None`` for a missing cell. Anything else
+            of numbers, ``[rows, ...]``, is a column of arrays (images, tokens, labels as integers) and is
+            taken as it is.
 
     Raises:
-        DataError: two columns differ in length, or a column is neither float64 nor object.
+        DataError: two columns differ in length, or a column holds neither numbers nor text.
     """
 
     columns: Mapping[str, NDArray[Any]]
@@ -39,10 +42,11 @@ class Table:
     def __post_init__(self) -> None:
         views: dict[str, NDArray[Any]] = {}
         for name, values in self.columns.items():
-            if values.ndim != 1 or values.dtype not in (np.dtype(np.float64), np.dtype(object)):
+            text = values.dtype == object and values.ndim == 1
+            if not text and (values.ndim < 1 or values.dtype.kind not in "biuf"):
                 raise DataError(
                     f"column {name!r} has shape {values.shape} and type {values.dtype}",
-                    remedy="A column is one-dimensional, of float64 or of text: use Table.of.",
+                    remedy="A column holds numbers or text: use Table.of.",
                 )
             views[name] = values.view()
             views[name].flags.writeable = False
@@ -53,7 +57,7 @@ class Table:
 
     @classmethod
     def of(cls, columns: Mapping[str, ArrayLike]) -> Table:
-        """A table of a copy of anything column-like; bools and integers become float64.
+        """A table of a copy of anything column-like; bools and integers in one dimension become float64.
 
         Raises:
             DataError: a column mixes numbers and text, or holds something else.
@@ -81,8 +85,11 @@ class Table:
         return self.columns[name]
 
     def kind(self, name: str) -> Kind:
-        """Whether a column holds numbers or text."""
-        return "number" if self.column(name).dtype == np.float64 else "text"
+        """Whether a column holds numbers, text or arrays."""
+        values = self.column(name)
+        if values.dtype == object:
+            return "text"
+        return "number" if values.ndim == 1 and values.dtype == np.float64 else "array"
 
     def take(self, indices: ArrayLike) -> Table:
         """The rows at these positions, or where a mask of shape [rows] is true."""
@@ -103,7 +110,10 @@ class Table:
 
     def schema(self) -> tuple[ColumnSchema, ...]:
         """Name and kind of every column, in order."""
-        return tuple(ColumnSchema(name, self.kind(name)) for name in self.columns)
+        return tuple(
+            ColumnSchema(name, self.kind(name), values.shape[1:])
+            for name, values in self.columns.items()
+        )
 
 
 def missing_column(
@@ -121,6 +131,8 @@ def missing_column(
 
 def _column(name: str, values: ArrayLike) -> NDArray[Any]:
     array = np.asarray(values)
+    if array.ndim > 1 and array.dtype.kind in "biuf":
+        return array.copy()
     if array.ndim != 1:
         raise DataError(f"column {name!r} has shape {array.shape}, not [rows]", field=name)
     if array.size == 0 or array.dtype.kind in "biuf":

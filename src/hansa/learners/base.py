@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from hansa.contribution import Array
+from hansa import keyed
+from hansa.contribution import Array, Dtype
 from hansa.errors import StudyError
+from hansa.learners.optimizer import SGD, FirstOrder
 
 
 @dataclass(frozen=True)
@@ -55,29 +59,229 @@ class Layout:
         return np.concatenate([np.ravel(parts[name]) for name, _ in self.leaves])
 
 
-class Learner(Protocol):
-    """A model as functions of a flat parameter vector; leading axes are a stack of parties.
+_LARGE = 1 << 16  # numbers in one party's rows
 
-    Shapes: ``parameters [..., d]``, ``x [..., n, p]``, ``y [..., n]``.
+
+@dataclass(frozen=True, eq=False)
+class Feed:
+    """The rows of a stack's parties, in the order in which local training reads them.
+
+    Batches have one of few canonical shapes, padded with rows of weight 0, so that a party's bits do not
+    depend on whose rows lie beside its own.
+
+    Args:
+        rows: each party's features ``[n, ...]`` and labels ``[n, ...]``; those with more rows come first.
+        epochs: passes over the rows.
+        keys: of each party's chance in this round, uint64 ``[k]``.
+        batch_size: rows in one step; 0 for all of them.
+        shuffle: whether rows are shuffled, anew in each epoch.
     """
 
+    rows: Sequence[tuple[Array, Array]]
+    keys: Array
+    epochs: int = 1
+    batch_size: int = 0
+    shuffle: bool = True
+
+    @cached_property
+    def sizes(self) -> Array:
+        """Rows of each party, ``[k]``."""
+        return np.asarray([len(y) for _, y in self.rows])
+
+    @cached_property
+    def steps(self) -> Array:
+        """Optimiser steps of each party, ``[k]``."""
+        if not self.batch_size:
+            return np.full(len(self.rows), self.epochs)
+        return self.epochs * -(-self.sizes // self.batch_size)
+
+    def order(self, party: int, epoch: int) -> Array | None:
+        """The permutation of one party's rows in one epoch; None for their own order."""
+        size = len(self.rows[party][1])
+        if not (self.shuffle and 0 < self.batch_size < size):
+            return None  # one batch holds them all
+        return keyed.order(self.keys[party], size, epoch)
+
+    def batches(self, party: int) -> Iterator[tuple[Array, Array]]:
+        """One party's batches, as they are: features ``[b, ...]`` and labels ``[b, ...]``."""
+        x, y = self.rows[party]
+        size = self.batch_size or len(y)
+        for epoch in range(self.epochs):
+            order = self.order(party, epoch)
+            for start in range(0, len(y), size):
+                chosen = (
+                    slice(start, start + size) if order is None else order[start : start + size]
+                )
+                yield x[chosen], y[chosen]
+
+    def stacked(self, takes: Callable[[Any], Any]) -> Iterator[tuple[slice, Array, Array, Array]]:
+        """One step of many parties after the other, until all have taken theirs.
+
+        Args:
+            takes: from the dtype of the features to the one that the learner works in.
+
+        Yields:
+            which parties ``[m]``, features ``[m, b, ...]``, labels ``[m, b, ...]`` and row weights
+            ``[m, b]``, valid until the next step.
+        """
+        width = math.prod(self.rows[0][0].shape[1:])
+        shapes = [self._canonical(int(size), width) for size in self.sizes]
+        begin = 0
+        while begin < len(shapes):
+            end = begin
+            while end < len(shapes) and shapes[end] == shapes[begin]:
+                end += 1
+            yield from self._run(begin, end, shapes[begin], takes)
+            begin = end
+
+    def _canonical(self, size: int, width: int) -> int:
+        """Rows of a party's padded batch: the batch size; if it has fewer, up to 1.25 times its own, so that
+        more parties share a shape, unless they are many and would have to be copied for it.
+        """
+        unit = 1 if size * width > _LARGE else max(1, 1 << (size.bit_length() - 3))
+        rounded = -(-size // unit) * unit
+        return min(self.batch_size, rounded) if self.batch_size else rounded
+
+    def _run(
+        self, begin: int, end: int, length: int, takes: Callable[[Any], Any]
+    ) -> Iterator[tuple[slice, Array, Array, Array]]:
+        """The steps of parties whose batches have one shape."""
+        first_x, first_y = self.rows[begin]
+        if end - begin == 1 and length == len(first_y) and first_x.dtype == takes(first_x.dtype):
+            weights = np.full((1, length), 1.0 / length, takes(np.dtype(np.float64)))
+            for _ in range(self.epochs):
+                yield slice(begin, end), first_x[None], first_y[None], weights
+            return
+        x = np.zeros((end - begin, length, *first_x.shape[1:]), takes(first_x.dtype))
+        y = np.zeros((end - begin, length, *first_y.shape[1:]), first_y.dtype)
+        weights = np.zeros((end - begin, length), takes(np.dtype(np.float64)))
+        per_epoch = [-(-int(size) // length) for size in self.sizes[begin:end]]
+        orders: list[Array | None] = [None] * (end - begin)
+        for step in range(self.epochs * per_epoch[0]):
+            active = sum(step < self.epochs * count for count in per_epoch)
+            for i in range(active):
+                epoch, batch = divmod(step, per_epoch[i])
+                if not batch:
+                    orders[i] = self.order(begin + i, epoch)
+                mine_x, mine_y = self.rows[begin + i]
+                order, lo = orders[i], batch * length
+                rows = min(length, len(mine_y) - lo)
+                if order is None:
+                    x[i, :rows], y[i, :rows] = mine_x[lo : lo + rows], mine_y[lo : lo + rows]
+                else:
+                    chosen = order[lo : lo + rows]
+                    if x.dtype == mine_x.dtype and mine_x.flags.c_contiguous:
+                        mine_x.take(chosen, axis=0, out=x[i, :rows], mode="clip")
+                    else:
+                        x[i, :rows] = mine_x[chosen]
+                    y[i, :rows] = mine_y[chosen]
+                weights[i, :rows], weights[i, rows:] = 1.0 / rows, 0.0
+            yield slice(begin, begin + active), x[:active], y[:active], weights[:active]
+
+
+Correction = Callable[[Any, Any, slice], Any]
+Slots = dict[str, Any]
+Engine = Literal["stacked", "resident"]
+
+
+class Learner(ABC):
+    """A model as functions of a flat parameter vector; leading axes are a stack of parties.
+
+    Shapes: ``parameters [..., d]``, ``x [..., n, p]``, ``y [..., n]``, ``weights [..., n]``. Row weights
+    add up to 1; None counts every row the same.
+    """
+
+    dtype: Dtype = "float64"
+    """Of parameters and gradients, and of what leaves a party in their likeness."""
+
+    threads: ClassVar[bool] = True
+    """Whether several threads may train at once, each its own parties."""
+
     @property
+    @abstractmethod
     def layout(self) -> Layout:
         """Names and shapes of the parameters."""
-        ...
 
+    @abstractmethod
     def init(self, random: np.random.Generator) -> Array:
         """Parameters to start from, ``[d]``."""
-        ...
 
-    def loss(self, parameters: Array, x: Array, y: Array) -> Array:
-        """The mean loss over the rows, penalties included, ``[...]``."""
-        ...
+    @abstractmethod
+    def loss(self, parameters: Array, x: Array, y: Array, weights: Array | None = None) -> Array:
+        """The weighted mean loss over the rows, penalties included, ``[...]``."""
 
-    def gradient(self, parameters: Array, x: Array, y: Array) -> Array:
+    @abstractmethod
+    def gradient(
+        self, parameters: Array, x: Array, y: Array, weights: Array | None = None
+    ) -> Array:
         """The gradient of `loss`, ``[..., d]``."""
-        ...
 
+    @abstractmethod
     def predict(self, parameters: Array, x: Array) -> Array:
         """What the model says of each row: a value ``[..., n]`` or probabilities ``[..., n, k]``."""
-        ...
+
+    def takes(self, dtype: Any) -> Any:
+        """The dtype in which features of this dtype are worked on."""
+        return np.dtype(self.dtype)
+
+    def native(self, array: Array) -> Any:
+        """The array as `train` hands parameters to a correction: NumPy's own, or on a device."""
+        return array
+
+    @property
+    def prefers(self) -> tuple[Engine, str]:
+        """The engine that is faster here, and why."""
+        if self.unstackable:
+            return "resident", self.unstackable
+        return "stacked", "many small models at once"
+
+    @property
+    def unstackable(self) -> str:
+        """Why parties cannot be trained as a stack; empty if they can."""
+        return ""
+
+    def train(
+        self,
+        start: Array,
+        feed: Feed,
+        local: FirstOrder,
+        correct: Correction | None = None,
+        slots: Slots | None = None,
+        stacked: bool = True,
+    ) -> tuple[Array, Slots]:
+        """Local training of a stack of parties.
+
+        Args:
+            start: where it starts, ``[d]`` or ``[k, d]``.
+            feed: the parties' rows.
+            local: the optimiser.
+            correct: from gradients and parameters ``[m, d]``, and which parties they are of, to the
+                gradients that are used.
+            slots: state of the optimiser to start from, each ``[k, ...]``; fresh if None.
+            stacked: whether they are trained at once; else the feed has one party. Without effect here.
+
+        Returns:
+            where it ended, ``[k, d]``, and the optimiser's state.
+        """
+        count = len(feed.rows)
+        parameters = np.empty((count, start.shape[-1]), self.dtype)
+        parameters[:] = start
+        kept: Slots = dict(slots or {})
+        plain = type(local) is SGD and not local.momentum
+        for parties, x, y, weights in feed.stacked(self.takes):
+            theta = parameters[parties]
+            gradient = self.gradient(theta, x, y, weights)
+            if correct is not None:
+                gradient = correct(gradient, theta, parties)
+            if plain:  # the same arithmetic, without its temporaries
+                gradient *= gradient.dtype.type(local.lr)
+                theta -= gradient
+                continue
+            parameters[parties], moved = local.step(
+                theta, -gradient, {name: value[parties] for name, value in kept.items()}
+            )
+            for name, value in moved.items():
+                if name not in kept:
+                    kept[name] = np.zeros((count, *value.shape[1:]), value.dtype)
+                kept[name][parties] = value
+        return parameters, kept

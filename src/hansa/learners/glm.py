@@ -6,59 +6,70 @@ All three have the same shape: ``eta = x w + b``, a mean function ``mu(eta)`` an
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 
-from hansa.contribution import Array
-from hansa.learners.base import Layout
+from hansa.contribution import Array, Dtype
+from hansa.learners.base import Layout, Learner
 
 
 @dataclass(frozen=True)
-class Glm(ABC):
-    """What the three models share.
+class Glm(Learner):
+    """What the models share. ``eta`` is ``[..., outputs, n]``: the rows lie last, where NumPy is fastest.
 
     Args:
         width: number of features ``p``.
-        outputs: number of columns of ``eta``: 1, or the number of classes.
+        outputs: number of rows of ``eta``: 1, or the number of classes.
         l2: strength of the penalty ``l2 / 2 * |w|^2``.
+        dtype: of parameters and gradients.
     """
 
     width: int
     outputs: int = 1
     l2: float = 0.0
+    dtype: Dtype = "float64"
 
     @property
     def layout(self) -> Layout:
-        """``coef [p, outputs]`` and ``intercept [outputs]``; one output drops its axis."""
+        """``coef [outputs, p]`` and ``intercept [outputs]``; one output drops its axis."""
         if self.outputs == 1:
             return Layout((("coef", (self.width,)), ("intercept", ())))
-        return Layout((("coef", (self.width, self.outputs)), ("intercept", (self.outputs,))))
+        return Layout((("coef", (self.outputs, self.width)), ("intercept", (self.outputs,))))
 
     def init(self, random: np.random.Generator) -> Array:
         """Zeros: the losses are convex, so chance has nothing to add."""
         return np.zeros(self.layout.size)
 
-    def loss(self, parameters: Array, x: Array, y: Array) -> Array:
-        """The mean loss with the penalty, ``[...]``."""
-        weights, eta = self._eta(parameters, x)
-        penalty = 0.5 * self.l2 * np.square(weights).sum(axis=(-2, -1))
-        total: Array = self.losses(eta, y).mean(axis=-1) + penalty
+    def loss(self, parameters: Array, x: Array, y: Array, weights: Array | None = None) -> Array:
+        """The weighted mean loss with the penalty, ``[...]``."""
+        coef, eta = self._eta(parameters, x)
+        losses = self.losses(eta, y)
+        mean = losses.mean(axis=-1) if weights is None else (losses * weights).sum(axis=-1)
+        total: Array = mean + 0.5 * self.l2 * np.square(coef).sum(axis=(-2, -1))
         return total
 
-    def gradient(self, parameters: Array, x: Array, y: Array) -> Array:
+    def gradient(
+        self, parameters: Array, x: Array, y: Array, weights: Array | None = None
+    ) -> Array:
         """The gradient of `loss`, ``[..., d]``."""
-        weights, eta = self._eta(parameters, x)
-        residual = (self.mean(eta) - self._targets(y)) / x.shape[-2]
-        coef = np.matmul(np.swapaxes(x, -1, -2), residual) + self.l2 * weights
-        lead = parameters.shape[:-1]
-        return np.concatenate([coef.reshape(*lead, -1), residual.sum(axis=-2)], axis=-1)
+        coef, eta = self._eta(parameters, x)
+        residual = self.residual(eta, y)
+        residual *= 1 / eta.dtype.type(x.shape[-2]) if weights is None else weights[..., None, :]
+        cut = self.width * self.outputs
+        gradient = np.empty((*residual.shape[:-2], cut + self.outputs), residual.dtype)
+        slope = gradient[..., :cut].reshape(*residual.shape[:-1], self.width)
+        np.matmul(residual, x, out=slope)  # a view, as the entries of one output lie end to end
+        if self.l2:
+            slope += eta.dtype.type(self.l2) * coef
+        np.add.reduce(residual, axis=-1, out=gradient[..., cut:])
+        return gradient
 
     def predict(self, parameters: Array, x: Array) -> Array:
         """The mean of each row: ``[..., n]`` for one output, else ``[..., n, outputs]``."""
         mean = self.mean(self._eta(parameters, x)[1])
-        return mean[..., 0] if self.outputs == 1 else mean
+        return mean[..., 0, :] if self.outputs == 1 else np.swapaxes(mean, -1, -2)
 
     @abstractmethod
     def losses(self, eta: Array, y: Array) -> Array:
@@ -66,17 +77,18 @@ class Glm(ABC):
 
     @abstractmethod
     def mean(self, eta: Array) -> Array:
-        """The mean function, ``[..., n, outputs]``."""
+        """The mean function, ``[..., outputs, n]``."""
+
+    def residual(self, eta: Array, y: Array) -> Array:
+        """The gradient of the losses in ``eta``: mean minus label, ``[..., outputs, n]``."""
+        return np.asarray(self.mean(eta) - y[..., None, :], dtype=eta.dtype)
 
     def _eta(self, parameters: Array, x: Array) -> tuple[Array, Array]:
         cut = self.width * self.outputs
-        weights = parameters[..., :cut].reshape(*parameters.shape[:-1], self.width, self.outputs)
-        return weights, np.matmul(x, weights) + parameters[..., None, cut:]
-
-    def _targets(self, y: Array) -> Array:
-        if self.outputs == 1:
-            return y[..., None]
-        return np.asarray(y[..., None] == np.arange(self.outputs), dtype=np.float64)
+        coef = parameters[..., :cut].reshape(*parameters.shape[:-1], self.outputs, self.width)
+        eta = np.matmul(coef, np.swapaxes(x, -1, -2))
+        eta += parameters[..., cut:, None]
+        return coef, eta
 
 
 class Linear(Glm):
@@ -84,7 +96,7 @@ class Linear(Glm):
 
     def losses(self, eta: Array, y: Array) -> Array:
         """Half the squared error of each row."""
-        loss: Array = 0.5 * np.square(eta[..., 0] - y)
+        loss: Array = 0.5 * np.square(eta[..., 0, :] - y)
         return loss
 
     def mean(self, eta: Array) -> Array:
@@ -97,7 +109,7 @@ class Logistic(Glm):
 
     def losses(self, eta: Array, y: Array) -> Array:
         """``log(1 + exp(eta)) - y eta``, without overflow."""
-        score = eta[..., 0]
+        score = eta[..., 0, :]
         loss: Array = np.logaddexp(0.0, score) - y * score
         return loss
 
@@ -113,14 +125,21 @@ class Softmax(Glm):
 
     def losses(self, eta: Array, y: Array) -> Array:
         """``log sum exp(eta) - eta[y]``, shifted by the maximum."""
-        top = eta.max(axis=-1)
-        spread = top + np.log(np.exp(eta - top[..., None]).sum(axis=-1))
-        chosen = np.take_along_axis(eta, y[..., None].astype(np.intp), axis=-1)[..., 0]
+        top = eta.max(axis=-2)
+        spread = top + np.log(np.exp(eta - top[..., None, :]).sum(axis=-2))
+        chosen = np.take_along_axis(eta, y[..., None, :].astype(np.intp), axis=-2)[..., 0, :]
         loss: Array = spread - chosen
         return loss
 
     def mean(self, eta: Array) -> Array:
         """The class probabilities."""
-        shifted = np.exp(eta - eta.max(axis=-1, keepdims=True))
-        probabilities: Array = shifted / shifted.sum(axis=-1, keepdims=True)
+        probabilities: Array = eta - eta.max(axis=-2, keepdims=True)
+        np.exp(probabilities, out=probabilities)
+        probabilities /= probabilities.sum(axis=-2, keepdims=True)
         return probabilities
+
+    def residual(self, eta: Array, y: Array) -> Array:
+        """Probabilities minus 1 at the row's class."""
+        residual = self.mean(eta)
+        residual -= y[..., None, :] == np.arange(self.outputs)[:, None]
+        return residual

@@ -7,7 +7,7 @@ the party and touches data only through `At`.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,11 +16,12 @@ from pydantic import PlainSerializer, PlainValidator
 
 from hansa import keyed
 from hansa.contribution import Array, Ask, Contribution, Field, Json, Total, Values
+from hansa.data.population import listed, unlisted
 from hansa.data.preprocessing import Encoding
 from hansa.data.table import Table
-from hansa.errors import ContributionError, StudyError
-from hansa.learners.base import Learner
-from hansa.learners.optimizer import BATCH_SIZE, SGD, Optimizer
+from hansa.errors import ContributionError, HansaError, StudyError
+from hansa.learners.base import Correction, Feed, Learner
+from hansa.learners.optimizer import BATCH_SIZE, SGD, FirstOrder, Optimizer
 from hansa.part import Catalogue, Part
 from hansa.task import Task
 
@@ -34,35 +35,44 @@ class Setup:
         numbers: feature columns that hold numbers.
         categories: feature columns that hold categories, each with its declared values.
         seed: of all public randomness.
+        arrays: feature columns that hold an array in each row, with its shape.
     """
 
-    parties: tuple[str, ...]
+    parties: Sequence[str]
     numbers: tuple[str, ...]
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     seed: int = 0
+    arrays: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def encoding(self) -> Encoding:
         """Features as they are, before anything is known about their scale."""
-        return Encoding.identity(self.numbers, self.categories)
+        zeros, ones = np.zeros(len(self.numbers)), np.ones(len(self.numbers))
+        return self.scaled(zeros, ones)
+
+    def scaled(self, mean: Array, scale: Array) -> Encoding:
+        """Features with this mean and scale of the numbers."""
+        return Encoding(self.numbers, mean, scale, self.categories, self.arrays)
 
     def to_json(self) -> dict[str, Json]:
         """A canonical form."""
         return {
-            "parties": list(self.parties),
+            "parties": listed(self.parties),
             "numbers": list(self.numbers),
             "categories": {name: list(values) for name, values in self.categories.items()},
             "seed": self.seed,
+            **({"arrays": {n: list(s) for n, s in self.arrays.items()}} if self.arrays else {}),
         }
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Setup:
         """The inverse of `to_json`."""
         return cls(
-            parties=tuple(body["parties"]),
+            parties=unlisted(body["parties"]),
             numbers=tuple(body["numbers"]),
             categories={name: tuple(values) for name, values in body["categories"].items()},
             seed=body["seed"],
+            arrays={name: tuple(shape) for name, shape in body.get("arrays", {}).items()},
         )
 
 
@@ -80,11 +90,11 @@ class State:
     values: Values = field(default_factory=Values)
     facts: Mapping[str, Json] = field(default_factory=dict)
 
-    def step(self, server: SGD, update: Array, **values: Array) -> State:
+    def step(self, server: FirstOrder, update: Array, **values: Array) -> State:
         """The next round's state: the server's optimiser moves the parameters along ``update``."""
         slots = Values({k[7:]: v for k, v in self.values.items() if k.startswith("server.")})
-        parameters, slots = server.step(self.values["parameters"], update, slots)
-        kept = {f"server.{name}": value for name, value in slots.items()}
+        parameters, moved = server.serve(self.values["parameters"], update, slots)
+        kept = {f"server.{name}": value for name, value in moved.items()}
         return replace(
             self,
             round=self.round + 1,
@@ -97,44 +107,47 @@ class Trained:
     """What local training ended with.
 
     Args:
-        parameters: ``[d]``.
-        steps: how many optimiser steps were taken.
+        parameters: ``[d]``, or ``[k, d]`` of a stack.
+        steps: how many optimiser steps were taken: an int, or ``[k, 1]``, so that it divides parameters.
+        slots: state of the optimiser.
     """
 
     parameters: Array
-    steps: int
+    steps: Any
+    slots: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a party's work proposes: a contribution, and what it wants to remember if that is counted."""
+    """What a party's work proposes: a contribution, and what it wants to remember if that is counted.
+
+    Of a stack, every value and the weight have a leading axis ``[k]``.
+    """
 
     contribution: Contribution
     memory: Values = field(default_factory=Values)
 
 
-Correction = Callable[[Array, Array], Array]
+class Named(dict[str, Any]):
+    """Arrays by name, or by attribute; the learner's own arrays, where `Values` are NumPy's."""
+
+    __getattr__ = dict.__getitem__
 
 
-@dataclass(frozen=True, eq=False)
-class At:
-    """A party at work: its rows, what it received, what it remembers.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Work:
+    """Parties at work: what they received, what they remember, and the verbs of a method.
 
     Args:
-        party: its name.
         round: number of the training round, from 1.
         seed: of the run's public randomness.
         task: what is learnt.
         setup: among whom, on which columns.
         learner: the model's mathematics.
-        received: what the ask brought.
-        memory: what this method remembers at this party.
-        train_rows: the rows to learn from.
-        test_rows: those held out.
-        encode: from one of the two to features ``[n, p]`` and labels ``[n]``.
+        received: what the ask brought; the same for all.
+        memory: what this method remembers at the parties.
     """
 
-    party: str
     round: int
     seed: int
     task: Task
@@ -142,14 +155,96 @@ class At:
     learner: Learner
     received: Values
     memory: Values
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Of the parties."""
+
+    @property
+    @abstractmethod
+    def all_rows(self) -> Sequence[tuple[Array, Array]]:
+        """Each party's training rows: features ``[n, ...]`` and labels ``[n]``."""
+
+    @abstractmethod
+    def gradient(self, parameters: Array) -> Array:
+        """The gradient over all training rows, ``[d]`` or ``[k, d]``."""
+
+    def feed(self, local: FirstOrder) -> Feed:
+        """The rows in the order of local training, shuffled by (seed, round, party)."""
+        size = BATCH_SIZE if local.batch_size is None else local.batch_size
+        return Feed(
+            self.all_rows,
+            keyed.keys(self.seed, "batches", self.round, parties=self.names),
+            epochs=local.epochs or 1,
+            batch_size=0 if size == "all" else size,
+            shuffle=local.shuffle is not False,
+        )
+
+    def _trained(
+        self,
+        parameters: Array,
+        local: FirstOrder,
+        correct: Callable[..., Any] | None,
+        beside: Mapping[str, Array] | None,
+        slots: Mapping[str, Array] | None,
+        stacked: bool,
+    ) -> tuple[Feed, Array, dict[str, Any]]:
+        feed = self.feed(local)
+        hook: Correction | None = None
+        if correct is not None:
+            native = {name: self.learner.native(value) for name, value in (beside or {}).items()}
+            plain = correct
+
+            def hook(gradient: Any, theta: Any, parties: slice) -> Any:
+                if beside is None:
+                    return plain(gradient, theta)
+                return plain(gradient, theta, Named({n: v[parties] for n, v in native.items()}))
+
+        start = np.asarray(parameters, self.learner.dtype)
+        return feed, *self.learner.train(start, feed, local, hook, dict(slots or {}), stacked)
+
+    def _over_all(self, of: Callable[..., Array], parameters: Array) -> Array:
+        """A function of parameters and rows over all training rows, ``[k, ...]``."""
+        feed = Feed(self.all_rows, np.zeros(len(self.names), np.uint64))
+        parameters = np.asarray(parameters, self.learner.dtype)
+        parts = []
+        for parties, x, y, weights in feed.stacked(self.learner.takes):
+            theta = parameters[parties] if parameters.ndim == 2 else parameters
+            parts.append(of(np.broadcast_to(theta, (len(x), theta.shape[-1])), x, y, weights))
+        return np.concatenate(parts)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class At(Work):
+    """A party at work.
+
+    Args:
+        party: its name.
+        train_rows: the rows to learn from.
+        test_rows: those held out.
+        encode: from one of the two to features ``[n, p]`` and labels ``[n]``.
+    """
+
+    party: str
     train_rows: Table
     test_rows: Table
     encode: Callable[[Table], tuple[Array, Array]]
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The party's own."""
+        return (self.party,)
+
+    @property
     def examples(self) -> int:
         """How many rows the party learns from."""
         return self.train_rows.rows
+
+    @property
+    def all_rows(self) -> Sequence[tuple[Array, Array]]:
+        """The party's own."""
+        return (self.rows(),)
 
     def rows(self) -> tuple[Array, Array]:
         """Features ``[n, p]`` and labels ``[n]`` of the training rows.
@@ -158,7 +253,7 @@ class At:
             ContributionError: if there are none.
         """
         if not self.train_rows.rows:
-            raise ContributionError("the party has no row to learn from", party=self.party)
+            raise no_row(self.party)
         return self.encode(self.train_rows)
 
     def held_out(self) -> tuple[Array, Array]:
@@ -167,55 +262,121 @@ class At:
 
     def gradient(self, parameters: Array) -> Array:
         """The gradient over all training rows, ``[d]``."""
-        return self.learner.gradient(parameters, *self.rows())
+        gradient: Array = self._over_all(self.learner.gradient, parameters)[0]
+        return gradient
 
     def loss(self, parameters: Array) -> float:
         """The mean loss over all training rows."""
-        return float(self.learner.loss(parameters, *self.rows()))
+        return float(self._over_all(self.learner.loss, parameters)[0])
 
-    def batches(self, local: SGD) -> Iterator[tuple[Array, Array]]:
-        """Mini-batches for ``local.epochs`` passes, shuffled by (seed, round, party)."""
-        x, y = self.rows()
-        epochs = local.epochs or 1
-        size = local.batch_size or BATCH_SIZE
-        if size == "all" or size >= len(y):
-            for _ in range(epochs):
-                yield x, y
-            return
-        random = keyed.generator(self.seed, "batches", self.round, self.party)
-        for _ in range(epochs):
-            order = random.permutation(len(y))
-            for start in range(0, len(y), size):
-                chosen = order[start : start + size]
-                yield x[chosen], y[chosen]
-
-    def train(self, parameters: Array, local: SGD, correct: Correction | None = None) -> Trained:
-        """Local training: one optimiser step per batch, from a fresh optimiser.
+    def train(
+        self,
+        parameters: Array,
+        local: FirstOrder,
+        correct: Callable[..., Any] | None = None,
+        beside: Mapping[str, Array] | None = None,
+        slots: Mapping[str, Array] | None = None,
+    ) -> Trained:
+        """Local training: one optimiser step per batch.
 
         Args:
-            parameters: where it starts, ``[d]``.
+            parameters: where it starts, ``[d]``; of a stack ``[k, d]`` or, the same for all, ``[d]``.
             local: the optimiser.
-            correct: maps (gradient, parameters) to the gradient that is used.
+            correct: maps (gradient, parameters), and what is ``beside`` if that is given, to the gradient
+                that is used.
+            beside: arrays of each party that the correction needs, ``[d]`` or ``[k, d]``.
+            slots: state of the optimiser to start from; fresh if not given.
+
+        Raises:
+            ContributionError: if the parameters do not stay finite.
         """
-        slots, steps = Values(), 0
-        for x, y in self.batches(local):
-            gradient = self.learner.gradient(parameters, x, y)
-            if correct is not None:
-                gradient = correct(gradient, parameters)
-            parameters, slots = local.step(parameters, -gradient, slots)
-            steps += 1
-        if not np.isfinite(parameters).all():
-            raise ContributionError(
-                "training diverged: the parameters are no longer finite",
-                party=self.party,
-                round=self.round,
-                remedy="Lower the local learning rate",
-            )
-        return Trained(parameters, steps)
+        beside = None if beside is None else {n: v[None] for n, v in beside.items()}
+        slots = {name: value[None] for name, value in (slots or {}).items()}
+        feed, trained, slots = self._trained(parameters, local, correct, beside, slots, False)
+        if not np.isfinite(trained[0]).all():
+            raise diverged(self.party, self.round)
+        slots = {name: value[0] for name, value in slots.items()}
+        return Trained(trained[0], int(feed.steps[0]), slots)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Stack(Work):
+    """Several parties at work at once; those with more rows come first, and none has no row.
+
+    Args:
+        parties: their names.
+        data: each one's features and labels.
+        failed: what went wrong, by position; filled by the verbs.
+    """
+
+    parties: tuple[str, ...]
+    data: Sequence[tuple[Array, Array]]
+    failed: dict[int, HansaError] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parties'."""
+        return self.parties
+
+    @property
+    def examples(self) -> Array:
+        """How many rows each learns from, float64 ``[k]``."""
+        return np.asarray([float(len(y)) for _, y in self.data])
+
+    @property
+    def all_rows(self) -> Sequence[tuple[Array, Array]]:
+        """Theirs."""
+        return self.data
+
+    def gradient(self, parameters: Array) -> Array:
+        """The gradients over all training rows, ``[k, d]``."""
+        return self._over_all(self.learner.gradient, parameters)
+
+    def loss(self, parameters: Array) -> Array:
+        """The mean losses over all training rows, ``[k]``."""
+        return self._over_all(self.learner.loss, parameters)
+
+    def train(
+        self,
+        parameters: Array,
+        local: FirstOrder,
+        correct: Callable[..., Any] | None = None,
+        beside: Mapping[str, Array] | None = None,
+        slots: Mapping[str, Array] | None = None,
+    ) -> Trained:
+        """As `At.train`, of all at once; a party whose training diverges is noted in `failed`."""
+        feed, trained, slots = self._trained(parameters, local, correct, beside, slots, True)
+        with np.errstate(over="ignore", invalid="ignore"):
+            fine = np.isfinite(np.vecdot(trained, trained))
+        for i in np.flatnonzero(~fine).tolist():
+            if not np.isfinite(trained[i]).all():
+                self.failed.setdefault(i, diverged(self.parties[i], self.round))
+        return Trained(trained, feed.steps[:, None], slots)
+
+
+def no_row(party: str) -> ContributionError:
+    """The error of a party that has nothing to learn from."""
+    return ContributionError("the party has no row to learn from", party=party)
+
+
+def diverged(party: str, round: int) -> ContributionError:
+    """The error of a party whose local training left the numbers."""
+    return ContributionError(
+        "training diverged: the parameters are no longer finite",
+        party=party,
+        round=round,
+        remedy="Lower the local learning rate",
+    )
 
 
 class Method(Part):
     """An algorithm as pure functions with explicit state."""
+
+    stacks: ClassVar[bool] = False
+    """Whether `work` takes a `Stack` of parties as well as one party's `At`."""
+
+    personalises: ClassVar[bool] = False
+    """Whether a party ends with a model of its own; see `personal`."""
 
     @abstractmethod
     def init(self, setup: Setup, learner: Learner) -> State:
@@ -229,8 +390,19 @@ class Method(Part):
         """
 
     @abstractmethod
-    def work(self, at: At) -> Answer:
-        """At the party: exactly the declared fields, and what to remember."""
+    def work(self, at: Any) -> Answer:
+        """At the party: exactly the declared fields, and what to remember.
+
+        ``at`` is an `At`, or a `Stack` if the method `stacks`.
+        """
+
+    def personal(self, at: Any) -> Array:
+        """The parameters that a party itself would use, ``[d]``: the global ones, unless it has its own.
+
+        ``at.memory`` holds what training remembered there.
+        """
+        parameters: Array = at.received["parameters"]
+        return parameters
 
     @abstractmethod
     def apply(self, state: State, ask: Ask, total: Total) -> State:
@@ -246,13 +418,14 @@ class UpdateMethod(Method):
     """
 
     fields: ClassVar[tuple[Field, ...]] = (Field("update", like="parameters"),)
+    stacks: ClassVar[bool] = True
 
     server: Optimizer = SGD(lr=1.0)
     weights: Literal["examples", "equal"] = "examples"
 
     def model_post_init(self, context: Any) -> None:
         """Refuse a server that is told to make passes over rows it does not have."""
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "moments", "shuffle"):
             if getattr(self.server, name) is not None:
                 raise StudyError(
                     f"method.server.{name}: the server has no rows to pass over",
@@ -276,9 +449,9 @@ class UpdateMethod(Method):
         fields = tuple(declared.bind(size) for declared in self.fields)
         return Ask("", 0, 0, Values(send), fields, through="update")
 
-    def weight(self, at: At) -> float:
-        """What the party counts for."""
-        return float(at.examples) if self.weights == "examples" else 1.0
+    def weight(self, at: At | Stack) -> Any:
+        """What the party counts for; of a stack, ``[k]``."""
+        return at.examples * 1.0 if self.weights == "examples" else at.examples * 0.0 + 1.0
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
         """The server's optimiser takes one step along the mean update."""
@@ -296,29 +469,34 @@ class GradientMethod(UpdateMethod):
 
     local: Optimizer = SGD(lr=0.1)
 
-    def work(self, at: At) -> Answer:
+    def work(self, at: At | Stack) -> Answer:
         """Train with the method's correction; what is left is the method's `finish`."""
-        memory = self.remembered(at)
+        memory, keeps = self.remembered(at), self.local.moments == "keep"
         parameters = at.received["parameters"]
-        trained = at.train(
-            parameters, self.local, lambda g, p: self.correct(g, p, at.received, memory)
-        )
+        correct = beside = None
+        if type(self).correct is not GradientMethod.correct:
+            sent = Named({n: at.learner.native(v) for n, v in at.received.items()})
+            correct, beside = lambda g, p, mine: self.correct(g, p, sent, mine), memory
+        slots = at.memory.under("local") if keeps else None
+        trained = at.train(parameters, self.local, correct, beside, slots)
         values, kept = self.finish(trained.parameters, at.received, memory, trained.steps)
+        if keeps:
+            kept = {**kept, **Values(trained.slots).named("local")}
         return Answer(Contribution(Values(values), self.weight(at)), Values(kept))
 
-    def remembered(self, at: At) -> Values:
+    def remembered(self, at: At | Stack) -> Values:
         """The declared memory, zeros like the parameters the first time."""
-        zero = np.zeros_like(at.received["parameters"])
+        parameters = at.received["parameters"]
+        lead = (len(at.names),) if isinstance(at, Stack) else ()
+        zero = np.zeros((*lead, *parameters.shape), parameters.dtype)
         return Values({name: at.memory.get(name, zero) for name in self.memory})
 
-    def correct(
-        self, gradient: Array, parameters: Array, received: Values, memory: Values
-    ) -> Array:
+    def correct(self, gradient: Any, parameters: Any, received: Any, memory: Any) -> Any:
         """The gradient that is used, elementwise on one party or on a stack."""
         return gradient
 
     def finish(
-        self, parameters: Array, received: Values, memory: Values, steps: int
+        self, parameters: Array, received: Values, memory: Values, steps: Any
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """The declared fields and the new memory, from the trained parameters."""
         return {"update": parameters - received["parameters"]}, {}
@@ -327,7 +505,18 @@ class GradientMethod(UpdateMethod):
 METHODS: Catalogue[Method] = Catalogue(
     "method",
     Method,  # type: ignore[type-abstract]  # only instances are asked for
-    {"fedavg": "hansa.methods.fedavg:FedAvg", "fedsgd": "hansa.methods.fedsgd:FedSGD"},
+    {
+        "ditto": "hansa.methods.ditto:Ditto",
+        "fedavg": "hansa.methods.fedavg:FedAvg",
+        "fedbuff": "hansa.methods.fedbuff:FedBuff",
+        "fednova": "hansa.methods.fednova:FedNova",
+        "fedper": "hansa.methods.fedper:FedPer",
+        "fedprox": "hansa.methods.fedprox:FedProx",
+        "fedrep": "hansa.methods.fedrep:FedRep",
+        "fedsgd": "hansa.methods.fedsgd:FedSGD",
+        "ifca": "hansa.methods.ifca:IFCA",
+        "scaffold": "hansa.methods.scaffold:Scaffold",
+    },
 )
 AnyMethod = Annotated[
     Method, PlainValidator(METHODS.build), PlainSerializer(METHODS.spec, return_type=dict[str, Any])

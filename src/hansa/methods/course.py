@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Literal
@@ -19,11 +19,11 @@ from pydantic import Field as Limits
 
 from hansa.aggregation.signal import Signal
 from hansa.aggregation.stage import Aggregation, Context
-from hansa.contribution import Array, Ask, Json, Total, Values, canonical
+from hansa.contribution import Array, Ask, Contributions, Json, Total, Values, canonical
 from hansa.data.preprocessing import Encoding
 from hansa.errors import RunError, StudyError, did_you_mean
 from hansa.learners.base import Learner
-from hansa.methods.base import Answer, At, Method, Setup, State
+from hansa.methods.base import Answer, At, Method, Setup, Stack, State
 from hansa.methods.evaluate import Evaluate
 from hansa.methods.moments import Moments
 from hansa.task import Task
@@ -151,6 +151,10 @@ class Course:
             raise StudyError("no feature column is left", remedy="Correct `features` in the study")
         return self.task.learner(width)
 
+    @cached_property
+    def _bound(self) -> dict[Signal, tuple[Signal, ...]]:
+        return {}
+
     @property
     def methods(self) -> dict[str, Method]:
         """The methods that it is made of, by the name of their work."""
@@ -163,7 +167,7 @@ class Course:
             StudyError: if the stop rule names a metric that the task does not have, or if nothing
                 is ever evaluated.
         """
-        names = self.task.metric_names
+        names = self.evaluate.names(self.task, self.scores_own)
         if self.stop and not self.evaluate.due(self.rounds, last=True):
             raise StudyError(
                 "there is a stop rule, and nothing is evaluated",
@@ -187,17 +191,30 @@ class Course:
         if ask is None:
             raise RunError(f"the method {phase!r} has nothing to ask", round=progress.round)
         send = dict(ask.send)
-        if phase != "moments":
-            encoding = self.encoding(progress)
-            send |= {"encoding.mean": encoding.mean, "encoding.scale": encoding.scale}
         if phase == "evaluate":
-            send["parameters"] = progress.parameters
-            ask = replace(ask, fields=self.task.tallies())
+            send = {"parameters": progress.parameters}
+            if self.scores_own:
+                training = self.method.ask(progress.states["train"])
+                send |= training.send if training is not None else {}
+            ask = replace(ask, fields=self.evaluate.fields(self.task, self.scores_own))
+        if phase != "moments":
+            dtype = self.learner.dtype
+            send = {name: value.astype(dtype, copy=False) for name, value in send.items()}
+            fields = [replace(f, dtype=dtype) if f.like else f for f in ask.fields]
+            ask = replace(ask, fields=tuple(fields))
+            encoding = self.encoding(progress)
+            if encoding.numbers:
+                send |= {"encoding.mean": encoding.mean, "encoding.scale": encoding.scale}
         if ask.through == "update":
             announced = self.aggregation.announce(progress.states["stages"].values)
             send |= announced.named("announced")
         number = progress.round + (phase == "train")
         return replace(ask, work=phase, version=progress.version, round=number, send=Values(send))
+
+    @property
+    def scores_own(self) -> bool:
+        """Whether evaluations score the parties' own models, too."""
+        return self.evaluate.own and self.method.personalises
 
     def permits(self, ask: Ask) -> bool:
         """Whether this course itself would ask so: under this number, in this round, sending values of
@@ -212,7 +229,7 @@ class Course:
         """The asks that this course makes for that work in that round, but for their values."""
         start = self.begin()
         sums = [start.states["moments"], self.moments.halfway(start.states["moments"])]
-        sums = sums if self.moments.standardise else []
+        sums = sums if self.moments.wanted(start.states["moments"]) else []
         if work == "moments" and round == 0:
             for step, state in enumerate(sums):
                 yield self._asked_at(start, "moments", step, {"moments": state})
@@ -234,27 +251,60 @@ class Course:
         assert ask is not None
         return ask
 
-    def work(self, ask: Ask, at: At) -> Answer:
-        """At the party: the work that the ask names, and its way through the party's side of the stages."""
+    def work(self, ask: Ask, at: At | Stack) -> Answer:
+        """At the parties: the work that the ask names, and its way through their side of the stages.
+
+        A stack's answer is a stack; of a party that `Stack.failed` names it says nothing.
+        """
         announced = at.received.under("announced")
         kept = {
             k: v for k, v in at.received.items() if not k.startswith(("announced.", "encoding."))
         }
-        mine = replace(at, received=Values(kept), memory=at.memory.under(ask.work))
+        scores = ask.work == "evaluate"
+        remembered = at.memory.under("train" if scores else ask.work)
+        mine = replace(at, received=Values(kept), memory=remembered)
+        if scores and isinstance(mine, At):
+            models = {"": mine.received["parameters"]}
+            if self.scores_own:
+                models["own."] = self.method.personal(mine)
+            return self.evaluate.score(mine, models)
         answer = self._method(ask.work).work(mine)
         memory = answer.memory.named(ask.work)
         if ask.through != "update":
             return replace(answer, memory=Values(memory))
+        contribution, before = answer.contribution, at.memory.under("stages")
+        single = isinstance(at, At)
+        if isinstance(at, At):
+            stack = Contributions.of(at.party, contribution)
+            before = Values({name: value[None] for name, value in before.items()})
+        else:
+            stack = Contributions(at.parties, contribution.values, np.asarray(contribution.weight))
         signals = self.signals(ask)
-        contribution, stages = self.aggregation.encode(
-            answer.contribution,
-            announced,
-            at.memory.under("stages"),
-            signals,
-            self._context(ask, at.party, signals[0]),
-        )
-        memory |= stages.named("stages")
-        return Answer(contribution, Values(memory))
+        context = self._context(ask, at.names, signals)
+        stack, stages = self.aggregation.encode(stack, announced, before, signals, context)
+        if single:
+            stages = Values({name: value[0] for name, value in stages.items()})
+            contribution = stack.one(0)
+        else:
+            contribution = replace(contribution, values=stack.values)
+        return Answer(contribution, Values(memory | stages.named("stages")))
+
+    def open(self, ask: Ask, stack: Contributions) -> tuple[Contributions, dict[str, str]]:
+        """At the coordinator: contributions as they arrived, unpacked; and who is not counted, and why."""
+        signals = self.signals(ask)
+        excluded: dict[str, str] = {}
+        for opened in (False, True):
+            faults = signals[-1].faults(stack, opened)
+            if faults:
+                excluded |= {stack.parties[i]: error.reason for i, error in faults.items()}
+                stack = stack.take([i for i in range(len(stack.parties)) if i not in faults])
+            if ask.through != "update" or signals[-1].travel is None or not stack.parties:
+                break
+            if not opened:
+                context = self._context(ask, stack.parties, signals)
+                announced = ask.send.under("announced")
+                stack = self.aggregation.open(stack, announced, signals, context)
+        return stack, excluded
 
     def signals(self, ask: Ask) -> tuple[Signal, ...]:
         """What flows between the stages for this ask; the last one is what travels.
@@ -265,7 +315,9 @@ class Course:
         signal = Signal(ask.fields, weights=getattr(self.method, "weights", "examples"))
         if ask.through == "plain":
             return (signal,)
-        return self.aggregation.bind(signal)
+        if signal not in self._bound:
+            self._bound[signal] = self.aggregation.bind(signal)
+        return self._bound[signal]
 
     def apply(self, progress: Progress, ask: Ask, total: Total) -> Progress:
         """The progress after an exchange; ``metrics`` are new if it was an evaluation.
@@ -280,7 +332,7 @@ class Course:
                 total,
                 states["stages"].values,
                 signals,
-                self._context(ask, "", signals[0]),
+                self._context(ask, (), signals),
             )
             states["stages"] = State(ask.round, stages)
         phase = progress.phase
@@ -290,12 +342,12 @@ class Course:
         if phase == "moments":
             return self._enter(progress, "moments")
         if phase == "evaluate":
-            if not total.values.get("rows", 1):
+            if not np.sum(total.values["rows"]):
                 raise RunError(
                     "no party holds out a row, so there is nothing to evaluate on",
                     remedy="Raise evaluation.holdout, or leave evaluation out with every = 0",
                 )
-            return self._judge(progress, self.task.metrics(total.values))
+            return self._judge(progress, self.evaluate.metrics(self.task, total.values))
         if not all(
             math.isfinite(x) for x in (progress.parameters.min(), progress.parameters.max())
         ):
@@ -344,8 +396,9 @@ class Course:
                 return replace(progress, phase="done", reason=reason)
         return self._enter(progress, "train")
 
-    def _context(self, ask: Ask, party: str, signal: Signal) -> Context:
-        return Context(self.setup.seed, ask.round, ask.version, party, signal)
+    def _context(self, ask: Ask, parties: tuple[str, ...], signals: Sequence[Signal]) -> Context:
+        first = signals[0]
+        return Context(self.setup.seed, ask.round, ask.version, parties, first, first)
 
 
 def _alike(ask: Ask, own: Ask) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
 
+import numpy as np
 from pydantic import Field as Limits
 
-from hansa.contribution import Ask, Contribution, Total, Values, check
-from hansa.errors import ContributionError
+from hansa.contribution import Algebra, Array, Ask, Contribution, Field, Total, Values, check
+from hansa.errors import ContributionError, StudyError
 from hansa.learners.base import Learner
 from hansa.methods.base import Answer, At, Method, Setup, State
+from hansa.task import Task
 
 
 class Evaluate(Method):
@@ -20,16 +24,33 @@ class Evaluate(Method):
         holdout: share of a party's rows that is held out, drawn by (seed, party). With 0, and no
             ``split``, there is nothing to evaluate on, and nothing is evaluated.
         split: a column that says it instead: rows whose value is ``test`` are held out.
+        central: score on a test table that whoever simulates has; parties then hold nothing out.
+        spread: also how the metrics are spread over the parties: quantiles, and the mean of the worst tenth.
+        own: also score each party's own model on its own rows, where the method makes one.
+        sample: ask so many parties, drawn anew each time, and not all.
     """
 
     kind: ClassVar[str] = "evaluate"
     every: Annotated[int, Limits(ge=0)] = 1
     holdout: Annotated[float, Limits(ge=0, lt=1)] = 0.25
     split: str | None = None
+    central: bool = False
+    spread: bool = False
+    own: bool = False
+    sample: Annotated[int, Limits(ge=1)] | None = None
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuse what only parties could say of a table that no party holds."""
+        for name in ("spread", "own", "sample", "split"):
+            if self.central and getattr(self, name):
+                raise StudyError(
+                    f"evaluation.{name} is of the parties' rows, and evaluation.central of one table",
+                    remedy="Leave one of the two out",
+                )
 
     def due(self, round: int, last: bool) -> bool:
         """Whether the model is scored after this round."""
-        holds_out = self.holdout > 0 or self.split is not None
+        holds_out = self.holdout > 0 or self.split is not None or self.central
         return holds_out and self.every > 0 and (last or round % self.every == 0)
 
     def init(self, setup: Setup, learner: Learner) -> State:
@@ -41,18 +62,72 @@ class Evaluate(Method):
         return Ask("", 0, 0, Values(), ())
 
     def work(self, at: At) -> Answer:
-        """The task's sums over the party's held-out rows."""
+        """The task's sums over the party's held-out rows, of the global model alone."""
+        return self.score(at, {"": at.received["parameters"]})
+
+    def score(self, at: At, models: Mapping[str, Array]) -> Answer:
+        """The task's sums over the party's held-out rows, of several models by the prefix of their names.
+
+        Raises:
+            ContributionError: if a model's errors are beyond counting.
+        """
         x, y = at.held_out()
-        predicted = at.learner.predict(at.received["parameters"], x)
-        contribution = Contribution(at.task.tally(predicted, y))
-        try:
-            check(contribution, at.task.tallies())
-        except ContributionError:
-            raise ContributionError(
-                "the model has diverged: its errors are beyond counting",
-                remedy="Lower the learning rates, or add a clip to the aggregation",
-            ) from None
-        return Answer(contribution)
+        values: dict[str, Array] = {}
+        for prefix, parameters in models.items():
+            tallies = at.task.tally(at.learner.predict(parameters, x), y)
+            try:
+                check(Contribution(tallies), at.task.tallies())
+            except ContributionError:
+                raise ContributionError(
+                    "the model has diverged: its errors are beyond counting",
+                    remedy="Lower the learning rates, or add a clip to the aggregation",
+                ) from None
+            values |= {prefix + name: value for name, value in tallies.items()}
+        return Answer(Contribution(Values(values)))
+
+    def fields(self, task: Task, own: bool) -> tuple[Field, ...]:
+        """What a party answers: the task's sums, again for its own model, each party's if `spread`."""
+        algebra = Algebra.GATHER if self.spread else Algebra.SUM
+        tallies = [replace(tally, algebra=algebra) for tally in task.tallies()]
+        mine = [replace(t, name=f"own.{t.name}") for t in tallies if own]
+        return (*tallies, *mine)
+
+    def metrics(self, task: Task, totals: Values) -> dict[str, float]:
+        """The federation's metrics, and how they are spread over the parties that hold rows out.
+
+        ``accuracy`` is of all rows, ``accuracy.p10`` a quantile over parties, ``accuracy.worst_decile`` the mean
+        of the tenth that does worst; ``own.`` stands before those of the parties' own models.
+        """
+        metrics: dict[str, float] = {}
+        for prefix in ("", "own."):
+            mine = {
+                t.name: totals[prefix + t.name] for t in task.tallies() if prefix + t.name in totals
+            }
+            if not mine:
+                continue
+            if not self.spread:
+                metrics |= {prefix + n: value for n, value in task.metrics(mine).items()}
+                continue
+            whole = task.metrics({name: value.sum(axis=0) for name, value in mine.items()})
+            metrics |= {prefix + name: value for name, value in whole.items()}
+            each = [
+                task.metrics({name: value[i] for name, value in mine.items()})
+                for i in np.flatnonzero(mine["rows"])
+            ]
+            for name in whole:
+                ordered = np.sort([one[name] for one in each])
+                worst = ordered if name in task.lower_is_better else -ordered
+                tenth = np.sort(worst)[-max(1, len(each) // 10) :].mean()
+                low, median, high = np.quantile(ordered, [0.1, 0.5, 0.9])
+                spread = {"p10": low, "p50": median, "p90": high, "worst_decile": abs(tenth)}
+                metrics |= {f"{prefix}{name}.{which}": float(v) for which, v in spread.items()}
+        return metrics
+
+    def names(self, task: Task, own: bool) -> tuple[str, ...]:
+        """Of all metrics that `metrics` gives."""
+        names = [p + n for p in ("", "own.")[: 1 + own] for n in task.metric_names]
+        which = ("p10", "p50", "p90", "worst_decile") if self.spread else ()
+        return (*names, *(f"{name}.{w}" for name in names for w in which))
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
         """The totals, from which the task makes metrics."""

@@ -42,7 +42,7 @@ class Moments(Method):
     def ask(self, state: State) -> Ask | None:
         """Sums, then squared distances; nothing at all if there is nothing to standardise."""
         step = state.facts["step"]
-        if step == 2 or not self.standardise:
+        if step == 2 or not self.wanted(state):
             return None
         if step == 1:
             squares = _field("squares", len(state.values["mean"]), low=0.0)
@@ -93,6 +93,10 @@ class Moments(Method):
         scale = np.where(variance <= bound, 1.0, np.sqrt(variance))
         return State(0, Values({**state.values, "scale": scale}), {**state.facts, "step": 2})
 
+    def wanted(self, state: State) -> bool:
+        """Whether there is anything to sum."""
+        return self.standardise and bool(state.facts["numbers"] or state.facts["categories"])
+
     def halfway(self, state: State) -> State:
         """A state whose next ask is the second one, to know what it declares."""
         zeros = np.zeros(len(state.facts["numbers"]))
@@ -103,7 +107,7 @@ class Moments(Method):
         if "scale" not in state.values:
             return setup.encoding
         mean, scale = state.values["mean"], state.values["scale"]
-        return Encoding(setup.numbers, mean, scale, setup.categories)
+        return setup.scaled(mean, scale)
 
 
 def _field(name: str, *shape: int, low: float = -WIDE) -> Field:

@@ -1,0 +1,141 @@
+"""Very many parties: rows of an index over shared, memory-mapped columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hansa.data.table import Table
+from hansa.errors import DataError
+
+
+class Numbered(Sequence[str]):
+    """The names ``party-0001``, ``party-0002`` ... of so many parties, in order, made when asked for."""
+
+    def __init__(self, count: int, prefix: str = "party-") -> None:
+        self._count, self._prefix, self._digits = count, prefix, len(str(count))
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[str]: ...
+    def __getitem__(self, at: int | slice) -> str | Sequence[str]:
+        if isinstance(at, slice):
+            return tuple(self[i] for i in range(*at.indices(self._count)))
+        at = int(at) + self._count * (at < 0)
+        if not 0 <= at < self._count:
+            raise IndexError(at)
+        return f"{self._prefix}{at + 1:0{self._digits}d}"
+
+    def index(self, name: Any, start: int = 0, stop: int | None = None) -> int:
+        """Where a name stands.
+
+        Raises:
+            ValueError: if nobody is called so.
+        """
+        digits = str(name).removeprefix(self._prefix)
+        at = int(digits) - 1 if digits.isascii() and digits.isdigit() else -1
+        if not 0 <= at < self._count or self[at] != name:
+            raise ValueError(f"no party is called {name!r}")
+        return at
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            self.index(name)
+        except ValueError:
+            return False
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Numbered):
+            return self.to_json() == other.to_json()
+        return isinstance(other, tuple) and tuple(self) == other
+
+    def __hash__(self) -> int:
+        return hash((self._count, self._prefix))
+
+    def to_json(self) -> dict[str, int | str]:
+        """Two facts, however many names they stand for."""
+        return {"count": self._count, "prefix": self._prefix}
+
+
+def listed(names: Sequence[str]) -> Any:
+    """The names of a roster as JSON; the inverse of `unlisted`."""
+    return names.to_json() if isinstance(names, Numbered) else list(names)
+
+
+def unlisted(body: Any) -> Sequence[str]:
+    """The names of a roster from JSON."""
+    return Numbered(**body) if isinstance(body, Mapping) else tuple(body)
+
+
+class Population(Mapping[str, Table]):
+    """Parties as ranges of rows of one table; a party's own table is a view of it, made when asked for.
+
+    Args:
+        columns: a table, or arrays by name: one-dimensional float64 is a column of numbers, anything else of
+            numbers (``[rows, 28, 28]``, say, memory-mapped or not) an array in each row.
+        starts: the first row of each party, ``[parties]``. Parties may share rows.
+        stops: the row after its last one.
+
+    Raises:
+        DataError: if the ranges do not lie within the table, or there is no party.
+    """
+
+    def __init__(
+        self, columns: Table | Mapping[str, NDArray[Any]], starts: ArrayLike, stops: ArrayLike
+    ) -> None:
+        self.table = columns if isinstance(columns, Table) else Table(columns)
+        self.starts, self.stops = np.asarray(starts, np.int64), np.asarray(stops, np.int64)
+        if self.starts.shape != self.stops.shape or self.starts.ndim != 1 or not self.starts.size:
+            raise DataError(
+                f"{self.starts.shape} first and {self.stops.shape} last rows make no parties",
+                remedy="Give the first row of each party, and the row after its last one",
+            )
+        if (self.starts < 0).any() or (self.stops > self.table.rows).any():
+            raise DataError(f"a party's rows lie outside the table of {self.table.rows} rows")
+        if (short := np.flatnonzero(self.stops < self.starts)).size:
+            raise DataError(f"party {short[0] + 1} ends before it begins")
+        self.names = Numbered(len(self.starts))
+
+    @classmethod
+    def of_sizes(cls, columns: Table | Mapping[str, NDArray[Any]], sizes: ArrayLike) -> Population:
+        """Parties that lie one after the other, with so many rows each."""
+        stops = np.cumsum(np.asarray(sizes, np.int64))
+        return cls(columns, np.concatenate([[0], stops[:-1]]), stops)
+
+    @classmethod
+    def of_rows(
+        cls, columns: Table | Mapping[str, NDArray[Any]], rows: Sequence[NDArray[Any]]
+    ) -> Population:
+        """Parties that hold these row numbers each, as a partitioner gives them; the table is copied once."""
+        table = columns if isinstance(columns, Table) else Table(columns)
+        return cls.of_sizes(table.take(np.concatenate(list(rows))), [len(own) for own in rows])
+
+    def range(self, name: str) -> slice:
+        """A party's rows.
+
+        Raises:
+            DataError: if there is no such party.
+        """
+        try:
+            at = self.names.index(name)
+        except ValueError as error:
+            raise DataError(str(error)) from None
+        return slice(int(self.starts[at]), int(self.stops[at]))
+
+    def __getitem__(self, name: str) -> Table:
+        rows = self.range(name)
+        return Table({column: values[rows] for column, values in self.table.columns.items()})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.starts)
