@@ -138,7 +138,7 @@ class Feed:
         """Rows of a party's padded batch: the batch size; if it has fewer, up to 1.25 times its own, so that
         more parties share a shape, unless they are many and would have to be copied for it.
         """
-        unit = 1 if size * width > _LARGE else max(1, 1 << (size.bit_length() - 3))
+        unit = 1 if size * width > _LARGE else 1 << max(0, size.bit_length() - 3)
         rounded = -(-size // unit) * unit
         return min(self.batch_size, rounded) if self.batch_size else rounded
 
@@ -266,7 +266,7 @@ class Learner(ABC):
         count = len(feed.rows)
         parameters = np.empty((count, start.shape[-1]), self.dtype)
         parameters[:] = start
-        kept: Slots = dict(slots or {})
+        kept: Slots = {name: np.array(value) for name, value in (slots or {}).items()}
         plain = type(local) is SGD and not local.momentum
         for parties, x, y, weights in feed.stacked(self.takes):
             theta = parameters[parties]
