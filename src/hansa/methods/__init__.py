@@ -1,20 +1,36 @@
 """Methods: one paper, one file."""
 
 from hansa.methods.base import Answer, At, GradientMethod, Method, Setup, State, UpdateMethod
+from hansa.methods.ditto import Ditto
 from hansa.methods.evaluate import Evaluate
 from hansa.methods.fedavg import FedAvg
+from hansa.methods.fedbuff import FedBuff
+from hansa.methods.fednova import FedNova
+from hansa.methods.fedper import FedPer
+from hansa.methods.fedprox import FedProx
+from hansa.methods.fedrep import FedRep
 from hansa.methods.fedsgd import FedSGD
+from hansa.methods.ifca import IFCA
 from hansa.methods.moments import Moments
+from hansa.methods.scaffold import Scaffold
 
 __all__ = [
+    "IFCA",
     "Answer",
     "At",
+    "Ditto",
     "Evaluate",
     "FedAvg",
+    "FedBuff",
+    "FedNova",
+    "FedPer",
+    "FedProx",
+    "FedRep",
     "FedSGD",
     "GradientMethod",
     "Method",
     "Moments",
+    "Scaffold",
     "Setup",
     "State",
     "UpdateMethod",
