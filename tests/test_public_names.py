@@ -12,10 +12,10 @@ import pytest
 import hansa
 
 NAMES = [
-    "Adagrad", "Adam", "AdamW", "All", "ColumnRule", "Contract", "Contribution", "Evaluate",
-    "FedAvg", "FedSGD", "Federation", "Field", "Fixed", "LinearRegression", "Local",
-    "LogisticRegression", "Model", "Moments", "Remote", "Run", "SGD", "SoftmaxRegression", "Stop",
-    "Table", "Task", "Yogi", "aggregation", "errors", "load", "methods", "partition", "read",
+    "Adagrad", "Adam", "AdamW", "All", "ColumnRule", "Contract", "Contribution", "CoxRegression",
+    "Evaluate", "FedAvg", "FedSGD", "Federation", "Field", "Fixed", "LinearRegression", "Local",
+    "LogisticRegression", "Model", "Moments", "PoissonRegression", "Remote", "Run", "SGD",
+    "SoftmaxRegression", "Stop", "Table", "Task", "Yogi", "aggregation", "errors", "load", "methods", "partition", "read",
     "wisconsin",
 ]  # fmt: skip
 

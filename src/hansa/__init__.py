@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     from hansa.model import Model
     from hansa.run import Run
     from hansa.study import load
-    from hansa.task import LinearRegression, LogisticRegression, SoftmaxRegression, Task
+    from hansa.task import (
+        CoxRegression,
+        LinearRegression,
+        LogisticRegression,
+        PoissonRegression,
+        SoftmaxRegression,
+        Task,
+    )
 
 __version__ = "0.1.0"
 
@@ -41,6 +48,7 @@ _HOMES = {
     "ColumnRule": "hansa.data.contract",
     "Contract": "hansa.data.contract",
     "Contribution": "hansa.contribution",
+    "CoxRegression": "hansa.task",
     "Evaluate": "hansa.methods.evaluate",
     "FedAvg": "hansa.methods.fedavg",
     "FedSGD": "hansa.methods.fedsgd",
@@ -52,6 +60,7 @@ _HOMES = {
     "LogisticRegression": "hansa.task",
     "Model": "hansa.model",
     "Moments": "hansa.methods.moments",
+    "PoissonRegression": "hansa.task",
     "Remote": "hansa.backends.remote",
     "Run": "hansa.run",
     "SGD": "hansa.learners.optimizer",
@@ -78,6 +87,7 @@ __all__ = [
     "ColumnRule",
     "Contract",
     "Contribution",
+    "CoxRegression",
     "Evaluate",
     "FedAvg",
     "FedSGD",
@@ -89,6 +99,7 @@ __all__ = [
     "LogisticRegression",
     "Model",
     "Moments",
+    "PoissonRegression",
     "Remote",
     "Run",
     "SoftmaxRegression",

@@ -18,7 +18,7 @@ from hansa.aggregation.stage import Aggregation
 from hansa.contribution import canonical
 from hansa.data.contract import Contract
 from hansa.data.table import ColumnSchema
-from hansa.errors import ConsentError, DataError, StudyError
+from hansa.errors import ConsentError, DataError, PipelineError, StudyError
 from hansa.methods.base import AnyMethod, Setup, UpdateMethod
 from hansa.methods.course import Course, Stop
 from hansa.methods.evaluate import Evaluate
@@ -167,9 +167,17 @@ class Federation(BaseModel):
 
         Raises:
             PipelineError: if a stage of the aggregation refuses what the method sends.
+            StudyError: if the method cannot learn the task.
         """
         if not self.dataset:
             object.__setattr__(self, "dataset", self.name)
+        self.method.require(self.task)
+        if self.method.exact and (self.aggregation.stages or type(self.cohort) is not All):
+            raise PipelineError(
+                f"the method {self.method.kind} needs the exact sums of all parties, and so takes no "
+                + ("aggregation stage" if self.aggregation.stages else "cohort but all of them"),
+                remedy="Leave [aggregation] and [cohort] out, or choose another method",
+            )
         if isinstance(self.method, UpdateMethod):
             fields = tuple(field.bind(1) for field in self.method.fields)
             self.aggregation.bind(Signal(fields, weights=self.method.weights))

@@ -14,6 +14,7 @@ from hansa.data.preprocessing import Encoding
 from hansa.data.table import Table
 from hansa.errors import DataError, HansaError, StoreError
 from hansa.files import write_whole
+from hansa.inference import Estimate, estimates
 from hansa.task import TASKS, Task
 from hansa.wire import tensors
 
@@ -47,6 +48,17 @@ class Model:
         """The task's metrics on a table that has the target."""
         tallies = self.task.tally(self.predict(table), self.task.labels(table))
         return self.task.metrics(tallies)
+
+    def summary(self, level: float = 0.95) -> list[Estimate]:
+        """The table of coefficients, in the units of the columns.
+
+        Args:
+            level: of the confidence intervals.
+
+        Raises:
+            RunError: if the method that trained it gives no standard errors.
+        """
+        return estimates(self.facts, level)
 
     def to_bytes(self) -> bytes:
         """A safetensors file: named arrays, and everything else as JSON in its metadata."""

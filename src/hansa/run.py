@@ -22,6 +22,7 @@ from hansa.data.source import write_parquet
 from hansa.errors import HansaError, RunError, StoreError, UsageError
 from hansa.federation import Federation
 from hansa.files import write_whole
+from hansa.inference import Estimate
 from hansa.methods.base import Setup
 from hansa.methods.course import Course, Progress
 from hansa.model import Model
@@ -227,8 +228,14 @@ class Run:
             "rounds": progress.round,
             "metrics": dict(progress.metrics),
         }
-        encoding = self.federation.course(self.setup).encoding(progress)
+        course = self.federation.course(self.setup)
+        encoding = course.encoding(progress)
+        facts |= course.method.facts(progress.states["train"], encoding)
         return Model(self.federation.task, encoding, progress.parameters, facts)
+
+    def summary(self, level: float = 0.95) -> list[Estimate]:
+        """The model's table of coefficients; see `hansa.Model.summary`."""
+        return self.model.summary(level)
 
     @property
     def _progress(self) -> Progress:

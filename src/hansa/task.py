@@ -6,6 +6,7 @@ sums (`tallies`), so that a metric of the federation is computed from totals and
 
 from __future__ import annotations
 
+import bisect
 import fnmatch
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,8 @@ from hansa.contribution import Algebra, Array, Field, Values
 from hansa.data.table import Table
 from hansa.errors import DataError, StudyError
 from hansa.learners.base import Learner
-from hansa.learners.glm import Linear, Logistic, Softmax
+from hansa.learners.glm import Linear, Logistic, Poisson, Softmax
+from hansa.learners.survival import Hazard
 from hansa.part import Catalogue, Part
 
 BINS = 512
@@ -117,24 +119,25 @@ class _Glm(Task):
     l2: Annotated[float, Limits(ge=0)] = 0.0
     precision: Literal["float64", "float32"] = "float64"
 
-    def _numbers(self, table: Table) -> Array:
-        """The target column as numbers, without a gap."""
-        values = table.column(self.target)
-        if table.kind(self.target) == "text":
+    def _numbers(self, table: Table, column: str = "") -> Array:
+        """The target column, or another, as numbers without a gap."""
+        column = column or self.target
+        values = table.column(column)
+        if table.kind(column) == "text":
             row = next((i for i, v in enumerate(values) if v is not None), 0)
             # The cell itself is not quoted: the reason for a refusal leaves the party.
             raise DataError(
-                f"the target {self.target!r} must be a number; row {row + 1} holds text",
+                f"the target {column!r} must be a number; row {row + 1} holds text",
                 remedy="Name the labels in the study's [task]: positive = ... or classes = [...]",
             )
-        self._refuse(np.isnan(values), "is missing")
+        self._refuse(np.isnan(values), "is missing", column)
         return values
 
-    def _refuse(self, bad: Array, what: str) -> None:
+    def _refuse(self, bad: Array, what: str, column: str = "") -> None:
         if bad.any():
             row = int(np.flatnonzero(bad)[0]) + 1
             raise DataError(
-                f"the target {self.target!r} {what} in row {row}",
+                f"the target {column or self.target!r} {what} in row {row}",
                 remedy="Correct the row or leave it out",
             )
 
@@ -301,6 +304,120 @@ class SoftmaxRegression(_Glm):
         }
 
 
+class PoissonRegression(_Glm):
+    """Counts, with mean ``exp(x w + b)``. Metrics: deviance, mae.
+
+    The loss is minus the log likelihood but for what the model cannot change; the deviance of a row is
+    ``2 (y log(y / mu) - y + mu)``.
+    """
+
+    kind: ClassVar[str] = "poisson-regression"
+    metric_names: ClassVar[tuple[str, ...]] = ("loss", "deviance", "mae")
+    lower_is_better: ClassVar[frozenset[str]] = frozenset(metric_names)
+
+    def learner(self, width: int) -> Learner:
+        """`hansa.learners.glm.Poisson`."""
+        return Poisson(width, l2=self.l2, dtype=self.precision)
+
+    def labels(self, table: Table) -> Array:
+        """The target column: counts."""
+        values = self._numbers(table)
+        self._refuse((values < 0) | (values != np.floor(values)), "is no count")
+        return values
+
+    def tallies(self) -> tuple[Field, ...]:
+        """Rows, and sums of the loss, the deviance and the errors."""
+        wide = float(2**400)
+        loss = Field("loss", shape=(), algebra=Algebra.SUM, low=-wide, high=wide)
+        return (_sum("rows"), loss, _sum("deviance", high=wide), _sum("absolute", high=wide))
+
+    def tally(self, predicted: Array, y: Array) -> Values:
+        """Sums over rows. Means are kept 1e-300 away from 0."""
+        mu = np.maximum(predicted, 1e-300)
+        logs = np.where(y > 0, y * np.log(np.maximum(y, 1) / mu), 0.0)
+        sums = {
+            "rows": len(y),
+            "loss": (mu - y * np.log(mu)).sum(),
+            "deviance": np.maximum(2 * (logs - y + mu), 0.0).sum(),
+            "absolute": np.abs(mu - y).sum(),
+        }
+        return Values({name: np.asarray(value, dtype=np.float64) for name, value in sums.items()})
+
+    def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
+        """The means over rows."""
+        rows = float(totals["rows"])
+        sums = {"loss": "loss", "deviance": "deviance", "mae": "absolute"}
+        return {name: float(totals[total]) / rows for name, total in sums.items()}
+
+
+class CoxRegression(_Glm):
+    """Times to an event (Cox 1972). The target is the time; a prediction is the relative hazard.
+
+    Metrics: concordance, the share of comparable pairs of rows *of one party* in which the one whose event
+    came first had the larger hazard, ties counting half (Harrell 1982).
+
+    Args:
+        event: the column that is 1 where the event was seen at that time, 0 where the row was last seen
+            without it.
+    """
+
+    kind: ClassVar[str] = "cox-regression"
+    metric_names: ClassVar[tuple[str, ...]] = ("concordance",)
+    event: Annotated[str, Limits(min_length=1)]
+
+    def select(self, columns: Sequence[str], where: str) -> tuple[str, ...]:
+        """Neither the time nor the event is a feature."""
+        if self.event not in columns:
+            raise DataError(
+                f"the event column {self.event!r} is missing; it has {', '.join(columns)}",
+                party=where,
+                remedy="Correct `event` in the study, or the table that the party offers",
+            )
+        return super().select([name for name in columns if name != self.event], where)
+
+    def learner(self, width: int) -> Learner:
+        """`hansa.learners.survival.Hazard`."""
+        return Hazard(width, l2=self.l2, dtype=self.precision)
+
+    def labels(self, table: Table) -> Array:
+        """Times, negative where no event was seen."""
+        times = self._numbers(table)
+        self._refuse(times < 0, "is negative")
+        events = self._numbers(table, self.event)
+        self._refuse((events != 0) & (events != 1), "is neither 0 nor 1", self.event)
+        return np.where(events == 1, times, -times)
+
+    def tallies(self) -> tuple[Field, ...]:
+        """Rows, and comparable pairs within the party: all, those in order, ties."""
+        return (_sum("rows"), *(_sum(n, high=float(2**80)) for n in ("pairs", "ordered", "tied")))
+
+    def tally(self, predicted: Array, y: Array) -> Values:
+        """Counts of rows and of pairs."""
+        later: list[float] = []
+        pairs = ordered = tied = 0
+        time, event = np.abs(y), ~np.signbit(y)
+        # Of one time, the rows without an event outlive those with one, and events are not comparable.
+        for moment in np.unique(time)[::-1]:
+            now = time == moment
+            for score in predicted[now & ~event].tolist():
+                bisect.insort(later, score)
+            scores = predicted[now & event].tolist()
+            for score in scores:
+                below = bisect.bisect_left(later, score)
+                pairs, ordered = pairs + len(later), ordered + below
+                tied += bisect.bisect_right(later, score) - below
+            for score in scores:
+                bisect.insort(later, score)
+        sums = {"rows": len(y), "pairs": pairs, "ordered": ordered, "tied": tied}
+        return Values({name: np.asarray(value, dtype=np.float64) for name, value in sums.items()})
+
+    def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
+        """One half if no pair is comparable."""
+        pairs = float(totals["pairs"])
+        won = float(totals["ordered"]) + float(totals["tied"]) / 2
+        return {"concordance": won / pairs if pairs else 0.5}
+
+
 class CodeTask(Task):
     """A task written by the study's author, in simulation only.
 
@@ -371,6 +488,8 @@ TASKS: Catalogue[Task] = Catalogue(
         "linear-regression": "hansa.task:LinearRegression",
         "logistic-regression": "hansa.task:LogisticRegression",
         "softmax-regression": "hansa.task:SoftmaxRegression",
+        "poisson-regression": "hansa.task:PoissonRegression",
+        "cox-regression": "hansa.task:CoxRegression",
         "code": "hansa.task:CodeTask",
     },
 )

@@ -66,7 +66,14 @@ class Glm(Learner):
         np.add.reduce(residual, axis=-1, out=gradient[..., cut:])
         return gradient
 
-    def predict(self, parameters: Array, x: Array) -> Array:
+    def descend(self, parameters: Array, x: Array, y: Array, weights: Array, lr: float) -> None:
+        """Without a penalty the step size goes into the row weights, which are few."""
+        if self.l2:
+            super().descend(parameters, x, y, weights, lr)
+        else:
+            parameters -= self.gradient(parameters, x, y, weights * weights.dtype.type(lr))
+
+    def predict, parameters: Array, x: Array) -> Array:
         """The mean of each row: ``[..., n]`` for one output, else ``[..., n, outputs]``."""
         mean = self.mean(self._eta(parameters, x)[1])
         return mean[..., 0, :] if self.outputs == 1 else np.swapaxes(mean, -1, -2)
@@ -117,6 +124,21 @@ class Logistic(Glm):
         """``1 / (1 + exp(-eta))``, without overflow: the exponent is never positive."""
         small = np.exp(-np.abs(eta))
         mean: Array = np.where(eta >= 0, 1.0, small) / (1.0 + small)
+        return mean
+
+
+class Poisson(Glm):
+    """Counts: minus the log likelihood, but for what does not depend on ``eta``."""
+
+    def losses(self, eta: Array, y: Array) -> Array:
+        """``exp(eta) - y eta``."""
+        score = eta[..., 0, :]
+        loss: Array = np.exp(score) - y * score
+        return loss
+
+    def mean(self, eta: Array) -> Array:
+        """``exp(eta)``."""
+        mean: Array = np.exp(eta)
         return mean
 
 

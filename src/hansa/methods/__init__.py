@@ -1,6 +1,7 @@
 """Methods: one paper, one file."""
 
 from hansa.methods.base import Answer, At, GradientMethod, Method, Setup, State, UpdateMethod
+from hansa.methods.cox import Cox
 from hansa.methods.ditto import Ditto
 from hansa.methods.evaluate import Evaluate
 from hansa.methods.fedavg import FedAvg
@@ -11,13 +12,16 @@ from hansa.methods.fedprox import FedProx
 from hansa.methods.fedrep import FedRep
 from hansa.methods.fedsgd import FedSGD
 from hansa.methods.ifca import IFCA
+from hansa.methods.irls import IRLS
 from hansa.methods.moments import Moments
 from hansa.methods.scaffold import Scaffold
 
 __all__ = [
     "IFCA",
+    "IRLS",
     "Answer",
     "At",
+    "Cox",
     "Ditto",
     "Evaluate",
     "FedAvg",

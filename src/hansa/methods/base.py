@@ -378,13 +378,39 @@ class Method(Part):
     personalises: ClassVar[bool] = False
     """Whether a party ends with a model of its own; see `personal`."""
 
+    exact: ClassVar[bool] = False
+    """Whether it needs the sums of all parties as they are: every party in every round, and no stage."""
+
+    def require(self, task: Task) -> None:
+        """Refuse a task that it cannot learn, when the federation is built.
+
+        Raises:
+            StudyError: with the reason and a remedy.
+        """
+
     @abstractmethod
     def init(self, setup: Setup, learner: Learner) -> State:
         """The state before the first ask."""
 
+    def phases(self, start: State, ask: Ask) -> tuple[State, ...]:
+        """States like those from which it asks in round 1, of which the last is like those of later rounds.
+
+        A party holds an ask against those that would be made from them, so only shapes matter.
+
+        Args:
+            start: the state before the first ask.
+            ask: what came, for shapes that the data decide.
+        """
+        return (start,)
+
+    def facts(self, state: State, encoding: Encoding) -> dict[str, Json]:
+        """What the model's file tells beside its parameters."""
+        return {}
+
     @abstractmethod
     def ask(self, state: State) -> Ask | None:
-        """The next exchange, or None when there is nothing more to ask.
+        """The next exchange, or None when there is nothing more to ask: the run ends then, and the state's
+        fact ``reason`` says why.
 
         Work name, version, round and cohort are filled in by whoever drives the run.
         """
@@ -506,6 +532,7 @@ METHODS: Catalogue[Method] = Catalogue(
     "method",
     Method,  # type: ignore[type-abstract]  # only instances are asked for
     {
+        "cox": "hansa.methods.cox:Cox",
         "ditto": "hansa.methods.ditto:Ditto",
         "fedavg": "hansa.methods.fedavg:FedAvg",
         "fedbuff": "hansa.methods.fedbuff:FedBuff",
@@ -515,6 +542,7 @@ METHODS: Catalogue[Method] = Catalogue(
         "fedrep": "hansa.methods.fedrep:FedRep",
         "fedsgd": "hansa.methods.fedsgd:FedSGD",
         "ifca": "hansa.methods.ifca:IFCA",
+        "irls": "hansa.methods.irls:IRLS",
         "scaffold": "hansa.methods.scaffold:Scaffold",
     },
 )

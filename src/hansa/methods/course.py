@@ -223,11 +223,11 @@ class Course:
         A party asks this before it works, since the ask may come from somebody who would like to see
         more: a sum over rows of its choice, one more answer, or an update without the clip.
         """
-        return any(_alike(ask, own) for own in self._own(ask.work, ask.round))
+        return any(_alike(ask, own) for own in self._own(ask))
 
-    def _own(self, work: str, round: int) -> Iterator[Ask]:
+    def _own(self, asked: Ask) -> Iterator[Ask]:
         """The asks that this course makes for that work in that round, but for their values."""
-        start = self.begin()
+        work, round, start = asked.work, asked.round, self.begin()
         sums = [start.states["moments"], self.moments.halfway(start.states["moments"])]
         sums = sums if self.moments.wanted(start.states["moments"]) else []
         if work == "moments" and round == 0:
@@ -236,11 +236,16 @@ class Course:
         if not 0 < round <= self.rounds:
             return
         every = self.evaluate.every if self.evaluate.due(self.rounds, last=True) else 0
-        version = len(sums) + round - 1 + ((round - 1) // every if every else 0)
-        state = replace(start.states["train"], round=round - (work == "train"))
+        *before, state = self.method.phases(start.states["train"], asked)
+        version = len(sums) + len(before) + round - 1 + ((round - 1) // every if every else 0)
+        state = replace(state, round=round - (work == "train"))
+        # Any round may be the last of a method that ends by itself.
+        last = round == self.rounds or self.method.exact
         if work == "train":
             yield self._asked_at(start, "train", version, {"train": state})
-        elif work == "evaluate" and self.evaluate.due(round, last=round == self.rounds):
+            for step, earlier in enumerate(before if round == 1 else ()):
+                yield self._asked_at(start, "train", len(sums) + step, {"train": earlier})
+        elif work == "evaluate" and self.evaluate.due(round, last=last):
             yield self._asked_at(start, "evaluate", version + 1, {"train": state})
 
     def _asked_at(
@@ -356,7 +361,8 @@ class Course:
                 round=ask.round,
                 remedy="Lower the learning rates, or add a clip to the aggregation",
             )
-        due = self.evaluate.due(progress.round, last=progress.round >= self.rounds)
+        last = progress.round >= self.rounds or self.method.ask(states["train"]) is None
+        due = progress.round == ask.round and self.evaluate.due(progress.round, last=last)
         return self._enter(progress, "evaluate" if due else "train")
 
     def encoding(self, progress: Progress) -> Encoding:
@@ -372,6 +378,9 @@ class Course:
         """Go on with the phase, or with the next one if it has nothing left to ask."""
         if phase == "moments" and self.moments.ask(progress.states["moments"]) is None:
             phase = "train"
+        if phase == "train" and self.method.ask(progress.states["train"]) is None:
+            reason = progress.states["train"].facts["reason"]
+            return replace(progress, phase="done", reason=reason)
         if phase == "train" and progress.round >= self.rounds:
             return replace(progress, phase="done", reason=f"all {self.rounds} rounds were run")
         return replace(progress, phase=phase)

@@ -1,0 +1,198 @@
+"""Cox's proportional hazards (Cox 1972) among parties: the partial likelihood of the pooled table, from sums."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field as Limits
+
+from hansa.contribution import Algebra, Array, Ask, Contribution, Field, Json, Total, Values
+from hansa.data.preprocessing import Encoding
+from hansa.errors import ContributionError, RunError, StudyError
+from hansa.learners.survival import Hazard
+from hansa.methods.base import Answer, At, State
+from hansa.methods.newton import FARTHEST, WIDE, Curve, Newton, complete, summed, unpenalised
+from hansa.task import Task
+
+
+class Cox(Newton):
+    """Hazard ratios with standard errors, and the baseline hazard.
+
+    First each party names the distinct times of its events, and hears of everybody's. Then, once a round, it
+    sends sums over its rows at risk at each of these times: of ``exp(x w)``, ``x exp(x w)`` and
+    ``x x' exp(x w)`` (Lu et al. 2015, WebDISCO). These are the sums of the pooled table, so the estimates are the
+    pooled ones. The differences of a single party's sums between two times belong to the few rows that leave the
+    risk set in between; ``grid`` makes them many.
+
+    Args:
+        ties: ``"efron"`` (Efron 1977), or ``"breslow"`` (Breslow 1974), which is cruder.
+        grid: times are rounded up to multiples of it; exact if not said.
+        limit: a party with more distinct times of events is refused.
+    """
+
+    kind: ClassVar[str] = "cox"
+    intercept: ClassVar[bool] = False
+    ties: Literal["efron", "breslow"] = "efron"
+    grid: Annotated[float, Limits(gt=0)] | None = None
+    limit: Annotated[int, Limits(ge=1, le=1_000_000)] = 10_000
+
+    def require(self, task: Task) -> None:
+        """Refuse another task than ``cox-regression``.
+
+        Raises:
+            StudyError: with the reason and a remedy.
+        """
+        learner = task.learner(1)
+        if not isinstance(learner, Hazard):
+            raise StudyError(
+                f"the method cox fits cox-regression, not {task.kind}",
+                remedy='Write task.kind = "cox-regression", or choose another method',
+            )
+        unpenalised(self.kind, learner)
+
+    def phases(self, start: State, ask: Ask) -> tuple[State, ...]:
+        """The times are asked for first; how many there are, only the ask can say."""
+        times = ask.send.get("times", np.zeros(1))
+        known = Values({**start.values, "times": np.zeros(times.shape)})
+        return start, State(start.round, known, start.facts)
+
+    def ask(self, state: State) -> Ask | None:
+        """The times of events, then one set of sums a round until the estimates stand."""
+        if state.facts["converged"]:
+            return None
+        if "times" not in state.values:
+            times = Field("times", shape=(self.limit,), algebra=Algebra.GATHER, low=-1.0, high=WIDE)
+            return Ask("", 0, 0, Values(), (times,), through="update")
+        free, count = len(state.facts["free"]), len(state.values["times"])
+        wide = _width(free)
+        fields = [
+            summed("risk", count, wide),
+            summed("events", count, low=0.0),
+            summed("observed", free),
+            summed("rows", low=0.0),
+        ]
+        if self.ties == "efron":
+            fields.append(summed("tied", count, wide))
+        send = {name: state.values[name] for name in ("parameters", "times")}
+        return Ask("", 0, 0, Values(send), tuple(fields), through="update")
+
+    def work(self, at: At) -> Answer:
+        """Times of events, or sums over the rows at risk; complete rows only.
+
+        Raises:
+            ContributionError: if there are too many times, or if a time was not named before.
+        """
+        x, signed = complete(at)
+        event, time = ~np.signbit(signed), np.abs(signed)
+        if self.grid is not None:
+            time = np.ceil(time / self.grid) * self.grid
+        if "times" not in at.received:
+            return Answer(Contribution(Values({"times": self._padded(np.unique(time[event]))})))
+        times, free = at.received["times"], self.free(at.setup)
+        x = x[:, free]
+        count = len(times)
+        position = np.minimum(np.searchsorted(times, time[event]), count - 1)
+        if (times[position] != time[event]).any():
+            raise ContributionError("an event of it is at a time that was not named before")
+        hazard = np.exp((x @ at.received["parameters"][free]).clip(-FARTHEST, FARTHEST))
+        terms = _terms(x, hazard)
+        # A row whose time is the k-th is at risk at the first k times.
+        until = np.searchsorted(times, time, side="right")
+        left = _by(until, terms, count + 1)[1:]
+        sums = {
+            "risk": left[::-1].cumsum(axis=0)[::-1],
+            "events": np.bincount(position, minlength=count).astype(np.float64),
+            "observed": x[event].sum(axis=0),
+            "rows": np.asarray(float(len(time))),
+        }
+        if self.ties == "efron":
+            sums["tied"] = _by(position, terms[:, event], count)
+        return Answer(Contribution(Values(sums)))
+
+    def apply(self, state: State, ask: Ask, total: Total) -> State:
+        """The union of the times, or a Newton step.
+
+        Raises:
+            RunError: if nobody has seen an event.
+        """
+        if "times" not in state.values:
+            times = np.unique(total.values["times"])
+            times = times[times >= 0]
+            if not len(times):
+                raise RunError(
+                    "no party has seen an event",
+                    remedy="Correct task.event: a column that is 1 where the event was seen",
+                )
+            return State(0, Values({**state.values, "times": times}), state.facts)
+        curve, hazard = self._curve(state, total.values)
+        after = self.newton(state, total, curve)
+        return State(after.round, Values({**after.values, "hazard": hazard}), after.facts)
+
+    def facts(self, state: State, encoding: Encoding) -> dict[str, Json]:
+        """As every Newton method's, and the ``baseline``: the cumulative hazard where all features are 0.
+
+        That is at the federation's means if columns are standardised, and in the first categories.
+        """
+        found = super().facts(state, encoding)
+        if found:
+            times, hazard = state.values["times"], state.values["hazard"]
+            baseline = {"times": times.tolist(), "hazard": hazard.cumsum().tolist()}
+            found["inference"] |= {"ties": self.ties, "baseline": baseline}
+        return found
+
+    def _padded(self, times: Array) -> Array:
+        if len(times) > self.limit:
+            raise ContributionError(
+                f"its events are at more than {self.limit} distinct times",
+                remedy="Say method.grid, to round times, or raise method.limit",
+            )
+        return np.concatenate([times, np.full(self.limit - len(times), -1.0)])
+
+    def _curve(self, state: State, sums: Values) -> tuple[Curve, Array]:
+        """The partial log likelihood at the parameters that were asked about, and the baseline's steps.
+
+        Of d events at one time, Efron's l-th sees ``l / d`` of their own hazards gone; Breslow's see none.
+        """
+        free = len(state.facts["free"])
+        theta = state.values["parameters"][state.facts["free"]]
+        risk, events = sums["risk"], sums["events"]
+        efron = self.ties == "efron"
+        gradient, deviance = sums["observed"].copy(), -2 * float(sums["observed"] @ theta)
+        second, outer = np.zeros(_width(free) - 1 - free), np.zeros((free, free))
+        hazard = np.zeros(len(events))
+        for rank in range(int(events.max()) if efron else 1):
+            some = events > rank
+            left, weight = risk[some], np.ones(some.sum()) if efron else events[some]
+            if rank:
+                left = left - (rank / events[some])[:, None] * sums["tied"][some]
+            at_risk = left[:, 0]
+            mean = left[:, 1 : 1 + free] / at_risk[:, None]
+            deviance += 2 * float(weight @ np.log(at_risk))
+            gradient -= weight @ mean
+            second += (weight / at_risk) @ left[:, 1 + free :]
+            outer += (mean.T * weight) @ mean
+            hazard[some] += weight / at_risk
+        square = np.zeros((free, free))
+        square[np.triu_indices(free)] = second
+        square = square + square.T - np.diag(np.diagonal(square))
+        facts = {"rows": int(sums["rows"]), "events": int(events.sum())}
+        spread = np.diagonal(square)
+        return Curve(gradient, square - outer, spread, deviance, 1.0, facts), hazard
+
+
+def _width(free: int) -> int:
+    """How many sums there are at one time: of the hazard, times each column, times each pair of them."""
+    return 1 + free + free * (free + 1) // 2
+
+
+def _terms(x: Array, hazard: Array) -> Array:
+    """What each row adds to these sums, ``[width, n]``."""
+    rows, columns = np.triu_indices(x.shape[1])
+    first = x.T * hazard
+    return np.concatenate([hazard[None], first, first[rows] * x.T[columns]])
+
+
+def _by(position: Array, terms: Array, count: int) -> Array:
+    """Sums of the terms of the rows at each position, ``[count, width]``."""
+    return np.stack([np.bincount(position, term, minlength=count) for term in terms], axis=1)

@@ -1,0 +1,181 @@
+"""Generalised linear models by iteratively reweighted least squares, with standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from hansa.contribution import Array, Ask, Contribution, Total, Values
+from hansa.errors import RunError, StudyError
+from hansa.learners.base import Learner
+from hansa.learners.glm import Linear, Logistic, Poisson
+from hansa.methods.base import Answer, At, Setup, State
+from hansa.methods.newton import FARTHEST, Curve, Newton, complete, summed, unpenalised
+from hansa.task import Task
+
+
+@dataclass(frozen=True)
+class Family:
+    """An exponential family with its canonical link, row by row.
+
+    Args:
+        link: the linear predictor of a mean.
+        mean: its inverse.
+        variance: of the mean, up to the dispersion.
+        begin: from labels to the means of the first round (McCullagh and Nelder 1989, section 2.5).
+        deviance: of labels, linear predictors and means.
+        estimated: whether the dispersion is estimated; it is 1 otherwise.
+    """
+
+    link: Callable[[Array], Array]
+    mean: Callable[[Array], Array]
+    variance: Callable[[Array], Array]
+    begin: Callable[[Array], Array]
+    deviance: Callable[[Array, Array, Array], Array]
+    estimated: bool = False
+
+
+def _itself(values: Array) -> Array:
+    return values
+
+
+def _poisson_deviance(y: Array, eta: Array, mu: Array) -> Array:
+    deviance: Array = 2 * (y * (np.log(np.where(y > 0, y, 1.0)) - eta) - (y - mu))
+    return deviance
+
+
+FAMILIES: Mapping[type[Learner], Family] = {
+    Linear: Family(
+        link=_itself,
+        mean=_itself,
+        variance=np.ones_like,
+        begin=_itself,
+        deviance=lambda y, eta, mu: np.square(y - mu),
+        estimated=True,
+    ),
+    Logistic: Family(
+        link=lambda mu: np.log(mu / (1 - mu)),
+        mean=lambda eta: 1 / (1 + np.exp(-eta)),
+        variance=lambda mu: mu * (1 - mu),
+        begin=lambda y: (y + 0.5) / 2,
+        deviance=lambda y, eta, mu: 2 * (np.logaddexp(0.0, eta) - y * eta),
+    ),
+    Poisson: Family(
+        link=np.log,
+        mean=np.exp,
+        variance=_itself,
+        begin=lambda y: y + 0.1,
+        deviance=_poisson_deviance,
+    ),
+}
+
+
+class IRLS(Newton):
+    """Linear, logistic and Poisson regression as a statistics package fits them (Nelder and Wedderburn 1972).
+
+    Each party sends sums over its rows: ``X' (y - mu)``, ``X' V X`` with V the variance at the mean, the
+    deviance, Pearson's statistic and the number of rows. The sums of all parties are those of the pooled
+    table, so estimates, standard errors and p-values are the pooled ones. In round 1 the means come from the
+    labels alone, so a linear model is exact after it.
+    """
+
+    kind: ClassVar[str] = "irls"
+
+    def require(self, task: Task) -> None:
+        """Refuse a task that is none of these models, or that has a penalty or is not in float64.
+
+        Raises:
+            StudyError: with the reason and a remedy.
+        """
+        learner = task.learner(1)
+        if type(learner) not in FAMILIES:
+            raise StudyError(
+                f"the method irls fits linear, logistic and Poisson regression, not {task.kind}",
+                remedy='Use method.kind = "fedavg", or "cox" for cox-regression',
+            )
+        unpenalised(self.kind, learner)
+
+    def init(self, setup: Setup, learner: Learner) -> State:
+        """As every Newton method's, and which family it is."""
+        state = super().init(setup, learner)
+        known = {"estimated": isinstance(learner, Linear), "binary": isinstance(learner, Logistic)}
+        return replace(state, facts={**state.facts, **known})
+
+    def ask(self, state: State) -> Ask | None:
+        """One set of sums a round, until the estimates stand."""
+        if state.facts["converged"]:
+            return None
+        free = len(state.facts["free"])
+        fields = (
+            summed("gradient", free),
+            summed("hessian", free, free),
+            *(summed(name) for name in ("deviance", "pearson", "labels")),
+            summed("rows", low=0.0),
+        )
+        send = Values({"parameters": state.values["parameters"]})
+        return Ask("", 0, 0, send, fields, through="update")
+
+    def work(self, at: At) -> Answer:
+        """Sums over the party's complete rows."""
+        family, free = FAMILIES[type(at.learner)], self.free(at.setup)
+        x, y = complete(at)
+        design = np.column_stack([x, np.ones(len(y))])[:, free]
+        if at.round == 1:
+            mu = family.begin(y)
+            eta = family.link(mu)
+        else:
+            eta = design @ at.received["parameters"][free]
+            eta = eta if family.estimated else eta.clip(-FARTHEST, FARTHEST)
+            mu = family.mean(eta)
+        weights = family.variance(mu)
+        # The response that is worked on: the score, or in round 1 what leads from 0 to the first estimate.
+        response = weights * eta if at.round == 1 else y - mu
+        pearson = np.square(y - mu) / np.where(weights > 0, weights, 1.0)
+        sums = {
+            "gradient": design.T @ response,
+            "hessian": (design.T * weights) @ design,
+            "deviance": family.deviance(y, eta, mu).sum(),
+            "pearson": pearson.sum(),
+            "labels": y.sum(),
+            "rows": float(len(y)),
+        }
+        return Answer(Contribution(Values({k: np.asarray(v) for k, v in sums.items()})))
+
+    def apply(self, state: State, ask: Ask, total: Total) -> State:
+        """A Newton step.
+
+        Raises:
+            RunError: if there are no more rows than coefficients, or if nothing varies that a mean could
+                follow.
+        """
+        sums, free = total.values, len(state.facts["free"])
+        rows = float(sums["rows"])
+        degrees = rows - free
+        if degrees <= 0:
+            raise RunError(
+                f"{rows:.0f} complete rows are too few for {free} coefficients",
+                remedy="Name fewer features, or invite more parties",
+            )
+        first, estimated = state.round == 0, state.facts["estimated"]
+        same = float(sums["labels"]) in ((0.0, rows) if state.facts["binary"] else (0.0,))
+        if same and not estimated:
+            raise RunError(
+                "the target is the same in every row", remedy="Correct task.target, or its labels"
+            )
+        dispersion = float(sums["pearson"]) / degrees
+        curve = Curve(
+            gradient=sums["gradient"],
+            hessian=sums["hessian"],
+            spread=np.diagonal(sums["hessian"]),
+            deviance=None if first else float(sums["deviance"]),
+            dispersion=dispersion if estimated and not first else 1.0,
+            facts={
+                "rows": int(rows),
+                "degrees": degrees if estimated else None,
+                "pearson": float(sums["pearson"]),
+            },
+        )
+        return self.newton(state, total, curve)
