@@ -17,18 +17,37 @@ import hansa as hs
 from hansa.aggregation import Clip, Signal, Stage
 from hansa.aggregation.stage import STAGES, Context
 from hansa.backends import Backend
-from hansa.contribution import Algebra, Array, Ask, Contribution, Field, Total, Values
+from hansa.contribution import (
+    Algebra,
+    Array,
+    Contributions,
+    Dtype,
+    Field,
+    Total,
+    Values,
+)
 from hansa.learners import Layout, Learner
 from hansa.learners.glm import Linear, Logistic, Softmax
-from hansa.methods import GradientMethod, State, UpdateMethod
+from hansa.methods import (
+    IFCA,
+    Ditto,
+    FedBuff,
+    FedNova,
+    FedPer,
+    FedProx,
+    FedRep,
+    Scaffold,
+    UpdateMethod,
+)
 from hansa.methods.base import METHODS
 
 
 @dataclass(frozen=True)
-class LogCosh:
+class LogCosh(Learner):
     """Robust regression without an intercept: the mean of ``log cosh(x w - y)``."""
 
     width: int
+    dtype: Dtype = "float64"
 
     @property
     def layout(self) -> Layout:
@@ -37,50 +56,23 @@ class LogCosh:
     def init(self, random: np.random.Generator) -> Array:
         return random.normal(size=self.width)
 
-    def loss(self, parameters: Array, x: Array, y: Array) -> Array:
+    def loss(self, parameters: Array, x: Array, y: Array, weights: Array | None = None) -> Array:
         error = self.predict(parameters, x) - y
-        losses: Array = (np.logaddexp(error, -error) - math.log(2)).mean(axis=-1)
-        return losses
+        losses = np.logaddexp(error, -error) - math.log(2)
+        mean: Array = losses.mean(axis=-1) if weights is None else (losses * weights).sum(axis=-1)
+        return mean
 
-    def gradient(self, parameters: Array, x: Array, y: Array) -> Array:
-        slope = np.tanh(self.predict(parameters, x) - y) / x.shape[-2]
+    def gradient(
+        self, parameters: Array, x: Array, y: Array, weights: Array | None = None
+    ) -> Array:
+        slope = np.tanh(self.predict(parameters, x) - y)
+        slope = slope / slope.dtype.type(x.shape[-2]) if weights is None else slope * weights
         gradient: Array = np.matmul(np.swapaxes(x, -1, -2), slope[..., None])[..., 0]
         return gradient
 
     def predict(self, parameters: Array, x: Array) -> Array:
         predicted: Array = np.matmul(x, parameters[..., None])[..., 0]
         return predicted
-
-
-class Scaffold(GradientMethod):
-    """Drift correction by control variates (Karimireddy et al. 2020, arXiv 1910.06378, II)."""
-
-    kind: ClassVar[str] = "scaffold"
-    fields: ClassVar[tuple[Field, ...]] = (
-        Field("update", like="parameters"),
-        Field("control", like="parameters", algebra=Algebra.SUM),
-    )
-    memory: ClassVar[tuple[str, ...]] = ("control",)
-
-    def more(self, parameters: Array) -> dict[str, Array]:
-        return {"control": np.zeros_like(parameters)}
-
-    def correct(
-        self, gradient: Array, parameters: Array, received: Values, memory: Values
-    ) -> Array:
-        return gradient - memory.control + received.control
-
-    def finish(
-        self, parameters: Array, received: Values, memory: Values, steps: int
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
-        drift = (received.parameters - parameters) / (steps * self.local.lr)
-        control = memory.control - received.control + drift
-        sent = {"update": parameters - received.parameters, "control": control - memory.control}
-        return sent, {"control": control}
-
-    def apply(self, state: State, ask: Ask, total: Total) -> State:
-        control = state.values.control + total.values.control / total.population
-        return state.step(self.server, total.values.update, control=control)
 
 
 class TopEntries(Stage):
@@ -90,16 +82,16 @@ class TopEntries(Stage):
     keep: int = 2
 
     def encode(
-        self, contribution: Contribution, announced: Values, memory: Values, context: Context
-    ) -> tuple[Contribution, Values]:
-        values, kept = dict(contribution.values), {}
+        self, stack: Contributions, announced: Values, memory: Values, context: Context
+    ) -> tuple[Contributions, Values]:
+        values, kept = dict(stack.values), {}
         for name in context.signal.vectors:
             wanted = values[name] + memory.get(name, np.zeros_like(values[name]))
+            chosen = np.argsort(-np.abs(wanted), axis=-1, kind="stable")[:, : self.keep]
             sent = np.zeros_like(wanted)
-            chosen = np.argsort(-np.abs(wanted), kind="stable")[: self.keep]
-            sent[chosen] = wanted[chosen]
+            np.put_along_axis(sent, chosen, np.take_along_axis(wanted, chosen, axis=-1), axis=-1)
             values[name], kept[name] = sent, wanted - sent
-        return replace(contribution, values=Values(values)), Values(kept)
+        return stack.holding(values), Values(kept)
 
 
 class AdaptiveClip(Stage):
@@ -120,12 +112,14 @@ class AdaptiveClip(Stage):
         return Values({"norm": state.get("norm", np.asarray(self.norm))})
 
     def encode(
-        self, contribution: Contribution, announced: Values, memory: Values, context: Context
-    ) -> tuple[Contribution, Values]:
+        self, stack: Contributions, announced: Values, memory: Values, context: Context
+    ) -> tuple[Contributions, Values]:
         clip = Clip(norm=float(announced.norm))
-        clipped, _ = clip.encode(contribution, Values(), Values(), context)
-        inside = np.asarray(float(clipped is contribution))
-        return replace(clipped, values=Values({**clipped.values, "inside": inside})), memory
+        clipped, _ = clip.encode(stack, Values(), Values(), context)
+        names = context.signal.vectors
+        same = [(clipped.values[n] == stack.values[n]).all(axis=-1) for n in names]
+        inside = np.logical_and.reduce(same).astype(float)
+        return clipped.holding({**clipped.values, "inside": inside}), memory
 
     def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
         share = total.values.inside / len(total.parties)
@@ -144,7 +138,20 @@ LOCAL = hs.SGD(lr=0.1, epochs=2, batch_size=8)
 METHOD_LIST: dict[str, UpdateMethod] = {
     "fedavg": hs.FedAvg(local=LOCAL, server=hs.SGD(lr=0.9, momentum=0.5)),
     "fedsgd": hs.FedSGD(server=hs.SGD(lr=0.3), weights="equal"),
+    "fedadagrad": hs.FedAvg(local=LOCAL, server=hs.Adagrad(lr=0.1, epsilon=0.1)),
+    "fedadam": hs.FedAvg(local=LOCAL, server=hs.Adam(lr=0.1, epsilon=0.1), weights="equal"),
+    "fedyogi": hs.FedAvg(local=LOCAL, server=hs.Yogi(lr=0.1, epsilon=0.1)),
+    "adam": hs.FedAvg(local=hs.Adam(lr=0.05, batch_size=8)),
+    "adamw": hs.FedAvg(local=hs.AdamW(lr=0.05, batch_size=8, moments="keep")),
+    "momentum": hs.FedAvg(local=hs.SGD(lr=0.02, momentum=0.8, batch_size=8, moments="keep")),
+    "fedprox": FedProx(local=LOCAL, mu=0.1),
     "scaffold": Scaffold(local=LOCAL, server=hs.SGD(lr=0.8, momentum=0.3)),
+    "fednova": FedNova(local=LOCAL.model_copy(update={"momentum": 0.5})),
+    "ditto": Ditto(local=LOCAL, lam=0.3),
+    "fedper": FedPer(local=LOCAL, head=("intercept",)),
+    "fedrep": FedRep(local=LOCAL, head=("intercept",), head_epochs=2),
+    "ifca": IFCA(local=LOCAL, clusters=3),
+    "fedbuff": FedBuff(local=LOCAL, buffer=2),
 }
 STAGE_LIST: dict[str, Stage] = {
     "clip": Clip(norm=0.5),
@@ -202,7 +209,6 @@ def throw_away_parts_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     for catalogue in (METHODS, STAGES):
         known: Any = dict(catalogue._known)
         monkeypatch.setattr(catalogue, "_known", known)
-    METHODS.register(Scaffold)
     STAGES.register(TopEntries)
     STAGES.register(AdaptiveClip)
 
