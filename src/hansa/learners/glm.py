@@ -73,7 +73,7 @@ class Glm(Learner):
         else:
             parameters -= self.gradient(parameters, x, y, weights * weights.dtype.type(lr))
 
-    def predict, parameters: Array, x: Array) -> Array:
+    def predict(self, parameters: Array, x: Array) -> Array:
         """The mean of each row: ``[..., n]`` for one output, else ``[..., n, outputs]``."""
         mean = self.mean(self._eta(parameters, x)[1])
         return mean[..., 0, :] if self.outputs == 1 else np.swapaxes(mean, -1, -2)
