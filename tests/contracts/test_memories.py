@@ -97,6 +97,7 @@ class Counting(UpdateMethod):
     """Every party remembers how often it was counted; some answer NaN in some rounds."""
 
     kind: ClassVar[str] = "counting"
+    stacks: ClassVar[bool] = False
     bad: dict[int, tuple[str, ...]]
 
     def work(self, at: At) -> Answer:

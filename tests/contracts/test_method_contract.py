@@ -17,7 +17,7 @@ from hansa.contribution import Algebra, Arrival, Ask, Field, Values, canonical, 
 from hansa.methods import GradientMethod, Setup, UpdateMethod
 from hansa.methods.base import METHODS
 from hansa.methods.course import Course, Progress
-from hansa.party import Party
+from hansa.party import Crowd, Party
 from hansa.run import draw
 from hansa.wire import tensors
 
@@ -38,7 +38,7 @@ class Moment:
 
 
 def whole(method: UpdateMethod, **options: Any) -> hs.Federation:
-    return hs.Federation(task=TASK, method=method, rounds=ROUNDS, **options)
+    return hs.Federation(**{"task": TASK, "method": method, "rounds": ROUNDS, **options})
 
 
 def course_of(federation: hs.Federation, tables: Tables) -> Course:
@@ -48,7 +48,7 @@ def course_of(federation: hs.Federation, tables: Tables) -> Course:
 def journey(federation: hs.Federation, tables: Tables) -> Iterator[Moment]:
     """Every exchange of a run."""
     course = course_of(federation, tables)
-    exchange, progress = LocalExchange(course, tables), course.begin()
+    exchange, progress = LocalExchange(course, Crowd(tables, course)), course.begin()
     while (ask := course.ask(progress)) is not None:
         ask = draw(federation, course, ask)
         memories = dict(exchange.memories)
@@ -197,6 +197,29 @@ def test_it_learns(method: UpdateMethod, tables: Tables) -> None:
     assert losses[-1] < losses[0] < 0.7
 
 
+def test_a_stack_of_parties_is_each_party_by_itself(method: UpdateMethod, tables: Tables) -> None:
+    federation = whole(method, cohort=hs.Fixed(size=2), rounds=6)
+    one, other = (federation.run(hs.Local(tables, engine=e)) for e in ("stacked", "resident"))
+    assert one.progress is not None
+    assert other.progress is not None
+    pairs = [(one.progress.states["train"].values, other.progress.states["train"].values)]
+    assert one.memories.keys() == other.memories.keys()
+    pairs += [(one.memories[party], other.memories[party]) for party in one.memories]
+    for these, those in pairs:
+        assert these.keys() == those.keys()
+        for name, value in these.items():
+            assert value.dtype == those[name].dtype
+            np.testing.assert_allclose(value, those[name], rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+def test_what_a_party_would_use_itself_is_a_model(method: UpdateMethod, tables: Tables) -> None:
+    federation = whole(method, evaluation=hs.Evaluate(own=True))
+    rows = federation.run(hs.Local(tables)).metrics()
+    assert all(("own.loss" in row) is method.personalises for row in rows)
+    if method.personalises:
+        assert rows[-1]["own.loss"] < rows[0]["own.loss"]
+
+
 def test_it_is_the_same_part_after_its_own_description(method: UpdateMethod) -> None:
     again = METHODS.build(json.loads(canonical(METHODS.spec(method))))
     assert again == method
@@ -251,4 +274,4 @@ def test_scaffold_reaches_the_optimum_that_fedavg_drifts_away_from(
 @pytest.mark.parametrize("key", ["epochs", "batch_size"])
 def test_a_server_that_is_told_to_pass_over_rows_is_refused(key: str, method: UpdateMethod) -> None:
     with pytest.raises(hs.errors.StudyError, match=rf"method\.server\.{key}.*Say it in `local`"):
-        METHODS.build({"kind": method.kind, "server": {"lr": 1.0, key: 2}})
+        METHODS.build({**METHODS.spec(method), "server": {"lr": 1.0, key: 2}})

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import hansa as hs
+from hansa import methods
 from hansa.aggregation import clip
 
 TASKS = {
@@ -46,6 +47,38 @@ def test_a_deployed_run_ends_with_the_bits_of_the_simulated_one(
         assert there.progress.pack() == here.progress.pack()
         asked = [[e.body["parties"] for e in r.events if e.kind == "asked"] for r in (there, here)]
         assert asked[0] == asked[1]
+
+
+LOCAL = hs.SGD(lr=0.1, batch_size=8)
+WITH_MEMORY = {
+    "adam": hs.FedAvg(local=hs.Adam(lr=0.1, moments="keep"), server=hs.Yogi(lr=0.1)),
+    "scaffold": methods.Scaffold(local=LOCAL),
+    "fednova": methods.FedNova(local=LOCAL),
+    "ditto": methods.Ditto(local=LOCAL),
+    "fedper": methods.FedPer(local=LOCAL, head=("intercept",)),
+    "fedrep": methods.FedRep(local=LOCAL, head=("intercept",)),
+    "ifca": methods.IFCA(local=LOCAL),
+}
+
+
+@pytest.mark.parametrize("method", WITH_MEMORY)
+def test_what_parties_remember_between_rounds_is_the_same_where_it_is_kept_by_themselves(
+    method: str,
+    deployed: Callable[[Mapping[str, hs.Table]], Any],
+    harvests: dict[str, hs.Table],
+    study: Callable[..., hs.Federation],
+) -> None:
+    federation = study(
+        method=WITH_MEMORY[method],
+        cohort=hs.Fixed(size=2),
+        evaluation=hs.Evaluate(own=True),
+        rounds=4,
+    )
+    there, here = deployed(harvests).run(federation), federation.run(hs.Local(harvests))
+    assert there.progress is not None
+    assert here.progress is not None
+    assert there.progress.pack() == here.progress.pack()
+    assert there.metrics() == here.metrics()
 
 
 async def test_a_federation_runs_inside_a_running_event_loop(

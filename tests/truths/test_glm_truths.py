@@ -130,6 +130,7 @@ class Told(UpdateMethod):
     """Parties that answer what their name says: the smallest method there is."""
 
     kind: ClassVar[str] = "told"
+    stacks: ClassVar[bool] = False
     gradients: dict[str, tuple[float, float]]
 
     def work(self, at: At) -> Answer:
