@@ -209,6 +209,11 @@ class Contributions:
         parties = tuple(self.parties[i] for i in positions)
         return Contributions(parties, values, self.weights[chosen])
 
+    def part(self, begin: int, end: int) -> Contributions:
+        """Those of neighbours, without a copy."""
+        values = Values({name: value[begin:end] for name, value in self.values.items()})
+        return Contributions(self.parties[begin:end], values, self.weights[begin:end])
+
     def holding(self, values: Mapping[str, Array]) -> Contributions:
         """The same parties and weights with other values."""
         return replace(self, values=Values(values))
@@ -357,7 +362,7 @@ def _check_array(array: Array, declared: Field) -> None:
         raise ContributionError(
             f"dtype {array.dtype} where {declared.dtype} was declared", field=declared.name
         )
-    largest = max(array.max(initial=0), -array.min(initial=0))
+    largest = float(max(array.max(initial=0), -array.min(initial=0)))
     if not largest <= VALUE_LIMIT:
         if np.isfinite(array).all():
             raise ContributionError(f"the value {largest:g} is absurd", field=declared.name)

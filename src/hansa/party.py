@@ -110,6 +110,7 @@ class Crowd:
     def __init__(self, parties: Mapping[str, Table], course: Course) -> None:
         self._tables, self.course = parties, course
         self._parties: dict[str, Party] = {}
+        self._encoding = course.setup.encoding
         self._shared: tuple[bytes, tuple[Array, Array]] = (b"", (np.empty(0), np.empty(0)))
 
     def party(self, name: str) -> Party:
@@ -140,8 +141,8 @@ class Crowd:
 
     def prepare(self, ask: Ask) -> None:
         """Encode what is shared, before parties are stacked for this ask."""
+        encoding = self._encoding = _encoding(self.course, ask)
         if isinstance(self._tables, Population) and self.course.evaluate.split is None:
-            encoding = _encoding(self.course, ask)
             key = encoding.mean.tobytes() + encoding.scale.tobytes() + b"."
             if key != self._shared[0]:
                 self._shared = (key, _encoded(self.course, encoding, self._tables.table))
@@ -164,7 +165,7 @@ class Crowd:
             alike.setdefault(tuple(sorted(memory.get(name, ()))), []).append(name)
         if len(alike) > 1:
             return _together(names, [self.stack(ask, few, memory) for few in alike.values()])
-        encoding, excluded = _encoding(self.course, ask), dict[str, str]()
+        encoding, excluded = self._encoding, dict[str, str]()
         rows: dict[str, tuple[Array, Array]] = {}
         for name in names:
             try:

@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hansa.contribution import Algebra, Array, Contribution, Dtype, Field, Total, Values, check
+from hansa.contribution import (
+    Algebra,
+    Array,
+    Contribution,
+    Contributions,
+    Dtype,
+    Field,
+    Total,
+    Values,
+    check,
+)
 from hansa.errors import ContributionError
 
 BLOCK = 16
@@ -37,16 +47,23 @@ class Block:
 
     def add(self, party: str, contribution: Contribution) -> None:
         """Count one party, whose contribution was checked."""
+        self.add_stack(Contributions.of(party, contribution))
+
+    def add_stack(self, stack: Contributions) -> None:
+        """Count several, one after the other."""
+        weights = stack.weights.tolist()
         for name, total in self.sums.items():
-            value = contribution.values[name].reshape(-1)
+            values = stack.values[name].reshape(len(weights), -1)
             flat = total.reshape(-1)  # a view: it is contiguous
-            weight = np.float64(contribution.weight if name in self._means else 1.0)
-            for at in range(0, value.size, _CHUNK):
-                flat[at : at + _CHUNK] += weight * value[at : at + _CHUNK]
+            for value, weight in zip(values, stack.weights, strict=True):
+                times = weight if name in self._means else np.float64(1.0)
+                for at in range(0, value.size, _CHUNK):
+                    flat[at : at + _CHUNK] += times * value[at : at + _CHUNK]
         for name, gathered in self.gathered.items():
-            gathered.append(contribution.values[name])
-        self.parties.append(party)
-        self.weight += contribution.weight
+            gathered.extend(stack.values[name])
+        self.parties.extend(stack.parties)
+        for weight in weights:
+            self.weight += weight
 
 
 class Reduction:

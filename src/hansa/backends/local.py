@@ -26,6 +26,7 @@ from hansa.methods.course import Course, Progress
 from hansa.party import Crowd, Outcome, Party
 from hansa.run import Event, Run, drive, new_id, now
 
+_STACKED = 1 << 19  # parameters of all parties of a stack together
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -254,18 +255,30 @@ def outcomes(
     stacks = engine == "stacked" and ask.work == "train" and course.method.stacks
     blocks = [parties[at : at + BLOCK] for at in range(0, len(parties), BLOCK)]
 
-    def stacked(names: Sequence[str]) -> tuple[Block, Outcome]:
-        block, outcome = Block(fields), crowd.stack(ask, names, memories)
-        for i, name in enumerate(outcome.counted.parties):
-            block.add(name, outcome.counted.one(i))
-        return block, replace(outcome, counted=Contributions.none())
+    def stacked(group: Sequence[Sequence[str]]) -> tuple[list[Block], Outcome]:
+        names = [name for block in group for name in block]
+        outcome = crowd.stack(ask, names, memories)
+        counted, at, summed = outcome.counted, 0, []
+        for block in group:
+            here = set(block)
+            end = at + sum(name in here for name in counted.parties[at : at + BLOCK])
+            summed.append(Block(fields))
+            summed[-1].add_stack(counted.part(at, end))
+            at = end
+        return summed, replace(outcome, counted=Contributions.none())
 
     def single(name: str) -> Outcome:
         return crowd.one(ask, name, memories.get(name, Values()))
 
     threads = workers if course.learner.threads and ask.work == "train" else 1
     if stacks:
-        yield from _ahead(stacked, blocks, threads)
+        # A stack is as large as the cores share the blocks, but for its parameters: they must fit the cache.
+        most = max(1, _STACKED // max(1, course.learner.layout.size * BLOCK))
+        size = min(most, -(-len(blocks) // threads))
+        groups = [blocks[at : at + size] for at in range(0, len(blocks), size)]
+        for summed, outcome in _ahead(stacked, groups, threads):
+            yield from ((block, Outcome()) for block in summed[1:])
+            yield summed[0], outcome
         return
     answers = _ahead(single, parties, threads)
     for names in blocks:

@@ -39,9 +39,10 @@ class Numbered(Sequence[str]):
         Raises:
             ValueError: if nobody is called so.
         """
-        digits = str(name).removeprefix(self._prefix)
-        at = int(digits) - 1 if digits.isascii() and digits.isdigit() else -1
-        if not 0 <= at < self._count or self[at] != name:
+        digits = str(name)[len(self._prefix) :]
+        fits = len(digits) == self._digits and digits.isdecimal() and digits.isascii()
+        at = int(digits) - 1 if fits and name.startswith(self._prefix) else -1
+        if not 0 <= at < self._count:
             raise ValueError(f"no party is called {name!r}")
         return at
 

@@ -220,6 +220,12 @@ class Learner(ABC):
     def predict(self, parameters: Array, x: Array) -> Array:
         """What the model says of each row: a value ``[..., n]`` or probabilities ``[..., n, k]``."""
 
+    def descend(self, parameters: Array, x: Array, y: Array, weights: Array, lr: float) -> None:
+        """One step of plain gradient descent, in place: ``parameters -= lr * gradient``."""
+        gradient = self.gradient(parameters, x, y, weights)
+        gradient *= gradient.dtype.type(lr)
+        parameters -= gradient
+
     def takes(self, dtype: Any) -> Any:
         """The dtype in which features of this dtype are worked on."""
         return np.dtype(self.dtype)
@@ -270,6 +276,9 @@ class Learner(ABC):
         plain = type(local) is SGD and not local.momentum
         for parties, x, y, weights in feed.stacked(self.takes):
             theta = parameters[parties]
+            if plain and correct is None:
+                self.descend(theta, x, y, weights, local.lr)
+                continue
             gradient = self.gradient(theta, x, y, weights)
             if correct is not None:
                 gradient = correct(gradient, theta, parties)
