@@ -38,6 +38,8 @@ def vary(federation: Federation, changes: Mapping[str, Any]) -> Federation:
     Raises:
         StudyError: with the place in a study file, and the nearest known key.
     """
+    if not changes:
+        return federation
     values = {name: getattr(federation, name) for name in federation.model_fields_set}
     for key, value in changes.items():
         place = _resolve(key, set(_known(federation, values)))

@@ -44,6 +44,11 @@ def refused(answer, status, message, remedy):
     assert f"help: {answer.remedy}" in answer.said
 
 
+def iid(parties):
+    """Words that deal the rows out by chance."""
+    return ("--partition", "iid", "--parties", parties)
+
+
 # --- files
 
 
@@ -53,7 +58,7 @@ def refused(answer, status, message, remedy):
         (["run", "studdy.toml"], 2, "no such file: studdy.toml", "Did you mean 'study.toml'?"),
         (["simulate", "no.toml", "--data", "rows.csv"], 2, "no such file: no.toml", "study.toml"),
         (
-            ["simulate", "study.toml", "--data", "row.csv", "--iid", "2"],
+            ["simulate", "study.toml", "--data", "row.csv", "--by", "hospital"],
             3,
             "no such file: row.csv",
             "Near it: rows.csv",
@@ -166,17 +171,17 @@ def test_one_party_only_is_too_few(hansa, harbour, here):
     )
     assert "connected and offering it: south" in answer.message
     (here / "study.toml").write_text(STUDY.replace('"*"', '"age"'), "utf-8")
-    answer = hansa("simulate", "study.toml", "--data", "rows.csv", "--iid", 1)
-    refused(answer, 2, "--iid gives 1 party, and the study needs 2", "Say --iid with more parties")
+    answer = hansa("simulate", "study.toml", "--data", "rows.csv", *iid(1))
+    refused(answer, 2, "--parties gives 1 party, and the study needs 2", "Say more parties")
     (here / "rows.csv").write_text(ROWS.replace("south", "north"), "utf-8")
     answer = hansa("simulate", "study.toml", "--data", "rows.csv", "--by", "hospital")
-    refused(answer, 2, "--by gives 1 party", "a column with more values, or lower cohort.minimum")
+    refused(answer, 2, "--by gives 1 party", "a column of more values, or lower cohort.minimum")
 
 
 def test_a_cohort_that_the_rows_cannot_fill_is_said_of_the_split(hansa, here):
     (here / "study.toml").write_text(STUDY + '[cohort]\nkind = "fixed"\nsize = 5\n', "utf-8")
-    answer = hansa("simulate", "study.toml", "--data", "rows.csv", "--iid", 3)
-    refused(answer, 2, "--iid gives 3 parties, and the study needs 5", "lower cohort.size")
+    answer = hansa("simulate", "study.toml", "--data", "rows.csv", *iid(3))
+    refused(answer, 2, "--parties gives 3 parties, and the study needs 5", "lower cohort.size")
 
 
 def test_labels_of_text_are_said_before_the_run_with_the_way_out(hansa, here):
@@ -196,7 +201,7 @@ def test_a_folder_is_no_study(hansa, here):
 
 def test_a_wrong_type_is_said_in_the_words_of_the_file(hansa, here):
     (here / "study.toml").write_text(STUDY.replace("= 3", '= "thirty"'), "utf-8")
-    answer = hansa("simulate", "study.toml", "--data", "rows.csv", "--iid", 2)
+    answer = hansa("simulate", "study.toml", "--data", "rows.csv", *iid(2))
     assert answer.message == 'study.toml: method.rounds must be a whole number, not "thirty"'
 
 
@@ -264,7 +269,7 @@ def test_a_kind_that_the_owner_did_not_allow_is_not_run(hansa, harbour):
         (
             ["simulate", "study.toml", "--data", "rows.csv"],
             "say in one way how rows become parties",
-            "--by COLUMN, or --iid PARTIES, or --shares",
+            "--by COLUMN, or --partition iid --parties 10",
         ),
         (["data", "add", "rows.csv"], "'rows.csv' names no data set", "NAME=FILE"),
         (["data", "add", "tumours=rows.csv"], "no kind of task is allowed", "--allow KIND"),
@@ -318,7 +323,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(hansa, here, wo
 def test_predictions_that_cannot_be_written_are_said(hansa, harbour, here):
     study = harbour.study("short.toml", ("rounds = 4", "rounds = 1"))
     rows = harbour.folder / "东院" / "数据 表.csv"
-    model = hansa("simulate", study, "--data", rows, "--iid", 2).document["model"]
+    model = hansa("simulate", study, "--data", rows, *iid(2)).document["model"]
     answer = hansa("predict", model, "--data", rows, "--output", here / "no" / "folder.csv")
     refused(answer, 2, "folder.csv cannot be written", "--output")
     answer = hansa("predict", model, "--data", "rows.csv")

@@ -145,7 +145,7 @@ def test_an_agent_at_work_can_be_interrupted_and_comes_back(pair, program, tmp_p
 def test_reading_a_large_table_can_be_interrupted(hansa, program, tmp_path, command):
     small = rows(tmp_path / "small.csv", 1)
     path = study(tmp_path, rounds=1, epochs=1)
-    words = ("--data", small, "--iid", 2, "--output", tmp_path / "runs")
+    words = ("--data", small, "--partition", "iid", "--parties", 2, "--output", tmp_path / "runs")
     model = hansa("simulate", path, *words).document["model"]
     large = tmp_path / "large.csv"
     large.write_text("x,y\n" + "0.25,0.5\n1.25,2.5\n" * 1_000_000, "utf-8")

@@ -71,8 +71,12 @@ def test_rows_become_parties_by_a_column(simulate):
 @pytest.mark.parametrize(
     ("words", "parties"),
     [
-        (["--iid", "2"], "2 parties (party-1, party-2)"),
-        (["--shares", "0.5", "--shares", "0.3", "--shares", "0.2"], "3 parties (party-1,"),
+        (["--partition", "iid", "--parties", "2"], "2 parties (party-1, party-2)"),
+        (["--partition", "shares:0.5,0.3,0.2"], "3 parties (party-1,"),
+        (["--partition", "dirichlet:0.5", "--parties", "3"], "3 parties (party-1,"),
+        (["--partition", "mixture:0.5", "--parties", "3"], "3 parties (party-1,"),
+        (["--partition", "quantity:2", "--parties", "3"], "3 parties (party-1,"),
+        (["--partition", "shards:2", "--parties", "12"], "12 parties (party-01,"),
     ],
 )
 def test_rows_become_parties_by_chance(bench, hansa, tmp_path, words, parties):
@@ -87,7 +91,9 @@ def test_rows_become_parties_by_chance(bench, hansa, tmp_path, words, parties):
 
 
 @pytest.mark.parametrize(
-    "words", [["--iid", 3], ["--shares", 0.6, "--shares", 0.3, "--shares", 0.1]], ids=str
+    "words",
+    [["--partition", "iid", "--parties", 3], ["--partition", "shares:0.6,0.3,0.1"]],
+    ids=str,
 )
 def test_the_rows_of_one_hospital_of_the_demo_are_dealt_out(hansa, tmp_path, words):
     """The first ten minutes show these commands."""
@@ -101,7 +107,7 @@ def test_the_rows_of_one_hospital_of_the_demo_are_dealt_out(hansa, tmp_path, wor
 
 
 def test_shares_that_do_not_add_up_are_refused(simulate):
-    answer = simulate("--shares", 0.5, "--shares", 0.7)
+    answer = simulate("--partition", "shares:0.5,0.7")
     assert (answer.status, answer.message) == (3, "the shares are 0.5, 0.7")
     assert answer.remedy
 

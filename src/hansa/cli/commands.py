@@ -34,7 +34,7 @@ SECTIONS = {
     ),
     "Studies": (
         Command(
-            "simulate", "hansa.cli.study:simulate", "Run a study on one machine, from one table"
+            "simulate", "hansa.cli.simulate:simulate", "Run a study on one machine, from one table"
         ),
         Command("run", "hansa.cli.study:run", "Run a study with the parties of a coordinator"),
         Command("runs", "hansa.cli.study:runs", "List the runs and how they ended"),

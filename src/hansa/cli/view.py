@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from hansa.cli.output import Output
+from hansa.cli.plan import Pace, few, in_time
 
 if TYPE_CHECKING:
+    from hansa.methods.base import Setup
     from hansa.run import Event
 
 SHOWN = 12
 """Rounds that the live table shows; the latest ones."""
+WORTH_SAYING = 10.0
+"""Seconds that a run must still take for a line to say so."""
+SPREAD = frozenset({"p10", "p50", "p90", "worst_decile"})
+"""How a metric's name ends that says how another one is spread over the parties."""
+REDRAWN = 0.1
+"""Seconds between two pictures of the live table, at least."""
 
 
 class RoundsView:
@@ -25,16 +35,22 @@ class RoundsView:
     Args:
         out: where to.
         rounds: how many there are at most.
+        resolved: called once it is known who takes part, before the first exchange.
     """
 
-    def __init__(self, out: Output, rounds: int) -> None:
-        self._out, self._rounds = out, rounds
+    def __init__(
+        self, out: Output, rounds: int, resolved: Callable[[Setup], None] | None = None
+    ) -> None:
+        self._out, self._rounds, self._resolved = out, rounds, resolved
         self.run = ""
         """The name of the run, once its first event was seen."""
         self._rows: list[tuple[str, ...]] = []
         self._names: tuple[str, ...] = ()
+        self._latest: dict[str, float] = {}
         self._counted = 0
         self._prepared = False
+        self._pace = Pace(rounds)
+        self._drawn = 0.0
         self._live = Live(console=out.console, auto_refresh=False) if out.live else None
 
     def __enter__(self) -> RoundsView:
@@ -61,12 +77,13 @@ class RoundsView:
                 self.run = str(body["run"])
                 self._say(f"Run {body['run']}: federation {str(body['federation'])[:16]}")
             case "resolved":
-                setup = body["setup"]
-                columns = len(setup["numbers"]) + len(setup["categories"])
-                names = ", ".join(setup["parties"])
-                self._say(f"{len(setup['parties'])} parties ({names}), {columns} feature columns")
+                self._who(body["setup"])
+            case "asked":
+                self._pace.begin(event)
             case "arrived":
                 self._counted = len(body["counted"])
+                if body["work"] == "train":
+                    self._arrived(event)
                 if body["work"] == "moments" and not self._prepared:
                     self._prepared = True
                     self._say("Federated preprocessing: sums from each party, rows from none")
@@ -85,17 +102,67 @@ class RoundsView:
             case "restarted" | "resumed":
                 self._say(f"The run goes on from exchange {body['version']}", "yellow")
             case "finished":
+                self._draw(last=True)
+                self._spread()
                 self._say(f"Finished: {body['reason']}", "green")
 
+    def _who(self, body: Mapping[str, Any]) -> None:
+        from hansa.methods.base import Setup
+
+        setup = Setup.from_json(body)
+        columns = len(setup.numbers) + len(setup.categories) + len(setup.arrays)
+        many, names = len(setup.parties), few(setup.parties)
+        self._say(f"{many} parties ({names}), {columns} feature columns")
+        if self._resolved is not None:
+            self._resolved(setup)
+
+    def _arrived(self, event: Event) -> None:
+        first = not self._pace.done
+        self._pace.round(event)
+        if first and self._pace.left >= WORTH_SAYING:
+            self._say(
+                f"The first round took {in_time(self._pace.each)}:"
+                f" about {in_time(self._pace.left)} for the other {self._rounds - self._pace.done}"
+            )
+        self._draw()
+
     def _metrics(self, metrics: dict[str, float], number: int) -> None:
-        self._names = tuple(metrics)
-        values = tuple(f"{value:.4f}" for value in metrics.values())
+        self._latest = metrics
+        self._names = tuple(name for name in metrics if not _of_parties(name))
+        values = tuple(f"{metrics[name]:.4f}" for name in self._names)
         self._rows.append((f"{number}/{self._rounds}", str(self._counted), *values))
         if self._live is None:
             shown = ", ".join(f"{n} {v}" for n, v in zip(self._names, values, strict=True))
-            self._out.say(f"round {number}/{self._rounds}: {shown} ({self._counted} parties)")
+            left = self._pace.left
+            ahead = f"; {in_time(left)} left" if left >= WORTH_SAYING else ""
+            self._out.say(
+                f"round {number}/{self._rounds}: {shown} ({self._counted} parties{ahead})"
+            )
         else:
-            self._live.update(self._table(), refresh=True)
+            self._draw(last=True)
+
+    def _draw(self, last: bool = False) -> None:
+        """Redraw the live table; not more often than anybody could see, unless it is the last time."""
+        if self._live is None or not (last or time.monotonic() - self._drawn > REDRAWN):
+            return
+        self._drawn = time.monotonic()
+        done, left = self._pace.done, in_time(self._pace.left)
+        each = f", {in_time(self._pace.each)} a round, {left} left" if done else ""
+        line = Text(f"round {self._pace.at}/{self._rounds}{each}", style="dim")
+        self._live.update(Group(self._table(), line), refresh=True)
+
+    def _spread(self) -> None:
+        """How the last metrics are spread over the parties, if they say it."""
+        spread: dict[str, dict[str, float]] = {}
+        for name, value in self._latest.items():
+            if _of_parties(name):
+                metric, _, which = name.rpartition(".")
+                spread.setdefault(metric, {})[which] = value
+        if spread:
+            measures = list(dict.fromkeys(name for row in spread.values() for name in row))
+            rows = [(name, *map(row.get, measures)) for name, row in spread.items()]
+            columns = ("metric", *(name.replace("_", " ") for name in measures))
+            self._out.table(columns, rows, title="Spread over the parties, after the last round")
 
     def _table(self) -> Table:
         drawn = Table(box=None, padding=(0, 2, 0, 0))
@@ -111,3 +178,7 @@ class RoundsView:
 
 def _where(body: Mapping[str, Any]) -> str:
     return f"round {body['round']}" if body["round"] else "preprocessing"
+
+
+def _of_parties(metric: str) -> bool:
+    return metric.rpartition(".")[2] in SPREAD

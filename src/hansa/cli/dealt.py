@@ -1,0 +1,142 @@
+"""How the rows of one table become the parties of a simulation, as the command line says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from hansa.cli.data import read_table, require_numbers
+from hansa.cli.output import Output
+from hansa.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from hansa.data.partition import Rows
+    from hansa.data.table import Table
+    from hansa.federation import Federation
+
+WAYS = {
+    "iid": "iid",
+    "dirichlet": "dirichlet:0.5",
+    "mixture": "mixture:0.5",
+    "shards": "shards:2",
+    "quantity": "quantity:0.5",
+    "shares": "shares:0.6,0.3,0.1",
+}
+"""What ``--partition`` knows, each as it is written."""
+
+
+@dataclass
+class Dealt:
+    """A table, and the one way in which its rows become parties."""
+
+    data: str
+    by: str
+    partition: str
+    count: int
+    encoding: str
+    test: str = ""
+    described: str = ""
+
+    @cached_property
+    def table(self) -> Table:
+        """All rows."""
+        return read_table(self.data, self.encoding)
+
+    @cached_property
+    def tested_on(self) -> Table | None:
+        """The table of a central evaluation."""
+        return read_table(self.test, self.encoding) if self.test else None
+
+    def parties(self, out: Output, federation: Federation) -> Mapping[str, Table]:
+        """The parties' tables, each fit for the study, which are summed up for people.
+
+        Raises:
+            UsageError: if no way is said, or more than one, or if it gives too few parties.
+            DataError: naming the column and the row that the study cannot use.
+        """
+        from hansa.data import partition
+        from hansa.data.population import Population
+
+        if bool(self.by) == bool(self.partition):
+            raise UsageError(
+                "say in one way how rows become parties",
+                remedy="--by COLUMN, or --partition iid --parties 10",
+            )
+        parties: Mapping[str, Table] = {}
+        if self.by:
+            parties = partition.by_column(self.table, self.by)
+            rest, count = self.table.drop(self.by), len(parties)
+        else:
+            way, numbers = self._way()
+            rest, count = self.table, len(numbers) if way == "shares" else self.count
+        self._require_enough(count, federation)
+        rows = [] if self.by else self._rows(way, numbers, federation)
+        require_numbers(rest, federation)
+        federation.task.labels(rest)
+        if self.partition:
+            parties = Population.of_rows(rest, rows)
+        target = federation.task.target
+        described = partition.describe(parties, target if target in rest.names else None)
+        if described != self.described:  # a sweep mostly deals the same out again
+            out.say(described)
+        self.described = described
+        return parties
+
+    def _way(self) -> tuple[str, list[float]]:
+        """The way that ``--partition`` names, and the numbers that it gives."""
+        way, _, said = self.partition.partition(":")
+        if way not in WAYS:
+            remedy = did_you_mean(way, WAYS)
+            raise UsageError(f"--partition: there is no way {way!r}", remedy=remedy)
+        try:
+            numbers = [float(number) for number in said.split(",")] if said else []
+        except ValueError:
+            numbers = []
+        wanted = WAYS[way].count(":") if way != "shares" else max(1, len(numbers))
+        whole = way != "shards" or all(number.is_integer() for number in numbers)
+        if len(numbers) != wanted or bool(said) != bool(wanted) or not whole:
+            raise UsageError(
+                f"--partition {self.partition} is not understood",
+                remedy=f"Write --partition {WAYS[way]}",
+            )
+        if (way == "shares") == bool(self.count):
+            raise UsageError(
+                f"--partition {self.partition} with{'' if self.count else 'out'} --parties",
+                remedy="The shares say how many there are"
+                if self.count
+                else "Say among how many: --parties 10",
+            )
+        return way, numbers
+
+    def _rows(self, way: str, numbers: list[float], federation: Federation) -> list[Rows]:
+        from hansa.data import partition as p
+
+        table, count, seed = self.table, self.count, federation.seed
+        least = federation.contract.minimum_rows
+        if way == "iid":
+            return p.iid_rows(table.rows, count, seed)
+        if way == "shares":
+            return p.share_rows(table.rows, numbers, seed)
+        if way == "quantity":
+            return p.quantity_rows(table.rows, count, numbers[0], seed, least)
+        federation.task.labels(table)  # says in which row one is missing
+        labels = table.column(federation.task.target)
+        if way == "dirichlet":
+            return p.dirichlet_rows(labels, count, numbers[0], seed, least)
+        if way == "mixture":
+            return p.mixture_rows(labels, count, numbers[0], seed)
+        return p.shard_rows(labels, count, int(numbers[0]), seed)
+
+    def _require_enough(self, parties: int, federation: Federation) -> None:
+        cohort = federation.cohort
+        for name, needed in (("minimum", cohort.minimum), ("size", getattr(cohort, "size", 0))):
+            if parties < needed:
+                way = "--by" if self.by else "--parties" if self.count else "--partition"
+                more = "Say --by with a column of more values" if self.by else "Say more parties"
+                raise UsageError(
+                    f"{way} gives {parties} {'party' if parties == 1 else 'parties'},"
+                    f" and the study needs {needed}",
+                    remedy=f"{more}, or lower cohort.{name} in the study.",
+                )

@@ -1,0 +1,132 @@
+"""What a run will take, said before it begins, and how long it will go on."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from hansa.federation import Federation
+    from hansa.methods.base import Setup
+    from hansa.run import Event
+
+_NAMED = 10
+_COPIES = 4
+"""Of the parameters, while a party trains: themselves, the gradient, and what arithmetic holds."""
+
+
+class Plan(NamedTuple):
+    """What a run will take.
+
+    Args:
+        parties: registered.
+        cohort: parties in a round.
+        parameters: of the model.
+        down: bytes to each party of a cohort in a training round.
+        up: bytes from each.
+        memory: bytes of a simulation, a rough estimate.
+    """
+
+    parties: int
+    cohort: int
+    parameters: int
+    down: int
+    up: int
+    memory: int
+
+    @classmethod
+    def of(cls, federation: Federation, setup: Setup, rows: int) -> Plan:
+        """The plan of a federation among known parties that have so many rows together.
+
+        Raises:
+            StudyError: if the federation cannot run among them.
+        """
+        import numpy as np
+
+        from hansa.aggregation.reduce import BLOCK
+
+        course = federation.course(setup)
+        ask = course.ask(replace(course.begin(), phase="train"))
+        assert ask is not None
+        size, width = course.learner.layout.size, np.dtype(course.learner.dtype).itemsize
+        up = sum(
+            math.prod(field.shape or ()) * np.dtype(field.dtype).itemsize
+            for field in course.signals(ask)[-1].wire
+        )
+        cohort = len(federation.cohort.draw(setup, 1))
+        at_once = min(cohort, BLOCK * (os.cpu_count() or 1))
+        data = rows * setup.encoding.width * (8 + width)  # the table, and its features
+        kept = len(setup.parties) * len(getattr(federation.method, "memory", ())) * size * width
+        total = data + at_once * _COPIES * size * width + 16 * size + kept
+        return cls(len(setup.parties), cohort, size, ask.send.nbytes, up, total)
+
+    def __str__(self) -> str:
+        each_way = f"{in_bytes(self.down)} to each and {in_bytes(self.up)} back"
+        all_ = in_bytes(self.cohort * (self.down + self.up))
+        return (
+            f"Plan: {self.cohort} of {self.parties} parties in a round, {self.parameters:,} parameters;"
+            f" {each_way}, {all_} a round; about {in_bytes(self.memory)} of memory"
+        )
+
+
+class Pace:
+    """How fast rounds go by, from the times in the events: a run may be watched long after it was run.
+
+    Args:
+        rounds: how many there are at most.
+    """
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds, self._begun, self._seen = rounds, 0.0, 0.0
+        self.at = self.done = 0
+        """The latest round, and how many were seen."""
+
+    def begin(self, event: Event) -> None:
+        """A round is asked for; only the first one seen is looked at."""
+        if event.body["work"] == "train" and not self._begun:
+            self._begun = _seconds(event)
+
+    def round(self, event: Event) -> None:
+        """A round is over."""
+        self.at, self.done, self._seen = event.body.get("round", 0), self.done + 1, _seconds(event)
+
+    @property
+    def each(self) -> float:
+        """Seconds that a round takes, with the evaluations between rounds."""
+        return (self._seen - self._begun) / self.done if self.done and self._begun else 0.0
+
+    @property
+    def left(self) -> float:
+        """Seconds until the last round, if none is saved by stopping early."""
+        return self.each * max(0, self._rounds - self.at)
+
+
+def in_bytes(count: float) -> str:
+    """A size for people: 1.5 kB is 1500 bytes."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            break
+        count, unit = count / 1000, "TB"
+    return f"{count:.3g} {unit}"
+
+
+def in_time(seconds: float) -> str:
+    """A duration for people, in its two largest units."""
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def few(names: Sequence[str]) -> str:
+    """Names as a sentence has room for them."""
+    shown = ", ".join(names[i] for i in range(min(_NAMED, len(names))))
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
+
+
+def _seconds(event: Event) -> float:
+    return datetime.fromisoformat(event.at).timestamp()

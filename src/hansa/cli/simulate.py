@@ -1,0 +1,299 @@
+"""Studies on one machine: simulate, also with other values; resume; and what the models say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from hansa.cli.dealt import Dealt
+from hansa.cli.home import writable
+from hansa.cli.output import Json, Output, describe
+from hansa.errors import HansaError, UsageError
+
+if TYPE_CHECKING:
+    from hansa.data.table import Table
+    from hansa.federation import Federation
+    from hansa.methods.base import Setup
+    from hansa.run import Run
+
+RUNS = Path("hansa-runs")
+
+Count = Annotated[int, Parameter(show_default=False)]
+
+
+def simulate(
+    study: Path,
+    /,
+    *,
+    data: str,
+    by: str = "",
+    partition: str = "",
+    parties: Count = 0,
+    test: str = "",
+    changes: Annotated[Sequence[str], Parameter(name="--set", negative="")] = (),
+    sweep: Annotated[Sequence[str], Parameter(negative="")] = (),
+    seed: int | None = None,
+    compare: Annotated[bool, Parameter(negative="")] = False,
+    encoding: str = "utf-8",
+    output: Path = RUNS,
+    json: Json = False,
+) -> int:
+    """Run a study on one machine, from one table that is dealt out to parties.
+
+    Example::
+
+        hansa simulate study.toml --data table.csv --by hospital
+        hansa simulate study.toml --data table.csv --partition dirichlet:0.5 --parties 100 --sweep lr=0.01,0.1
+
+    Args:
+        study: a study file, TOML or Python.
+        data: the table: a CSV or Parquet file, or URL#SELECT ...
+        by: the column that says to which party a row belongs.
+        partition: instead: deal the rows out by chance, in one of these ways: iid, dirichlet:0.5 or
+            mixture:0.5 (skewed labels), shards:2 (of rows sorted by label), quantity:0.5 (skewed sizes),
+            shares:0.6,0.3,0.1.
+        parties: among so many parties; not with shares.
+        test: the test table, for a study with evaluation.central.
+        changes: KEY=VALUE, as if the study said so: --set method.rounds=50, or --set rounds=50.
+            It may be given several times.
+        sweep: KEY=VALUE,VALUE,...: one run for each value, and a table of the results at the end.
+            Several make a grid.
+        seed: instead of the study's.
+        compare: also train each party alone, and on all rows together.
+        encoding: of a CSV file, such as gb18030.
+        output: folder under which the run is kept.
+    """
+    from hansa import study as studies
+    from hansa.variation import grid, read_value, read_values, vary
+
+    out = Output(json)
+    federation = studies.load(study)
+    said = {key: read_value(text) for key, text in _pairs("--set", changes)}
+    if seed is not None:
+        said["study.seed"] = seed
+    federation = vary(federation, said)
+    sweeps = {key: read_values(text) for key, text in _pairs("--sweep", sweep)}
+    points = grid(sweeps)
+    varied = [
+        vary(federation, point) for point in points
+    ]  # what is wrong is said before the first run
+    dealt = Dealt(data, by, partition, parties, encoding, test)
+    if not sweeps:
+        _simulate(out, federation, dealt, output, compare)
+        return 0
+    return _sweep(out, points, varied, dealt, output, compare)
+
+
+def resume_simulated(out: Output, kept: Path, dealt: Dealt, study: Path | None) -> None:
+    """Take up a simulated run from the folder that it left.
+
+    Raises:
+        UsageError: if there is nothing to resume, or not so.
+    """
+    from hansa import study as studies
+    from hansa.run import Run
+
+    earlier = Run.load(kept)
+    if earlier.status == "finished":
+        raise UsageError(f"the run {earlier.id} is finished: there is nothing to resume")
+    if earlier.events[0].body.get("backend") != "local":
+        raise UsageError(
+            f"{kept} holds a run among real parties, and their coordinator takes it up",
+            remedy=f"Say hansa resume {earlier.id}",
+        )
+    if not dealt.data:
+        raise UsageError(
+            "a simulated run needs its table",
+            remedy="Say --data FILE and --by or --partition, as `hansa simulate` was told.",
+        )
+    federation = earlier.federation
+    if study:  # its values were kept with the run; its code was not
+        loaded = studies.load(study)
+        code = {"task": loaded.task, "bundle": loaded.bundle}
+        federation = federation.model_copy(update=code)
+    _simulate(out, federation, dealt, writable(kept, "NAME").parent, resume=earlier)
+
+
+def told(
+    out: Output,
+    run: Run,
+    output: Path,
+    scored: list[dict[str, Any]] | None = None,
+    plan: Mapping[str, int] | None = None,
+) -> None:
+    """Where everything lies, and what to type next."""
+    folder = output / run.id
+    out.say(f"Model, metrics and events are in {folder}")
+    out.say(f"Next: hansa predict {folder / 'model.safetensors'} --data FILE")
+    out.finish({**_summary(run, output), "comparison": scored, "plan": plan})
+
+
+def rounds_to_target(run: Run) -> int | None:
+    """The first round after which the study's stop target was reached; None if it was not, or there is none."""
+    stop = run.federation.stop
+    if stop is None or stop.target is None:
+        return None
+    for row in run.metrics():
+        if not stop.better(stop.target, row[stop.metric], run.federation.task):
+            return int(row["round"])
+    return None
+
+
+def _simulate(
+    out: Output,
+    federation: Federation,
+    dealt: Dealt,
+    output: Path,
+    compare: bool = False,
+    resume: Run | None = None,
+) -> None:
+    parties = dealt.parties(out, federation)
+    run, plan = _run(out, federation, parties, dealt, output, resume)
+    scored = _comparison(out, federation, parties, run) if compare else None
+    told(out, run, output, scored, plan)
+
+
+def _run(
+    out: Output,
+    federation: Federation,
+    parties: Mapping[str, Table],
+    dealt: Dealt,
+    output: Path,
+    resume: Run | None = None,
+) -> tuple[Run, dict[str, int]]:
+    from hansa.backends.local import Local
+    from hansa.cli.plan import Plan
+    from hansa.cli.view import RoundsView
+
+    plans: list[Plan] = []
+
+    def resolved(setup: Setup) -> None:
+        plans.append(Plan.of(federation, setup, dealt.table.rows))
+        out.say(str(plans[0]))
+
+    with RoundsView(out, federation.rounds, resolved) as view:
+        folder = writable(output, "--output")
+        backend = Local(parties, folder=folder, resume=resume, follow=view, test=dealt.tested_on)
+        try:
+            run = federation.run(backend)
+        except KeyboardInterrupt:
+            if view.run:
+                again = f"hansa resume {output / view.run} --data ..., as it was dealt out"
+                out.say(f"To go on: {again}")
+            raise
+    reached = rounds_to_target(run)
+    if reached is not None:
+        out.say(f"The target was first reached after round {reached}", style="green")
+    return run, plans[0]._asdict() if plans else {}
+
+
+def _sweep(
+    out: Output,
+    points: Sequence[Mapping[str, Any]],
+    varied: Sequence[Federation],
+    dealt: Dealt,
+    output: Path,
+    compare: bool,
+) -> int:
+    """One run after the other; one that fails does not keep the others from being run."""
+    results: list[dict[str, Any]] = []
+    failure: HansaError | None = None
+    for number, (point, federation) in enumerate(zip(points, varied, strict=True), start=1):
+        values = ", ".join(f"{key} = {value}" for key, value in point.items())
+        out.say(f"{number}/{len(points)}: {values}", style="bold")
+        parties = dealt.parties(out, federation)
+        try:
+            run, _ = _run(out, federation, parties, dealt, output)
+            scored = _comparison(out, federation, parties, run) if compare else None
+            results.append({"values": point, **_summary(run, output), "comparison": scored})
+        except HansaError as error:
+            out.say(f"error: {error}", style="red")
+            failure = failure or error
+            results.append({"values": point, "status": "failed", "reason": str(error)})
+    _results(out, list(points[0]), results)
+    document: dict[str, Any] = {"runs": results}
+    if failure:
+        out.say("What failed is kept, too, and is said above.", style="yellow")
+        document["error"] = describe(failure)
+    out.finish(document)
+    return failure.exit_status if failure else 0
+
+
+def _results(out: Output, keys: list[str], results: Sequence[Mapping[str, Any]]) -> None:
+    """The table of a sweep."""
+    metrics = _united(result.get("metrics", {}) for result in results)
+    names = [name for name in metrics if name != "round" and "." not in name]
+    target = any(result.get("target_round") for result in results)
+    columns = [*keys, "rounds", *(["to target"] if target else []), *names, "seconds", "run"]
+    rows = []
+    for result in results:
+        measured = result.get("metrics", {})
+        rows.append(
+            (
+                *result["values"].values(),
+                result.get("rounds"),
+                *([result.get("target_round")] if target else []),
+                *(measured.get(name) for name in names),
+                result.get("seconds"),
+                result.get("run", result["status"]),
+            )
+        )
+    out.table(columns, rows, title="Results, after the last round of each run")
+
+
+def _united(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _summary(run: Run, output: Path) -> dict[str, Any]:
+    from datetime import datetime
+
+    metrics, folder = run.metrics(), output / run.id
+    begun, ended = (datetime.fromisoformat(run.events[i].at) for i in (0, -1))
+    return {
+        "run": run.id,
+        "status": run.status,
+        "reason": run.reason,
+        "federation": run.federation.hash,
+        "rounds": run.progress.round if run.progress else 0,
+        "target_round": rounds_to_target(run),
+        "seconds": (ended - begun).total_seconds(),
+        "metrics": metrics[-1] if metrics else {},
+        "folder": folder,
+        "model": folder / "model.safetensors",
+    }
+
+
+def _pairs(option: str, words: Sequence[str]) -> list[tuple[str, str]]:
+    """KEY=VALUE, each key once.
+
+    Raises:
+        UsageError: if a word is no such thing.
+    """
+    pairs = []
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not key.strip() or not equals or not text.strip():
+            raise UsageError(
+                f"{option} {word!r} is no KEY=VALUE", remedy=f"Write {option} method.rounds=50"
+            )
+        pairs.append((key.strip(), text.strip()))
+    twice = [key for key, _ in pairs if [k for k, _ in pairs].count(key) > 1]
+    if twice:
+        raise UsageError(f"{option} {twice[0]} is said twice", remedy="Say it once")
+    return pairs
+
+
+def _comparison(
+    out: Output, federation: Federation, parties: Mapping[str, Table], run: Run
+) -> list[dict[str, Any]]:
+    from hansa.comparison import compare
+
+    scored = compare(federation, parties, run.model)
+    names = list(scored[0].metrics)
+    rows = [(s.name, s.rows, *(f"{s.metrics[n]:.4f}" for n in names)) for s in scored]
+    out.table(("model", "rows", *names), rows, title="On the held-out rows of all parties")
+    return [{"model": s.name, "rows": s.rows, "rate": s.rate, **s.metrics} for s in scored]
