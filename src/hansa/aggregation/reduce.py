@@ -51,6 +51,8 @@ class Block:
 
     def add_stack(self, stack: Contributions) -> None:
         """Count several, one after the other."""
+        if not stack.parties:
+            return
         weights = stack.weights.tolist()
         for name, total in self.sums.items():
             values = stack.values[name].reshape(len(weights), -1)

@@ -277,8 +277,8 @@ def outcomes(
         size = min(most, -(-len(blocks) // threads))
         groups = [blocks[at : at + size] for at in range(0, len(blocks), size)]
         for summed, outcome in _ahead(stacked, groups, threads):
-            yield from ((block, Outcome()) for block in summed[1:])
             yield summed[0], outcome
+            yield from ((block, Outcome()) for block in summed[1:])
         return
     answers = _ahead(single, parties, threads)
     for names in blocks:
