@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import hansa as hs
 from hansa.aggregation import Clip, Signal, clip
 from hansa.aggregation.stage import Context
-from hansa.contribution import Contribution, Field, Values
+from hansa.contribution import Contributions, Field, Values
 from hansa.errors import PipelineError, StudyError
 
 SIGNAL = Signal(
@@ -22,24 +23,35 @@ SIGNAL = Signal(
 )
 
 
-def clipped(update: list[float], control: list[float], norm: float = 1.0) -> Values:
-    given = Values(
-        {"update": np.array(update), "control": np.array(control), "rows": np.asarray(9.0)}
-    )
-    context = Context(0, 1, 1, "a", SIGNAL)
-    return Clip(norm=norm).encode(Contribution(given), Values(), Values(), context)[0].values
+def clipped(
+    update: Sequence[Sequence[float]], control: Sequence[Sequence[float]], norm: float = 1.0
+) -> Values:
+    rows = np.full(len(update), 9.0)
+    given = Values({"update": np.array(update), "control": np.array(control), "rows": rows})
+    names = tuple("abcdef"[: len(update)])
+    stack = Contributions(names, given, np.ones(len(update)))
+    context = Context(0, 1, 1, names, SIGNAL, SIGNAL)
+    return Clip(norm=norm).encode(stack, Values(), Values(), context)[0].values
 
 
 def test_parameter_like_fields_are_scaled_jointly_and_keep_their_direction() -> None:
-    values = clipped([3.0, 0.0], [0.0, -4.0], norm=2.5)
-    np.testing.assert_allclose(values.update, [1.5, 0.0])
-    np.testing.assert_allclose(values.control, [0.0, -2.0])
-    assert values.rows == 9.0
+    values = clipped([[3.0, 0.0], [0.6, 0.0]], [[0.0, -4.0], [0.0, -0.8]], norm=2.5)
+    np.testing.assert_allclose(values.update, [[1.5, 0.0], [0.6, 0.0]])
+    np.testing.assert_allclose(values.control, [[0.0, -2.0], [0.0, -0.8]])
+    assert values.rows.tolist() == [9.0, 9.0]
 
 
 def test_what_is_inside_stays_to_the_bit() -> None:
-    assert clipped([0.3, 0.1], [0.2, 0.0]).update.tolist() == [0.3, 0.1]
-    assert clipped([0.0, 0.0], [0.0, 0.0]).update.tolist() == [0.0, 0.0]
+    assert clipped([[0.3, 0.1]], [[0.2, 0.0]]).update.tolist() == [[0.3, 0.1]]
+    assert clipped([[0.0, 0.0]], [[0.0, 0.0]]).update.tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-300, 1e200, 1e270])
+def test_squares_that_leave_the_range_are_no_way_around_it(size: float) -> None:
+    """The square of 1e-200 is 0, and that of 1e200 is infinite."""
+    values = clipped([[3 * size, 0.0]], [[0.0, 4 * size]], norm=size)
+    np.testing.assert_allclose(values.update, [[0.6 * size, 0.0]], rtol=1e-12)
+    np.testing.assert_allclose(values.control, [[0.0, 0.8 * size]], rtol=1e-12)
 
 
 def test_the_bound_becomes_part_of_the_signal_and_the_smallest_holds() -> None:
@@ -51,7 +63,8 @@ def test_the_bound_becomes_part_of_the_signal_and_the_smallest_holds() -> None:
     ("signal", "reason"),
     [
         (replace(SIGNAL, view="sum"), "only their sum exists here. Put clip before"),
-        (replace(SIGNAL, domain=2**32), "these are integers already. Put clip before"),
+        (replace(SIGNAL, travel=()), "these are packed already. Put clip before"),
+        (replace(SIGNAL, domain=2**32), "these are packed already. Put clip before"),
         (Signal((Field("rows", shape=()),)), "sends no parameter-like field. Leave clip out"),
     ],
 )

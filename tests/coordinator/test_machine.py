@@ -241,7 +241,7 @@ class World:
     def reduced(self, run: str, version: int, parties: tuple[str, ...]) -> Reduced:
         live = self.machine.runs[run]
         assert live.ask is not None
-        reduction = Reduction(live.course.signals(live.ask)[-1].fields)
+        reduction = Reduction(live.course.signals(live.ask)[-1].fields, live.ask.parties)
         for name in parties:
             blob = self.rows.row("blob", run=run, version=version, name=f"answer {name}")
             answer = self.rows.row("answer", run=run, version=version, party=name)

@@ -13,6 +13,7 @@ from hansa.contribution import Ask, Contribution, Field, Total, Values
 from hansa.errors import RunError, StudyError
 from hansa.methods import Answer, At, Setup, State
 from hansa.methods.course import Course
+from hansa.party import Crowd, Party
 
 TABLE = hs.Table.of({"x": np.linspace(-1, 1, 40), "y": np.linspace(-1, 1, 40) > 0.1})
 PARTIES = {"a": TABLE, "b": TABLE}
@@ -82,7 +83,7 @@ def test_a_target_that_is_just_met_is_met() -> None:
 def test_rows_held_out_are_never_trained_on() -> None:
     federation = whole(evaluation=hs.Evaluate(holdout=0.25))
     course = federation.course(federation.resolve({n: t.schema() for n, t in PARTIES.items()}))
-    splits = {name: party.split for name, party in LocalExchange(course, PARTIES)._parties.items()}
+    splits = {name: Party(name, table, course).split for name, table in PARTIES.items()}
     for train, test in splits.values():
         assert (train.rows, test.rows) == (30, 10)
         x = np.concatenate([train.column("x"), test.column("x")])
@@ -161,7 +162,8 @@ def course() -> Course:
 
 def test_work_that_no_method_does_is_refused_at_the_party() -> None:
     ask = Ask("tran", 0, 1, Values(), (), parties=("a",))
-    [arrival] = LocalExchange(course(), PARTIES).exchange([ask])
+    this = course()
+    [arrival] = LocalExchange(this, Crowd(PARTIES, this)).exchange([ask])
     assert arrival.excluded == {"a": "unknown work 'tran'"}
 
 

@@ -14,6 +14,7 @@ from hansa.backends.local import LocalExchange
 from hansa.contribution import Arrival, Ask, Contribution, Total, Values
 from hansa.keyed import generator
 from hansa.methods.course import Course, Progress
+from hansa.party import Crowd
 from hansa.run import Exchange
 
 SIZES = {"a": 30, "b": 12, "c": 40, "d": 25, "e": 18}
@@ -70,7 +71,7 @@ def buffered(
                 buffer.append(arrival)
         if len(buffer) < goal:
             continue
-        reduction = Reduction(course.signals(ask)[-1].fields)
+        reduction = Reduction(course.signals(ask)[-1].fields, course.setup.parties)
         for arrival in sorted(buffer, key=lambda a: (a.ask.version, a.ask.parties)):
             staleness = progress.version - arrival.ask.version
             if log is not None:
@@ -87,7 +88,9 @@ def buffered(
 def test_a_buffered_schedule_learns_from_arrivals_that_come_late(seed: int) -> None:
     tables, staleness = rows(), list[int]()
     this = course(tables)
-    end = buffered(this, Slow(LocalExchange(this, tables), seed), goal=3, log=staleness)
+    end = buffered(
+        this, Slow(LocalExchange(this, Crowd(tables, this)), seed), goal=3, log=staleness
+    )
     assert max(staleness) >= 2
     assert end.round == 60
     np.testing.assert_allclose(end.parameters, [3.0, -1.0], atol=0.05)
@@ -96,7 +99,7 @@ def test_a_buffered_schedule_learns_from_arrivals_that_come_late(seed: int) -> N
 def test_a_buffer_as_large_as_the_roster_on_a_prompt_backend_is_the_synchronous_schedule() -> None:
     tables = rows()
     this = course(tables, rounds=7)
-    end = buffered(this, LocalExchange(this, tables), goal=len(SIZES))
+    end = buffered(this, LocalExchange(this, Crowd(tables, this)), goal=len(SIZES))
     federation = hs.Federation(
         task=this.task,
         method=this.method,
@@ -111,9 +114,9 @@ def test_a_buffer_as_large_as_the_roster_on_a_prompt_backend_is_the_synchronous_
 def test_a_party_that_cannot_answer_holds_no_buffer_up() -> None:
     tables = {**rows(), "f": hs.Table.of({"x": [1.0, 2.0], "y": [np.nan, 1.0]})}
     this = course(tables, rounds=20)
-    end = buffered(this, LocalExchange(this, tables), goal=4)
+    end = buffered(this, LocalExchange(this, Crowd(tables, this)), goal=4)
     assert end.round == 20
-    exchange = LocalExchange(this, tables)
+    exchange = LocalExchange(this, Crowd(tables, this))
     ask = this.ask(this.begin())
     assert ask is not None
     [arrival] = exchange.exchange([replace(ask, parties=("f",))])
@@ -128,7 +131,7 @@ def test_asks_arrive_in_the_order_in_which_they_were_asked_in_simulation() -> No
     ask = this.ask(this.begin())
     assert ask is not None
     asks = [replace(ask, parties=(party,)) for party in ("c", "a", "d")]
-    arrivals = list(LocalExchange(this, tables).exchange(asks))
+    arrivals = list(LocalExchange(this, Crowd(tables, this)).exchange(asks))
     assert [arrival.total.parties for arrival in arrivals] == [("c",), ("a",), ("d",)]
     assert [arrival.ask for arrival in arrivals] == asks
     totals: list[Total] = [arrival.total for arrival in arrivals]

@@ -106,7 +106,7 @@ def test_server_momentum_is_heavy_ball(federate: Federate) -> None:
 
 
 def test_opposite_gradients_of_equal_parties_leave_the_model_where_it_is() -> None:
-    reduction = Reduction((Field("update", like="parameters", shape=(2,)),))
+    reduction = Reduction((Field("update", like="parameters", shape=(2,)),), "ab")
     for party, gradient in (("a", [1.0, 2.0]), ("b", [-1.0, -2.0])):
         reduction.add(party, Contribution(Values({"update": -np.array(gradient)})))
     state = State(values=Values({"parameters": np.zeros(2)}))

@@ -28,7 +28,7 @@ def federated(
     task: hs.Task, predicted: Array, y: Array, cuts: Sequence[int] = (3, 40)
 ) -> dict[str, float]:
     """Tallies of three parties, through the reduction, to metrics."""
-    reduction = Reduction(task.tallies())
+    reduction = Reduction(task.tallies(), "012")
     parts = zip(np.split(predicted, cuts), np.split(y, cuts), strict=True)
     for party, (some, labels) in enumerate(parts):
         reduction.add(str(party), Contribution(task.tally(some, labels)))

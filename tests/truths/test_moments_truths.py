@@ -12,6 +12,7 @@ from hansa.backends.local import LocalExchange
 from hansa.contribution import Array
 from hansa.data import ColumnRule
 from hansa.methods import State
+from hansa.party import Crowd
 from hansa.run import draw
 
 COLOURS = ColumnRule(type="category", categories=("red", "green", "blue"))
@@ -27,7 +28,7 @@ def moments(parties: Mapping[str, hs.Table], **columns: ColumnRule) -> State:
     )
     setup = federation.resolve({name: table.schema() for name, table in parties.items()})
     course = federation.course(setup)
-    exchange, progress = LocalExchange(course, parties), course.begin()
+    exchange, progress = LocalExchange(course, Crowd(parties, course)), course.begin()
     while progress.phase == "moments":
         ask = course.ask(progress)
         assert ask is not None
