@@ -1,15 +1,14 @@
 """A method of one's own, in one file: FedProx, next to FedAvg, at hospitals that differ.
 
 ``python examples/own_method.py``. A method of one's own runs in simulation; an agent takes part in studies
-of built-in parts only.
+of built-in parts only, such as ``hansa.methods.FedProx``, which is this one.
 """
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field as Limits
 
 import hansa as hs
-from hansa.contribution import Array, Values
 from hansa.methods import GradientMethod
 from hansa.methods.base import METHODS
 
@@ -26,12 +25,10 @@ class FedProx(GradientMethod):
         mu: strength of the pull; 0 is FedAvg.
     """
 
-    kind: ClassVar[str] = "fedprox"
+    kind: ClassVar[str] = "own-fedprox"
     mu: Annotated[float, Limits(ge=0)] = 0.1
 
-    def correct(
-        self, gradient: Array, parameters: Array, received: Values, memory: Values
-    ) -> Array:
+    def correct(self, gradient: Any, parameters: Any, received: Any, memory: Any) -> Any:
         """Elementwise, so that it works on one party ``[d]`` and on a stack ``[parties, d]``."""
         return gradient + self.mu * (parameters - received.parameters)
 

@@ -14,6 +14,9 @@ import hansa as hs
 from hansa.aggregation import clip
 from hansa.backends.local import LocalExchange
 from hansa.contribution import Algebra, Arrival, Ask, Field, Values, canonical, check
+from hansa.learners import Learner
+from hansa.learners.base import Engine
+from hansa.learners.glm import Logistic
 from hansa.methods import GradientMethod, Setup, UpdateMethod
 from hansa.methods.base import METHODS
 from hansa.methods.course import Course, Progress
@@ -210,6 +213,28 @@ def test_a_stack_of_parties_is_each_party_by_itself(method: UpdateMethod, tables
         for name, value in these.items():
             assert value.dtype == those[name].dtype
             np.testing.assert_allclose(value, those[name], rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+class Single(hs.LogisticRegression):
+    """In single precision."""
+
+    def learner(self, width: int) -> Learner:
+        return Logistic(width, l2=self.l2, dtype="float32")
+
+
+@pytest.mark.parametrize("engine", ["stacked", "resident"])
+def test_a_model_in_single_precision_sends_single_precision(
+    engine: Engine, method: UpdateMethod, tables: Tables
+) -> None:
+    single = Single(target="y", l2=0.01)
+    one, other = (
+        whole(method, task=task).run(hs.Local(tables, engine=engine)) for task in (single, TASK)
+    )
+    assert not [event for event in one.events if event.kind == "refused"]
+    assert {v.dtype for kept in one.memories.values() for v in kept.values()} <= {
+        np.dtype(np.float32)
+    }
+    np.testing.assert_allclose(one.parameters, other.parameters, rtol=1e-3, atol=1e-4)
 
 
 def test_what_a_party_would_use_itself_is_a_model(method: UpdateMethod, tables: Tables) -> None:

@@ -77,7 +77,7 @@ def test_a_method_of_ones_own_can_be_named_in_a_study(tmp_path):
     study = tmp_path / "study.toml"
     study.write_text(
         '[task]\nkind = "logistic-regression"\ntarget = "malignant"\n'
-        '[method]\nkind = "fedprox"\nmu = 0.5\n'
+        '[method]\nkind = "own-fedprox"\nmu = 0.5\n'
     )
     federation = hs.load(study)
     assert hs.Federation.from_json(federation.to_json()) == federation
