@@ -213,7 +213,8 @@ def _sweep(
             out.say(f"error: {error}", style="red")
             failure = failure or error
             results.append({"values": point, "status": "failed", "reason": str(error)})
-    _results(out, list(points[0]), results)
+    aims = any(one.stop and one.stop.target is not None for one in varied)
+    _results(out, list(points[0]), results, aims)
     document: dict[str, Any] = {"runs": results}
     if failure:
         out.say("What failed is kept, too, and is said above.", style="yellow")
@@ -222,12 +223,13 @@ def _sweep(
     return failure.exit_status if failure else 0
 
 
-def _results(out: Output, keys: list[str], results: Sequence[Mapping[str, Any]]) -> None:
-    """The table of a sweep."""
+def _results(
+    out: Output, keys: list[str], results: Sequence[Mapping[str, Any]], aims: bool
+) -> None:
+    """The table of a sweep; ``aims`` says whether there is a target that may be reached."""
     metrics = _united(result.get("metrics", {}) for result in results)
     names = [name for name in metrics if name != "round" and "." not in name]
-    target = any(result.get("target_round") for result in results)
-    columns = [*keys, "rounds", *(["to target"] if target else []), *names, "seconds", "run"]
+    columns = [*keys, "rounds", *(["to target"] if aims else []), *names, "seconds", "run"]
     rows = []
     for result in results:
         measured = result.get("metrics", {})
@@ -235,7 +237,7 @@ def _results(out: Output, keys: list[str], results: Sequence[Mapping[str, Any]])
             (
                 *result["values"].values(),
                 result.get("rounds"),
-                *([result.get("target_round")] if target else []),
+                *([result.get("target_round")] if aims else []),
                 *(measured.get(name) for name in names),
                 result.get("seconds"),
                 result.get("run", result["status"]),

@@ -67,6 +67,7 @@ class RoundsView:
     ) -> None:
         """Leave the last picture standing."""
         if self._live is not None:
+            self._draw(last=True)
             self._live.stop()
 
     def __call__(self, event: Event) -> None:
@@ -102,7 +103,6 @@ class RoundsView:
             case "restarted" | "resumed":
                 self._say(f"The run goes on from exchange {body['version']}", "yellow")
             case "finished":
-                self._draw(last=True)
                 self._spread()
                 self._say(f"Finished: {body['reason']}", "green")
 
@@ -122,7 +122,7 @@ class RoundsView:
         if first and self._pace.left >= WORTH_SAYING:
             self._say(
                 f"The first round took {in_time(self._pace.each)}:"
-                f" about {in_time(self._pace.left)} for the other {self._rounds - self._pace.done}"
+                f" about {in_time(self._pace.left)} for the other {self._rounds - self._pace.at}"
             )
         self._draw()
 
@@ -138,16 +138,16 @@ class RoundsView:
             self._out.say(
                 f"round {number}/{self._rounds}: {shown} ({self._counted} parties{ahead})"
             )
-        else:
-            self._draw(last=True)
+        self._draw()
 
     def _draw(self, last: bool = False) -> None:
         """Redraw the live table; not more often than anybody could see, unless it is the last time."""
-        if self._live is None or not (last or time.monotonic() - self._drawn > REDRAWN):
+        begun = self._rows or self._pace.done
+        if not self._live or not begun or time.monotonic() - self._drawn < REDRAWN * (not last):
             return
         self._drawn = time.monotonic()
-        done, left = self._pace.done, in_time(self._pace.left)
-        each = f", {in_time(self._pace.each)} a round, {left} left" if done else ""
+        each, left = in_time(self._pace.each), in_time(self._pace.left)
+        each = f", {each} a round, {left} left" if self._pace.each else ""
         line = Text(f"round {self._pace.at}/{self._rounds}{each}", style="dim")
         self._live.update(Group(self._table(), line), refresh=True)
 
