@@ -47,13 +47,41 @@ def test_a_column_that_mixes_text_and_numbers_names_its_row():
         Table.of({"a": ["x", 3]})
 
 
-@pytest.mark.parametrize("values", [np.zeros((2, 2)), np.array([1, 2])])
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array(["x", "y"]),
+        np.array([[None], ["x"]]),
+        np.array([1j]),
+        np.array([0], dtype="M8[s]"),
+        np.asarray(1.0),
+    ],
+    ids=lambda values: f"{values.dtype}{list(values.shape)}",
+)
 def test_the_constructor_takes_only_columns_as_they_are_kept(values):
     with pytest.raises(DataError, match=r"Table\.of"):
         Table({"a": values})
 
 
-@pytest.mark.parametrize("values", [3, "text", np.zeros((2, 2))])
+def test_columns_of_arrays_are_taken_as_they_are():
+    images = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    labels = np.array([3, 1])
+    table = Table({"image": images, "label": labels, "age": np.array([40.0, np.nan])})
+    assert [table.kind(name) for name in table.names] == ["array", "array", "number"]
+    assert [column.shape for column in table.schema()] == [(2, 3), (), ()]
+    assert table.column("image").dtype == np.uint8
+    assert np.shares_memory(table.column("image"), images)
+    with pytest.raises(ValueError, match="read-only"):
+        table.column("image")[0] = 0
+    last = table.take([1])
+    np.testing.assert_array_equal(last.column("image"), images[1:])
+    assert last.column("label").tolist() == [1]
+    copied = Table.of({"image": images, "label": labels})
+    assert not np.shares_memory(copied.column("image"), images)
+    assert [copied.kind(name) for name in copied.names] == ["array", "number"]
+
+
+@pytest.mark.parametrize("values", [3, "text", np.asarray(1.0)])
 def test_what_has_no_rows_is_not_a_column(values):
     with pytest.raises(DataError, match="not \\[rows\\]"):
         Table.of({"a": values})
