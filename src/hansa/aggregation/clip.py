@@ -33,7 +33,7 @@ class Clip(Stage):
                 "clip works on single contributions, and only their sum exists here",
                 remedy="Put clip before the stage that sums",
             )
-        if signal.domain != "real" or signal.travel is not None:
+        if signal.domain != "real" or (signal.vectors and not signal.carriers):
             raise PipelineError(
                 "clip works on real numbers, and these are packed already",
                 remedy="Put clip before the stage that rounds or packs",
@@ -49,17 +49,16 @@ class Clip(Stage):
         self, stack: Contributions, announced: Values, memory: Values, context: Context
     ) -> tuple[Contributions, Values]:
         """Scale each party's parameter-like fields by one factor."""
-        names = context.signal.vectors
+        names = context.signal.carriers
         norms = joint_norms([stack.values[name] for name in names])
-        over = np.flatnonzero(norms > self.norm)
-        if not len(over):
+        if not (norms > self.norm).any():
             return stack, memory
         values = dict(stack.values)
-        for name in names:
-            scaled = values[name].copy()
-            for i in over:  # row by row: few are over, or all of them, and either is one pass
-                scaled[i] *= scaled.dtype.type(self.norm / norms[i])
-            values[name] = scaled
+        with np.errstate(divide="ignore", invalid="ignore"):  # of what the check refuses
+            factors = np.minimum(1, self.norm / norms)  # by 1 nothing changes, to the bit
+            for name in names:
+                x = values[name]
+                values[name] = x * factors.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
         return stack.holding(values), memory
 
 

@@ -44,6 +44,7 @@ class Signal:
         linear: whether the aggregate is still a linear function of the contributions.
         noise: standard deviation of the noise already in the parameter-like fields.
         travel: what travels in place of the fields once a codec has packed them; see `wire`.
+        mixed: the stage after which an entry of a vector is no longer the same parameter at every party.
     """
 
     fields: tuple[Field, ...]
@@ -54,11 +55,22 @@ class Signal:
     linear: bool = True
     noise: float = 0.0
     travel: tuple[Field, ...] | None = None
+    mixed: str = ""
 
     @property
     def wire(self) -> tuple[Field, ...]:
         """The fields in the form in which they travel."""
         return self.fields if self.travel is None else self.travel
+
+    @property
+    def carriers(self) -> tuple[str, ...]:
+        """Names of the parameter-like fields in that form; together they have the norm of the vectors."""
+        return tuple(field.name for field in self.wire if field.like == "parameters")
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of one party's values as they travel."""
+        return sum(np.dtype(f.dtype).itemsize * math.prod(f.shape or ()) for f in self.wire)
 
     def check(self, contribution: Contribution) -> None:
         """Refuse what arrives, or is about to leave, if it breaks what its party's stages promise.

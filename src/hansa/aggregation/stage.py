@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from functools import wraps
+from typing import Annotated, Any, ParamSpec
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
@@ -14,6 +15,8 @@ from hansa.aggregation.signal import Signal
 from hansa.contribution import Algebra, Array, Contributions, Total, Values
 from hansa.errors import PipelineError
 from hansa.part import Catalogue, Part
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,29 @@ class Reducer(Stage):
 
 
 STAGES: Catalogue[Stage] = Catalogue(
-    "aggregation stage", Stage, {"clip": "hansa.aggregation.clip:Clip"}
+    "aggregation stage",
+    Stage,
+    {
+        kind: f"hansa.aggregation.{place}"
+        for kind, place in {
+            "centered-clip": "centered_clip:CenteredClip",
+            "clip": "clip:Clip",
+            "geometric-median": "geometric_median:GeometricMedian",
+            "krum": "krum:Krum",
+            "low-rank": "low_rank:LowRank",
+            "median": "coordinatewise:Median",
+            "multi-krum": "krum:MultiKrum",
+            "norm-bound": "norm_bound:NormBound",
+            "qsgd": "quantization:QSGD",
+            "quantize": "quantization:Quantize",
+            "random-k": "sparsification:RandomK",
+            "random-mask": "sparsification:RandomMask",
+            "rotate": "rotation:Rotate",
+            "subsample": "sparsification:Subsample",
+            "top-k": "sparsification:TopK",
+            "trimmed-mean": "coordinatewise:TrimmedMean",
+        }.items()
+    },
 )
 AnyStage = Annotated[
     Stage, PlainValidator(STAGES.build), PlainSerializer(STAGES.spec, return_type=dict[str, Any])
@@ -180,8 +205,9 @@ class Aggregation(BaseModel):
     ) -> Contributions:
         """Back through the codecs, at the coordinator, party by party."""
         for i in reversed(range(len(self.stages))):
-            at = replace(context, signal=signals[i], bound=signals[i + 1])
-            stack = self.stages[i].open(stack, announced.under(str(i)), at)
+            if type(self.stages[i]).open is not Stage.open:
+                at = replace(context, signal=signals[i], bound=signals[i + 1])
+                stack = self.stages[i].open(stack, announced.under(str(i)), at)
         return stack
 
     def decode(
@@ -193,6 +219,16 @@ class Aggregation(BaseModel):
             at = replace(context, signal=signals[i], bound=signals[i + 1])
             total, states[i] = self.stages[i].decode(total, state.under(str(i)), at)
         return total, _merge(states)
+
+
+def chain(stage: Callable[P, Stage]) -> Callable[P, Aggregation]:
+    """A stage's public function: it takes the stage's keys, by name, and makes a chain of one."""
+
+    @wraps(stage, updated=())
+    def one(*args: P.args, **keys: P.kwargs) -> Aggregation:
+        return Aggregation(stages=(stage(*args, **keys),))
+
+    return one
 
 
 def _merge(parts: Sequence[Values]) -> Values:

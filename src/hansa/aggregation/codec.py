@@ -1,0 +1,224 @@
+"""What codecs have in common: packed at the party, opened at the coordinator before anything is summed."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import ClassVar
+
+import numpy as np
+
+from hansa import keyed
+from hansa.aggregation.signal import Signal
+from hansa.aggregation.stage import Context, Stage
+from hansa.contribution import Array, Contributions, Dtype, Field, Values
+from hansa.errors import PipelineError
+
+_SMALL = 1 << 16  # what is shared by the stacks of one exchange is remembered, unless it is large
+
+
+@lru_cache(maxsize=8)
+def _shared(count: int, seed: int, *purpose: str | int) -> Array:
+    drawn = keyed.bits(keyed.keys(seed, *purpose, parties=("",))[0], count)
+    drawn.flags.writeable = False
+    return drawn
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Public randomness of one field in one exchange; who opens it draws the same.
+
+    Args:
+        seed: the run's seed.
+        purpose: the stage's kind, the exchange and the field.
+        parties: whose turn it is.
+    """
+
+    seed: int
+    purpose: tuple[str | int, ...]
+    parties: tuple[str, ...]
+
+    @classmethod
+    def of(cls, stage: Stage, field: str, context: Context) -> Draw:
+        """For one field of a stage."""
+        return cls(context.seed, (stage.kind, context.version, field), context.parties)
+
+    def of_rows(self, rows: slice) -> Draw:
+        """For some of the parties."""
+        return replace(self, parties=self.parties[rows])
+
+    def own(self, count: int) -> Array:
+        """64 random bits ``[k, count]``, of each party its own."""
+        keys = keyed.keys(self.seed, *self.purpose, parties=self.parties)
+        return keyed.bits(keys, count)
+
+    def shared(self, count: int) -> Array:
+        """64 random bits ``[count]``, the same for all parties."""
+        draw = _shared if count <= _SMALL else _shared.__wrapped__
+        return draw(count, self.seed, *self.purpose)
+
+
+class Codec(Stage):
+    """A stage that changes how parameter-like fields travel, and not what they are.
+
+    A part that is parameter-like itself (some of the entries, say, with the norm they have once opened) is
+    what the next stage clips or packs in its turn: codecs nest.
+    """
+
+    remembers: ClassVar[bool] = False
+    """Whether a party keeps what did not get through, and adds it the next time (error feedback)."""
+
+    @abstractmethod
+    def parts(self, field: Field) -> tuple[Field, ...]:
+        """What travels in place of a field."""
+
+    @abstractmethod
+    def pack(self, x: Array, field: Field, draw: Draw) -> dict[str, Array]:
+        """The parts by name, each ``[k, *shape]``, of values ``[k, d]``."""
+
+    @abstractmethod
+    def unpack(self, parts: Mapping[str, Array], field: Field, draw: Draw) -> Array:
+        """The values ``[k, d]`` that the parts stand for."""
+
+    def bind(self, signal: Signal) -> Signal:
+        """Real, single contributions in; their parts travel.
+
+        Raises:
+            PipelineError: where only sums or packed values exist, or if its memory could not be kept.
+        """
+        needs_vectors(self, signal)
+        if self.remembers and (math.isfinite(signal.norm) or signal.mixed):
+            before = "clip" if math.isfinite(signal.norm) else signal.mixed
+            raise PipelineError(
+                f"{self.kind} remembers what it did not send, which {before} would falsify",
+                remedy=f"Put {self.kind} before the clip, and use it without rotate",
+            )
+        travel = (
+            self.parts(f) if f.like == "parameters" and (f.shape or ()) else (f,)
+            for f in signal.wire
+        )
+        return replace(signal, travel=tuple(part for parts in travel for part in parts))
+
+    def encode(
+        self, stack: Contributions, announced: Values, memory: Values, context: Context
+    ) -> tuple[Contributions, Values]:
+        """The parts in place of the fields; the memory is what they lack."""
+        values, kept = dict(stack.values), {}
+        for field in context.signal.wire:
+            if field.like != "parameters":
+                continue
+            x = values.pop(field.name)
+            x = x + memory[field.name] if field.name in memory else x
+            draw = Draw.of(self, field.name, context)
+            with np.errstate(invalid="ignore", over="ignore", under="ignore"):  # the check says it
+                rows = blocks(x)
+                if len(rows) == 1:
+                    parts = self.pack(x, field, draw)
+                else:
+                    some = [self.pack(x[at], field, draw.of_rows(at)) for at in rows]
+                    parts = {
+                        name: np.concatenate([part[name] for part in some]) for name in some[0]
+                    }
+                if self.remembers:
+                    kept[field.name] = x - self.unpack(parts, field, draw)
+            values |= {f"{field.name}.{name}": part for name, part in parts.items()}
+        return stack.holding(values), Values(kept)
+
+    def open(self, stack: Contributions, announced: Values, context: Context) -> Contributions:
+        """The fields in place of the parts."""
+        values = {f.name: stack.values[f.name] for f in context.signal.wire if f.like == ""}
+        for field in context.signal.wire:
+            if field.like == "parameters":
+                parts = stack.values.under(field.name)
+                with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+                    values[field.name] = self.unpack(
+                        parts, field, Draw.of(self, field.name, context)
+                    )
+        return stack.holding(values)
+
+
+def blocks(x: Array) -> list[slice]:
+    """Rows of ``x [k, d]`` that are worked on at once, to bound what is in between."""
+    many = max(1, (1 << 18) // max(1, x.shape[1]))
+    return [slice(at, at + many) for at in range(0, len(x), many)]
+
+
+def part(field: Field, name: str, shape: tuple[int, ...], dtype: Dtype, high: float) -> Field:
+    """A field that travels for another one: numbers from 0 to ``high``."""
+    name = f"{field.name}.{name}"
+    return replace(field, name=name, like="", shape=shape, dtype=dtype, low=0.0, high=high)
+
+
+def carrier(field: Field, shape: tuple[int, ...]) -> Field:
+    """A parameter-like field that travels for another one, with the same norm."""
+    return replace(field, name=f"{field.name}.values", shape=shape)
+
+
+def size(field: Field) -> int:
+    """How many entries a bound field has."""
+    return math.prod(field.shape or ())
+
+
+def needs_vectors(stage: Stage, signal: Signal) -> None:
+    """Refuse a signal without single, real, parameter-like vectors.
+
+    Raises:
+        PipelineError: naming the stage, the reason and a remedy.
+    """
+    kind = stage.kind
+    if signal.view != "party":
+        raise PipelineError(
+            f"{kind} works on single contributions, and only their sum exists here",
+            remedy=f"Put {kind} before the stage that sums",
+        )
+    if not signal.vectors:
+        raise PipelineError(
+            f"{kind} has nothing to work on: the method sends no parameter-like field",
+            remedy=f"Leave {kind} out",
+        )
+    if signal.domain != "real" or not signal.carriers:
+        raise PipelineError(
+            f"{kind} works on real numbers, and these are packed already",
+            remedy=f"Put {kind} before the stage that rounds or packs",
+        )
+
+
+def pack_bits(codes: Array, bits: int) -> Array:
+    """Codes ``[k, d]`` below ``2**bits`` as they travel, without gaps.
+
+    Returns:
+        uint16 ``[k, d]`` for 16 bits, else uint8 ``[k, ceil(d bits / 8)]``: eight codes in so many bytes, the
+        first one lowest. Above 8 bits the upper 8 of each code come first, and the lower ones after them.
+    """
+    if bits in (8, 16):
+        return codes
+    if bits > 8:
+        lower = pack_bits(codes & codes.dtype.type((1 << bits - 8) - 1), bits - 8)
+        return np.concatenate([(codes >> bits - 8).astype(np.uint8), lower], axis=1)
+    words = np.zeros((len(codes), -(-codes.shape[1] // 8)), dtype="<u8")
+    for i in range(8):
+        some = codes[:, i::8].astype(np.uint64)
+        words[:, : some.shape[1]] |= some << np.uint64(i * bits)
+    packed = words.view(np.uint8).reshape(*words.shape, 8)[..., :bits].reshape(len(codes), -1)
+    return packed[:, : -(-codes.shape[1] * bits // 8)]
+
+
+def unpack_bits(packed: Array, bits: int, count: int) -> Array:
+    """The inverse of `pack_bits`: ``[k, count]``, uint8 up to 8 bits, else uint16."""
+    if bits in (8, 16):
+        return packed
+    if bits > 8:
+        upper = packed[:, :count].astype(np.uint16) << np.uint16(bits - 8)
+        return upper | unpack_bits(packed[:, count:], bits - 8, count)
+    whole = -(-count // 8)
+    padded = np.zeros((len(packed), whole * bits), dtype=np.uint8)
+    padded[:, : packed.shape[1]] = packed
+    words = np.zeros((len(packed), whole, 8), dtype=np.uint8)
+    words[..., :bits] = padded.reshape(len(packed), whole, bits)
+    shifted = words.view("<u8") >> (np.arange(8, dtype=np.uint64) * np.uint64(bits))
+    codes = (shifted & np.uint64((1 << bits) - 1)).astype(np.uint8)
+    flat: Array = codes.reshape(len(packed), -1)
+    return flat[:, :count]
