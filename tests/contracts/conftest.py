@@ -14,7 +14,26 @@ import numpy as np
 import pytest
 
 import hansa as hs
-from hansa.aggregation import Clip, Signal, Stage
+from hansa.aggregation import (
+    QSGD,
+    CenteredClip,
+    Clip,
+    GeometricMedian,
+    Krum,
+    LowRank,
+    Median,
+    MultiKrum,
+    NormBound,
+    Quantize,
+    RandomK,
+    RandomMask,
+    Rotate,
+    Signal,
+    Stage,
+    Subsample,
+    TopK,
+    TrimmedMean,
+)
 from hansa.aggregation.stage import STAGES, Context
 from hansa.backends import Backend
 from hansa.contribution import (
@@ -158,6 +177,21 @@ STAGE_LIST: dict[str, Stage] = {
     "nothing": Stage(),
     "top-entries": TopEntries(),
     "adaptive-clip": AdaptiveClip(),
+    "centered-clip": CenteredClip(radius=2.0),
+    "geometric-median": GeometricMedian(),
+    "krum": Krum(byzantine=0),
+    "low-rank": LowRank(rank=1),
+    "median": Median(),
+    "multi-krum": MultiKrum(byzantine=0),
+    "norm-bound": NormBound(norm=0.5),
+    "qsgd": QSGD(bits=4, bucket=4),
+    "quantize": Quantize(bits=5),
+    "random-k": RandomK(fraction=0.4),
+    "random-mask": RandomMask(fraction=0.4),
+    "rotate": Rotate(),
+    "subsample": Subsample(fraction=0.4),
+    "top-k": TopK(fraction=0.4),
+    "trimmed-mean": TrimmedMean(fraction=0.4),
 }
 BACKENDS: dict[str, Callable[[Mapping[str, hs.Table]], Backend]] = {
     "local": hs.Local,

@@ -89,7 +89,7 @@ def test_no_entry_errs_by_more_than_a_step_and_the_largest_by_nothing(
     x[2] = 0
     reach = np.abs(x).max(axis=1)
     step = reach / (2 ** (bits - 1) - 1) if bits > 1 else 2 * reach
-    opened, _, sent = through(agg.quantize(bits=bits), x)
+    opened, _, _ = through(agg.quantize(bits=bits), x)
     assert opened.dtype == dtype
     assert (np.abs(opened - x) <= step[:, None] * (1 + 1e-5)).all()
     assert (opened[2] == 0).all()
@@ -129,7 +129,8 @@ def test_dithers_are_uniform_and_any_two_of_them_independent() -> None:
         dtype=np.float64,
     )
     u -= 128
-    assert u.min() >= 0 and u.max() < 1
+    assert u.min() >= 0
+    assert u.max() < 1
     for power in (1, 2, 3):
         np.testing.assert_allclose((u**power).mean(axis=0), 1 / (power + 1), atol=0.022)
     np.testing.assert_allclose(np.corrcoef(u.T), np.eye(12), atol=4.5 / math.sqrt(4000))
