@@ -1,4 +1,6 @@
-"""A task of one's own: Poisson regression for counts, in simulation only.
+"""A task of one's own, from its losses to its metrics, in simulation only: counts of visits.
+
+(Hansa has Poisson regression: `hansa.PoissonRegression`. Here it is made anew, as any task can be.)
 
 ``python examples/own_task.py``, or as a study in TOML beside this file::
 
@@ -34,7 +36,7 @@ class Poisson(Glm):
 class PoissonRegression(hs.Task):
     """Counts. Metrics: the loss above, and the mean deviance ``2 (y log(y / mu) - y + mu)``."""
 
-    kind: ClassVar[str] = "poisson-regression"
+    kind: ClassVar[str] = "visits"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "deviance")
 
     def learner(self, width: int) -> Poisson:

@@ -28,7 +28,13 @@ from hansa.wire import messages as m
 from hansa.wire.client import Client
 from hansa.wire.rpcs import INVITE, SUBMIT
 
-KINDS = ("linear-regression", "logistic-regression", "softmax-regression")
+KINDS = (
+    "linear-regression",
+    "logistic-regression",
+    "softmax-regression",
+    "poisson-regression",
+    "cox-regression",
+)
 PATIENCE = 20.0
 """Seconds after which a test gives up waiting; nothing takes so long unless it hangs."""
 

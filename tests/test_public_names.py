@@ -15,7 +15,8 @@ NAMES = [
     "Adagrad", "Adam", "AdamW", "All", "ColumnRule", "Contract", "Contribution", "CoxRegression",
     "Evaluate", "FedAvg", "FedSGD", "Federation", "Field", "Fixed", "LinearRegression", "Local",
     "LogisticRegression", "Model", "Moments", "PoissonRegression", "Remote", "Run", "SGD",
-    "SoftmaxRegression", "Stop", "Table", "Task", "Yogi", "aggregation", "errors", "load", "methods", "partition", "read",
+    "SoftmaxRegression", "Stop", "Table", "Task", "Yogi", "aggregation", "errors", "load",
+    "methods", "partition", "read",
     "wisconsin",
 ]  # fmt: skip
 

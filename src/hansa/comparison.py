@@ -7,6 +7,7 @@ which favours them; the federated model gets no such choice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from hansa.aggregation.stage import Aggregation
 from hansa.backends.local import Local
 from hansa.contribution import Array
 from hansa.data.table import Table
+from hansa.errors import RunError
 from hansa.federation import All, Federation
 from hansa.methods.evaluate import Evaluate
 from hansa.methods.fedavg import FedAvg
@@ -33,7 +35,7 @@ class Scored:
         name: a party's name, ``federated`` or ``pooled``.
         rows: how many rows it learnt from.
         metrics: on all parties' held-out rows.
-        rate: the learning rate that was chosen; None for the federation.
+        rate: the learning rate that was chosen; None for the federation, and where a method needs none.
     """
 
     name: str
@@ -74,9 +76,11 @@ def score(model: Model, tables: Sequence[Table]) -> dict[str, float]:
 def _alone(federation: Federation, name: str, table: Table, held_out: Sequence[Table]) -> Scored:
     """The best model, over the rates, that one table gives."""
     best: Scored | None = None
-    for rate in RATES:
+    exact = federation.method.exact  # no rate to choose
+    for rate in (None,) if exact else RATES:
         local = getattr(federation.method, "local", FedAvg().local)
-        method = FedAvg(local=local.model_copy(update={"lr": rate}))
+        trained = FedAvg(local=local.model_copy(update={"lr": rate}))
+        method = federation.method if exact else trained
         single = federation.model_copy(
             update={
                 "method": method,
@@ -88,7 +92,14 @@ def _alone(federation: Federation, name: str, table: Table, held_out: Sequence[T
         )
         split = federation.evaluation.split
         rows = table.drop(split) if split else table
-        metrics = score(single.run(Local({name: rows})).model, held_out)
+        try:
+            metrics = score(single.run(Local({name: rows})).model, held_out)
+        except RunError:
+            if not exact:
+                raise
+            metrics = dict.fromkeys(
+                federation.task.metric_names, math.nan
+            )  # too little to estimate
         if best is None or metrics["loss"] < best.metrics["loss"]:
             best = Scored(name, table.rows, metrics, rate)
     assert best is not None

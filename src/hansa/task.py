@@ -40,6 +40,9 @@ class Task(Part):
     flat: ClassVar[bool] = True
     """Whether the model sees a row as a vector; else an array column keeps its shape."""
 
+    additive: ClassVar[bool] = True
+    """Whether its loss is a mean over rows, so that each row has a gradient of its own."""
+
     target: Annotated[str, Limits(min_length=1)]
     features: Annotated[tuple[str, ...], Limits(min_length=1)] = ("*",)
 
@@ -363,6 +366,7 @@ class CoxRegression(_Glm):
 
     kind: ClassVar[str] = "cox-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("concordance",)
+    additive: ClassVar[bool] = False
     event: Annotated[str, Limits(min_length=1)]
 
     def select(self, columns: Sequence[str], where: str) -> tuple[str, ...]:

@@ -81,7 +81,13 @@ async def test_the_record_agrees_with_a_relay_that_counts_bytes(
             "dataset": "tumours",
             "rows": tables["bremen"].rows,
             "columns": len(tables["bremen"].names),
-            "allow": ["linear-regression", "logistic-regression", "softmax-regression"],
+            "allow": [
+                "linear-regression",
+                "logistic-regression",
+                "softmax-regression",
+                "poisson-regression",
+                "cox-regression",
+            ],
         }
     ]
     assert "fields" not in hello

@@ -102,6 +102,17 @@ def test_the_task_of_ones_own_is_simulated_from_a_study_and_its_bytes_are_in_the
     assert hs.load(study).hash != federation.hash
 
 
+def test_the_effects_are_those_of_the_pooled_rows_and_of_the_published_trial(tmp_path):
+    text = output_of("estimate_effects.py", tmp_path)
+    [[coefficient, error, ratio]] = re.findall(
+        r"control +(\S+) +(\S+) .* (\S+)$", text, re.MULTILINE
+    )
+    assert (coefficient, error, ratio) == ("1.5721", "0.4124", "4.82")
+    texture = float(re.findall(r"mean_texture +(\S+)", text)[0])
+    radius = float(re.findall(r"mean_radius +(\S+)", text)[0])
+    assert 0.1 < texture < radius
+
+
 def test_every_example_has_its_test():
     text = Path(__file__).read_text("utf-8")
     assert FILES

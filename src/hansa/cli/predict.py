@@ -87,5 +87,5 @@ def _columns(model: Model, predicted: Array) -> dict[str, Any]:
         likeliest = [str(classes[i]) for i in predicted.argmax(axis=1)]
         chances = {f"{target}={label}": predicted[:, i] for i, label in enumerate(classes)}
         return {f"predicted {target}": likeliest, **chances}
-    name = "probability" if model.task.kind == "logistic-regression" else "predicted"
-    return {f"{name} {target}": predicted}
+    names = {"logistic-regression": "probability", "cox-regression": "relative hazard"}
+    return {f"{names.get(model.task.kind, 'predicted')} {target}": predicted}

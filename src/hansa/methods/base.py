@@ -458,6 +458,14 @@ class UpdateMethod(Method):
                     remedy="Say it in `local`",
                 )
 
+    def require(self, task: Task) -> None:
+        """Refuse a task whose rows have no gradient of their own."""
+        if not task.additive:
+            raise StudyError(
+                f"the loss of {task.kind} is no mean over rows, so {self.kind} cannot descend it",
+                remedy='Write method.kind = "cox"',
+            )
+
     def init(self, setup: Setup, learner: Learner) -> State:
         """Initial weights keyed by the seed, and what `more` adds."""
         random = keyed.generator(setup.seed, "init")
@@ -500,7 +508,7 @@ class GradientMethod(UpdateMethod):
         memory, keeps = self.remembered(at), self.local.moments == "keep"
         parameters = at.received["parameters"]
         correct = beside = None
-        if type(self).correct is not GradientMethod.correct:
+        if self.corrects:
             sent = Named({n: at.learner.native(v) for n, v in at.received.items()})
             correct, beside = lambda g, p, mine: self.correct(g, p, sent, mine), memory
         slots = at.memory.under("local") if keeps else None
@@ -516,6 +524,11 @@ class GradientMethod(UpdateMethod):
         lead = (len(at.names),) if isinstance(at, Stack) else ()
         zero = np.zeros((*lead, *parameters.shape), parameters.dtype)
         return Values({name: at.memory.get(name, zero) for name in self.memory})
+
+    @property
+    def corrects(self) -> bool:
+        """Whether `correct` changes anything; where it does not, training is spared it."""
+        return type(self).correct is not GradientMethod.correct
 
     def correct(self, gradient: Any, parameters: Any, received: Any, memory: Any) -> Any:
         """The gradient that is used, elementwise on one party or on a stack."""

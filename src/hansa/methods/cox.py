@@ -10,10 +10,9 @@ from pydantic import Field as Limits
 from hansa.contribution import Algebra, Array, Ask, Contribution, Field, Json, Total, Values
 from hansa.data.preprocessing import Encoding
 from hansa.errors import ContributionError, RunError, StudyError
-from hansa.learners.survival import Hazard
 from hansa.methods.base import Answer, At, State
-from hansa.methods.newton import FARTHEST, WIDE, Curve, Newton, complete, summed, unpenalised
-from hansa.task import Task
+from hansa.methods.newton import FARTHEST, Curve, Newton, complete, summed, unpenalised
+from hansa.task import CoxRegression, Task
 
 
 class Cox(Newton):
@@ -43,13 +42,12 @@ class Cox(Newton):
         Raises:
             StudyError: with the reason and a remedy.
         """
-        learner = task.learner(1)
-        if not isinstance(learner, Hazard):
+        if not isinstance(task, CoxRegression):
             raise StudyError(
                 f"the method cox fits cox-regression, not {task.kind}",
                 remedy='Write task.kind = "cox-regression", or choose another method',
             )
-        unpenalised(self.kind, learner)
+        unpenalised(self.kind, task.learner(1))
 
     def phases(self, start: State, ask: Ask) -> tuple[State, ...]:
         """The times are asked for first; how many there are, only the ask can say."""
@@ -62,7 +60,7 @@ class Cox(Newton):
         if state.facts["converged"]:
             return None
         if "times" not in state.values:
-            times = Field("times", shape=(self.limit,), algebra=Algebra.GATHER, low=-1.0, high=WIDE)
+            times = Field("times", shape=(self.limit,), algebra=Algebra.GATHER, low=-1.0)
             return Ask("", 0, 0, Values(), (times,), through="update")
         free, count = len(state.facts["free"]), len(state.values["times"])
         wide = _width(free)

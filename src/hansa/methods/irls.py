@@ -14,7 +14,7 @@ from hansa.learners.base import Learner
 from hansa.learners.glm import Linear, Logistic, Poisson
 from hansa.methods.base import Answer, At, Setup, State
 from hansa.methods.newton import FARTHEST, Curve, Newton, complete, summed, unpenalised
-from hansa.task import Task
+from hansa.task import CodeTask, Task
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class IRLS(Newton):
         Raises:
             StudyError: with the reason and a remedy.
         """
-        learner = task.learner(1)
-        if type(learner) not in FAMILIES:
+        learner = None if isinstance(task, CodeTask) else task.learner(1)
+        if type(learner) not in FAMILIES or learner is None:
             raise StudyError(
                 f"the method irls fits linear, logistic and Poisson regression, not {task.kind}",
                 remedy='Use method.kind = "fedavg", or "cox" for cox-regression',

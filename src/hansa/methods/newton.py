@@ -9,24 +9,24 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field as Limits
 
-from hansa.contribution import Algebra, Array, Field, Json, Total, Values
+from hansa.contribution import VALUE_LIMIT, Algebra, Array, Field, Json, Total, Values
 from hansa.data.contract import numbers, texts
 from hansa.data.preprocessing import Encoding
-from hansa.errors import RunError, StudyError
+from hansa.errors import ContributionError, RunError, StudyError
 from hansa.learners.base import Learner
 from hansa.methods.base import At, Method, Setup, State
 
-WIDE = float(2**400)
-"""No sum that a party sends is larger."""
-
-FARTHEST = 200.0
+FARTHEST = 500.0
 """A linear predictor is held within this of 0, so that a step too far is seen in the deviance and undone."""
+
+FEWEST = 5
+"""Complete rows of which a party that has as many rows sends sums."""
 
 ROUNDING = 1e-12
 """A step so much smaller than the linear predictor is none."""
 
 INTERCEPT = "(intercept)"
-VANISHED = {False: 1e-4, True: 1e-8}
+VANISHED = {False: 1e-3, True: 1e-8}
 """Share of a coefficient's first information (of the intercept's, for True) below which it is lost."""
 
 
@@ -95,8 +95,9 @@ class Newton(Method):
         """
         facts, here = state.facts, state.values["parameters"]
         before, parties = facts.get("deviance"), list(total.parties)
-        compared = before is not None and parties == facts["parties"]
-        if compared and not (curve.deviance or 0.0) <= before + 1e-9 * (abs(before) + 0.1):
+        if before is None or parties != facts["parties"]:
+            before = np.inf  # among other parties it is another sum
+        if not (curve.deviance or 0.0) <= before + 1e-9 * (abs(before) + 0.1):
             halved = (here + state.values["previous"]) / 2
             return self._moved(state, {"parameters": halved}, {})
         inverse = self._inverse(state, curve)
@@ -195,19 +196,25 @@ class Newton(Method):
 
 
 def complete(at: At) -> tuple[Array, Array]:
-    """Features ``[n, p]`` and labels ``[n]`` of the training rows in which no feature is missing."""
+    """Features ``[n, p]`` and labels ``[n]`` of the training rows in which no feature is missing.
+
+    Raises:
+        ContributionError: if gaps leave so few rows that sums over them would tell of single ones.
+    """
     x, y = at.rows()
     whole = np.ones(len(y), dtype=bool)
     for name in at.setup.numbers:
         whole &= ~np.isnan(numbers(at.train_rows, name))
     for name, values in at.setup.categories.items():
         whole &= np.isin(texts(at.train_rows, name).astype(str), values)
+    if whole.sum() < min(FEWEST, len(y)):
+        raise ContributionError(f"fewer than {FEWEST} of its rows have no gap")
     return x[whole].astype(np.float64), y[whole]
 
 
-def summed(name: str, *shape: int, low: float = -WIDE) -> Field:
+def summed(name: str, *shape: int, low: float = -VALUE_LIMIT) -> Field:
     """A declared sum."""
-    return Field(name, shape=shape, algebra=Algebra.SUM, low=low, high=WIDE)
+    return Field(name, shape=shape, algebra=Algebra.SUM, low=low, high=VALUE_LIMIT)
 
 
 def unpenalised(kind: str, learner: Learner) -> None:
