@@ -16,7 +16,6 @@ from hansa.learners.glm import Logistic
 from hansa.methods import (
     IFCA,
     Ditto,
-    FedBuff,
     FedNova,
     FedPer,
     FedProx,
@@ -75,7 +74,7 @@ def train(
     steps, velocity = 0, np.zeros(DIMENSIONS)
     for _ in range(epochs):
         for start in range(0, len(rows[1]), BATCH):
-            batch = tuple(array[start : start + BATCH] for array in rows)
+            batch = rows[0][start : start + BATCH], rows[1][start : start + BATCH]
             velocity = momentum * velocity - correct(gradient(theta, batch), theta)
             theta = theta + LR * velocity
             steps += 1
@@ -131,7 +130,8 @@ class OfScaffold(Twin):
         theta, c, updates = self.theta, self.c, {}
         for p in cohort:
             mine = self.own.get(p, np.zeros(DIMENSIONS))
-            end, steps = train(theta, self.parties[p], lambda g, _, mine=mine: g - mine + c)
+            shift = c - mine
+            end, steps = train(theta, self.parties[p], lambda g, _, shift=shift: g + shift)  # type: ignore[misc]
             self.own[p] = mine - c + (theta - end) / (steps * LR)
             self.total = self.total + self.weights[p] * (self.own[p] - mine)
             updates[p] = end - theta
@@ -214,7 +214,6 @@ CASES: dict[str, tuple[GradientMethod, type[Twin], str]] = {
     "fedavg": (hs.FedAvg(local=LOCAL), Twin, ""),
     "fedavg, equal": (hs.FedAvg(local=LOCAL, weights="equal"), Twin, ""),
     "fedadam": (hs.FedAvg(local=LOCAL, server=hs.Adam(lr=0.1, epsilon=0.01)), OfFedAdam, ""),
-    "fedbuff": (FedBuff(local=LOCAL), Twin, ""),
     "fedprox": (FedProx(local=LOCAL, mu=0.4), OfFedProx, ""),
     "scaffold": (Scaffold(local=LOCAL), OfScaffold, "control"),
     "scaffold, equal": (Scaffold(local=LOCAL, weights="equal"), OfScaffold, "control"),

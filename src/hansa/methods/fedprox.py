@@ -22,6 +22,11 @@ class FedProx(GradientMethod):
     kind: ClassVar[str] = "fedprox"
     mu: Annotated[float, Limits(ge=0)] = 0.01
 
+    @property
+    def corrects(self) -> bool:
+        """A pull of 0 changes nothing."""
+        return self.mu > 0
+
     def correct(self, gradient: Any, parameters: Any, received: Any, memory: Any) -> Any:
         """The gradient with the pull."""
         return gradient + self.mu * (parameters - received["parameters"])
