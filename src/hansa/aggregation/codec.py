@@ -96,10 +96,7 @@ class Codec(Stage):
                 f"{self.kind} remembers what it did not send, which {before} would falsify",
                 remedy=f"Put {self.kind} before the clip, and use it without rotate",
             )
-        travel = (
-            self.parts(f) if f.like == "parameters" and (f.shape or ()) else (f,)
-            for f in signal.wire
-        )
+        travel = [self.parts(f) if f.like == "parameters" else (f,) for f in signal.wire]
         return replace(signal, travel=tuple(part for parts in travel for part in parts))
 
     def encode(

@@ -135,8 +135,9 @@ class Subsample(RandomK):
 
     def bind(self, signal: Signal) -> Signal:
         """Scaling up scales the bound."""
+        bound = super().bind(signal)
         most = max(self._scale(f) for f in signal.wire if f.like == "parameters")
-        return replace(super().bind(signal), norm=signal.norm * most)
+        return replace(bound, norm=signal.norm * most)
 
     def pack(self, x: Array, field: Field, draw: Draw) -> dict[str, Array]:
         """The entries, scaled up."""
