@@ -75,10 +75,13 @@ class Dealt:
         rows = [] if self.by else self._rows(way, numbers, federation)
         require_numbers(rest, federation)
         federation.task.labels(rest)
+        target = federation.task.target if federation.task.target in rest.names else None
+        summed = parties
         if self.partition:
-            parties = Population.of_rows(rest, rows)
-        target = federation.task.target
-        described = partition.describe(parties, target if target in rest.names else None)
+            parties = dealt = Population.of_rows(rest, rows)
+            one = target or rest.names[0]  # a summary of wide tables need not look at all columns
+            summed = Population({one: dealt.table.column(one)}, dealt.starts, dealt.stops)
+        described = partition.describe(summed, target)
         if described != self.described:  # a sweep mostly deals the same out again
             out.say(described)
         self.described = described
