@@ -54,6 +54,7 @@ def journey(federation: hs.Federation, tables: Tables) -> Iterator[Moment]:
     exchange, progress = LocalExchange(course, Crowd(tables, course)), course.begin()
     while (ask := course.ask(progress)) is not None:
         ask = draw(federation, course, ask)
+        ask = ask if ask.parties else replace(ask, parties=tuple(course.setup.parties))  # buffered
         memories = dict(exchange.memories)
         [arrival] = exchange.exchange([ask])
         after = course.apply(progress, ask, arrival.total)
