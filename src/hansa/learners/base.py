@@ -13,7 +13,7 @@ import numpy as np
 
 from hansa import keyed
 from hansa.contribution import Array, Dtype
-from hansa.errors import StudyError
+from hansa.errors import StudyError, UsageError
 from hansa.learners.optimizer import SGD, FirstOrder
 
 
@@ -230,6 +230,21 @@ class Learner(ABC):
         """The dtype in which features of this dtype are worked on."""
         return np.dtype(self.dtype)
 
+    def expect(self, shape: tuple[int, ...]) -> None:
+        """The shape of a row's features, before any is seen."""
+
+    def on(self, device: str) -> None:
+        """Run on this device from now on; no part of the federation.
+
+        Raises:
+            UsageError: if it cannot.
+        """
+        if device != "cpu":
+            raise UsageError(
+                f"this model runs on the CPU alone, not on {device!r}",
+                remedy="Leave the device out, or learn a PyTorch module",
+            )
+
     def native(self, array: Array) -> Any:
         """The array as `train` hands parameters to a correction: NumPy's own, or on a device."""
         return array
@@ -274,6 +289,7 @@ class Learner(ABC):
         parameters[:] = start
         kept: Slots = {name: np.array(value) for name, value in (slots or {}).items()}
         plain = type(local) is SGD and not local.momentum
+        begun = None if kept else -1  # whose slots are not fresh: zeros are not, to the sign of a zero
         for parties, x, y, weights in feed.stacked(self.takes):
             theta = parameters[parties]
             if plain and correct is None:
@@ -286,9 +302,10 @@ class Learner(ABC):
                 gradient *= gradient.dtype.type(local.lr)
                 theta -= gradient
                 continue
-            parameters[parties], moved = local.step(
-                theta, -gradient, {name: value[parties] for name, value in kept.items()}
-            )
+            fresh = begun is not None and begun != parties.start
+            mine = {} if fresh else {name: value[parties] for name, value in kept.items()}
+            begun = parties.start if fresh else begun
+            parameters[parties], moved = local.step(theta, -gradient, mine)
             for name, value in moved.items():
                 if name not in kept:
                     kept[name] = np.zeros((count, *value.shape[1:]), value.dtype)
