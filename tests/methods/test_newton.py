@@ -364,6 +364,13 @@ def test_a_time_that_nobody_named_is_not_worked_on() -> None:
     setup = federation.resolve({name: table.schema() for name, table in tables.items()})
     course = federation.course(setup)
     ask = next(ask for ask in asks(federation, tables) if "times" in ask.send)
-    moved = replace(ask, send=Values({**ask.send, "times": ask.send["times"] + 0.5}))
+    party, times = Party("party-0", tables["party-0"], course), ask.send["times"]
+
+    def told(times: Any) -> None:
+        party.answer(replace(ask, send=Values({**ask.send, "times": times})), Values())
+
     with pytest.raises(hs.errors.ContributionError, match="a time that was not named before"):
-        Party("party-0", tables["party-0"], course).answer(moved, Values())
+        told(times + 0.5)
+    for none in (times[::-1], np.repeat(times, 2), times[:0]):
+        with pytest.raises(hs.errors.ContributionError, match="none that parties name"):
+            told(none)

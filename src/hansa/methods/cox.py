@@ -51,8 +51,8 @@ class Cox(Newton):
 
     def phases(self, start: State, ask: Ask) -> tuple[State, ...]:
         """The times are asked for first; how many there are, only the ask can say."""
-        times = ask.send.get("times", np.zeros(1))
-        known = Values({**start.values, "times": np.zeros(times.shape)})
+        count = ask.send["times"].size if "times" in ask.send else 1
+        known = Values({**start.values, "times": np.zeros(count)})
         return start, State(start.round, known, start.facts)
 
     def ask(self, state: State) -> Ask | None:
@@ -79,7 +79,8 @@ class Cox(Newton):
         """Times of events, or sums over the rows at risk; complete rows only.
 
         Raises:
-            ContributionError: if there are too many times, or if a time was not named before.
+            ContributionError: if there are too many times, if what was sent are none, or if a time was not
+                named before.
         """
         x, signed = complete(at)
         event, time = ~np.signbit(signed), np.abs(signed)
@@ -90,6 +91,8 @@ class Cox(Newton):
         times, free = at.received["times"], self.free(at.setup)
         x = x[:, free]
         count = len(times)
+        if not 0 < count <= self.limit * len(at.setup.parties) or (np.diff(times) <= 0).any():
+            raise ContributionError("the times that it was sent are none that parties name")
         position = np.minimum(np.searchsorted(times, time[event]), count - 1)
         if (times[position] != time[event]).any():
             raise ContributionError("an event of it is at a time that was not named before")
