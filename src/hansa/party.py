@@ -139,6 +139,14 @@ class Crowd:
             raise no_row(name)
         return x, y
 
+    def size(self, name: str) -> int:
+        """How many rows a party learns from."""
+        if not isinstance(self._tables, Population) or self.course.evaluate.split is not None:
+            return self.party(name).split[0].rows
+        own = self._tables.range(name)
+        rows = own.stop - own.start
+        return int(rows - _holds(self.course, rows))
+
     def prepare(self, ask: Ask) -> None:
         """Encode what is shared, before parties are stacked for this ask."""
         encoding = self._encoding = _encoding(self.course, ask)
@@ -244,10 +252,14 @@ def _encoded(course: Course, encoding: Encoding, rows: Table) -> tuple[Array, Ar
     return (x.astype(wanted) if x.dtype.kind == "f" and x.dtype != wanted else x), y
 
 
+def _holds(course: Course, rows: int) -> int:
+    """How many rows of so many are held out."""
+    return 0 if course.evaluate.central else round(course.evaluate.holdout * rows)
+
+
 def _held_out(course: Course, name: str, rows: int) -> tuple[Array | None, Array]:
     """Numbers of a party's rows to learn from, None for all of them, and of those held out."""
-    evaluate = course.evaluate
-    held_out = 0 if evaluate.central else round(evaluate.holdout * rows)
+    held_out = _holds(course, rows)
     if not held_out:
         return None, np.empty(0, np.intp)
     order = keyed.generator(course.setup.seed, "holdout", name).permutation(rows)

@@ -23,10 +23,11 @@ from hansa.errors import HansaError, RunError, StoreError, UsageError
 from hansa.federation import Federation
 from hansa.files import write_whole
 from hansa.inference import Estimate
-from hansa.methods.base import Setup
+from hansa.methods.base import Setup, State
 from hansa.methods.course import Course, Progress
 from hansa.model import Model
 
+CHECKPOINT = "round-{}.safetensors"
 Status = Literal["running", "finished", "failed", "stopped"]
 
 
@@ -78,14 +79,24 @@ class Record(Protocol):
 class Exchange(Protocol):
     """A backend among known parties; its one verb."""
 
-    memories: dict[str, Values]
-    """What each party remembers, where the backend knows it: in simulation."""
+    @property
+    def memories(self) -> Mapping[str, Values]:
+        """What each party remembers, where the backend knows it: in simulation."""
+        ...
 
     def exchange(self, asks: Sequence[Ask]) -> Iterator[Arrival]:
         """Asks in, arrivals out. Asks of earlier calls that are still under way may arrive, too.
 
         An arrival in which no party was counted has no values; whether to go on is the schedule's.
         """
+        ...
+
+    def draw(self, federation: Federation, ask: Ask) -> Ask:
+        """The ask with its cohort, which may be empty if who works on it is decided on the way."""
+        ...
+
+    def under_way(self) -> State | None:
+        """Work that was begun and has not arrived, to be kept with the progress; None if there is none."""
         ...
 
 
@@ -153,14 +164,55 @@ def arrived(arrival: Arrival) -> dict[str, Json]:
     }
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What was decided of one exchange: who was asked, and who was not counted, and why."""
+
+    parties: tuple[str, ...]
+    excluded: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """The recorded decisions of a run, by the number of the exchange: they fix its bits.
+
+    Args:
+        made: of each exchange that was completed.
+    """
+
+    made: Mapping[int, Decision]
+
+    @classmethod
+    def of(cls, run: Run) -> Decisions:
+        """Those in its events; an exchange that was repeated after a crash counts as it ended."""
+        cohorts: dict[int, tuple[str, ...]] = {}
+        made: dict[int, Decision] = {}
+        for event in run.events:
+            if event.kind == "asked":
+                cohorts[event.body["version"]] = tuple(event.body["parties"])
+            elif event.kind == "arrived" and event.body["version"] in cohorts:
+                number = event.body["version"]
+                made[number] = Decision(cohorts[number], dict(event.body["excluded"]))
+        return cls(made)
+
+
 def drive(
     federation: Federation,
     course: Course,
     exchange: Exchange,
     record: Record,
     progress: Progress,
+    decisions: Decisions | None = None,
 ) -> Progress:
-    """The synchronous schedule: one ask, one arrival, until the course is done.
+    """The schedule: one ask, one arrival, until the course is done.
+
+    Args:
+        federation: whose schedule it is.
+        course: the run, as pure functions.
+        exchange: among whom.
+        record: where it is written down.
+        progress: where to go on.
+        decisions: of another run, to be repeated instead of made anew.
 
     Returns:
         the last progress.
@@ -169,7 +221,8 @@ def drive(
         RunError: if too few parties could be counted, or the model is no longer finite.
     """
     while (ask := course.ask(progress)) is not None:
-        ask = draw(federation, course, ask)
+        made = decisions.made.get(ask.version) if decisions else None
+        ask = replace(ask, parties=made.parties) if made else exchange.draw(federation, ask)
         record.event("asked", **asked(ask))
         arrival = next(iter(exchange.exchange([ask])))
         for party, reason in arrival.excluded.items():
@@ -178,7 +231,10 @@ def drive(
         progress = course.apply(progress, ask, arrival.total)
         record.event("arrived", **arrived(arrival))
         if ask.work == "evaluate":
-            record.event("metrics", round=ask.round, **progress.metrics)
+            clock = {n: v for n, v in arrival.metrics.items() if n == "clock"}
+            record.event("metrics", round=ask.round, **progress.metrics, **clock)
+        if (begun := exchange.under_way()) is not None:
+            progress = replace(progress, states={**progress.states, "under way": begun})
         record.checkpoint(progress, exchange.memories)
     return progress
 
@@ -205,7 +261,7 @@ class Run:
     reason: str = ""
     events: list[Event] = field(default_factory=list)
     progress: Progress | None = None
-    memories: dict[str, Values] = field(default_factory=dict)
+    memories: Mapping[str, Values] = field(default_factory=dict)
 
     @property
     def parameters(self) -> Array:
@@ -259,8 +315,12 @@ class Run:
         columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
         return _frame(columns, form)
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, keep: bool = False) -> Path:
         """Write model, metrics (Parquet), events (JSON lines), federation and checkpoint.
+
+        Args:
+            folder: where; it is made if it is not there.
+            keep: the checkpoint of this round is kept when later ones are written, to fork from.
 
         Returns:
             the folder.
@@ -274,19 +334,35 @@ class Run:
                 folder / "metrics.parquet", {n: [row[n] for row in rows] for n in rows[0]}
             )
         if self.progress is not None:
-            write_whole(folder / "checkpoint.safetensors", self.progress.pack(self.memories))
+            packed = self.progress.pack(self.memories)
+            write_whole(folder / "checkpoint.safetensors", packed)
+            if keep:
+                write_whole(folder / CHECKPOINT.format(self.progress.round), packed)
             self.model.save(folder / "model.safetensors")
         write_whole(folder / "events.jsonl", lines)
         return folder
 
     @classmethod
-    def load(cls, folder: str | Path) -> Run:
+    def load(cls, folder: str | Path, *, round: int | None = None) -> Run:
         """Read what `save` wrote.
 
+        Args:
+            folder: as `save` was told.
+            round: its state after this round, to fork from; the latest if None.
+
         Raises:
-            StoreError: if the folder holds no run.
+            StoreError: if the folder holds no run, or no checkpoint of that round.
         """
         folder = Path(folder)
+        checkpoint = folder / "checkpoint.safetensors"
+        if round is not None:
+            checkpoint = folder / CHECKPOINT.format(round)
+            kept = sorted(int(p.stem.split("-")[1]) for p in folder.glob(CHECKPOINT.format("*")))
+            if round not in kept:
+                raise StoreError(
+                    f"{folder} keeps no checkpoint of round {round}",
+                    remedy=f"There are {', '.join(map(str, kept)) or 'none'}; `keep` writes them",
+                )
         try:
             federation = Federation.from_json((folder / "federation.json").read_bytes())
             lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
@@ -294,8 +370,8 @@ class Run:
             run = cls(str(events[0].body["run"]), federation, events=events)
             for event in events:
                 run.note(event)
-            if (folder / "checkpoint.safetensors").is_file():
-                packed = (folder / "checkpoint.safetensors").read_bytes()
+            if checkpoint.is_file():
+                packed = checkpoint.read_bytes()
                 run.progress, run.memories = Progress.unpack(packed)
         except (HansaError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
             raise StoreError(f"{folder} holds no run of Hansa ({error})") from error

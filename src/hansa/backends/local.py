@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections import deque
+from collections import ChainMap, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
+
+import numpy as np
 
 from hansa.aggregation.reduce import BLOCK, Block, Reduction
+from hansa.backends.clock import Clock
+from hansa.backends.memories import Memories
 from hansa.contribution import Array, Arrival, Ask, Contributions, Json, Total, Values
 from hansa.data.contract import check
 from hansa.data.population import Population
@@ -21,10 +27,11 @@ from hansa.data.table import Table
 from hansa.errors import ContractError, HansaError, StudyError, UsageError
 from hansa.federation import Federation
 from hansa.learners.base import Engine
-from hansa.methods.base import Setup
+from hansa.methods.base import Setup, State
 from hansa.methods.course import Course, Progress
+from hansa.methods.fedbuff import FedBuff
 from hansa.party import Crowd, Outcome, Party
-from hansa.run import Event, Run, drive, new_id, now
+from hansa.run import Decision, Decisions, Event, Run, draw, drive, new_id, now
 
 _STACKED = 1 << 19  # parameters of all parties of a stack together
 A = TypeVar("A")
@@ -45,7 +52,13 @@ class Local:
             the learner picks if None. What was picked is an event of the run.
         workers: threads; as many as there are cores if None. They change no bit.
         test: the table on which a central evaluation scores the model.
+        clock: how long parties take and when they fail, in virtual time; none is ever late without it.
+        keep: keep every checkpoint that is written, so that runs can be forked from its round.
+        fork: a run from whose state another one begins, of this federation; only the model must be alike.
+        replay: a run whose decisions (who was asked, and who was not counted) are repeated.
     """
+
+    kind: ClassVar[str] = "local"
 
     def __init__(
         self,
@@ -59,6 +72,10 @@ class Local:
         engine: Engine | None = None,
         workers: int | None = None,
         test: Table | Mapping[str, Array] | None = None,
+        clock: Clock | None = None,
+        keep: bool = False,
+        fork: Run | None = None,
+        replay: Run | None = None,
     ) -> None:
         if every < 1:
             raise UsageError(f"a checkpoint after every {every} exchanges", remedy="Say 1 or more")
@@ -74,6 +91,8 @@ class Local:
         self._engine, self._workers = engine, workers or os.cpu_count() or 1
         self._test = test if test is None or isinstance(test, Table) else Table(test)
         self._seed, self._every, self._follow = seed, every, follow
+        self._clock, self._keep, self._fork = clock, keep, fork
+        self._decisions = None if replay is None else Decisions.of(replay)
         self._folder = None if folder is None else Path(folder)
 
     def run(self, federation: Federation) -> Run:
@@ -99,25 +118,25 @@ class Local:
                 "the run to resume is among other parties, or other columns",
                 remedy="Resume with the tables that it was started with",
             )
-        book = Book(run, self._folder, self._every, self._follow)
-        progress = run.progress or course.begin()
+        book = Book(run, self._folder, self._every, self._follow, self._keep)
+        progress = run.progress or self._begin(course, run)
         try:
             if not run.events:
                 book.event(
                     "created",
                     run=run.id,
-                    backend="local",
+                    backend=self.kind,
                     name=federation.name,
                     federation=federation.hash,
+                    **self._origin(),
                 )
             if run.setup is None:
                 book.event("resolved", setup=setup.to_json())
             if resume is not None:
                 book.event("resumed", version=progress.version)
             engine = self._pick(course, run, book)
-            crowd = Crowd(self._tables, course)
-            exchange = LocalExchange(course, crowd, run.memories, engine, self._workers, self._test)
-            run.progress = drive(federation, course, exchange, book, progress)
+            with self._exchange(federation, course, run, engine, progress) as exchange:
+                run.progress = drive(federation, course, exchange, book, progress, self._decisions)
         except KeyboardInterrupt:
             book.event("stopped", reason="interrupted")
             book.save()
@@ -129,6 +148,53 @@ class Local:
         book.event("finished", reason=run.progress.reason, round=run.progress.round)
         book.save()
         return run
+
+    @contextmanager
+    def _exchange(
+        self, federation: Federation, course: Course, run: Run, engine: Engine, progress: Progress
+    ) -> Iterator[LocalExchange]:
+        """The exchange of a run, and what must be put away after it."""
+        made = self._decisions.made if self._decisions else {}
+        options = Options(
+            engine, self._workers, self._test, self._clock, federation.cohort.deadline
+        )
+        crowd = Crowd(self._tables, course)
+        if isinstance(course.method, FedBuff):
+            from hansa.backends.buffered import BufferedExchange  # which is a local one
+
+            yield BufferedExchange(course, crowd, run, options, course.method, progress)
+        else:
+            yield LocalExchange(course, crowd, run, replace(options, decisions=made))
+
+    def _begin(self, course: Course, run: Run) -> Progress:
+        """The progress to begin with: nothing yet, or that of the run that is forked.
+
+        Raises:
+            StudyError: if its model is another one.
+        """
+        begun = course.begin()
+        if self._fork is None:
+            return begun
+        kept = self._fork.progress
+        if kept is None or kept.parameters.shape != begun.parameters.shape:
+            raise StudyError(
+                "the run to fork has no model of this shape",
+                remedy="Fork with the task and the features that it was started with",
+            )
+        run.memories = self._fork.memories
+        states = {**begun.states, "moments": kept.states["moments"]}
+        theirs, ours = kept.states["train"], begun.states["train"]
+        shared = {n: v for n, v in theirs.values.items() if n in ours.values or "." in n}
+        states["train"] = replace(
+            ours, round=theirs.round, values=Values({**ours.values, **shared})
+        )
+        return course.again(replace(kept, states=states, best=None, since=0, reason=""))
+
+    def _origin(self) -> dict[str, Json]:
+        """What the record says of where the run came from."""
+        if self._fork is None or self._fork.progress is None:
+            return {}
+        return {"forked": self._fork.id, "forked_round": self._fork.progress.round}
 
     def _pick(self, course: Course, run: Run, book: Book) -> Engine:
         """The engine: as it was picked before, as it was told, or as the learner prefers.
@@ -167,93 +233,181 @@ class Local:
         return setup
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a simulated exchange is carried out.
+
+    Args:
+        engine: ``"stacked"`` trains a block of parties at once, ``"resident"`` one party after the other.
+        workers: threads.
+        test: the table of a central evaluation.
+        clock: the virtual one, if there is any.
+        deadline: virtual seconds after which a party is left out of its round.
+        decisions: of another run, to be repeated, by the number of the exchange.
+    """
+
+    engine: Engine = "resident"
+    workers: int = 1
+    test: Table | None = None
+    clock: Clock | None = None
+    deadline: float = math.inf
+    decisions: Mapping[int, Decision] = field(default_factory=dict)
+
+
 class LocalExchange:
     """Asks in, arrivals out: stacks of parties, or one after the other, on the cores of this machine.
 
     Args:
         course: the run's.
         crowd: its parties.
-        memories: what each remembers.
-        engine: ``"stacked"`` trains a block of parties at once, ``"resident"`` one party after the other.
-        workers: threads.
-        test: the table of a central evaluation.
+        run: what happened before: what parties remember, and how late it is.
+        options: how.
     """
 
     def __init__(
         self,
         course: Course,
         crowd: Crowd,
-        memories: Mapping[str, Values] | None = None,
-        engine: Engine = "resident",
-        workers: int = 1,
-        test: Table | None = None,
+        run: Run | None = None,
+        options: Options = Options(),
     ) -> None:
-        self._course, self._crowd, self._engine = course, crowd, engine
-        self._workers, self._test = workers, test
-        self.memories = dict(memories or {})
+        self._course, self._crowd, self._options = course, crowd, options
+        self._settled = Memories(run.memories if run else None)
+        self.memories: Mapping[str, Values] = self._settled
+        self._counted: dict[str, Values] = {}
+        clocks = [
+            event.body["clock"] for event in (run.events if run else ()) if "clock" in event.body
+        ]
+        self._now = float(clocks[-1]) if clocks else 0.0
 
     def exchange(self, asks: Sequence[Ask]) -> Iterator[Arrival]:
         """One arrival per ask, in order; an arrival without any party counted has no values."""
         for ask in asks:
-            yield self._one(ask)
+            started = time.perf_counter()
+            arrival = self._one(ask)
+            clock = {"clock": self._now} if self._options.clock else {}
+            seconds = time.perf_counter() - started
+            yield replace(arrival, metrics={**arrival.metrics, "seconds": seconds, **clock})
+
+    def draw(self, federation: Federation, ask: Ask) -> Ask:
+        """The cohort of the federation."""
+        return draw(federation, self._course, ask)
+
+    def under_way(self) -> State | None:
+        """Nothing: who does not answer in time is left out."""
+        return None
 
     def _one(self, ask: Ask) -> Arrival:
-        started = time.perf_counter()
         if ask.work == "evaluate" and self._course.evaluate.central:
-            return Arrival(ask, self._tested(ask), {}, {"seconds": time.perf_counter() - started})
+            return Arrival(ask, self._tested(ask))
+        excluded = self._absent(ask)
         self._crowd.prepare(ask)
         reduction = Reduction(self._course.signals(ask)[-1].fields, ask.parties)
-        excluded: dict[str, str] = {}
-        proposed: dict[str, Values] = {}
-        leaving = 0
-        for block, outcome in self.outcomes(ask):
+        leaving, proposed = 0, dict[str, Values]()
+        for block, outcome in self.outcomes(ask, [n for n in ask.parties if n not in excluded]):
             reduction.merge(block)
             excluded |= outcome.excluded
             proposed |= outcome.memory
             leaving += outcome.leaving
-        for name, memory in proposed.items():
-            self.memories[name] = Values({**self.memories.get(name, Values()), **memory})
+        self.remember(proposed)
         metrics = {
-            "seconds": time.perf_counter() - started,
             "bytes_out": float(ask.send.nbytes * len(ask.parties)),
             "bytes_in": float(leaving),
         }
         total = reduction.total(len(self._course.setup.parties))
         return Arrival(ask, total, dict(sorted(excluded.items())), metrics)
 
-    def outcomes(self, ask: Ask) -> Iterator[tuple[Block, Outcome]]:
-        """Blocks in roster order, summed where they were worked on."""
+    def remember(self, proposed: Mapping[str, Values]) -> None:
+        """Settle what the counted propose to remember.
+
+        What the latest checkpoint refers to stays readable until the next: an exchange that is broken off
+        changes nothing.
+        """
+        before = self.memories
+        counted = {n: Values({**before.get(n, Values()), **new}) for n, new in proposed.items()}
+        self._settled.update(self._counted)
+        self._counted, self.memories = counted, ChainMap(counted, self._settled)
+
+    def outcomes(self, ask: Ask, present: Sequence[str]) -> Iterator[tuple[Block, Outcome]]:
+        """Blocks in roster order, of those who are present, summed where they were worked on."""
+        blocks = whole_blocks(ask.parties, present)
+        options = self._options
         yield from outcomes(
-            self._crowd, ask, ask.parties, self.memories, self._engine, self._workers
+            self._crowd, ask, blocks, self.memories, options.engine, options.workers
         )
+
+    def _absent(self, ask: Ask) -> dict[str, str]:
+        """Who is not counted, as recorded or by the clock, which goes on until the last one has answered."""
+        if ask.version in self._options.decisions:
+            return dict(self._options.decisions[ask.version].excluded)
+        clock, setup = self._options.clock, self._course.setup
+        if clock is None or ask.work != "train":
+            return {}
+        taken = self.durations(ask, ask.parties, ask.version)
+        there = clock.there(ask.parties, setup.seed, ask.version, self._now)
+        fails = clock.fails(ask.parties, setup.seed, ask.version)
+        deadline, absent, end = self._options.deadline, dict[str, str](), 0.0
+        for i, name in enumerate(ask.parties):
+            late = bool(taken[i] > deadline)
+            if not there[i]:
+                absent[name] = "it was not available"
+            elif fails[i]:
+                absent[name] = "it failed in the middle of the round"
+            elif late:
+                absent[name] = (
+                    f"it would have taken {taken[i]:.4g} s, and the deadline is {deadline:g} s"
+                )
+            waited = deadline if there[i] and (fails[i] or late) else float(taken[i]) * there[i]
+            end = max(end, waited)
+        self._now += end
+        return absent
+
+    def durations(self, ask: Ask, parties: Sequence[str], turn: int) -> Array:
+        """Virtual seconds that each party's work on the ask takes, ``[k]``."""
+        clock = self._options.clock or Clock()
+        wire = self._course.signals(ask)[-1].wire
+        up = sum(math.prod(f.shape or ()) * np.dtype(f.dtype).itemsize for f in wire)
+        local = getattr(self._course.method, "local", None)
+        epochs = (local.epochs or 1) if local is not None else 1
+        work = epochs * np.asarray([float(self._crowd.size(name)) for name in parties])
+        return clock.durations(parties, self._course.setup.seed, turn, work, ask.send.nbytes, up)
 
     def _tested(self, ask: Ask) -> Total:
         """The tallies of the global model on the test table."""
-        if self._test is None:
+        if self._options.test is None:
             raise UsageError(
                 "the evaluation is central, and there is no test table",
                 remedy="Say Local(..., test=TABLE), or leave evaluation.central out",
             )
-        answer = Party("test", self._test, self._course).tested(ask)
+        answer = Party("test", self._options.test, self._course).tested(ask)
         return Total(answer.values, (), len(self._course.setup.parties), 0.0)
+
+
+def whole_blocks(asked: Sequence[str], present: Sequence[str]) -> list[Sequence[str]]:
+    """Who is present of each block of those who were asked; who is not leaves a gap, and moves nobody."""
+    if len(present) == len(asked):
+        return [asked[at : at + BLOCK] for at in range(0, len(asked), BLOCK)]
+    here = set(present)
+    blocks = [asked[at : at + BLOCK] for at in range(0, len(asked), BLOCK)]
+    kept = [[name for name in block if name in here] for block in blocks]
+    return [block for block in kept if block]
 
 
 def outcomes(
     crowd: Crowd,
     ask: Ask,
-    parties: Sequence[str],
+    blocks: Sequence[Sequence[str]],
     memories: Mapping[str, Values],
     engine: Engine,
     workers: int,
 ) -> Iterator[tuple[Block, Outcome]]:
-    """The answers of some whole blocks of a cohort, summed block by block, in roster order.
+    """The answers of some blocks of a cohort, summed block by block, in roster order.
 
     What is under way at once is bounded by the workers, so that memory is, too.
     """
     course = crowd.course
     fields = course.signals(ask)[-1].fields
     stacks = engine == "stacked" and ask.work == "train" and course.method.stacks
-    blocks = [parties[at : at + BLOCK] for at in range(0, len(parties), BLOCK)]
 
     def stacked(group: Sequence[Sequence[str]]) -> tuple[list[Block], Outcome]:
         names = [name for block in group for name in block]
@@ -280,7 +434,7 @@ def outcomes(
             yield summed[0], outcome
             yield from ((block, Outcome()) for block in summed[1:])
         return
-    answers = _ahead(single, parties, threads)
+    answers = _ahead(single, [name for block in blocks for name in block], threads)
     for names in blocks:
         block = Block(fields)
         for outcome in islice(answers, len(names)):
@@ -314,8 +468,10 @@ class Book:
         folder: Path | None,
         every: int,
         follow: Callable[[Event], None] | None,
+        keep: bool = False,
     ) -> None:
         self._run, self._folder, self._every, self._follow = run, folder, every, follow
+        self._keep = keep
 
     def event(self, kind: str, **body: Json) -> None:
         """Append an event and tell whoever follows."""
@@ -327,11 +483,11 @@ class Book:
 
     def checkpoint(self, progress: Progress, memories: Mapping[str, Values]) -> None:
         """Keep it; write it every so many exchanges."""
-        self._run.progress, self._run.memories = progress, dict(memories)
+        self._run.progress, self._run.memories = progress, memories
         if progress.version % self._every == 0:
             self.save()
 
     def save(self) -> None:
         """Write the run's folder."""
         if self._folder is not None:
-            self._run.save(self._folder / self._run.id)
+            self._run.save(self._folder / self._run.id, keep=self._keep)

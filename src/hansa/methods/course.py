@@ -149,7 +149,11 @@ class Course:
         width = self.setup.encoding.width
         if not width:
             raise StudyError("no feature column is left", remedy="Correct `features` in the study")
-        return self.task.learner(width)
+        learner = self.task.learner(width)
+        arrays = list(self.setup.arrays.values())
+        alone = len(arrays) == 1 and not self.setup.numbers and not self.setup.categories
+        learner.expect(arrays[0] if alone and not self.task.flat else (width,))
+        return learner
 
     @cached_property
     def _bound(self) -> dict[Signal, tuple[Signal, ...]]:
@@ -364,6 +368,10 @@ class Course:
         last = progress.round >= self.rounds or self.method.ask(states["train"]) is None
         due = progress.round == ask.round and self.evaluate.due(progress.round, last=last)
         return self._enter(progress, "evaluate" if due else "train")
+
+    def again(self, progress: Progress) -> Progress:
+        """The progress with training to go on, if there are rounds left."""
+        return self._enter(replace(progress, phase="train"), "train")
 
     def encoding(self, progress: Progress) -> Encoding:
         """What turns a table into features, as far as the run knows it."""

@@ -1,0 +1,120 @@
+"""A virtual clock: how long parties take, when they are there, and when they fail, in simulation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from hansa import keyed
+from hansa.contribution import Array
+from hansa.errors import UsageError
+
+Spread: TypeAlias = float | tuple[float, float] | Mapping[str, float]
+"""One value for all parties; (median, sigma) of a log-normal distribution from which each party draws its
+own once; or each party's own by name."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Virtual time, from which stragglers, dropouts and asynchronous schedules follow, the same on every run.
+
+    A party's answer takes ``latency + down / bandwidth + examples * epochs * seconds_per_example + up /
+    bandwidth`` seconds.
+
+    Args:
+        seconds_per_example: of local training.
+        bandwidth: bytes a second, each way.
+        latency: seconds of every exchange.
+        jitter: sigma of a log-normal factor of the whole, drawn anew each round.
+        available: chance that a party is there when it is asked; or, by name, the intervals
+            ``(from, to)`` in virtual seconds at which it is, as a trace has them (others always are).
+        dropout: chance that a party fails in the middle of a round.
+        period: after so many seconds the intervals repeat, such as 86400 for days.
+    """
+
+    seconds_per_example: Spread = 1.0
+    bandwidth: Spread = math.inf
+    latency: Spread = 0.0
+    jitter: float = 0.0
+    available: float | Mapping[str, Sequence[tuple[float, float]]] = 1.0
+    dropout: float = 0.0
+    period: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name in ("seconds_per_example", "bandwidth", "latency"):
+            given = getattr(self, name)
+            if isinstance(given, Mapping):
+                values = tuple(given.values())
+            else:
+                values = given if isinstance(given, tuple) else (given,)
+            if not all(value >= 0 for value in values):
+                raise UsageError(f"clock.{name} is {given}", remedy="Give what is not negative")
+        chances = [self.dropout]
+        if not isinstance(self.available, Mapping):
+            chances.append(self.available)
+        if not all(0 <= chance <= 1 for chance in chances):
+            raise UsageError("a chance of the clock is not from 0 to 1")
+        if not self.period > 0:
+            raise UsageError(f"clock.period is {self.period:g} seconds", remedy="Give more than 0")
+
+    def durations(
+        self, parties: Sequence[str], seed: int, turn: int, work: Array, down: float, up: float
+    ) -> Array:
+        """Virtual seconds ``[k]`` until each answers.
+
+        Args:
+            parties: their names.
+            seed: of the run.
+            turn: number of the exchange, for the jitter.
+            work: examples times epochs of each, ``[k]``.
+            down: bytes to each.
+            up: bytes from each.
+        """
+        rate = self._each(self.bandwidth, "bandwidth", parties, seed)
+        taken = work * self._each(self.seconds_per_example, "speed", parties, seed)
+        taken += self._each(self.latency, "latency", parties, seed) + (down + up) / rate
+        if self.jitter:
+            taken *= np.exp(self.jitter * _normal(seed, "jitter", turn, parties=parties))
+        return taken
+
+    def there(self, parties: Sequence[str], seed: int, turn: int, now: float) -> Array:
+        """Which of the parties are available now, ``[k]`` of bool."""
+        if isinstance(self.available, Mapping):
+            at = math.fmod(now, self.period)
+            spans = [self.available.get(party) for party in parties]
+            return np.asarray([s is None or any(a <= at < b for a, b in s) for s in spans])
+        return _uniform(seed, "there", turn, parties=parties) < self.available
+
+    def fails(self, parties: Sequence[str], seed: int, turn: int) -> Array:
+        """Which of the parties fail in the middle of it, ``[k]`` of bool."""
+        return _uniform(seed, "fails", turn, parties=parties) < self.dropout
+
+    def _each(self, spread: Spread, name: str, parties: Sequence[str], seed: int) -> Array:
+        if isinstance(spread, Mapping):
+            missing = [party for party in parties if party not in spread]
+            if missing:
+                raise UsageError(f"the clock knows no {name} of party {missing[0]!r}")
+            return np.asarray([spread[party] for party in parties], dtype=np.float64)
+        if isinstance(spread, tuple):
+            median, sigma = spread
+            drawn: Array = median * np.exp(sigma * _normal(seed, name, parties=parties))
+            return drawn
+        return np.full(len(parties), float(spread))
+
+
+def _uniform(seed: int, *purpose: str | int, parties: Sequence[str], count: int = 1) -> Array:
+    """Numbers in (0, 1), keyed by party."""
+    bits = keyed.bits(keyed.keys(seed, "clock", *purpose, parties=parties), count)
+    drawn: Array = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return drawn[:, 0] if count == 1 else drawn
+
+
+def _normal(seed: int, *purpose: str | int, parties: Sequence[str]) -> Array:
+    """Standard normal numbers, keyed by party (Box and Muller 1958)."""
+    drawn = _uniform(seed, *purpose, parties=parties, count=2)
+    normal: Array = np.sqrt(-2 * np.log(drawn[:, 0])) * np.cos(2 * np.pi * drawn[:, 1])
+    return normal

@@ -1,0 +1,141 @@
+"""Virtual time: stragglers, dropouts and asynchronous schedules that repeat."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import hansa as hs
+from hansa.backends.clock import Clock
+from hansa.errors import RunError, UsageError
+from hansa.methods.fedbuff import FedBuff
+
+NAMES = [f"party-{i:02d}" for i in range(1, 13)]
+
+
+@pytest.fixture
+def tables() -> dict[str, hs.Table]:
+    random = np.random.default_rng(3)
+    tables = {}
+    for i, name in enumerate(NAMES):
+        x = random.normal(size=(20 + 5 * i, 2))
+        y = (x[:, 0] - x[:, 1] > 0).astype(float)
+        tables[name] = hs.Table({"a": x[:, 0].copy(), "b": x[:, 1].copy(), "y": y})
+    return tables
+
+
+def federation(**values):
+    given = {"method": hs.FedAvg(local=hs.SGD(lr=0.3, batch_size=8)), "rounds": 6, **values}
+    return hs.Federation(task=hs.LogisticRegression(target="y"), **given)
+
+
+def arrived(run, work="train"):
+    return [e.body for e in run.events if e.kind == "arrived" and e.body["work"] == work]
+
+
+def test_a_round_takes_as_long_as_its_slowest_party_and_the_record_says_so(tables):
+    speeds = {name: 0.5 for name in NAMES} | {"party-12": 2.0}
+    clock = Clock(seconds_per_example=speeds, latency=3.0, bandwidth=100.0)
+    run = federation(evaluation={"every": 0}).run(hs.Local(tables, clock=clock))
+    first, second = arrived(run)[:2]
+    rows = round(0.75 * 75)  # of the last party, without those held out
+    down = next(e.body["bytes"] for e in run.events if e.kind == "asked" and e.body["round"] == 1)
+    slowest = 3.0 + 2.0 * (75 - round(0.25 * 75)) + (down + 3 * 8) / 100.0
+    assert rows == 56
+    assert first["clock"] == pytest.approx(slowest)
+    assert second["clock"] == pytest.approx(2 * slowest)
+
+
+def test_who_is_late_absent_or_fails_is_left_out_with_the_reason(tables):
+    speeds = {name: 0.1 for name in NAMES} | {"party-12": 20.0}
+    clock = Clock(
+        seconds_per_example=speeds, available={"party-01": [(0.0, 1.0)]}, dropout=0.2, period=math.inf
+    )
+    study = federation(cohort={"kind": "all", "deadline": 100.0})
+    run = study.run(hs.Local(tables, clock=clock))
+    excluded = [body["excluded"] for body in arrived(run)]
+    assert all("deadline is 100 s" in one["party-12"] for one in excluded if "failed" not in one["party-12"])
+    assert "party-01" not in excluded[0] or "failed" in excluded[0]["party-01"]
+    assert all(one["party-01"] == "it was not available" for one in excluded[1:])
+    failed = [n for one in excluded for n, why in one.items() if "failed in the middle" in why]
+    assert 4 <= len(failed) <= 30
+    again = study.run(hs.Local(tables, clock=clock, workers=1))
+    np.testing.assert_array_equal(again.parameters, run.parameters)
+
+
+def test_a_replay_repeats_what_a_clock_decided_without_it(tables):
+    clock = Clock(seconds_per_example=(0.1, 1.0), dropout=0.3)
+    run = federation().run(hs.Local(tables, clock=clock))
+    assert any(body["excluded"] for body in arrived(run))
+    again = federation().run(hs.Local(tables, replay=run))
+    np.testing.assert_array_equal(again.parameters, run.parameters)
+    assert [b["counted"] for b in arrived(again)] == [b["counted"] for b in arrived(run)]
+    undisturbed = federation().run(hs.Local(tables))
+    assert not np.array_equal(undisturbed.parameters, run.parameters)
+
+
+def buffered(tables, folder=None, every=10, resume=None, rounds=9, follow=None, **values):
+    values = {"buffer": 3, "concurrency": 6, **values}
+    method = FedBuff(local=hs.SGD(lr=0.3, batch_size=8), **values)
+    clock = Clock(seconds_per_example=(1.0, 1.0), jitter=0.3, dropout=0.1)
+    local = hs.Local(tables, clock=clock, folder=folder, every=every, resume=resume, follow=follow)
+    return federation(method=method, rounds=rounds).run(local)
+
+
+def test_buffered_rounds_do_not_wait_and_count_stale_updates_less(tables):
+    run = buffered(tables)
+    rounds = arrived(run)
+    assert [len(body["counted"]) for body in rounds] == [3] * 9
+    assert max(body["lag"] for body in rounds) > 0.5
+    clocks = [body["clock"] for body in rounds]
+    assert clocks == sorted(clocks)
+    full = buffered(tables, staleness=0.0)
+    assert [b["counted"] for b in arrived(full)] == [b["counted"] for b in rounds]
+    assert not np.array_equal(full.parameters, run.parameters)
+    again = buffered(tables)
+    np.testing.assert_array_equal(again.parameters, run.parameters)
+
+
+def test_a_broken_off_buffered_run_goes_on_with_what_was_under_way(tables, tmp_path):
+    whole = buffered(tables)
+
+    def stop(event):
+        if event.kind == "arrived" and event.body["round"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        buffered(tables, tmp_path, every=1, follow=stop)
+    (folder,) = tmp_path.iterdir()
+    resumed = buffered(tables, tmp_path, resume=hs.Run.load(folder))
+    np.testing.assert_array_equal(resumed.parameters, whole.parameters)
+
+
+def test_a_buffer_as_large_as_the_roster_is_fedavg_without_a_stale_update(tables):
+    method = FedBuff(local=hs.SGD(lr=0.3, batch_size=8), buffer=12, concurrency=12)
+    run = federation(method=method).run(hs.Local(tables))
+    assert all(body["lag"] == 0 for body in arrived(run))
+    same = federation().run(hs.Local(tables))
+    np.testing.assert_allclose(run.parameters, same.parameters, rtol=1e-9)
+
+
+def test_a_buffer_that_nobody_can_fill_is_an_error(tables):
+    method = FedBuff(local=hs.SGD(lr=0.3), buffer=3, concurrency=6)
+    with pytest.raises(RunError, match="nobody is there"):
+        federation(method=method).run(hs.Local(tables, clock=Clock(available=0.0)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"latency": -1.0}, {"dropout": 1.5}, {"available": -0.1}, {"period": 0.0}],
+)
+def test_a_wrong_clock_is_refused(wrong):
+    with pytest.raises(UsageError, match=r"clock|chance"):
+        Clock(**wrong)
+
+
+def test_a_trace_that_lacks_a_party_names_it(tables):
+    clock = Clock(seconds_per_example={"party-01": 1.0})
+    with pytest.raises(UsageError, match="party-02"):
+        federation().run(hs.Local(tables, clock=clock))
