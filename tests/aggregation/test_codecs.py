@@ -12,7 +12,7 @@ import hansa as hs
 from hansa import aggregation as agg
 from hansa.aggregation import Aggregation, Signal
 from hansa.aggregation.stage import STAGES, Context
-from hansa.contribution import Algebra, Contributions, Field, Values
+from hansa.contribution import Algebra, Contributions, Field, Total, Values
 from hansa.errors import PipelineError, StudyError
 
 UPDATE = Field("update", like="parameters", shape=(7850,), dtype="float32")
@@ -96,14 +96,28 @@ def test_a_refusal_names_stage_reason_and_remedy(kind: str, signal: Signal, reas
 
 
 @pytest.mark.parametrize("chain", [agg.top_k(), agg.random_k()])
-def test_error_feedback_comes_before_the_clip_and_not_into_a_rotation(chain: Aggregation) -> None:
-    with pytest.raises(PipelineError, match=r"clip would falsify.*before the clip"):
+def test_error_feedback_comes_before_the_clip(chain: Aggregation) -> None:
+    with pytest.raises(PipelineError, match=r"was clipped already. Put .* before the clip"):
         (agg.clip(1.0) >> chain).bind(SIGNAL)
-    with pytest.raises(PipelineError, match=r"rotate would falsify.*without rotate"):
-        (agg.rotate() >> chain).bind(SIGNAL)
-    with pytest.raises(PipelineError, match=r"rotate works on whole vectors.*without top-k"):
+    with pytest.raises(PipelineError, match=r"rotate works on whole vectors.*Put rotate before"):
         (chain >> agg.rotate()).bind(SIGNAL)
-    (chain >> agg.clip(1.0)).bind(SIGNAL)
+    (agg.rotate() >> chain >> agg.clip(1.0)).bind(SIGNAL)
+
+
+def test_updates_of_several_rounds_may_be_in_one_total_that_is_turned_back() -> None:
+    chain = agg.rotate()
+    signals = chain.bind(SIGNAL)
+    x = np.random.default_rng(0).normal(size=(2, 7850)).astype(np.float32)
+    turned = []
+    for version in range(2):
+        context = Context(0, version, version, ("a",), SIGNAL, SIGNAL)
+        values = Values({"update": x[[version]], "steps": np.ones(1)})
+        stack = Contributions(("a",), values, np.ones(1))
+        sent, _ = chain.encode(stack, Values(), Values(), signals, context)
+        turned.append(sent.values["update"][0].astype(np.float64))
+    total = Total(Values({"update": sum(turned), "steps": np.asarray(2.0)}), ("a", "b"), 2, 2.0)
+    decoded, _ = chain.decode(total, Values(), signals, context)
+    np.testing.assert_allclose(decoded.values["update"], x.sum(axis=0), atol=1e-4)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -68,12 +68,6 @@ def test_a_sparsifier_comes_before_a_robust_reducer(kind: str) -> None:
         (Aggregation(stages=(reducer(kind),)) >> agg.top_k()).bind(SIGNAL)
 
 
-def test_a_centre_that_is_kept_is_not_turned_anew_each_round() -> None:
-    with pytest.raises(PipelineError, match="rotate turns each round another way"):
-        (agg.rotate() >> agg.centered_clip(radius=1.0)).bind(SIGNAL)
-    (agg.centered_clip(radius=1.0) >> agg.rotate()).bind(SIGNAL)
-
-
 def test_a_norm_bound_is_for_whole_vectors_and_promises_nothing_of_the_party() -> None:
     assert agg.norm_bound(norm=1.0).bind(SIGNAL)[-1] == SIGNAL
     (agg.norm_bound(norm=1.0) >> agg.quantize()).bind(SIGNAL)

@@ -8,10 +8,8 @@ import numpy as np
 from pydantic import Field as Limits
 
 from hansa.aggregation.robust import Mixture
-from hansa.aggregation.signal import Signal
 from hansa.aggregation.stage import Context, chain
 from hansa.contribution import Array, Values
-from hansa.errors import PipelineError
 
 
 class CenteredClip(Mixture):
@@ -30,19 +28,6 @@ class CenteredClip(Mixture):
     kind: ClassVar[str] = "centered-clip"
     radius: Annotated[float, Limits(gt=0)]
     iterations: Annotated[int, Limits(ge=1)] = 3
-
-    def bind(self, signal: Signal) -> Signal:
-        """The centre of one round is the next one's: in the same coordinates.
-
-        Raises:
-            PipelineError: after a rotation, which is another one in each round.
-        """
-        if signal.mixed == "rotate":
-            raise PipelineError(
-                "centered-clip keeps its centre between rounds, and rotate turns each round another way",
-                remedy="Put centered-clip before rotate",
-            )
-        return super().bind(signal)
 
     def centre(self, x: Array, name: str, state: Values) -> Array:
         """The value of the round before."""

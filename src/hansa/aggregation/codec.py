@@ -90,11 +90,10 @@ class Codec(Stage):
             PipelineError: where only sums or packed values exist, or if its memory could not be kept.
         """
         needs_vectors(self, signal)
-        if self.remembers and (math.isfinite(signal.norm) or signal.mixed):
-            before = "clip" if math.isfinite(signal.norm) else signal.mixed
+        if self.remembers and math.isfinite(signal.norm):
             raise PipelineError(
-                f"{self.kind} remembers what it did not send, which {before} would falsify",
-                remedy=f"Put {self.kind} before the clip, and use it without rotate",
+                f"{self.kind} remembers what it did not send, and adds it to what was clipped already",
+                remedy=f"Put {self.kind} before the clip",
             )
         travel = [self.parts(f) if f.like == "parameters" else (f,) for f in signal.wire]
         return replace(signal, travel=tuple(part for parts in travel for part in parts))

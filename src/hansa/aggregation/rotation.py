@@ -22,7 +22,7 @@ class Rotate(Stage):
 
     All parties turn their vectors the same way, so the coordinator turns back only the total. The largest
     entry of what comes out is about ``|x| sqrt(2 ln d / d)`` whatever ``x`` was, which is what a quantiser
-    after it needs. The rotation is keyed by the exchange.
+    after it needs. One rotation is drawn for a whole run: updates of several rounds may be in one total.
     """
 
     kind: ClassVar[str] = "rotate"
@@ -33,7 +33,7 @@ class Rotate(Stage):
         if signal.travel is not None:
             raise PipelineError(
                 "rotate works on whole vectors, and these are packed already",
-                remedy="Put rotate before the stage that packs, and use it without top-k or random-k",
+                remedy="Put rotate before the stage that packs",
             )
         single = any(f.dtype == "float32" for f in signal.fields if f.like == "parameters")
         return replace(
@@ -60,7 +60,7 @@ class Rotate(Stage):
         vectors = {}
         for name in context.signal.vectors:
             x = values[name]
-            minus = signs(Draw.of(self, name, context), x.shape[-1])
+            minus = signs(Draw(context.seed, (self.kind, name), ()), x.shape[-1])
             vectors[name] = turn(x.reshape(-1, x.shape[-1]), minus).reshape(x.shape)
         return vectors
 
