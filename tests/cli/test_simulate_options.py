@@ -1,5 +1,7 @@
 """How ``hansa simulate`` deals rows out, and how it varies a study."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -199,3 +201,20 @@ def test_a_run_that_was_varied_and_dealt_out_is_resumed_to_the_same_bits(
     resumed = hansa("resume", folder, "--data", bench / "rows.csv", *DEALT)
     assert resumed.status == 0
     np.testing.assert_array_equal(model(resumed.document), model(whole))
+
+
+def test_a_run_is_forked_from_the_round_that_was_kept(simulate):
+    kept = simulate(*DEALT, "--keep", "--set", "rounds=9").document
+    rounds = sorted(int(p.stem[6:]) for p in Path(kept["folder"]).glob("round-*.safetensors"))
+    at = f"{kept['folder']}@{rounds[0]}"
+    same = simulate(*DEALT, "--set", "rounds=9", "--fork", at).document
+    np.testing.assert_array_equal(model(same), model(kept))
+    assert Run.load(same["folder"]).metrics()[0]["round"] == rounds[0] + 1
+    slower = simulate(*DEALT, "--set", "rounds=9", "--fork", at, "--sweep", "lr=0.05,0.5").document
+    np.testing.assert_array_equal(model(slower["runs"][1]), model(kept))
+    assert (model(slower["runs"][0]) != model(kept)).any()
+    for words, says in (
+        (f"{kept['folder']}@7777", "no checkpoint of round 7777"),
+        ("x@y", "'y' is no round"),
+    ):
+        assert says in simulate(*DEALT, "--fork", words).message

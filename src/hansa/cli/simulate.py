@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from hansa.cli.output import Json, Output, describe
 from hansa.errors import HansaError, UsageError
 
 if TYPE_CHECKING:
+    from hansa.backends.local import Local
     from hansa.data.table import Table
     from hansa.federation import Federation
     from hansa.methods.base import Setup
@@ -37,6 +39,8 @@ def simulate(
     sweep: Annotated[Sequence[str], Parameter(negative="")] = (),
     seed: int | None = None,
     compare: Annotated[bool, Parameter(negative="")] = False,
+    keep: Annotated[bool, Parameter(negative="")] = False,
+    fork: str = "",
     encoding: str = "utf-8",
     output: Path = RUNS,
     json: Json = False,
@@ -63,10 +67,13 @@ def simulate(
             Several make a grid.
         seed: instead of the study's.
         compare: also train each party alone, and on all rows together.
+        keep: keep every checkpoint and not only the latest, to fork from its round.
+        fork: begin with the state of another run, as FOLDER@ROUND, or FOLDER for its latest.
         encoding: of a CSV file, such as gb18030.
         output: folder under which the run is kept.
     """
     from hansa import study as studies
+    from hansa.backends.local import Local
     from hansa.variation import grid, read_value, read_values, vary
 
     out = Output(json)
@@ -77,14 +84,14 @@ def simulate(
     federation = vary(federation, said)
     sweeps = {key: read_values(text) for key, text in _pairs("--sweep", sweep)}
     points = grid(sweeps)
-    varied = [
-        vary(federation, point) for point in points
-    ]  # what is wrong is said before the first run
+    # All of them now, so that what is wrong with one is said before the first is run.
+    varied = [vary(federation, point) for point in points]
     dealt = Dealt(data, by, partition, parties, encoding, test)
-    if not sweeps:
-        _simulate(out, federation, dealt, output, compare)
-        return 0
-    return _sweep(out, points, varied, dealt, output, compare)
+    local = partial(Local, test=dealt.tested_on, keep=keep, fork=_forked(fork))
+    if sweeps:
+        return _sweep(out, points, varied, dealt, local, output, compare)
+    _simulate(out, federation, dealt, local, output, compare)
+    return 0
 
 
 def resume_simulated(out: Output, kept: Path, dealt: Dealt, study: Path | None) -> None:
@@ -94,6 +101,7 @@ def resume_simulated(out: Output, kept: Path, dealt: Dealt, study: Path | None) 
         UsageError: if there is nothing to resume, or not so.
     """
     from hansa import study as studies
+    from hansa.backends.local import Local
     from hansa.run import Run
 
     earlier = Run.load(kept)
@@ -114,7 +122,8 @@ def resume_simulated(out: Output, kept: Path, dealt: Dealt, study: Path | None) 
         loaded = studies.load(study)
         code = {"task": loaded.task, "bundle": loaded.bundle}
         federation = federation.model_copy(update=code)
-    _simulate(out, federation, dealt, writable(kept, "NAME").parent, resume=earlier)
+    local = partial(Local, test=dealt.tested_on, resume=earlier)
+    _simulate(out, federation, dealt, local, writable(kept, "NAME").parent)
 
 
 def told(
@@ -126,9 +135,27 @@ def told(
 ) -> None:
     """Where everything lies, and what to type next."""
     folder = output / run.id
+    estimates = _estimates(out, run)
     out.say(f"Model, metrics and events are in {folder}")
     out.say(f"Next: hansa predict {folder / 'model.safetensors'} --data FILE")
-    out.finish({**_summary(run, output), "comparison": scored, "plan": plan})
+    told = {"comparison": scored, "plan": plan, "estimates": estimates}
+    out.finish({**_summary(run, output), **told})
+
+
+def _estimates(out: Output, run: Run) -> list[dict[str, Any]] | None:
+    """The table of coefficients, of a method that gives one."""
+    found = run.model.facts.get("inference") if run.status == "finished" else None
+    if not found:
+        return None
+    rows = run.summary()
+    linear = found["degrees"] is not None
+    names = ("", "estimate", "std. error", "t" if linear else "z", "p", "2.5 %", "97.5 %")
+    shown = [tuple(row) if linear else (*row, row.ratio) for row in rows]
+    columns = names if linear else (*names, "exp(estimate)")
+    out.table(columns, shown, title=f"From {found['rows']} complete rows, in the columns' units")
+    if not found["converged"]:
+        out.say("The estimates have not converged: raise method.rounds", style="yellow")
+    return [{**row._asdict(), "ratio": None if linear else row.ratio} for row in rows]
 
 
 def rounds_to_target(run: Run) -> int | None:
@@ -146,12 +173,12 @@ def _simulate(
     out: Output,
     federation: Federation,
     dealt: Dealt,
+    local: Callable[..., Local],
     output: Path,
     compare: bool = False,
-    resume: Run | None = None,
 ) -> None:
     parties = dealt.parties(out, federation)
-    run, plan = _run(out, federation, parties, dealt, output, resume)
+    run, plan = _run(out, federation, partial(local, parties), dealt.table.rows, output)
     scored = _comparison(out, federation, parties, run) if compare else None
     told(out, run, output, scored, plan)
 
@@ -159,24 +186,21 @@ def _simulate(
 def _run(
     out: Output,
     federation: Federation,
-    parties: Mapping[str, Table],
-    dealt: Dealt,
+    local: Callable[..., Local],
+    rows: int,
     output: Path,
-    resume: Run | None = None,
 ) -> tuple[Run, dict[str, int]]:
-    from hansa.backends.local import Local
     from hansa.cli.plan import Plan
     from hansa.cli.view import RoundsView
 
     plans: list[Plan] = []
 
     def resolved(setup: Setup) -> None:
-        plans.append(Plan.of(federation, setup, dealt.table.rows))
+        plans.append(Plan.of(federation, setup, rows))
         out.say(str(plans[0]))
 
     with RoundsView(out, federation.rounds, resolved) as view:
-        folder = writable(output, "--output")
-        backend = Local(parties, folder=folder, resume=resume, follow=view, test=dealt.tested_on)
+        backend = local(folder=writable(output, "--output"), follow=view)
         try:
             run = federation.run(backend)
         except KeyboardInterrupt:
@@ -195,6 +219,7 @@ def _sweep(
     points: Sequence[Mapping[str, Any]],
     varied: Sequence[Federation],
     dealt: Dealt,
+    local: Callable[..., Local],
     output: Path,
     compare: bool,
 ) -> int:
@@ -206,7 +231,7 @@ def _sweep(
         out.say(f"{number}/{len(points)}: {values}", style="bold")
         parties = dealt.parties(out, federation)
         try:
-            run, _ = _run(out, federation, parties, dealt, output)
+            run, _ = _run(out, federation, partial(local, parties), dealt.table.rows, output)
             scored = _comparison(out, federation, parties, run) if compare else None
             results.append({"values": point, **_summary(run, output), "comparison": scored})
         except HansaError as error:
@@ -267,6 +292,23 @@ def _summary(run: Run, output: Path) -> dict[str, Any]:
         "folder": folder,
         "model": folder / "model.safetensors",
     }
+
+
+def _forked(words: str) -> Run | None:
+    """The run that ``--fork`` names, as it was after the round that it names.
+
+    Raises:
+        UsageError: if the round is no number.
+        StoreError: if there is no such run, or nothing of that round was kept.
+    """
+    from hansa.run import Run
+
+    if not words:
+        return None
+    folder, at, round = words.rpartition("@")
+    if at and not round.isdecimal():
+        raise UsageError(f"--fork {words}: {round!r} is no round", remedy="Write FOLDER@ROUND")
+    return Run.load(folder, round=int(round)) if at else Run.load(words)
 
 
 def _pairs(option: str, words: Sequence[str]) -> list[tuple[str, str]]:
