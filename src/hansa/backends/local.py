@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -109,8 +110,9 @@ class Local:
         course = federation.course(setup)
         run = resume or Run(new_id(federation.name), federation)
         if run.federation.hash != federation.hash:
+            forms = (json.loads(other.to_json()) for other in (run.federation, federation))
             raise StudyError(
-                "the run to resume is of another federation",
+                f"the run to resume is of another federation: {'; '.join(_differing(*forms))}",
                 remedy="Resume with the study and the seed that it was started with",
             )
         if run.setup not in (None, setup):
@@ -457,6 +459,16 @@ def _ahead(work: Callable[[A], B], items: Sequence[A], workers: int) -> Iterator
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+
+
+def _differing(there: Json, here: Json, at: str = "") -> Iterator[str]:
+    """The dotted keys in which two canonical forms differ, with what either says."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted({*there, *here}):
+            yield from _differing(there.get(key), here.get(key), f"{at}.{key}" if at else key)
+    elif there != here:
+        long = isinstance(there, dict | list) or isinstance(here, dict | list)
+        yield f"{at} differs" if long else f"{at} was {there!r} and is {here!r}"
 
 
 class Book:
