@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
@@ -18,24 +19,15 @@ from hansa.contribution import Array, Field
 _RUN = 256  # neighbouring entries that share a party's own dither
 
 
-class Quantize(Codec):
-    """Uniform quantisation with one step size for each party and field.
+class Grid(Codec):
+    """Codes for multiples of a step: what both kinds share."""
 
-    Codes stand for ``0, +-step, +-2 step ...`` up to the largest entry of the vector (for one bit: plus or
-    minus the largest entry). Random rounding goes up with the probability that makes the expectation the
-    value itself (Konecny et al. 2016, arXiv 1610.05492; Suresh et al. 2017, arXiv 1611.00429). It is
-    unbiased to ``2**-16`` of a step or the rounding of one multiplication in the input's dtype, and the
-    roundings of any two entries of any two parties are independent. What travels: the codes, packed without
-    gaps, and the step.
+    bits: int
 
-    Args:
-        bits: of one code, 1 to 16.
-        rounding: ``"random"`` is unbiased; ``"nearest"`` is not, and errs by half as much at most.
-    """
-
-    kind: ClassVar[str] = "quantize"
-    bits: Annotated[int, Limits(ge=1, le=16)] = 8
-    rounding: Literal["random", "nearest"] = "random"
+    @property
+    def nearest(self) -> bool:
+        """Whether rounding is to the nearest code, and not random."""
+        return False
 
     def bind(self, signal: Signal) -> Signal:
         """The norm grows by what rounding may add: at most a step for each entry."""
@@ -74,28 +66,66 @@ class Quantize(Codec):
         zero = 2.0 ** (self.bits - 1)
         single = x.dtype == np.float32 and self.bits <= 8  # else the sum needs the longer mantissa
         dtype: type[np.floating] = np.float32 if single else np.float64
-        if self.rounding == "nearest":
+        if self.nearest:
             return np.asarray(zero + 0.5, dtype=dtype)
         return dithered(draw, x.shape[1], zero, dtype)
 
+    @abstractmethod
     def _run(self, field: Field) -> int:
         """Entries that share a step."""
+
+    @abstractmethod
+    def _steps(self, field: Field) -> tuple[int, ...]:
+        """The shape of the steps of one party."""
+
+    @abstractmethod
+    def _reach(self, x: Array) -> Array:
+        """The value of the highest level, ``[k, steps]``."""
+
+    @abstractmethod
+    def _spread(self, step: Array, x: Array) -> Array:
+        """One step for each entry, to multiply ``[k, d]`` with."""
+
+
+class Quantize(Grid):
+    """Uniform quantisation with one step size for each party and field.
+
+    Codes stand for ``0, +-step, +-2 step ...`` up to the largest entry of the vector (for one bit: plus or
+    minus the largest entry). Random rounding goes up with the probability that makes the expectation the
+    value itself (Konecny et al. 2016, arXiv 1610.05492; Suresh et al. 2017, arXiv 1611.00429). It is
+    unbiased to ``2**-16`` of a step or the rounding of one multiplication in the input's dtype, and the
+    roundings of any two entries of any two parties are independent. What travels: the codes, packed without
+    gaps, and the step.
+
+    Args:
+        bits: of one code, 1 to 16.
+        rounding: ``"random"`` is unbiased; ``"nearest"`` is not, and errs by half as much at most.
+    """
+
+    kind: ClassVar[str] = "quantize"
+    bits: Annotated[int, Limits(ge=1, le=16)] = 8
+    rounding: Literal["random", "nearest"] = "random"
+
+    @property
+    def nearest(self) -> bool:
+        """As it was said."""
+        return self.rounding == "nearest"
+
+    def _run(self, field: Field) -> int:
         return size(field)
 
     def _steps(self, field: Field) -> tuple[int, ...]:
         return ()
 
     def _reach(self, x: Array) -> Array:
-        """The value of the highest level, ``[k, steps]``."""
         reach: Array = np.maximum(x.max(axis=1, keepdims=True), -x.min(axis=1, keepdims=True))
         return reach
 
     def _spread(self, step: Array, x: Array) -> Array:
-        """One step for each entry, to multiply ``[k, d]`` with."""
         return step
 
 
-class QSGD(Quantize):
+class QSGD(Grid):
     """Stochastic quantisation against the L2 norm of each bucket (Alistarh et al. 2017, arXiv 1610.02132).
 
     ``|v| sign(x) l / s`` with ``s = 2**(bits - 1) - 1`` levels, where ``l`` is ``s |x| / |v|`` rounded up or
@@ -109,7 +139,6 @@ class QSGD(Quantize):
 
     kind: ClassVar[str] = "qsgd"
     bits: Annotated[int, Limits(ge=2, le=16)] = 4
-    rounding: Literal["random"] = "random"
     bucket: Annotated[int, Limits(ge=1)] = 512
 
     def _run(self, field: Field) -> int:
