@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hansa import keyed
-from hansa.aggregation.reduce import BLOCK, Reduction
+from hansa.aggregation.reduce import Reduction
 from hansa.backends.local import LocalExchange, Options
 from hansa.contribution import Algebra, Arrival, Ask, Contributions, Values
 from hansa.errors import RunError
@@ -18,7 +17,7 @@ from hansa.federation import Federation
 from hansa.methods.base import State
 from hansa.methods.course import Course, Progress
 from hansa.methods.fedbuff import FedBuff
-from hansa.party import Crowd, Outcome
+from hansa.party import Crowd
 from hansa.run import Run
 
 STATE = "under way"
@@ -109,10 +108,9 @@ class BufferedExchange(LocalExchange):
         proposed: dict[str, Values] = {}
         leaving, newest = 0, max(one.round for one in self._asks.values())
         for version, ask in asks.items():
-            self._crowd.prepare(ask)
             mine = [party for _, _, party, began in filled if began == version]
             factor = self._method.discount(newest - ask.round)
-            for outcome in self._answers(ask, mine):
+            for outcome in self.room.answers(ask, mine, self.memories):
                 excluded |= outcome.excluded
                 proposed |= outcome.memory
                 leaving += outcome.leaving
@@ -120,14 +118,6 @@ class BufferedExchange(LocalExchange):
                 for i, party in enumerate(scaled.parties):
                     counted[party] = scaled.part(i, i + 1)
         return counted, leaving, proposed
-
-    def _answers(self, ask: Ask, parties: list[str]) -> Iterator[Outcome]:
-        if self._options.engine == "stacked":
-            for at in range(0, len(parties), BLOCK):
-                yield self._crowd.stack(ask, parties[at : at + BLOCK], self.memories)
-        else:
-            for party in parties:
-                yield self._crowd.one(ask, party, self.memories.get(party, Values()))
 
     def _discounted(self, ask: Ask, stack: Contributions, factor: float) -> Contributions:
         if factor == 1.0 or not stack.parties:

@@ -137,7 +137,7 @@ class Local:
             if resume is not None:
                 book.event("resumed", version=progress.version)
             engine = self._pick(course, run, book)
-            with self._exchange(federation, course, run, engine, progress) as exchange:
+            with self._exchange(federation, course, run, engine, progress, book) as exchange:
                 run.progress = drive(federation, course, exchange, book, progress, self._decisions)
         except KeyboardInterrupt:
             book.event("stopped", reason="interrupted")
@@ -153,7 +153,13 @@ class Local:
 
     @contextmanager
     def _exchange(
-        self, federation: Federation, course: Course, run: Run, engine: Engine, progress: Progress
+        self,
+        federation: Federation,
+        course: Course,
+        run: Run,
+        engine: Engine,
+        progress: Progress,
+        book: Book,
     ) -> Iterator[LocalExchange]:
         """The exchange of a run, and what must be put away after it."""
         made = self._decisions.made if self._decisions else {}
@@ -274,6 +280,8 @@ class LocalExchange:
         options: Options = Options(),
     ) -> None:
         self._course, self._crowd, self._options = course, crowd, options
+        self.room = Room(crowd, options.engine, options.workers)
+        """Where the parties work; a larger one may take its place."""
         self._settled = Memories(run.memories if run else None)
         self.memories: Mapping[str, Values] = self._settled
         self._counted: dict[str, Values] = {}
@@ -303,7 +311,6 @@ class LocalExchange:
         if ask.work == "evaluate" and self._course.evaluate.central:
             return Arrival(ask, self._tested(ask))
         excluded = self._absent(ask)
-        self._crowd.prepare(ask)
         reduction = Reduction(self._course.signals(ask)[-1].fields, ask.parties)
         leaving, proposed = 0, dict[str, Values]()
         for block, outcome in self.outcomes(ask, [n for n in ask.parties if n not in excluded]):
@@ -332,11 +339,7 @@ class LocalExchange:
 
     def outcomes(self, ask: Ask, present: Sequence[str]) -> Iterator[tuple[Block, Outcome]]:
         """Blocks in roster order, of those who are present, summed where they were worked on."""
-        blocks = whole_blocks(ask.parties, present)
-        options = self._options
-        yield from outcomes(
-            self._crowd, ask, blocks, self.memories, options.engine, options.workers
-        )
+        yield from self.room.outcomes(ask, whole_blocks(ask.parties, present), self.memories)
 
     def _absent(self, ask: Ask) -> dict[str, str]:
         """Who is not counted, as recorded or by the clock, which goes on until the last one has answered."""
@@ -395,55 +398,75 @@ def whole_blocks(asked: Sequence[str], present: Sequence[str]) -> list[Sequence[
     return [block for block in kept if block]
 
 
-def outcomes(
-    crowd: Crowd,
-    ask: Ask,
-    blocks: Sequence[Sequence[str]],
-    memories: Mapping[str, Values],
-    engine: Engine,
-    workers: int,
-) -> Iterator[tuple[Block, Outcome]]:
-    """The answers of some blocks of a cohort, summed block by block, in roster order.
+class Room:
+    """Where parties work: the threads of this process.
 
-    What is under way at once is bounded by the workers, so that memory is, too.
+    Args:
+        crowd: the parties.
+        engine: ``"stacked"`` trains blocks of parties at once, ``"resident"`` one party after the other.
+        workers: threads.
     """
-    course = crowd.course
-    fields = course.signals(ask)[-1].fields
-    stacks = engine == "stacked" and ask.work == "train" and course.method.stacks
 
-    def stacked(group: Sequence[Sequence[str]]) -> tuple[list[Block], Outcome]:
-        names = [name for block in group for name in block]
-        outcome = crowd.stack(ask, names, memories)
-        counted, at, summed = outcome.counted, 0, []
-        for block in group:
-            here = set(block)
-            end = at + sum(name in here for name in counted.parties[at : at + BLOCK])
-            summed.append(Block(fields))
-            summed[-1].add_stack(counted.part(at, end))
-            at = end
-        return summed, replace(outcome, counted=Contributions.none())
+    def __init__(self, crowd: Crowd, engine: Engine, workers: int) -> None:
+        self._crowd, self._engine, self._workers = crowd, engine, workers
 
-    def single(name: str) -> Outcome:
-        return crowd.one(ask, name, memories.get(name, Values()))
+    def outcomes(
+        self, ask: Ask, blocks: Sequence[Sequence[str]], memories: Mapping[str, Values]
+    ) -> Iterator[tuple[Block, Outcome]]:
+        """The answers of some blocks of a cohort, summed block by block, in roster order.
 
-    threads = workers if course.learner.threads and ask.work == "train" else 1
-    if stacks:
-        # A stack is as large as the cores share the blocks, but for its parameters: they must fit the cache.
-        most = max(1, _STACKED // max(1, course.learner.layout.size * BLOCK))
-        size = min(most, -(-len(blocks) // threads))
-        groups = [blocks[at : at + size] for at in range(0, len(blocks), size)]
-        for summed, outcome in _ahead(stacked, groups, threads):
-            yield summed[0], outcome
-            yield from ((block, Outcome()) for block in summed[1:])
-        return
-    answers = _ahead(single, [name for block in blocks for name in block], threads)
-    for names in blocks:
-        block = Block(fields)
-        for outcome in islice(answers, len(names)):
-            for i, name in enumerate(outcome.counted.parties):
-                block.add(name, outcome.counted.one(i))
-            yield Block(fields), replace(outcome, counted=Contributions.none())
-        yield block, Outcome()
+        What is under way at once is bounded by the workers, so that memory is, too.
+        """
+        crowd, course = self._crowd, self._crowd.course
+        crowd.prepare(ask)
+        fields = course.signals(ask)[-1].fields
+        stacks = self._engine == "stacked" and ask.work == "train" and course.method.stacks
+
+        def stacked(group: Sequence[Sequence[str]]) -> tuple[list[Block], Outcome]:
+            names = [name for block in group for name in block]
+            outcome = crowd.stack(ask, names, memories)
+            counted, at, summed = outcome.counted, 0, []
+            for block in group:
+                here = set(block)
+                end = at + sum(name in here for name in counted.parties[at : at + BLOCK])
+                summed.append(Block(fields))
+                summed[-1].add_stack(counted.part(at, end))
+                at = end
+            return summed, replace(outcome, counted=Contributions.none())
+
+        def single(name: str) -> Outcome:
+            return crowd.one(ask, name, memories.get(name, Values()))
+
+        threads = self._workers if course.learner.threads and ask.work == "train" else 1
+        if stacks:
+            # A stack is as large as the cores share the blocks, but its parameters must fit the cache.
+            most = max(1, _STACKED // max(1, course.learner.layout.size * BLOCK))
+            size = min(most, -(-len(blocks) // threads))
+            groups = [blocks[at : at + size] for at in range(0, len(blocks), size)]
+            for summed, outcome in _ahead(stacked, groups, threads):
+                yield summed[0], outcome
+                yield from ((block, Outcome()) for block in summed[1:])
+            return
+        answers = _ahead(single, [name for block in blocks for name in block], threads)
+        for names in blocks:
+            block = Block(fields)
+            for outcome in islice(answers, len(names)):
+                for i, name in enumerate(outcome.counted.parties):
+                    block.add(name, outcome.counted.one(i))
+                yield Block(fields), replace(outcome, counted=Contributions.none())
+            yield block, Outcome()
+
+    def answers(
+        self, ask: Ask, parties: Sequence[str], memories: Mapping[str, Values]
+    ) -> Iterator[Outcome]:
+        """The answers of some parties, not summed, in their order."""
+        self._crowd.prepare(ask)
+        if self._engine == "stacked":
+            for at in range(0, len(parties), BLOCK):
+                yield self._crowd.stack(ask, parties[at : at + BLOCK], memories)
+        else:
+            for party in parties:
+                yield self._crowd.one(ask, party, memories.get(party, Values()))
 
 
 def _ahead(work: Callable[[A], B], items: Sequence[A], workers: int) -> Iterator[B]:
