@@ -1,6 +1,7 @@
 """``make bench``: measure everything in one run and write docs/benchmarks.md.
 
-Names of parts may be given: ``make bench ARGS="startup deployed"``; the page keeps the rest.
+Names of parts may be given: ``make bench ARGS="startup deployed"``, or ``simulation:W1`` for one race of it; the
+page keeps the rest.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from benchmarks import deployed, install, startup
+from benchmarks import deployed, install, simulation, startup
 from benchmarks.peers import flower
+from benchmarks.simulation import report
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 RESULTS = Path(__file__).parent / "results.json"
@@ -47,6 +50,8 @@ def page(results: dict[str, dict[str, object] | None]) -> str:
     for name, write in (("install", _install), ("deployed", _deployed), ("startup", _startup)):
         if name in results:
             lines += write(results)
+    if part := results.get("simulation"):
+        lines += report.lines(part)
     return "\n".join(lines) + "\n"
 
 
@@ -120,12 +125,21 @@ def _startup(results: dict[str, dict[str, object] | None]) -> list[str]:
     ]
 
 
+def _raced(results: dict[str, Any], race: str) -> dict[str, object]:
+    """The races, or one of them beside those of before."""
+    taken = f"{datetime.now(UTC):%Y-%m-%d} on {machine()}, Hansa {version('hansa')}"
+    before = (results.get("simulation") or {}).get("works", {})
+    measured = simulation.measure([race] if race else (), taken=taken)
+    return {"works": before | measured["works"]}
+
+
 def main(chosen: list[str]) -> None:
     """Measure the chosen parts, all of them if none is named."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name in chosen or list(PARTS):
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        measured = PARTS[name]()
+    for word in chosen or [*PARTS, "simulation"]:
+        print(f"{word} ...", file=sys.stderr, flush=True)
+        name, _, race = word.partition(":")
+        measured = _raced(results, race) if name == "simulation" else PARTS[name]()
         if measured is None:
             print(f"{name}: left out, see benchmarks/README.md", file=sys.stderr)
             continue

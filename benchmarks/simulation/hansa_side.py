@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 import hansa as hs
 from benchmarks.simulation import work as w
 from hansa import aggregation as agg
 from hansa import methods
+from hansa.contribution import Ask, Contribution, Total, Values
 from hansa.data.population import Population
+from hansa.learners.base import Layout, Learner
+from hansa.methods.base import Answer, State, UpdateMethod
 from hansa.run import Event
 
 NAME, VARIANT = sys.argv[1], " ".join(sys.argv[2:])
@@ -18,6 +25,66 @@ def follow(event: Event) -> None:
     """A mark after each round."""
     if event.kind == "arrived" and event.body["work"] == "train":
         w.mark("round")
+
+
+class Arrays(Learner):
+    """W3's parameters; nothing trains them."""
+
+    dtype = "float32"
+    layout = Layout((("arrays", (w.W3_ARRAYS, w.W3_LENGTH)),))
+
+    def init(self, random: np.random.Generator) -> np.ndarray:
+        """Zeros."""
+        return np.zeros(self.layout.size)
+
+    def loss(self, *of: Any) -> np.ndarray:
+        """Never asked for."""
+        raise NotImplementedError
+
+    gradient = predict = loss
+
+
+class Returned(UpdateMethod):
+    """W3: parties return what they have; the model is its weighted mean."""
+
+    kind = "returned"
+    stacks = False
+
+    def work(self, at: Any) -> Answer:
+        """100 MB."""
+        arrays = w.update(int(at.party.removeprefix("party-")) - 1)
+        return Answer(Contribution(Values({"update": arrays.reshape(-1)}), self.weight(at)))
+
+    def apply(self, state: State, ask: Ask, total: Total) -> State:
+        """The mean itself."""
+        values = Values({"parameters": total.values["update"]})
+        return replace(state, round=state.round + 1, values=values)
+
+
+class Returning(hs.LinearRegression):
+    """W3's task."""
+
+    kind = "returning"
+
+    def learner(self, width: int) -> Learner:
+        """The arrays."""
+        return Arrays()
+
+
+def returned() -> None:
+    """W3."""
+    sizes = [w.weight(i) for i in range(w.W3_PARTIES)]
+    columns = {name: np.zeros(sum(sizes)) for name in ("x", "y")}
+    federation = hs.Federation(
+        name="W3",
+        task=Returning(target="y"),
+        method=Returned(),
+        rounds=w.W3_ROUNDS,
+        preprocessing=hs.Moments(standardise=False),
+        evaluation=hs.Evaluate(every=0, holdout=0.0),
+    )
+    run = federation.run(hs.Local(Population.of_sizes(columns, sizes), follow=follow))
+    w.done(hs.__version__, [run.parameters])
 
 
 def trained() -> None:
@@ -41,22 +108,24 @@ def trained() -> None:
         seed=w.SEED,
     )
     own = [data.span(i) for i in range(min(work.parties, len(data.offsets) - 1))]
-    repeated = w.np.arange(work.parties) % len(own)
-    starts = w.np.array([span.start for span in own])[repeated]
-    stops = w.np.array([span.stop for span in own])[repeated]
+    repeated = np.arange(work.parties) % len(own)
+    starts = np.array([span.start for span in own])[repeated]
+    stops = np.array([span.stop for span in own])[repeated]
     population = Population({"pixels": data.x, "label": data.y}, starts, stops)
     test = hs.Table({"pixels": data.test_x, "label": data.test_y})
     run = federation.run(hs.Local(population, test=test, follow=follow))
-    drawn = [e.body["parties"] for e in run.events if e.kind == "asked" and e.body["work"] == "train"]
+    drawn = [
+        e.body["parties"] for e in run.events if e.kind == "asked" and e.body["work"] == "train"
+    ]
     numbers = [[population.names.index(name) for name in names] for names in drawn]
     accuracy = run.progress.metrics["accuracy"] if run.progress else None
     w.done(
         hs.__version__,
         [run.parameters],
         accuracy,
-        same_cohorts=w.np.array_equal(numbers, data.cohorts),
+        same_cohorts=np.array_equal(numbers, data.cohorts),
     )
 
 
 if __name__ == "__main__":
-    trained()
+    returned() if NAME == "W3" else trained()

@@ -7,16 +7,22 @@ import numpy as np
 from benchmarks.simulation import work as w
 
 kind = np.dtype(sys.argv[1])
+scratch = np.empty(w.W3_LENGTH, kind)
 sums: list[np.ndarray] = []
+
+
+def add(arrays: np.ndarray, weight: int) -> None:
+    """Count one party; its arrays are gone when it returns."""
+    for total, array in zip(sums, arrays, strict=True):
+        total += np.multiply(array, kind.type(weight), out=scratch)
+
+
 for _ in range(w.W3_ROUNDS):
-    sums = [np.zeros(w.W3_LENGTH, kind) for _ in range(w.W3_ARRAYS)]
-    examples = 0
+    sums.clear()
+    sums += [np.zeros(w.W3_LENGTH, kind) for _ in range(w.W3_ARRAYS)]
     for i in range(w.W3_PARTIES):
-        weight = w.weight(i)
-        for total, array in zip(sums, w.update(i), strict=True):
-            total += np.multiply(array, kind.type(weight), dtype=kind)
-        examples += weight
+        add(w.update(i), w.weight(i))
     for total in sums:
-        total /= kind.type(examples)
+        total /= kind.type(sum(map(w.weight, range(w.W3_PARTIES))))
     w.mark("round")
 w.done(np.__version__, sums)

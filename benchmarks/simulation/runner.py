@@ -109,7 +109,7 @@ def once(contender: Contender, data: Path) -> dict[str, object]:
             **os.environ,
             "HANSA_BENCH_DATA": str(data),
             "HANSA_BENCH_MARKS": str(marks),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT)] + [str(ROOT / "src")] * (not contender.peer)),
         }
         before, own_before = used(), sum(psutil.Process().cpu_times()[:2])
         began = time.monotonic()
