@@ -17,7 +17,7 @@ from hansa.aggregation.stage import Aggregation
 from hansa.backends.local import Local
 from hansa.contribution import Array
 from hansa.data.table import Table
-from hansa.errors import RunError
+from hansa.errors import RunError, StudyError
 from hansa.federation import All, Federation
 from hansa.methods.evaluate import Evaluate
 from hansa.methods.fedavg import FedAvg
@@ -51,11 +51,19 @@ def compare(federation: Federation, tables: Mapping[str, Table], model: Model) -
         federation: what was run.
         tables: the parties' tables; only possible where somebody may see them all.
         model: what the run ended with.
+
+    Raises:
+        StudyError: if no row is held out.
     """
     setup = federation.resolve({name: table.schema() for name, table in tables.items()})
     course = federation.course(setup)
     splits = {name: Party(name, table, course).split for name, table in sorted(tables.items())}
     held_out = [test for _, test in splits.values()]
+    if not any(table.rows for table in held_out):
+        raise StudyError(
+            "no row is held out, so there is nothing to compare on",
+            remedy="Raise evaluation.holdout",
+        )
     trained = {name: train for name, (train, _) in splits.items()}
     scored = [_alone(federation, name, table, held_out) for name, table in trained.items()]
     everything = _together(list(trained.values()))
