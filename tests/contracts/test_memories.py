@@ -142,10 +142,17 @@ def test_another_federation_or_other_parties_cannot_take_a_run_over(
     study: hs.Federation, tables: Tables
 ) -> None:
     run = study.run(hs.Local(tables))
-    with pytest.raises(StudyError, match="another federation"):
-        study.model_copy(update={"rounds": 9}).run(hs.Local(tables, resume=run))
-    with pytest.raises(StudyError, match=r"another federation.*and the seed"):
-        study.run(hs.Local(tables, seed=1, resume=run))
+    other = study.model_copy(update={"rounds": 9, "task": hs.LinearRegression(target="y")})
+    with pytest.raises(StudyError, match="another federation") as caught:
+        other.run(hs.Local(tables, seed=1, resume=run))
+    assert "federation: rounds was 8 and is 9; seed was 0 and is 1; task" in str(caught.value)
+    assert "task.kind was 'logistic-regression' and is 'linear-regression'" in str(caught.value)
+    assert "method" not in str(caught.value)
+    for stages in ({}, {"stages": ()}):
+        method = study.method.model_copy(update={"local": hs.SGD(lr=0.2, batch_size=8)})
+        bare = study.model_copy(update={"method": method, "aggregation": Aggregation(**stages)})
+        with pytest.raises(StudyError, match=r"aggregation\.stages differs; method\.local\.lr was"):
+            bare.run(hs.Local(tables, resume=run))
     fewer = {name: table for name, table in tables.items() if name != "north"}
     with pytest.raises(StudyError, match="other parties"):
         study.run(hs.Local(fewer, resume=run))
