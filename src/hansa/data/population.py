@@ -135,6 +135,9 @@ class Population(Mapping[str, Table]):
         rows = self.range(name)
         return Table({column: values[rows] for column, values in self.table.columns.items()})
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
