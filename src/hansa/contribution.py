@@ -87,6 +87,8 @@ class Values(Mapping[str, Array]):
 
     def under(self, prefix: str) -> Values:
         """Those whose names begin with ``prefix``, without it; the inverse of `named`."""
+        if not self._arrays:
+            return self
         begin = f"{prefix}."
         return Values({k.removeprefix(begin): v for k, v in self.items() if k.startswith(begin)})
 

@@ -10,6 +10,7 @@ import pytest
 
 import hansa as hs
 from hansa.aggregation import Clip, Signal, clip
+from hansa.aggregation.signal import joint_norms
 from hansa.aggregation.stage import Context
 from hansa.contribution import Contributions, Field, Values
 from hansa.errors import PipelineError, StudyError
@@ -82,3 +83,11 @@ def test_a_norm_that_bounds_nothing_is_refused(norm: float) -> None:
             task=hs.LinearRegression(target="y"),
             aggregation={"stages": [{"kind": "clip", "norm": norm}]},
         )
+
+
+def test_norms_of_float32_are_those_of_float64_at_every_magnitude() -> None:
+    for size in (1, 511, 513, 7850):
+        for scale in (1e-35, 1e-16, 1.0, 1e17, 1e35):
+            x = (np.random.default_rng(size).normal(size=(3, size)) * scale).astype(np.float32)
+            exact = np.linalg.norm(x.astype(np.float64), axis=1)
+            np.testing.assert_allclose(joint_norms([x]), exact, rtol=2e-7)
