@@ -154,7 +154,7 @@ class Feed:
             return
         x = np.zeros((end - begin, length, *first_x.shape[1:]), takes(first_x.dtype))
         y = np.zeros((end - begin, length, *first_y.shape[1:]), first_y.dtype)
-        weights = np.zeros((end - begin, length), takes(np.dtype(np.float64)))
+        weights = np.full((end - begin, length), 1.0 / length, takes(np.dtype(np.float64)))
         per_epoch = [-(-int(size) // length) for size in self.sizes[begin:end]]
         orders: list[Array | None] = [None] * (end - begin)
         for step in range(self.epochs * per_epoch[0]):
@@ -175,7 +175,10 @@ class Feed:
                     else:
                         x[i, :rows] = mine_x[chosen]
                     y[i, :rows] = mine_y[chosen]
-                weights[i, :rows], weights[i, rows:] = 1.0 / rows, 0.0
+                if rows < length:
+                    weights[i, :rows], weights[i, rows:] = 1.0 / rows, 0.0
+                elif not batch:
+                    weights[i] = 1.0 / length  # after the short last batch of the epoch before
             yield slice(begin, begin + active), x[:active], y[:active], weights[:active]
 
 
