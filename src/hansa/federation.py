@@ -212,11 +212,17 @@ class Federation(BaseModel):
         return isinstance(self.task, CodeTask) or bool(self.bundle)
 
     def require_no_code(self) -> None:
-        """Refuse a study with code, as every agent does.
+        """Refuse a study with code, or for simulation only, as every agent does.
 
         Raises:
             ConsentError: if running it means running its author's code.
+            StudyError: if its evaluation is central: nobody but a simulation holds the test table.
         """
+        if self.evaluation.central:
+            raise StudyError(
+                "evaluation.central is of a test table, which only a simulation has",
+                remedy="Leave evaluation.central out, or `hansa simulate`",
+            )
         if self.has_code or self.task.kind not in BUILT_IN:
             raise ConsentError(
                 "the study brings code, and agents run built-in task kinds only",
