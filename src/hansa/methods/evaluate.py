@@ -116,10 +116,10 @@ class Evaluate(Method):
             ]
             for name in whole:
                 ordered = np.sort([one[name] for one in each])
-                worst = ordered if name in task.lower_is_better else -ordered
-                tenth = np.sort(worst)[-max(1, len(each) // 10) :].mean()
+                few = max(1, len(each) // 10)
+                tenth = (ordered[-few:] if name in task.lower_is_better else ordered[:few]).mean()
                 low, median, high = np.quantile(ordered, [0.1, 0.5, 0.9])
-                spread = {"p10": low, "p50": median, "p90": high, "worst_decile": abs(tenth)}
+                spread = {"p10": low, "p50": median, "p90": high, "worst_decile": tenth}
                 metrics |= {f"{prefix}{name}.{which}": float(v) for which, v in spread.items()}
         return metrics
 
