@@ -105,3 +105,65 @@ def test_tallies_are_the_declared_ones_and_metrics_the_named_ones(task: hs.Task)
 def test_the_histograms_have_as_many_bins_as_declared() -> None:
     histograms = {f.name: f.shape for f in hs.LogisticRegression(target="y").tallies()}
     assert histograms["positives"] == histograms["negatives"] == (BINS,)
+
+
+def test_counts_are_whole_and_not_negative() -> None:
+    task = hs.PoissonRegression(target="y")
+    assert labels(task, [0, 3, 1]) == [0.0, 3.0, 1.0]
+    for bad in (-1.0, 0.5):
+        with pytest.raises(DataError, match="the target 'y' is no count in row 2"):
+            labels(task, [1.0, bad])
+
+
+def test_the_mean_deviance_of_counts_has_its_formula() -> None:
+    task = hs.PoissonRegression(target="y")
+    y, mu = np.array([0.0, 2.0, 5.0]), np.array([0.5, 2.0, 4.0])
+    metrics = task.metrics(task.tally(mu, y))
+    assert metrics["deviance"] == pytest.approx(2 * (0.5 + 0 + 5 * np.log(5 / 4) - 1) / 3)
+    assert metrics["mae"] == pytest.approx(0.5)
+    assert metrics["loss"] == pytest.approx((mu - y * np.log(mu)).mean())
+    assert task.lower_is_better == {"loss", "deviance", "mae"}
+    far = task.metrics(task.tally(np.array([0.0]), np.array([3.0])))
+    assert np.isfinite(list(far.values())).all()
+
+
+COX = hs.CoxRegression(target="t", event="e")
+
+
+def test_neither_the_time_nor_the_event_is_a_feature() -> None:
+    assert COX.select(("a", "t", "e", "b"), "north") == ("a", "b")
+    with pytest.raises(DataError, match=r"party 'north': the event column 'e' is missing"):
+        COX.select(("a", "t"), "north")
+
+
+def test_a_time_is_negative_where_the_event_was_not_seen() -> None:
+    table = hs.Table.of({"t": [3.0, 0.0, 0.0], "e": [0.0, 1.0, 0.0]})
+    found = COX.labels(table)
+    assert found.tolist() == [-3.0, 0.0, -0.0]
+    assert np.signbit(found).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("t", "e", "says"),
+    [
+        ([1.0, -2.0], [1.0, 0.0], "'t' is negative in row 2"),
+        ([1.0, 2.0], [1.0, 2.0], "'e' is neither 0 nor 1 in row 2"),
+        ([1.0, 2.0], [None, 1.0], "'e' is missing in row 1"),
+        ([1.0, None], [1.0, 1.0], "'t' is missing in row 2"),
+        ([1.0, 2.0], ["yes", "no"], "'e' must be a number"),
+    ],
+)
+def test_a_time_or_an_event_that_is_none_names_its_column_and_row(
+    t: Any, e: Any, says: str
+) -> None:
+    with pytest.raises(DataError, match=says):
+        COX.labels(hs.Table.of({"t": t, "e": e}))
+
+
+def test_pairs_that_cannot_be_compared_are_no_concordance() -> None:
+    assert COX.metrics(COX.tally(np.array([1.0, 2.0]), np.array([-1.0, -2.0]))) == {
+        "concordance": 0.5
+    }
+    assert COX.metrics(COX.tally(np.array([2.0, 1.0]), np.array([1.0, -2.0]))) == {
+        "concordance": 1.0
+    }

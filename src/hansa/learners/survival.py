@@ -13,10 +13,10 @@ from hansa.learners.glm import Glm
 
 
 class Hazard(Glm):
-    """The relative hazard; it has no intercept, as that is the baseline's.
+    """The hazard relative to a row whose features are all 0. The intercept is the baseline's.
 
-    Its likelihood compares rows with each other, so it is no mean over rows: only a method that knows the rows
-    at risk at each time can fit it.
+    Its likelihood compares rows with each other, so no row has a loss or a gradient of its own: only a method
+    that adds up the rows at risk at each time can fit it.
     """
 
     @property
@@ -24,37 +24,23 @@ class Hazard(Glm):
         """``coef [p]``."""
         return Layout((("coef", (self.width,)),))
 
-    def predict(self, parameters: Array, x: Array) -> Array:
-        """``exp(x w)``, ``[..., n]``: the hazard relative to a row whose features are all 0."""
-        hazard: Array = np.exp(np.matmul(x, parameters[..., None])[..., 0])
-        return hazard
-
-    def loss(self, parameters: Array, x: Array, y: Array, weights: Array | None = None) -> NoReturn:
-        """There is none for single rows.
+    def losses(self, eta: Array, y: Array) -> NoReturn:
+        """There are none.
 
         Raises:
             StudyError: always.
         """
-        raise _no_mean()
+        raise StudyError(
+            "a partial likelihood is no mean over rows", remedy='Write [method] kind = "cox"'
+        )
 
-    def losses(self, eta: Array, y: Array) -> NoReturn:
-        """As `loss`."""
-        raise _no_mean()
-
-    def gradient(
-        self, parameters: Array, x: Array, y: Array, weights: Array | None = None
-    ) -> NoReturn:
-        """As `loss`."""
-        raise _no_mean()
+    residual = losses
 
     def mean(self, eta: Array) -> Array:
         """``exp(eta)``."""
         mean: Array = np.exp(eta)
         return mean
 
-
-def _no_mean() -> StudyError:
-    return StudyError(
-        "a partial likelihood is no mean over rows, so no gradient method can fit it",
-        remedy='Write [method] kind = "cox"',
-    )
+    def _eta(self, parameters: Array, x: Array) -> tuple[Array, Array]:
+        coef = parameters[..., None, :]
+        return coef, np.matmul(coef, np.swapaxes(x, -1, -2))
