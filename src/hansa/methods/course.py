@@ -48,7 +48,8 @@ class Stop(BaseModel):
 
     def better(self, value: float, than: float, task: Task) -> bool:
         """Whether ``value`` is better: smaller for the task's losses and errors, else larger."""
-        return value < than if self.metric in task.lower_is_better else value > than
+        metric = self.metric.removeprefix("own.").partition(".")[0]
+        return value < than if metric in task.lower_is_better else value > than
 
 
 @dataclass(frozen=True, eq=False)
