@@ -9,9 +9,9 @@ import time
 from collections import ChainMap, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -170,9 +170,17 @@ class Local:
         if isinstance(course.method, FedBuff):
             from hansa.backends.buffered import BufferedExchange  # which is a local one
 
-            yield BufferedExchange(course, crowd, run, options, course.method, progress)
+            exchange: LocalExchange = BufferedExchange(
+                course, crowd, run, options, course.method, progress
+            )
         else:
-            yield LocalExchange(course, crowd, run, replace(options, decisions=made))
+            exchange = LocalExchange(course, crowd, run, replace(options, decisions=made))
+        with self._room(exchange.room, book) as exchange.room:
+            yield exchange
+
+    def _room(self, here: Room, book: Book) -> AbstractContextManager[Room]:
+        """Where the parties work: here."""
+        return nullcontext(here)
 
     def _begin(self, course: Course, run: Run) -> Progress:
         """The progress to begin with: nothing yet, or that of the run that is forked.
@@ -281,7 +289,6 @@ class LocalExchange:
     ) -> None:
         self._course, self._crowd, self._options = course, crowd, options
         self.room = Room(crowd, options.engine, options.workers)
-        """Where the parties work; a larger one may take its place."""
         self._settled = Memories(run.memories if run else None)
         self.memories: Mapping[str, Values] = self._settled
         self._counted: dict[str, Values] = {}
@@ -408,7 +415,7 @@ class Room:
     """
 
     def __init__(self, crowd: Crowd, engine: Engine, workers: int) -> None:
-        self._crowd, self._engine, self._workers = crowd, engine, workers
+        self.crowd, self.engine, self._workers = crowd, engine, workers
 
     def outcomes(
         self, ask: Ask, blocks: Sequence[Sequence[str]], memories: Mapping[str, Values]
@@ -417,10 +424,10 @@ class Room:
 
         What is under way at once is bounded by the workers, so that memory is, too.
         """
-        crowd, course = self._crowd, self._crowd.course
+        crowd, course = self.crowd, self.crowd.course
         crowd.prepare(ask)
         fields = course.signals(ask)[-1].fields
-        stacks = self._engine == "stacked" and ask.work == "train" and course.method.stacks
+        stacks = self.engine == "stacked" and ask.work == "train" and course.method.stacks
 
         def stacked(group: Sequence[Sequence[str]]) -> tuple[list[Block], Outcome]:
             names = [name for block in group for name in block]
@@ -441,8 +448,9 @@ class Room:
         if stacks:
             # A stack is as large as the cores share the blocks, but its parameters must fit the cache.
             most = max(1, _STACKED // max(1, course.learner.layout.size * BLOCK))
-            size = min(most, -(-len(blocks) // threads))
-            groups = [blocks[at : at + size] for at in range(0, len(blocks), size)]
+            turns = -(-len(blocks) // (most * threads)) * threads
+            cuts = [len(blocks) * turn // turns for turn in range(turns + 1)]
+            groups = [blocks[a:b] for a, b in pairwise(cuts) if a < b]
             for summed, outcome in _ahead(stacked, groups, threads):
                 yield summed[0], outcome
                 yield from ((block, Outcome()) for block in summed[1:])
@@ -460,13 +468,13 @@ class Room:
         self, ask: Ask, parties: Sequence[str], memories: Mapping[str, Values]
     ) -> Iterator[Outcome]:
         """The answers of some parties, not summed, in their order."""
-        self._crowd.prepare(ask)
-        if self._engine == "stacked":
+        self.crowd.prepare(ask)
+        if self.engine == "stacked":
             for at in range(0, len(parties), BLOCK):
-                yield self._crowd.stack(ask, parties[at : at + BLOCK], memories)
+                yield self.crowd.stack(ask, parties[at : at + BLOCK], memories)
         else:
             for party in parties:
-                yield self._crowd.one(ask, party, memories.get(party, Values()))
+                yield self.crowd.one(ask, party, memories.get(party, Values()))
 
 
 def _ahead(work: Callable[[A], B], items: Sequence[A], workers: int) -> Iterator[B]:
