@@ -27,6 +27,8 @@ MOVED = ("rounds", "stop")
 """Keys of [method] that are the federation's own."""
 PARTS = frozenset({"task", "method", "cohort", "preprocessing", "evaluation", "bundle"})
 """Fields of a federation that look at the types of their values themselves."""
+PREFIX = "hansa_study_"
+"""Of the names of the modules that studies are written in."""
 STUDY_KEYS = frozenset({"name", "dataset", "seed", "files"})
 IN_FILE = {
     **{f"federation.{key}": f"study.{key}" for key in STUDY_KEYS},
@@ -137,7 +139,7 @@ def _to_quote(text: str, error: tomllib.TOMLDecodeError) -> str:
 
 
 def _from_python(path: Path) -> Federation:
-    federation = getattr(_module(path), "federation", None)
+    federation = getattr(run_module(path), "federation", None)
     if not isinstance(federation, Federation):
         raise StudyError(
             "the module exposes no `federation`",
@@ -161,7 +163,7 @@ def _code(task: Mapping[str, Any], folder: Path) -> tuple[Task, str]:
     file = f"{name}.py"
     if not (folder / file).is_file():
         raise StudyError(f"task.module: no such file: {folder / file}")
-    loaded = getattr(_module(folder / file), attribute, None)
+    loaded = getattr(run_module(folder / file), attribute, None)
     if not isinstance(loaded, Task):
         raise StudyError(
             f"{file} has no task named {attribute!r}",
@@ -170,9 +172,13 @@ def _code(task: Mapping[str, Any], folder: Path) -> tuple[Task, str]:
     return CodeTask(module=str(task["module"]), target=loaded.target).bound_to(loaded), file
 
 
-def _module(path: Path) -> ModuleType:
-    """Run a Python file of the user's own, on the user's own machine."""
-    spec = importlib.util.spec_from_file_location(f"hansa_study_{path.stem}", path)
+def run_module(path: Path) -> ModuleType:
+    """Run a Python file of the user's own, on the user's own machine.
+
+    Raises:
+        StudyError: if it fails.
+    """
+    spec = importlib.util.spec_from_file_location(f"{PREFIX}{path.stem}", path)
     if spec is None or spec.loader is None:
         raise StudyError("this is not a Python module")
     module = importlib.util.module_from_spec(spec)
