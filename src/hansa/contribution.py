@@ -370,7 +370,8 @@ def _check_array(array: Array, declared: Field) -> None:
             raise ContributionError(f"the value {largest:g} is absurd", field=declared.name)
         bad = "NaN" if np.isnan(array).any() else "an infinity"
         raise ContributionError(f"there is {bad} in it", field=declared.name)
-    if array.size and (array.min() < declared.low or array.max() > declared.high):
+    below = array.size and declared.low > -math.inf and array.min() < declared.low
+    if below or (array.size and declared.high < math.inf and array.max() > declared.high):
         raise ContributionError(
             f"values from {array.min():g} to {array.max():g} where "
             f"{declared.low:g} to {declared.high:g} was declared",

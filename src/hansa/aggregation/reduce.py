@@ -38,12 +38,13 @@ class Block:
         self.weight = 0.0
         self.gathered: dict[str, list[Array]] = {}
         self.sums: dict[str, Array] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._means = {f.name for f in fields if f.algebra is Algebra.MEAN}
         for field in fields:
             if field.algebra is Algebra.GATHER:
                 self.gathered[field.name] = []
             else:
-                self.sums[field.name] = np.zeros(field.shape or ())
+                self._shapes[field.name] = field.shape or ()
 
     def add(self, party: str, contribution: Contribution) -> None:
         """Count one party, whose contribution was checked."""
@@ -54,7 +55,10 @@ class Block:
         if not stack.parties:
             return
         weights = stack.weights.tolist()
-        for name, total in self.sums.items():
+        for name, shape in self._shapes.items():
+            if name not in self.sums:  # not sooner: a block of nobody takes no memory
+                self.sums[name] = np.zeros(shape)
+            total = self.sums[name]
             values = stack.values[name].reshape(len(weights), -1)
             flat = total.reshape(-1)  # a view: it is contiguous
             for value, weight in zip(values, stack.weights, strict=True):

@@ -520,6 +520,8 @@ class GradientMethod(UpdateMethod):
 
     def remembered(self, at: At | Stack) -> Values:
         """The declared memory, zeros like the parameters the first time."""
+        if not self.memory:
+            return Values()
         parameters = at.received["parameters"]
         lead = (len(at.names),) if isinstance(at, Stack) else ()
         zero = np.zeros((*lead, *parameters.shape), parameters.dtype)
