@@ -107,6 +107,27 @@ def test_who_else_is_in_the_stack_and_in_which_order_is_nothing(stage: Stage) ->
     assert equal(other.values, sent.take([2, 0]).values)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300], ids=str)
+def test_a_party_whose_training_diverged_moves_nobody_else(stage: Stage, bad: float) -> None:
+    """It is in the stack until the stack is opened, and the others must not notice."""
+    given, (first, _, last) = stack(3.0), PARTIES
+    spoiled = {name: value.copy() for name, value in given.values.items()}
+    for name in SIGNAL.vectors:
+        spoiled[name][1, ::2] = bad
+    with np.errstate(over="ignore", invalid="ignore"):  # as where parties work
+        sent, memory = encode(stage, given.holding(spoiled))
+    alone, kept = encode(stage, given.take([0, 2]))
+    assert alone.parties == (first, last)
+    assert equal(alone.values, sent.take([0, 2]).values)
+    assert equal(kept, {name: value[[0, 2]] for name, value in memory.items()})
+    bound, chain = stage.bind(SIGNAL), Aggregation(stages=(stage,))
+    assert set(bound.faults(sent)) <= {1}
+    if bound.travel is not None and not bound.faults(sent):
+        at = context(stage)
+        back = chain.open(sent, Values(), (SIGNAL, bound), at)
+        assert set(bound.faults(back, opened=True)) <= {1}
+
+
 def test_fields_that_are_not_like_parameters_go_through(stage: Stage) -> None:
     sent, _ = encode(stage, stack(100.0))
     assert sent.values.steps.tolist() == [4.0, 5.0, 6.0]
