@@ -133,7 +133,8 @@ class Reduction:
             if field.algebra is Algebra.GATHER:
                 values[field.name] = np.stack(summed.gathered[field.name])
             elif field.algebra is Algebra.MEAN:
-                values[field.name] = summed.sums[field.name] / summed.weight
+                values[field.name] = summed.sums[field.name]
+                values[field.name] /= summed.weight  # in place: they are counted once
             else:
                 values[field.name] = summed.sums[field.name]
         return Total(Values(values), tuple(summed.parties), population, summed.weight)

@@ -184,6 +184,7 @@ class Course:
                 remedy=did_you_mean(self.stop.metric, names),
             )
         states = {name: m.init(self.setup, self.learner) for name, m in self.methods.items()}
+        states["train"] = self._stored(states["train"])
         return self._enter(Progress(states={**states, "stages": State()}), "moments")
 
     def ask(self, progress: Progress) -> Ask | None:
@@ -348,6 +349,8 @@ class Course:
         phase = progress.phase
         with np.errstate(over="ignore", invalid="ignore"):  # said below, once
             states[phase] = self._method(phase).apply(states[phase], ask, total)
+        if phase == "train":
+            states[phase] = self._stored(states[phase])
         progress = replace(progress, version=progress.version + 1, states=states)
         if phase == "moments":
             return self._enter(progress, "moments")
@@ -369,6 +372,14 @@ class Course:
         last = progress.round >= self.rounds or self.method.ask(states["train"]) is None
         due = progress.round == ask.round and self.evaluate.due(progress.round, last=last)
         return self._enter(progress, "evaluate" if due else "train")
+
+    def _stored(self, state: State) -> State:
+        """The state with its parameters as they travel: what parties hold is what the server goes on from."""
+        parameters = state.values.get("parameters")
+        if parameters is None or parameters.dtype == self.learner.dtype:
+            return state
+        values = {**state.values, "parameters": parameters.astype(self.learner.dtype)}
+        return replace(state, values=Values(values))
 
     def again(self, progress: Progress) -> Progress:
         """The progress with training to go on, if there are rounds left."""
