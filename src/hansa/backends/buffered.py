@@ -77,16 +77,25 @@ class BufferedExchange(LocalExchange):
             return super()._one(ask)
         self._asks[ask.version] = ask
         excluded: dict[str, str] = {}
-        filled = sorted(self._fill(ask, excluded), key=lambda flight: flight[1])
+        filled: list[tuple[float, int, str, int]] = []
+        counted: dict[str, Contributions] = {}
+        proposed: dict[str, Values] = {}
+        leaving = 0
+        while len(counted) < self._method.buffer:  # an answer that is refused fills no place
+            more = self._fill(ask, excluded, filled, self._method.buffer - len(counted))
+            asks = {version: self._asks[version] for _, _, _, version in more}
+            answered, left, remembered = self._work(asks, more, excluded)
+            counted |= answered
+            proposed |= remembered
+            leaving, filled = leaving + left, filled + more
+        filled.sort(key=lambda flight: flight[1])
         used = {version: self._asks[version] for _, _, _, version in filled}
         under_way = {version for _, _, _, version in self._flights}
-        counted, leaving, proposed = self._work(used, filled, excluded)
         self._asks = {v: one for v, one in self._asks.items() if v in under_way}
-        order = tuple(party for _, _, party, _ in filled)
+        order = tuple(party for _, _, party, _ in filled if party in counted)
         reduction = Reduction(self._course.signals(ask)[-1].fields, order)
         for party in order:
-            if party in counted:
-                reduction.add(party, counted[party].one(0))
+            reduction.add(party, counted[party].one(0))
         self.remember(proposed)
         lags = [ask.round - self._asks.get(v, used.get(v, ask)).round for _, _, _, v in filled]
         metrics = {
@@ -131,16 +140,22 @@ class BufferedExchange(LocalExchange):
         }
         return stack.holding(values)
 
-    def _fill(self, ask: Ask, excluded: dict[str, str]) -> list[tuple[float, int, str, int]]:
-        """Let parties begin and end until the buffer is full.
+    def _fill(
+        self,
+        ask: Ask,
+        excluded: dict[str, str],
+        before: list[tuple[float, int, str, int]],
+        number: int,
+    ) -> list[tuple[float, int, str, int]]:
+        """Let parties begin and end until so many more, beside those before, have ended.
 
         Raises:
             RunError: if nobody is left who could fill it.
         """
         filled: list[tuple[float, int, str, int]] = []
         clock, seed = self._options.clock, self._course.setup.seed
-        while len(filled) < self._method.buffer:
-            self._start(ask, {flight[2] for flight in filled})
+        while len(filled) < number:
+            self._start(ask, {flight[2] for flight in (*before, *filled)})
             if not self._flights:
                 raise RunError(
                     f"nobody is there to fill the buffer of {self._method.buffer}",
