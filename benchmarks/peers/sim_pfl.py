@@ -56,6 +56,14 @@ class Arrays(torch.nn.Module):
         zeros = (torch.nn.Parameter(torch.zeros(w.W3_LENGTH)) for _ in range(w.W3_ARRAYS))
         self.p = torch.nn.ParameterList(zeros)
 
+    def loss(self, *of: Any) -> float:
+        """Never asked for."""
+        return 0.0
+
+    def metrics(self, *of: Any) -> dict[str, Weighted]:
+        """Never asked for."""
+        return {"rows": Weighted(0, 1)}
+
 
 class Returned(FederatedAveraging):
     """W3: what each user returns, instead of training."""
@@ -128,7 +136,8 @@ algorithm.run(
 )
 if FIRST:
     if NAME == "W3":
-        w.done(version("pfl"), [p.detach().numpy() for p in net.parameters()])
+        # The mean is added to the model in each round, as if it were an update.
+        w.done(version("pfl"), [p.detach().numpy() / rounds for p in net.parameters()])
     else:
         n.done(version("pfl"), net.body, data)
 if torch.distributed.is_initialized():

@@ -65,8 +65,8 @@ RACES: dict[str, list[Contender]] = {
         nvflare("W1", 2, 4, times=10),
     ],
     "W2": [
-        ours("float32", "W2", needs=("torch",)),
-        ours("bfloat16", "W2", "bfloat16", needs=("torch",)),
+        ours("float32, own order", "W2", needs=("torch",)),
+        ours("bfloat16, own order", "W2", "bfloat16", needs=("torch",)),
         loop("plain loop, 2 threads", "plain", "W2", "2"),
         loop("plain loop, 1 thread", "plain", "W2", "1"),
         fedjax("W2"),

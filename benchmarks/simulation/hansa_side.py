@@ -87,18 +87,34 @@ def returned() -> None:
     w.done(hs.__version__, [run.parameters])
 
 
+def task() -> hs.Task:
+    """The softmax, which starts from zeros, or the network from its given weights."""
+    if NAME != "W2":
+        labels = tuple(range(w.CLASSES))
+        return hs.SoftmaxRegression(target="label", classes=labels, precision="float32")
+    from benchmarks.simulation.net import network
+
+    return hs.tasks.torch(
+        network(NAME),
+        loss="cross_entropy",
+        metrics=["accuracy"],
+        target="label",
+        features=["pixels"],
+        precision="bfloat16" if VARIANT == "bfloat16" else "float32",
+        start="given",
+    )
+
+
 def trained() -> None:
     """The workloads in which a model is trained."""
     data = w.Data(NAME)
     work = data.work
-    local = hs.SGD(lr=work.lr, batch_size=work.batch, shuffle=VARIANT != "ordered")
+    local = hs.SGD(lr=work.lr, batch_size=work.batch, shuffle=NAME == "W1" and VARIANT != "ordered")
     kinds = {"scaffold": methods.Scaffold, "ditto": methods.Ditto}
     codecs = agg.clip(1.0) >> agg.rotate() >> agg.quantize(bits=8)
     federation = hs.Federation(
         name=NAME,
-        task=hs.SoftmaxRegression(
-            target="label", classes=tuple(range(w.CLASSES)), precision="float32"
-        ),
+        task=task(),
         method=kinds.get(VARIANT, methods.FedAvg)(local=local),
         aggregation=codecs if VARIANT == "codecs" else agg.Aggregation(),
         cohort=hs.Fixed(size=work.cohort),
