@@ -1,0 +1,397 @@
+"""Simulation on a Ray cluster: long-lived actors, a shard of the cohort each, one reduction a round.
+
+An actor holds the parties (one object in the cluster's store, mapped and not copied) and the course. It sums
+whole blocks of the cohort, and the driver adds the blocks in roster order, as `hansa.Local` does: the bits are
+the same whatever the number of actors, and whichever of them are lost on the way.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import secrets
+import socket
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hansa import study
+from hansa.aggregation.reduce import BLOCK, Block
+from hansa.backends.local import Book, Local, Room
+from hansa.contribution import Algebra, Ask, Values
+from hansa.data.population import Population
+from hansa.data.table import Table
+from hansa.errors import HansaError, RunError, StudyError, UnreachableError, UsageError
+from hansa.federation import Federation
+from hansa.party import Crowd, Outcome
+from hansa.run import Run
+from hansa.task import Task
+
+_AHEAD = 2  # shards that an actor has before it, so that it need not wait for the driver
+_GRACE = 5.0  # seconds that the first actor waits for the others
+_LARGEST = 1 << 26  # bytes that come back at once, unless a block alone is larger
+_PATIENCE = 60.0  # seconds in which an actor must have begun
+_TRIES = 3  # of a shard, before its work is taken for what kills the actors
+
+
+class Ray(Local):
+    """Parties simulated by the actors of a Ray cluster; the same bits as `Local`.
+
+    Args:
+        address: ``"auto"`` for the cluster that this process or this machine is connected to, or a new one on
+            this machine if there is none; ``"local"`` for a new one; or a cluster's ``"HOST:PORT"``. What was
+            started here is ended with the run.
+        parties: as in `Local`.
+        actors: processes, of one core each; if None as many as the cluster has cores, and the roster blocks.
+        options: those of `Local`, but for ``workers``.
+
+    Raises:
+        UsageError: if an option is not what it must be.
+    """
+
+    kind: ClassVar[str] = "ray"
+
+    def __init__(
+        self,
+        address: str,
+        parties: Mapping[str, Table | str | Path] | Population,
+        *,
+        actors: int | None = None,
+        **options: Any,
+    ) -> None:
+        if not isinstance(address, str):
+            raise UsageError("Ray wants an address first", remedy='Say hs.Ray("auto", parties)')
+        if "workers" in options or (actors is not None and actors < 1):
+            raise UsageError(
+                "actors are 1 or more, and work on one core each", remedy="Say actors=N, or nothing"
+            )
+        super().__init__(parties, **options)
+        self._address, self._count = address, actors
+
+    def run(self, federation: Federation) -> Run:
+        """As `Local.run`.
+
+        Raises:
+            HansaError: if Ray is not installed.
+            StudyError: if no other process could import a part of the federation.
+            UnreachableError: if there is no cluster at the address.
+            RunError: also, if actors are lost time and again.
+        """
+        self._files = _files(federation)
+        with _connected(self._address, self._count) as self._ray:
+            return super().run(federation)
+
+    def _room(self, here: Room, book: Book) -> AbstractContextManager[Room]:
+        cores = int(self._ray.cluster_resources().get("CPU", 1))
+        count = self._count or max(1, min(cores, -(-len(self._tables) // BLOCK)))
+        course = here.crowd.course  # each actor makes its own model
+        said = self._ray.put((replace(course, task=_portable(course.task)), here.engine))
+        told = (self._files, [said, self._ray.put(self._tables)])
+        return closing(Actors(self._ray, count, told, here, book))
+
+
+class Worker:
+    """What an actor is: a room with the parties, for the whole run."""
+
+    _room: Room
+
+    def do(self, verb: str, *said: Any) -> Any:
+        """One of the verbs below; an error of the tree is an answer, and comes back whole."""
+        try:
+            return getattr(self, verb)(*said)
+        except HansaError as error:
+            return error
+
+    def begin(self, files: Sequence[str], told: Sequence[Any]) -> bool:
+        """Take the course and the parties from the store; true when that is done.
+
+        Raises:
+            StudyError: if the study's code is not on this node.
+        """
+        try:
+            for file in files:
+                study.run_module(Path(file))
+            (course, engine), tables = import_module("ray").get(list(told))
+            _portable(course.task)
+        except Exception as error:  # whatever the author's modules raise when they are imported
+            raise StudyError(
+                f"an actor cannot import the study: {str(error).splitlines()[0]}",
+                remedy="Move the code to a file that every node of the cluster can import",
+            ) from None
+        self._room = Room(Crowd(tables, course), engine, 1)
+        return True
+
+    def outcomes(self, *said: Any) -> tuple[list[Block], Outcome]:
+        """The sums of a shard, and what else there is to say of its parties."""
+        summed: list[Block] = []
+        memory, excluded, leaving = dict[str, Values](), dict[str, str](), 0
+        for block, outcome in self._room.outcomes(*said):
+            summed += [block] if block.parties else []
+            memory |= outcome.memory
+            excluded |= outcome.excluded
+            leaving += outcome.leaving
+        return summed, Outcome(memory=memory, excluded=excluded, leaving=leaving)
+
+    def answers(self, *said: Any) -> list[Outcome]:
+        """As in `Room`."""
+        return list(self._room.answers(*said))
+
+
+@dataclass(eq=False)
+class _Flight:
+    """A shard under way: who has it, and the answer once it is there."""
+
+    shard: Any
+    actor: Any = None
+    ref: Any = None
+    answer: Any = None
+    tries: int = 0
+
+
+class Actors(Room):
+    """Where parties work: the actors of a cluster. One that is lost is replaced, and its shards are repeated;
+    until the new one is there, if it ever is, the others do its work.
+
+    Args:
+        ray: the module.
+        count: actors.
+        told: what each of them begins with.
+        here: the room without them.
+        book: where it is written down that a shard was repeated.
+
+    Raises:
+        HansaError: if an actor cannot begin.
+    """
+
+    def __init__(self, ray: Any, count: int, told: Any, here: Room, book: Book) -> None:
+        super().__init__(here.crowd, here.engine, count)
+        self._ray, self._told, self._book = ray, told, book
+        self._names: dict[Any, str] = {}  # of all actors
+        self._ready: list[Any] = []
+        self._coming: dict[Any, Any] = {}
+        self._turn, self._why = 0, f"the cluster had no free core for {_PATIENCE:g} s"
+        try:
+            for _ in range(count):
+                self._start()
+            self._someone()
+            if coming := list(self._coming):
+                for ref in ray.wait(coming, num_returns=len(coming), timeout=_GRACE)[0]:
+                    self._join(ref)
+        except BaseException:
+            self.close()
+            raise
+        book.event("actors", count=len(self._ready), asked=count)
+
+    def outcomes(
+        self, ask: Ask, blocks: Sequence[Sequence[str]], memories: Mapping[str, Values]
+    ) -> Iterator[tuple[Block, Outcome]]:
+        """The blocks' sums in roster order, each made by whichever actor had its shard."""
+        fields = self.crowd.course.signals(ask)[-1].fields
+        gathered = memories or any(field.algebra is Algebra.GATHER for field in fields)
+        size = 8 * sum(math.prod(f.shape or ()) for f in fields) * (BLOCK if gathered else 1)
+        for summed, outcome in self._all("outcomes", ask, blocks, memories, _LARGEST // (size + 1)):
+            yield Block(fields), outcome
+            for block in summed:
+                block.sums = {name: total.copy() for name, total in block.sums.items()}
+                yield block, Outcome()  # what lies in the store is read-only
+
+    def answers(
+        self, ask: Ask, parties: Sequence[str], memories: Mapping[str, Values]
+    ) -> Iterator[Outcome]:
+        """As in `Room`."""
+        for answers in self._all("answers", ask, parties, memories, BLOCK):
+            yield from answers
+
+    def close(self) -> None:
+        """Let the actors go."""
+        for actor in self._names:
+            self._ray.kill(actor)
+
+    def _all(
+        self, verb: str, ask: Ask, items: Sequence[Any], memories: Mapping[str, Values], most: int
+    ) -> Iterator[Any]:
+        """The answers to shards of at most so many items, in order.
+
+        What is under way is bounded by the number of actors, so that memory is, too.
+        """
+        told = self._ray.put(ask)
+        # What nobody would look at does not travel.
+        looked = ask.work != "evaluate" or self.crowd.course.scores_own
+        size = max(1, min(most, -(-len(items) // len(self._ready))))
+        waiting = deque(_Flight(items[at : at + size]) for at in range(0, len(items), size))
+        flights: deque[_Flight] = deque()
+
+        def send(flight: _Flight) -> None:
+            self._someone()
+            flight.tries += 1
+            flight.actor = self._ready[self._turn % len(self._ready)]
+            self._turn += 1
+            each = (
+                flight.shard if verb == "answers" else (n for block in flight.shard for n in block)
+            )
+            mine = {name: memories[name] for name in each if looked and name in memories}
+            flight.ref = flight.actor.do.remote(verb, told, flight.shard, mine)
+
+        while waiting or flights:
+            while waiting and len(flights) < _AHEAD * max(1, len(self._ready)):
+                flights.append(waiting.popleft())
+                send(flights[-1])
+            while flights[0].answer is None:
+                lost = self._next(flights)
+                if lost is None:
+                    continue
+                if lost in self._ready:
+                    self._replace(lost, ask)
+                for flight in flights:
+                    if flight.actor is lost and flight.answer is None:
+                        if flight.tries == _TRIES:
+                            raise RunError(
+                                f"{_TRIES} actors were lost over the same parties: {self._why}",
+                                round=ask.round,
+                                remedy="If memory ran out, say fewer actors; then resume the run",
+                            )
+                        send(flight)
+            yield flights.popleft().answer
+
+    def _next(self, flights: Sequence[_Flight]) -> Any:
+        """Wait for an answer or a newcomer; the actor that was lost instead, if one was."""
+        under_way = {flight.ref: flight for flight in flights if flight.answer is None}
+        [ref] = self._ray.wait([*under_way, *self._coming], num_returns=1)[0]
+        if ref in self._coming:
+            self._join(ref)
+            return None
+        under_way[ref].answer = self._had(ref)
+        return under_way[ref].actor if under_way[ref].answer is None else None
+
+    def _had(self, ref: Any) -> Any:
+        """What an actor answered; None if it was lost. An error that it met is raised here."""
+        try:
+            answer = self._ray.get(ref)
+        except self._ray.exceptions.RayTaskError:
+            raise  # a defect
+        except self._ray.exceptions.RayError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            self._why = " ".join(dict.fromkeys((lines[0], lines[-1])))[:300]
+            return None
+        if isinstance(answer, HansaError):
+            raise answer
+        return answer
+
+    def _replace(self, lost: Any, ask: Ask) -> None:
+        """Start another actor; write down that the shards of the lost one are repeated."""
+        self._ready.remove(lost)
+        self._ray.kill(lost)  # it may only be out of reach
+        self._start()
+        told = {"version": ask.version, "work": ask.work, "round": ask.round}
+        self._book.event("repeated", **told, actor=self._names.pop(lost), reason=self._why)
+
+    def _start(self) -> None:
+        name = f"hansa-{secrets.token_hex(4)}"
+        actor = self._ray.remote(Worker).options(name=name, num_cpus=1).remote()
+        self._names[actor] = name
+        self._coming[actor.do.remote("begin", *self._told)] = actor
+
+    def _join(self, ref: Any) -> None:
+        actor = self._coming.pop(ref)
+        if self._had(ref) is not None:
+            self._ready.append(actor)
+
+    def _someone(self) -> None:
+        """Wait until there is an actor.
+
+        Raises:
+            RunError: if there will be none.
+        """
+        while not self._ready:
+            ready = self._coming and self._ray.wait(list(self._coming), timeout=_PATIENCE)[0]
+            if not ready:
+                raise RunError(
+                    f"no actor could be had: {self._why}",
+                    remedy="See `ray status` for free cores; every node needs this version of hansa",
+                )
+            self._join(ready[0])
+
+
+def _portable(task: Task) -> Task:
+    """The task without a model in it; its code is imported here.
+
+    Raises:
+        UsageError: if the module lives in the process that made it.
+    """
+    load = getattr(task, "load", None)
+    return task if load is None else type(task)(**load().model_dump())
+
+
+def _files(federation: Federation) -> list[str]:
+    """The study files that parts of the federation were loaded from: actors run them, too.
+
+    Raises:
+        StudyError: if a part was typed into a session, where no other process finds it.
+        UsageError: likewise, of a module.
+    """
+    _portable(federation.task)
+    parts = (federation.task, federation.method, federation.cohort, *federation.aggregation.stages)
+    held = [
+        v
+        for part in parts
+        for v in (*vars(part).values(), *(part.__pydantic_private__ or {}).values())
+    ]
+    homes: dict[str, Any] = {}
+    for value in (*parts, *held):
+        made = value if inspect.isclass(value) or inspect.isroutine(value) else type(value)
+        homes[made.__module__ or ""] = made
+    if "__main__" in homes:
+        raise StudyError(
+            f"{homes['__main__'].__qualname__} lives in this session, and actors are other processes",
+            remedy="Move it to a file, and import it from there",
+        )
+    files = [sys.modules[home].__file__ for home in homes if home.startswith(study.PREFIX)]
+    return [str(Path(str(file)).resolve()) for file in files]
+
+
+@contextmanager
+def _connected(address: str, actors: int | None) -> Iterator[Any]:
+    """Ray, connected to the cluster; what is begun here is ended here."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to Ray's makers
+    try:
+        ray: Any = import_module("ray")
+    except ImportError:
+        raise HansaError("Ray is not installed", remedy="pip install 'hansa[ray]'") from None
+    if ray.is_initialized():
+        there = ray.get_runtime_context().gcs_address
+        if address not in ("auto", "local", there):
+            raise UsageError(
+                f"this process is connected to the cluster at {there}, not to {address}",
+                remedy='Say "auto", or ray.shutdown() first',
+            )
+        yield ray
+        return
+    quietly = {"log_to_driver": False, "logging_level": "error"}
+    try:
+        if address == "auto":
+            with suppress(ConnectionError):
+                ray.init(address="auto", **quietly)
+        elif address != "local":
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection(
+                (host.strip("[]"), int(port)), 5
+            ).close()  # Ray tries for minutes
+            ray.init(address=address, **quietly)
+        if not ray.is_initialized():
+            cores = max(os.cpu_count() or 1, actors or 1)
+            ray.init(address="local", num_cpus=cores, include_dashboard=False, **quietly)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UnreachableError(
+            f"there is no Ray cluster at {address!r}: {' '.join(str(error).split())[:300]}",
+            remedy='Say HOST:PORT as `ray start --head` told it, or "local" for one on this machine',
+        ) from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
