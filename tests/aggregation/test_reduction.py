@@ -90,7 +90,7 @@ def ragged(seed: int) -> tuple[list[str], dict[str, Contribution]]:
     asked = [f"party-{i:02d}" for i in range(BLOCK * 5 // 2)]
     there = [name for name in asked if random.random() < 0.8]
     mean = random.normal(size=(len(there), 2)) * 10.0 ** random.integers(-9, 9, (len(there), 1))
-    values = [one(list(m), *random.normal(size=2), weight=random.uniform(1, 9)) for m in mean]
+    values = [one(list(m), random.normal(), random.normal(), random.uniform(1, 9)) for m in mean]
     return asked, dict(zip(there, values, strict=True))
 
 

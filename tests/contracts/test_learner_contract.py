@@ -184,7 +184,8 @@ def test_training_is_one_step_after_every_batch(
     found, slots = learner.train(start, feed, local)
     assert found.shape == start.shape
     for party, (x, y) in enumerate(feed.rows):
-        theta, mine, size = start[party], {}, batch_size or len(y)
+        theta, size = start[party], batch_size or len(y)
+        mine: dict[str, Array] = {}
         for epoch in range(2):
             order = np.arange(len(y))
             if shuffle and 0 < batch_size < len(y):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import hansa as hs
+from hansa.contribution import Values
 from hansa.data.population import Population
 from hansa.errors import RunError, StudyError, UsageError
 from hansa.methods import Ditto
@@ -140,7 +141,7 @@ def test_own_models_are_scored_on_the_rows_that_their_party_holds_out(crowd: Pop
     found = run.metrics()[-1]
     sums: dict[str, Any] = {}
     for name, party in parties_of(run, crowd).items():
-        own = run.memories.get(name, {}).get("train.personal", run.parameters)
+        own = run.memories.get(name, Values()).get("train.personal", run.parameters)
         model = hs.Model(run.federation.task, run.model.encoding, own)
         table = party.split[1]
         tallies = model.task.tally(model.predict(table), model.task.labels(table))
