@@ -172,12 +172,14 @@ class Crowd:
         for name in names:
             alike.setdefault(tuple(sorted(memory.get(name, ()))), []).append(name)
         if len(alike) > 1:
-            return _together(names, [self.stack(ask, few, memory) for few in alike.values()])
+            return _together([self.stack(ask, few, memory) for few in alike.values()])
         encoding, excluded = self._encoding, dict[str, str]()
         rows: dict[str, tuple[Array, Array]] = {}
         for name in names:
             try:
-                rows[name] = self.rows(name, encoding)
+                x, y = self.rows(name, encoding)
+                self.course.learner.check(x, y)
+                rows[name] = x, y
             except HansaError as error:
                 excluded[name] = error.reason
         if not rows:
@@ -196,9 +198,10 @@ class Crowd:
             return Outcome(excluded={**excluded, **dict.fromkeys(rows, error.reason)})
         excluded |= {longest_first[i]: error.reason for i, error in at.failed.items()}
         contribution = answer.contribution
-        whole = Contributions(longest_first, contribution.values, np.asarray(contribution.weight))
-        places = {name: i for i, name in enumerate(longest_first) if i not in at.failed}
-        stack = whole.take([places[name] for name in names if name in places])  # roster order
+        stack = Contributions(longest_first, contribution.values, np.asarray(contribution.weight))
+        places = {name: i for i, name in enumerate(longest_first)}
+        if at.failed:
+            stack = stack.take([i for i in range(len(longest_first)) if i not in at.failed])
         leaving = stack.values.nbytes
         opened, refused = self.course.open(ask, stack)
         kept: dict[str, Values] = {}
@@ -214,7 +217,7 @@ class Outcome:
     """What came of asking some parties.
 
     Args:
-        counted: their contributions, unpacked, in roster order.
+        counted: their contributions, unpacked, in no order.
         memory: what each of them proposes to remember.
         excluded: who is not counted, and why.
         leaving: bytes that left the parties.
@@ -271,8 +274,8 @@ def _stacked(memories: Sequence[Values]) -> Values:
     return Values({name: np.stack([one[name] for one in memories]) for name in memories[0]})
 
 
-def _together(names: Sequence[str], outcomes: Sequence[Outcome]) -> Outcome:
-    """Several stacks' outcomes as one, in roster order."""
+def _together(outcomes: Sequence[Outcome]) -> Outcome:
+    """Several stacks' outcomes as one."""
     some = [one.counted for one in outcomes if one.counted.parties]
     memory, excluded = dict[str, Values](), dict[str, str]()
     for one in outcomes:
@@ -282,7 +285,6 @@ def _together(names: Sequence[str], outcomes: Sequence[Outcome]) -> Outcome:
     if some:
         values = {n: np.concatenate([one.values[n] for one in some]) for n in some[0].values}
         parties = tuple(name for one in some for name in one.parties)
-        whole = Contributions(parties, Values(values), np.concatenate([s.weights for s in some]))
-        places = {name: place for place, name in enumerate(parties)}
-        counted = whole.take([places[name] for name in names if name in places])
+        weights = np.concatenate([one.weights for one in some])
+        counted = Contributions(parties, Values(values), weights)
     return Outcome(counted, memory, excluded, sum(one.leaving for one in outcomes))

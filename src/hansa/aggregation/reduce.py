@@ -48,28 +48,28 @@ class Block:
 
     def add(self, party: str, contribution: Contribution) -> None:
         """Count one party, whose contribution was checked."""
-        self.add_stack(Contributions.of(party, contribution))
+        self.add_stack(Contributions.of(party, contribution), (0,))
 
-    def add_stack(self, stack: Contributions) -> None:
-        """Count several, one after the other."""
-        if not stack.parties:
+    def add_stack(self, stack: Contributions, order: Sequence[int]) -> None:
+        """Count those at these places of the stack, one after the other."""
+        if not order:
             return
-        weights = stack.weights.tolist()
         for name, shape in self._shapes.items():
             if name not in self.sums:  # not sooner: a block of nobody takes no memory
                 self.sums[name] = np.zeros(shape)
             total = self.sums[name]
-            values = stack.values[name].reshape(len(weights), -1)
+            values = stack.values[name].reshape(len(stack.parties), -1)
             flat = total.reshape(-1)  # a view: it is contiguous
-            for value, weight in zip(values, stack.weights, strict=True):
-                times = weight if name in self._means else np.float64(1.0)
+            for place in order:
+                value = values[place]
+                times = stack.weights[place] if name in self._means else np.float64(1.0)
                 for at in range(0, value.size, _CHUNK):
                     flat[at : at + _CHUNK] += times * value[at : at + _CHUNK]
         for name, gathered in self.gathered.items():
-            gathered.extend(stack.values[name])
-        self.parties.extend(stack.parties)
-        for weight in weights:
-            self.weight += weight
+            gathered.extend(stack.values[name][place] for place in order)
+        self.parties.extend(stack.parties[place] for place in order)
+        for place in order:
+            self.weight += float(stack.weights[place])
 
 
 class Reduction:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections import ChainMap, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,7 +19,7 @@ import numpy as np
 
 from hansa.aggregation.reduce import BLOCK, Block, Reduction
 from hansa.backends.clock import Clock
-from hansa.backends.memories import Memories
+from hansa.backends.memories import Latest, Memories
 from hansa.contribution import Array, Arrival, Ask, Contributions, Json, Total, Values
 from hansa.data.contract import check
 from hansa.data.population import Population
@@ -342,7 +342,7 @@ class LocalExchange:
         before = self.memories
         counted = {n: Values({**before.get(n, Values()), **new}) for n, new in proposed.items()}
         self._settled.update(self._counted)
-        self._counted, self.memories = counted, ChainMap(counted, self._settled)
+        self._counted, self.memories = counted, Latest(counted, self._settled)
 
     def outcomes(self, ask: Ask, present: Sequence[str]) -> Iterator[tuple[Block, Outcome]]:
         """Blocks in roster order, of those who are present, summed where they were worked on."""
@@ -432,13 +432,10 @@ class Room:
         def stacked(group: Sequence[Sequence[str]]) -> tuple[list[Block], Outcome]:
             names = [name for block in group for name in block]
             outcome = crowd.stack(ask, names, memories)
-            counted, at, summed = outcome.counted, 0, []
-            for block in group:
-                here = set(block)
-                end = at + sum(name in here for name in counted.parties[at : at + BLOCK])
-                summed.append(Block(fields))
-                summed[-1].add_stack(counted.part(at, end))
-                at = end
+            places = {name: place for place, name in enumerate(outcome.counted.parties)}
+            summed = [Block(fields) for _ in group]
+            for total, block in zip(summed, group, strict=True):
+                total.add_stack(outcome.counted, [places[n] for n in block if n in places])
             return summed, replace(outcome, counted=Contributions.none())
 
         def single(name: str) -> Outcome:

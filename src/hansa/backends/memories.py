@@ -30,12 +30,12 @@ class _Column:
                 file.truncate(max(1, math.prod(shape) * self._rows.dtype.itemsize))
                 grown = np.memmap(file, self._rows.dtype, mode="r+", shape=shape)
             grown[: len(self._rows)] = self._rows
-            self._rows = grown
+            self._rows = np.asarray(grown)  # without the class, whose every view costs
         self._rows[place] = value
 
 
 class Memories(MutableMapping[str, Values]):
-    """Each party's memory, by name; what is taken out does not change when it is put in anew.
+    """Each party's memory, by name; what is taken out is a view, and holds until it is put in anew.
 
     Args:
         memories: to begin with.
@@ -49,7 +49,10 @@ class Memories(MutableMapping[str, Values]):
 
     def __getitem__(self, party: str) -> Values:
         place = self._places[party]
-        return Values({key[0]: self._columns[key][place].copy() for key in self._held[party]})
+        return Values({key[0]: self._columns[key][place] for key in self._held[party]})
+
+    def __contains__(self, party: object) -> bool:
+        return party in self._held
 
     def __setitem__(self, party: str, memory: Values) -> None:
         place = self._places.setdefault(party, len(self._places))
@@ -70,3 +73,22 @@ class Memories(MutableMapping[str, Values]):
 
     def __len__(self) -> int:
         return len(self._held)
+
+
+class Latest(Mapping[str, Values]):
+    """What was remembered last: of those in ``new`` that, of others what was settled before."""
+
+    def __init__(self, new: Mapping[str, Values], settled: Memories) -> None:
+        self._new, self._settled = new, settled
+
+    def __getitem__(self, party: str) -> Values:
+        return self._new[party] if party in self._new else self._settled[party]
+
+    def __contains__(self, party: object) -> bool:
+        return party in self._new or party in self._settled
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**dict.fromkeys(self._settled), **dict.fromkeys(self._new)})
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -510,7 +510,10 @@ class GradientMethod(UpdateMethod):
         correct = beside = None
         if self.corrects:
             sent = Named({n: at.learner.native(v) for n, v in at.received.items()})
-            correct, beside = lambda g, p, mine: self.correct(g, p, sent, mine), memory
+            correct, beside = (
+                lambda g, p, mine: self.correct(g, p, sent, mine),
+                self.beside(at.received, memory),
+            )
         slots = at.memory.under("local") if keeps else None
         trained = at.train(parameters, self.local, correct, beside, slots)
         values, kept = self.finish(trained.parameters, at.received, memory, trained.steps)
@@ -533,8 +536,12 @@ class GradientMethod(UpdateMethod):
         return type(self).correct is not GradientMethod.correct
 
     def correct(self, gradient: Any, parameters: Any, received: Any, memory: Any) -> Any:
-        """The gradient that is used, elementwise on one party or on a stack."""
+        """The gradient that is used, elementwise on one party or on a stack; it may be changed in place."""
         return gradient
+
+    def beside(self, received: Values, memory: Values) -> Mapping[str, Array]:
+        """What `correct` gets of each party as ``memory``: that, unless less is to be computed every step."""
+        return memory
 
     def finish(
         self, parameters: Array, received: Values, memory: Values, steps: Any

@@ -38,7 +38,14 @@ class Ditto(GradientMethod):
         """FedAvg's answer, and a round of training of the party's own model."""
         answer = super().work(at)
         centre = at.learner.native(at.received["parameters"])
-        own = at.train(self.personal(at), self.local, lambda g, p: g + self.lam * (p - centre))
+
+        def pulled(gradient: Any, parameters: Any) -> Any:
+            pull = parameters - centre
+            pull *= self.lam
+            gradient += pull
+            return gradient
+
+        own = at.train(self.personal(at), self.local, pulled)
         return replace(answer, memory=Values({"personal": own.parameters}))
 
     def personal(self, at: At | Stack) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -53,16 +54,21 @@ class Scaffold(GradientMethod):
 
     def correct(self, gradient: Any, parameters: Any, received: Any, memory: Any) -> Any:
         """The gradient without the party's own direction and with everybody's."""
-        return gradient - memory["control"] + received["control"]
+        gradient += memory["shift"]
+        return gradient
+
+    def beside(self, received: Values, memory: Values) -> Mapping[str, Array]:
+        """The shift of every gradient."""
+        return {"shift": received["control"] - memory["control"]}
 
     def finish(
         self, parameters: Array, received: Values, memory: Values, steps: Any
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """What changed, and the party's next control."""
         update = parameters - received["parameters"]
-        drift = -update / np.asarray(steps * self.local.lr, parameters.dtype)
-        control = memory["control"] - received["control"] + drift
-        return {"update": update, "control": control - memory["control"]}, {"control": control}
+        control = update * np.asarray(-1.0 / (steps * self.local.lr), parameters.dtype)
+        control -= received["control"]
+        return {"update": update, "control": control}, {"control": memory["control"] + control}
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
         """A step of the server, and its next control."""
