@@ -25,7 +25,7 @@ from hansa.methods.evaluate import Evaluate
 from hansa.methods.fedavg import FedAvg
 from hansa.methods.moments import Moments
 from hansa.part import Catalogue, Part, explain
-from hansa.task import BUILT_IN, AnyTask, CodeTask
+from hansa.task import BUILT_IN, WITH_CODE, AnyTask
 
 if TYPE_CHECKING:
     from hansa.backends import Backend
@@ -209,7 +209,7 @@ class Federation(BaseModel):
     @property
     def has_code(self) -> bool:
         """Whether running it means running its author's code."""
-        return isinstance(self.task, CodeTask) or bool(self.bundle)
+        return self.task.kind in WITH_CODE or bool(self.bundle)
 
     def require_no_code(self) -> None:
         """Refuse a study with code, or for simulation only, as every agent does.

@@ -42,7 +42,8 @@ class Model:
             DataError: if a feature column is missing or holds text.
         """
         learner = self.task.learner(self.encoding.width)
-        return learner.predict(self.parameters, self.encoding.matrix(table))
+        x = self.encoding.matrix(table) if self.task.flat else self.encoding.features(table)
+        return learner.predict(self.parameters, x)
 
     def score(self, table: Table) -> dict[str, float]:
         """The task's metrics on a table that has the target."""

@@ -118,6 +118,13 @@ def _sum(name: str, *shape: int, high: float = float(2**40)) -> Field:
     return Field(name, shape=shape, algebra=Algebra.SUM, low=0.0, high=high)
 
 
+def ordered_pairs(positives: Array, negatives: Array) -> float:
+    """AUC from histograms of scores: the share of pairs in order, ties counting half; 0.5 without a pair."""
+    below = np.cumsum(negatives) - negatives / 2
+    pairs = float(positives.sum() * negatives.sum())
+    return float((positives * below).sum()) / pairs if pairs else 0.5
+
+
 class _Glm(Task):
     l2: Annotated[float, Limits(ge=0)] = 0.0
     precision: Literal["float64", "float32"] = "float64"
@@ -239,12 +246,10 @@ class LogisticRegression(_Glm):
         """Log loss, accuracy, and AUC as the share of pairs in order, ties counting half."""
         rows = float(totals["rows"])
         positives, negatives = totals["positives"], totals["negatives"]
-        below = np.cumsum(negatives) - negatives / 2
-        pairs = float(positives.sum() * negatives.sum())
         return {
             "loss": float(totals["loss"]) / rows,
             "accuracy": float(totals["correct"]) / rows,
-            "auc": float((positives * below).sum()) / pairs if pairs else 0.5,
+            "auc": ordered_pairs(positives, negatives),
         }
 
 
@@ -434,6 +439,11 @@ class CodeTask(Task):
     target: str = ""
     _task: Task | None = PrivateAttr(default=None)
 
+    @property
+    def flat(self) -> bool:  # type: ignore[override]  # the author's
+        """The author's."""
+        return self.loaded.flat
+
     def bound_to(self, task: Task) -> CodeTask:
         """The same task with its code loaded."""
         bound = self.model_copy(update={"target": task.target, "features": task.features})
@@ -495,9 +505,11 @@ TASKS: Catalogue[Task] = Catalogue(
         "poisson-regression": "hansa.task:PoissonRegression",
         "cox-regression": "hansa.task:CoxRegression",
         "code": "hansa.task:CodeTask",
+        "torch": "hansa.tasks:Torch",
     },
 )
-BUILT_IN = tuple(kind for kind in TASKS if kind != CodeTask.kind)
+WITH_CODE = ("code", "torch")
+BUILT_IN = tuple(kind for kind in TASKS if kind not in WITH_CODE)
 """Kinds of task that run no code of a study's author: all that an agent works on."""
 
 AnyTask = Annotated[

@@ -20,7 +20,7 @@ from hansa.learners.optimizer import OPTIMIZERS
 from hansa.methods.base import METHODS
 from hansa.part import Catalogue, Part
 from hansa.study import STUDY_KEYS, TABLES
-from hansa.task import TASKS
+from hansa.task import TASKS, WITH_CODE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "study-file.md").read_text("utf-8")
 ROW = re.compile(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.+) \|$", re.MULTILINE)
@@ -66,7 +66,7 @@ PARTS: list[tuple[str, Catalogue[Any], str]] = [
     (f'{catalogue.tag} = "{kind}"', catalogue, kind)
     for catalogue in (TASKS, METHODS, STAGES, COHORTS, OPTIMIZERS)
     for kind in catalogue
-    if kind != "code"
+    if kind not in WITH_CODE
 ]
 
 

@@ -236,6 +236,13 @@ class Learner(ABC):
     def expect(self, shape: tuple[int, ...]) -> None:
         """The shape of a row's features, before any is seen."""
 
+    def check(self, x: Array, y: Array) -> None:
+        """Refuse a party's rows that the model cannot take.
+
+        Raises:
+            HansaError: naming what is wrong with them.
+        """
+
     def on(self, device: str) -> None:
         """Run on this device from now on; no part of the federation.
 
@@ -292,7 +299,9 @@ class Learner(ABC):
         parameters[:] = start
         kept: Slots = {name: np.array(value) for name, value in (slots or {}).items()}
         plain = type(local) is SGD and not local.momentum
-        begun = None if kept else -1  # whose slots are not fresh: zeros are not, to the sign of a zero
+        begun = (
+            None if kept else -1
+        )  # whose slots are not fresh: zeros are not, to the sign of a zero
         for parties, x, y, weights in feed.stacked(self.takes):
             theta = parameters[parties]
             if plain and correct is None:

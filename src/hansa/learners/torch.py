@@ -1,0 +1,744 @@
+"""Any PyTorch module as functions of one flat parameter vector.
+
+Two engines train it. *Stacked*: the parameters of many parties as ``[k, d]``, the forward pass vectorised over
+parties (`torch.func`), one backward pass for all. *Resident*: one module whose parameters are views into a
+party's row of the result, updated in place, without padding; convolutions run channels-last. A party trains on
+one core, and parties share the cores, so that neither their number nor whose rows lie beside a party's own
+changes its bits.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+from blake3 import blake3
+from torch import nn
+
+from hansa.contribution import Array
+from hansa.errors import DataError, HansaError, RunError, StudyError, UsageError
+from hansa.learners.base import Correction, Engine, Feed, Layout, Learner, Slots
+from hansa.learners.optimizer import SGD, FirstOrder
+
+with warnings.catch_warnings():  # what is sent is read-only; PyTorch warns of that once a process
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.broadcast_to(np.zeros(1, np.float32), 2))
+
+Precision = Literal["float32", "float64", "bfloat16"]
+Buffers = Literal["refuse", "average", "local"]
+
+_LARGE = 1 << 17  # parameters; above it a step of one party outweighs what stacking saves
+_ROWS = 500  # in one forward pass of a prediction
+_RANDOM = threading.RLock()  # PyTorch draws from one generator for the whole process
+
+
+def _of_classes(loss: Any) -> Any:
+    def losses(out: Any, y: Any) -> Any:
+        if out.shape[:-1] != y.shape:  # PyTorch's own order for sequences and images: [n, k, ...]
+            out = out.movedim(1, -1)
+        flat = loss(out.reshape(-1, out.shape[-1]), y.reshape(-1), reduction="none")
+        return flat.reshape(y.shape)
+
+    return losses
+
+
+def _of_numbers(loss: Any) -> Any:
+    return lambda out, y: loss(out.reshape(y.shape), y, reduction="none")
+
+
+def _as_it_is(out: Any) -> Any:
+    return out
+
+
+_log_loss = _of_classes(lambda p, y, **how: nnf.nll_loss(p.clamp(min=1e-12).log(), y, **how))
+LOSSES: dict[str, tuple[Any, Any, Any]] = {
+    "cross_entropy": (_of_classes(nnf.cross_entropy), _log_loss, lambda out: out.softmax(-1)),
+    "nll": (_of_classes(nnf.nll_loss), _log_loss, torch.exp),
+    "bce_with_logits": (
+        _of_numbers(nnf.binary_cross_entropy_with_logits),
+        _of_numbers(nnf.binary_cross_entropy),
+        torch.sigmoid,
+    ),
+    **{
+        name: (_of_numbers(loss), _of_numbers(loss), _as_it_is)
+        for name, loss in (
+            ("mse", nnf.mse_loss), ("l1", nnf.l1_loss), ("smooth_l1", nnf.smooth_l1_loss)
+        )
+    },
+}  # fmt: skip
+"""The loss of every label, from outputs and from predictions; and what makes predictions of outputs."""
+
+
+class Torch(Learner):
+    """A module, a loss, and two engines.
+
+    Args:
+        build: makes a new module, with weights drawn from PyTorch's generator.
+        loss: a name in `LOSSES`, or a function of outputs and labels that gives a loss per row ``[n]``; one
+            that gives a single number is taken for the mean, and cannot be stacked.
+        precision: of parameters, float32 or float64; ``"bfloat16"`` keeps parameters in float32 and computes
+            in bfloat16 where the machine multiplies it faster (a GPU, or a CPU with AMX).
+        buffers: what becomes of BatchNorm's running statistics: ``"average"`` makes them part of the parameter
+            vector, ``"local"`` normalises by the rows at hand, in training and in prediction, ``"refuse"``
+            refuses the module. Other buffers are constants.
+        given: whether training starts from the weights that ``build`` gives, instead of keyed ones.
+        device: where it runs.
+
+    Raises:
+        StudyError: if it is no module, has nothing to learn, or its buffers are refused.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], Any],
+        loss: str | Callable[[Any, Any], Any] = "cross_entropy",
+        *,
+        precision: Precision = "float32",
+        buffers: Buffers = "refuse",
+        given: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        self.dtype = "float64" if precision == "float64" else "float32"
+        self.type = torch.float64 if precision == "float64" else torch.float32
+        self.build, self.precision, self.buffers, self.given = build, precision, buffers, given
+        self.named = loss if isinstance(loss, str) else ""
+        self.of_classes = self.named in ("cross_entropy", "nll")
+        self._losses: tuple[Any, Any, Any] = (
+            LOSSES[loss] if isinstance(loss, str) else (loss, loss, _as_it_is)
+        )
+        self.template = self._drawn(0)
+        self.names = [n for n, p in self.template.named_parameters() if p.requires_grad]
+        if not self.names:
+            raise StudyError("the module has no parameter to learn")
+        self.running = self._statistics()
+        state = {**dict(self.template.named_parameters()), **dict(self.template.named_buffers())}
+        leaves = ((name, tuple(state[name].shape)) for name in (*self.names, *self.running))
+        self._layout = Layout(tuple(leaves))
+        self.sizes = [state[name].numel() for name, _ in self._layout.leaves]
+        self.learnt = sum(self.sizes[: len(self.names)])
+        parts = list(self.template.modules())
+        self.convolves = any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in parts)
+        self._norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in parts)
+        self.draws = any(
+            isinstance(m, nn.modules.dropout._DropoutNd)
+            or (isinstance(m, nn.RNNBase) and m.dropout)
+            for m in parts
+        )
+        self._shape: tuple[int, ...] = ()
+        self._probed: dict[tuple[Any, ...], int] = {}
+        self._unstackable: str | None = None
+        self.axis = 0  # of the classes in the outputs; unknown before labels were seen
+        self.on(device)
+
+    def on(self, device: str) -> None:
+        """Run on this device from now on; no part of the federation.
+
+        Raises:
+            UsageError: if PyTorch does not reach it.
+        """
+        try:
+            self.device = torch.device(device)
+            torch.zeros(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise UsageError(
+                f"PyTorch does not reach the device {device!r}: {_first_line(error)}",
+                remedy='Say device="cpu", or install a PyTorch that is built for the device',
+            ) from None
+        self._free: list[_Resident] = []
+
+    def expect(self, shape: tuple[int, ...]) -> None:
+        """The shape of a row's features."""
+        self._shape = shape
+
+    @property
+    def layout(self) -> Layout:
+        """The module's own names, then the running statistics that are averaged."""
+        return self._layout
+
+    def init(self, random: np.random.Generator) -> Array:
+        """The weights that ``build`` draws under a key, or gives; float64 ``[d]``."""
+        drawn = self._drawn(int(random.integers(2**63)))
+        return self.flat(self.template if self.given else drawn).astype(np.float64)
+
+    def flat(self, module: Any) -> Array:
+        """The parameter vector ``[d]`` of a module of this architecture."""
+        state = module.state_dict()
+        leaves = [state[name].detach().reshape(-1).cpu() for name, _ in self._layout.leaves]
+        flat: Array = torch.cat(leaves).to(self.type).numpy()
+        return flat
+
+    def takes(self, dtype: Any) -> Any:
+        """Floating point as the parameters are; whole numbers, such as tokens, stay what they are."""
+        return np.dtype(self.dtype) if np.dtype(dtype).kind == "f" else np.dtype(dtype)
+
+    def native(self, array: Array) -> Any:
+        """The array on the device."""
+        return torch.from_numpy(np.asarray(array, self.dtype)).to(self.device)
+
+    @property
+    def threads(self) -> bool:  # type: ignore[override]  # a module decides
+        """Not on a GPU, nor if the module draws from the one generator of the process."""
+        return self.device.type == "cpu" and not self.draws
+
+    @property
+    def prefers(self) -> tuple[Engine, str]:
+        """Stacked for small modules without convolutions; resident for all others."""
+        tail = "" if self.precision != "bfloat16" else "; in bfloat16"
+        if tail and not self.bfloat:
+            tail = "; in float32, as this CPU has no AMX, without which bfloat16 is slower"
+        why = self.unstackable
+        if not why and self.convolves:
+            why = "convolutions are faster one party at a time"
+        elif not why and self.learnt > _LARGE:
+            why = f"{self.learnt:,} parameters outweigh what a stack saves"
+        return ("resident", why + tail) if why else ("stacked", "many small modules at once" + tail)
+
+    @property
+    def unstackable(self) -> str:
+        """Why parties cannot be stacked: found out on a throw-away copy, once a row's shape is known."""
+        if self._unstackable is None and self._shape:
+            self._unstackable = self._try_stacked()
+        return self._unstackable or ""
+
+    @property
+    def bfloat(self) -> bool:
+        """Whether the forward pass is computed in bfloat16."""
+        amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        return self.precision == "bfloat16" and (self.device.type != "cpu" or bool(amx()))
+
+    def loss(self, parameters: Array, x: Array, y: Array, weights: Array | None = None) -> Array:
+        """The weighted mean loss in evaluation mode, ``[...]``."""
+        each = [self._with(_Resident.loss, *one) for one in self._each(parameters, x, y, weights)]
+        return np.asarray(each).reshape(parameters.shape[:-1])
+
+    def gradient(
+        self, parameters: Array, x: Array, y: Array, weights: Array | None = None
+    ) -> Array:
+        """The gradient of the loss in training mode, ``[..., d]``.
+
+        Raises:
+            StudyError: if running statistics are averaged: they move by training alone.
+        """
+        if self.running:
+            raise StudyError(
+                "BatchNorm's running statistics have no gradient to send",
+                remedy="Use a method that trains locally, such as FedAvg, or GroupNorm in the module",
+            )
+        each = [self._with(_Resident.gradient, *a) for a in self._each(parameters, x, y, weights)]
+        return np.asarray(each, self.dtype).reshape(parameters.shape)
+
+    def predict(self, parameters: Array, x: Array) -> Array:
+        """Probabilities of classes ``[..., n, ..., k]``, a probability or a value ``[..., n, ...]``; the
+        module's outputs, if the loss is a function.
+        """
+        if parameters.ndim > 1:
+            return np.stack([self.predict(p, rows) for p, rows in zip(parameters, x, strict=True)])
+        if not len(x):
+            return self.predict(parameters, np.zeros((1, *x.shape[1:]), x.dtype))[:0]
+        predicted: Array = self._with(_Resident.predict, parameters, x)
+        return predicted
+
+    def row_losses(self, predicted: Array, y: Array) -> Array:
+        """The loss of each row from its prediction, float64 ``[n]``; that of all, if it gives one number."""
+        said = torch.from_numpy(np.array(predicted)).to(self.type)
+        losses = self._losses[1](said, self.labels(y).cpu())
+        each: Array = (
+            losses.double().expand(losses.shape or len(y)).reshape(len(y), -1).mean(1).numpy()
+        )
+        return each
+
+    def train(
+        self,
+        start: Array,
+        feed: Feed,
+        local: FirstOrder,
+        correct: Correction | None = None,
+        slots: Slots | None = None,
+        stacked: bool = True,
+    ) -> tuple[Array, Slots]:
+        """Local training of a stack of parties; of one after the other, if they cannot be stacked."""
+        for x, y in feed.rows:
+            self.check(x, y)
+        parameters = np.empty((len(feed.rows), self._layout.size), self.dtype)
+        kept = {name: self.native(value).clone() for name, value in (slots or {}).items()}
+        if stacked and not self.unstackable:
+            self._with(_Resident.train_stack, start, parameters, feed, local, correct, kept)
+            return parameters, {name: value.cpu().numpy() for name, value in kept.items()}
+        ends: Slots = {}
+        for i, row in enumerate(parameters):
+            mine = {name: value[i : i + 1] for name, value in kept.items()}
+            one = (start[i] if start.ndim == 2 else start, row, feed, i, local, correct, mine)
+            moved = self._with(_Resident.train, *one, key=int(feed.keys[i]) >> 1)
+            for name, value in moved.items():
+                ends.setdefault(name, []).append(value.cpu().numpy())
+        return parameters, {name: np.concatenate(values) for name, values in ends.items()}
+
+    def losses(self, out: Any, y: Any) -> Any:
+        """A loss per row, ``[n]``; of a loss that gives one number, that."""
+        losses = self._losses[0](out.to(self.type), y)
+        return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+
+    def features(self, x: Array) -> Any:
+        """Features on the device; whole numbers as `nn.Embedding` wants them."""
+        wanted = np.int64 if x.dtype.kind in "iub" and x.dtype.itemsize < 4 else self.takes(x.dtype)
+        return torch.from_numpy(np.ascontiguousarray(x, wanted)).to(self.device)
+
+    def labels(self, y: Array) -> Any:
+        """Labels on the device: class numbers as int64, others as the parameters are."""
+        whole = self.of_classes or (not self.named and y.dtype.kind != "f")
+        return torch.from_numpy(np.asarray(y, np.int64 if whole else self.dtype)).to(self.device)
+
+    def activated(self, out: Any) -> Any:
+        """What the module says of each row, from its outputs."""
+        if self.of_classes:
+            out = out.movedim(self.axis or (1 if out.ndim > 3 else -1), -1)
+        elif self.named and out.shape[1:] == (1,):
+            out = out[:, 0]
+        return self._losses[2](out.to(self.type))
+
+    def _drawn(self, seed: int) -> Any:
+        with _failures(), _keyed(seed):
+            module = self.build()
+        if not isinstance(module, nn.Module):
+            raise StudyError(
+                f"what was to be a module is {type(module).__name__}",
+                remedy="Give a class derived from torch.nn.Module, a function that makes one, or one",
+            )
+        if any(isinstance(p, nn.UninitializedParameter) for p in module.parameters()):
+            raise StudyError(
+                "the module has lazy layers, whose sizes are unknown before a forward pass",
+                remedy="Give the layers their sizes, as in nn.Linear(784, 10)",
+            )
+        return module.to(self.type).train()
+
+    def _statistics(self) -> list[str]:
+        """Names of the running statistics that are averaged, after the rule for buffers."""
+        norms = {
+            name: part
+            for name, part in self.template.named_modules()
+            if isinstance(part, nn.modules.batchnorm._NormBase) and part.running_mean is not None
+        }
+        if norms and self.buffers == "refuse":
+            name, part = next(iter(norms.items()))
+            raise StudyError(
+                f"the module's {type(part).__name__} {name!r} keeps running statistics, which are wrong "
+                "as a mean over parties whose data differ",
+                remedy='Use GroupNorm or LayerNorm; or say buffers="local", to normalise by each party\'s '
+                'own rows, or buffers="average"',
+            )
+        if self.buffers == "local":
+            for part in norms.values():
+                part.running_mean = part.running_var = part.num_batches_tracked = None
+            return []
+        before = [f"{name}." if name else "" for name in norms]
+        return [name + which for name in before for which in ("running_mean", "running_var")]
+
+    def _each(
+        self, parameters: Array, x: Array, y: Array, weights: Array | None
+    ) -> Iterator[tuple[Array, Array, Array, Array | None]]:
+        """One party's after the other's, without the rows that only fill up."""
+        if parameters.ndim == 1:
+            parameters, x, y = parameters[None], x[None], y[None]
+            weights = None if weights is None else weights[None]
+        for i, theta in enumerate(parameters):
+            rows, labels, mine = x[i], y[i], None if weights is None else weights[i]
+            if mine is not None:
+                rows, labels, mine = rows[mine > 0], labels[mine > 0], mine[mine > 0]
+            self.check(rows, labels)
+            yield theta, rows, labels, None if mine is None or np.ptp(mine) == 0 else mine
+
+    def _with(self, verb: Callable[..., Any], *args: Any, key: int | None = None) -> Any:
+        """Have a resident module do it; there are as many as threads that ask at once."""
+        with _failures(), _keyed(key if self.draws else None):
+            resident = self._free.pop() if self._free else _Resident(self)
+            try:
+                return verb(resident, *args)
+            finally:
+                resident.rest()
+                self._free.append(resident)
+
+    def check(self, x: Array, y: Array) -> None:
+        """Refuse rows that the module or the loss cannot take: found out on one of them, once a shape."""
+        if not len(y):
+            return
+        self._shape = self._shape or x.shape[1:]
+        key = (x.shape[1:], x.dtype, y.shape[1:], y.dtype.kind)
+        if key not in self._probed:
+            self._probed[key] = self._with(_Resident.probe, x[:1], y[:1])
+        classes = self._probed[key]
+        if classes and (y.min() < 0 or y.max() >= classes):
+            row = int(np.argmax(((y < 0) | (y >= classes)).reshape(len(y), -1).any(axis=1))) + 1
+            raise DataError(
+                f"a label in row {row} is none of 0 to {classes - 1}: the module has {classes} outputs",
+                remedy="Number the labels from 0, or give the module as many outputs as there are labels",
+            )
+
+    def _try_stacked(self) -> str:
+        """Compare the stacked gradient of two parties, one of whose rows is padding, with the resident's."""
+        if self.draws:
+            return "the module draws at random in training (dropout)"
+        if self.running or self._norms:
+            return "BatchNorm looks at all rows of a batch, padding included"
+        shape, problem = (2, 3, *self._shape), ""
+        for x in (np.random.default_rng(0).normal(size=shape), np.zeros(shape, np.int64)):
+            try:
+                return self._compare(x)
+            except HansaError as error:  # perhaps the module takes the other kind of features
+                problem = problem or error.message
+        return problem
+
+    def _compare(self, x: Array) -> str:
+        y = self._with(_Resident.labels_like, x[0])
+        if y is None:
+            return "the loss gives one number for a batch, not one per row"
+        theta, labels = np.stack([self.flat(self.template)] * 2), np.stack([y, y])
+        weights = np.array([[1 / 3] * 3, [1 / 2, 1 / 2, 0]], self.dtype)
+        alone = self.gradient(theta[1], x[1], y, weights[1])
+        args = (self.native(theta), self.features(x), self.labels(labels), self.native(weights))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch warns of what is slow when vectorised
+                beside = self._with(_Resident.stacked, *args)[1].cpu().numpy()
+        except StudyError as error:
+            return f"torch.func cannot stack it: {error.message}"
+        same = np.allclose(beside, alone, rtol=1e-2, atol=1e-4 * np.abs(alone).max())
+        return "" if same else "a row's output depends on the rows beside it"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _one_core() -> Iterator[None]:
+    """Compute on one core; the caller's threads stay what they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _keyed(seed: int | None) -> Iterator[None]:
+    """Draw under this seed, alone in the process; as it comes, if there is none."""
+    if seed is None:
+        yield
+        return
+    with _RANDOM, torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What goes wrong in somebody's module is told as such; memory that ran out with what to lower."""
+    try:
+        yield
+    except HansaError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) or "memory" in _first_line(error):
+            raise RunError(
+                f"out of memory: {_first_line(error)}",
+                remedy="Lower local.batch_size, or the number of workers, or make the module smaller",
+            ) from error
+        kind = type(error).__name__
+        raise StudyError(
+            f"the module fails: {kind}: {_first_line(error)}",
+            remedy="Correct the module, or `features` and `target` of the task",
+        ) from error
+
+
+class _Resident:
+    """One module of a thread, whose parameters are views into a party's vector while it works."""
+
+    def __init__(self, learner: Torch) -> None:
+        self.learner = learner
+        self.module = copy.deepcopy(learner.template).to(learner.device)
+        parameters = dict(self.module.named_parameters())
+        self.leaves = [parameters[name] for name in learner.names]
+        self.own: dict[int, Any] = {}  # leaves that lie in another order than the layout's
+        if learner.convolves:
+            self.module.to(memory_format=torch.channels_last)
+            self.own = {i: leaf.data for i, leaf in enumerate(self.leaves) if leaf.ndim == 4}
+
+    def rest(self) -> None:
+        """Let go of the party's vector."""
+        for leaf in self.leaves:
+            leaf.data = leaf.data.new_empty(0)
+        self._run_on([None] * len(self.learner.running))
+
+    def views(self, flat: Any) -> list[Any]:
+        """The leaves of a flat vector ``[d]``."""
+        leaves = zip(self.learner.layout.leaves, flat.split(self.learner.sizes), strict=True)
+        return [part.view(shape) for (_, shape), part in leaves]
+
+    def hold(self, views: list[Any], training: bool, copies: bool = True) -> None:
+        """Make the module's state these views, or copies of them where it has its own order."""
+        self.module.train(training)
+        for i, leaf in enumerate(self.leaves):
+            leaf.data = self.own.get(i, views[i])
+            if copies and i in self.own:
+                leaf.data.copy_(views[i])
+        self._run_on(views[len(self.leaves) :])
+
+    def _run_on(self, statistics: list[Any]) -> None:
+        for name, value in zip(self.learner.running, statistics, strict=True):
+            owner, _, which = name.rpartition(".")
+            setattr(self.module.get_submodule(owner), which, value)
+
+    def outputs(self, x: Any) -> Any:
+        """The forward pass."""
+        learner = self.learner
+        with torch.autocast(learner.device.type, torch.bfloat16, enabled=learner.bfloat):
+            return self.module(x)
+
+    def mean(self, x: Array, y: Array, weights: Array | None = None) -> Any:
+        """The weighted mean loss."""
+        losses = self.learner.losses(self.outputs(self.learner.features(x)), self.learner.labels(y))
+        if weights is None or losses.ndim == 0:
+            return losses.mean()
+        return (losses * self.learner.native(weights)).sum()
+
+    def slopes(self, mean: Any) -> Any:
+        """The gradients of the leaves; None of those that take no part."""
+        return torch.autograd.grad(mean, self.leaves, allow_unused=True)
+
+    def train_stack(
+        self,
+        start: Array,
+        parameters: Array,
+        feed: Feed,
+        local: FirstOrder,
+        correct: Correction | None,
+        kept: Slots,
+    ) -> None:
+        """Train all parties of a feed at once, into ``parameters [k, d]``; ``kept`` becomes their state."""
+        learner = self.learner
+        parameters[:] = start
+        whole = torch.from_numpy(parameters).to(learner.device)
+        begun = None if kept else -1  # whose slots are not fresh
+        for parties, x, y, weights in feed.stacked(learner.takes):
+            theta, batch = whole[parties], (learner.features(x), learner.labels(y))
+            gradient = self.stacked(theta, *batch, learner.native(weights))
+            if correct is not None:
+                gradient = correct(gradient, theta, parties)
+            if type(local) is SGD and not local.momentum:  # the same, without its temporaries
+                theta.add_(gradient, alpha=-local.lr)
+                continue
+            fresh = begun is not None and begun != parties.start
+            begun = parties.start if fresh else begun
+            mine = {} if fresh else {name: value[parties] for name, value in kept.items()}
+            moved, after = local.step(theta, -gradient, mine)
+            whole[parties] = moved
+            for name, value in after.items():
+                if name not in kept:
+                    kept[name] = torch.zeros_like(whole[:, : value.shape[1]])
+                kept[name][parties] = value
+        if learner.device.type != "cpu":
+            parameters[:] = whole.cpu().numpy()
+
+    def stacked(self, theta: Any, x: Any, y: Any, weights: Any) -> Any:
+        """Gradients ``[m, d]``: the forward pass is vectorised, the sum over parties differentiated."""
+
+        def one(leaves: dict[str, Any], x: Any, y: Any, weights: Any) -> Any:
+            with torch.autocast(learner.device.type, torch.bfloat16, enabled=learner.bfloat):
+                out = torch.func.functional_call(self.module, leaves, (x,))
+            return (learner.losses(out, y) * weights).sum()
+
+        learner = self.learner
+        self.module.train()
+        flat = theta.detach().requires_grad_()
+        parts = zip(learner.layout.leaves, flat.split(learner.sizes, dim=-1), strict=True)
+        leaves = {name: part.view(-1, *shape) for (name, shape), part in parts}
+        with _one_core():
+            total = torch.func.vmap(one, randomness="error")(leaves, x, y, weights).sum()
+            return torch.autograd.grad(total, flat)[0]
+
+    def train(
+        self,
+        start: Array,
+        result: Array,
+        feed: Feed,
+        i: int,
+        local: FirstOrder,
+        correct: Correction | None,
+        slots: Slots,
+    ) -> Slots:
+        """Train the i-th party of a feed into ``result [d]``; its optimiser's state after it."""
+        learner = self.learner
+        for name, buffer in self.module.named_buffers():
+            if name.endswith("num_batches_tracked"):
+                buffer.zero_()
+        row, before = torch.from_numpy(result).to(learner.device), learner.native(start)
+        with _one_core():
+            if type(local) is SGD and not local.momentum and correct is None:
+                self._descend(before, row, feed.batches(i), local.lr)
+            else:
+                row.copy_(before)
+                slots = self._step(row, feed.batches(i), local, correct, slice(i, i + 1), slots)
+        if learner.device.type != "cpu":
+            result[:] = row.cpu().numpy()
+        return slots
+
+    def _descend(self, before: Any, row: Any, batches: Iterator[Any], lr: float) -> None:
+        """Plain SGD in place; its first step reads the start and writes the row."""
+        source, views, learnt = self.views(before), self.views(row), len(self.leaves)
+        for value, view in zip(source[learnt:], views[learnt:], strict=True):
+            view.copy_(value)
+        targets = [self.own.get(i, view) for i, view in enumerate(views)]
+        self.hold([*source[:learnt], *views[learnt:]], training=True)
+        values = [leaf.data for leaf in self.leaves]
+        for x, y in batches:
+            for value, gradient, target in zip(
+                values, self.slopes(self.mean(x, y)), targets, strict=False
+            ):
+                if gradient is not None:
+                    torch.add(value, gradient, alpha=-lr, out=target)
+                elif value is not target:
+                    target.copy_(value)
+            if values is not targets:
+                self.hold(targets, training=True, copies=False)
+                values = targets
+        for i, own in self.own.items():
+            views[i].copy_(own)
+
+    def _step(
+        self,
+        row: Any,
+        batches: Iterator[Any],
+        local: FirstOrder,
+        correct: Correction | None,
+        party: slice,
+        slots: Slots,
+    ) -> Slots:
+        """Any optimiser and any correction, on the flat vector ``[1, d]``."""
+        views, theta, gradient = self.views(row), row[None], torch.zeros_like(row)
+        leaves, learnt = self.views(gradient), self.learner.learnt
+        self.hold(views, training=True)
+        for x, y in batches:
+            for leaf, slope in zip(leaves, self.slopes(self.mean(x, y)), strict=False):
+                leaf.copy_(torch.zeros_like(leaf) if slope is None else slope)
+            used = gradient[None] if correct is None else correct(gradient[None], theta, party)
+            statistics = row[learnt:].clone()
+            moved, slots = local.step(theta, -used, slots)
+            theta.copy_(moved)
+            row[learnt:] = statistics  # they move by the forward pass alone
+            for i, own in self.own.items():
+                own.copy_(views[i])
+        return slots
+
+    def gradient(self, theta: Array, x: Array, y: Array, weights: Array | None) -> Array:
+        """The gradient over all rows at once, ``[d]``; what it draws depends on what it is given."""
+        learner = self.learner
+        self.hold(self.views(learner.native(theta)), training=True)
+        digest = blake3(theta.tobytes() + x.tobytes()).digest(7) if learner.draws else None
+        with _one_core(), _keyed(None if digest is None else int.from_bytes(digest, "little")):
+            slopes = self.slopes(self.mean(x, y, weights))
+        flat = np.zeros(learner.layout.size, learner.dtype)
+        for view, slope in zip(self.views(torch.from_numpy(flat)), slopes, strict=True):
+            if slope is not None:
+                view.copy_(slope)
+        return flat
+
+    def loss(self, theta: Array, x: Array, y: Array, weights: Array | None) -> float:
+        """The mean loss in evaluation mode."""
+        self.hold(self.views(self.learner.native(theta)), training=False)
+        with torch.no_grad(), _one_core():
+            return float(self.mean(x, y, weights))
+
+    def predict(self, theta: Array, x: Array) -> Array:
+        """Predictions, some rows at a time; all at once where rows are normalised together."""
+        learner = self.learner
+        self.hold(self.views(learner.native(theta)), training=False)
+        rows = len(x) if learner.buffers == "local" else _ROWS
+        with torch.no_grad(), _one_core() if len(x) <= _ROWS else nullcontext():
+            parts = (
+                self.outputs(learner.features(x[i : i + rows])) for i in range(0, len(x), rows)
+            )
+            predicted: Array = torch.cat([learner.activated(part).cpu() for part in parts]).numpy()
+        return predicted
+
+    def tried(self, x: Array) -> Any:
+        """The outputs for some rows, with the weights of the template.
+
+        Raises:
+            StudyError: if the module cannot take them, or changes a buffer.
+        """
+        learner = self.learner
+        rows = learner.features(x)
+        with torch.no_grad(), _one_core(), _keyed(0):
+            self.hold(self.views(learner.native(learner.flat(learner.template))), training=True)
+            known = ("running_mean", "running_var", "num_batches_tracked")
+            before = {n: b.clone() for n, b in self.module.named_buffers() if not n.endswith(known)}
+            try:
+                if before:
+                    self.outputs(torch.cat([rows, rows]))
+                self.module.eval()
+                out = self.outputs(rows)
+            except Exception as error:
+                raise StudyError(
+                    f"the module cannot take rows of shape {list(x.shape[1:])} and type {x.dtype}: "
+                    f"{type(error).__name__}: {_first_line(error)}",
+                    remedy="Correct the module, or `features` of the task",
+                ) from error
+        for name, buffer in self.module.named_buffers():
+            if name in before and not torch.equal(buffer, before[name]):
+                raise StudyError(
+                    f"the module changes its buffer {name!r} in training, which no rule covers",
+                    remedy="Make it a parameter, or leave it as it is",
+                )
+        shape = list(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+        if not isinstance(out, torch.Tensor) or out.shape[:1] != (len(x),):
+            raise StudyError(
+                f"the module gives {shape} for {len(x)} rows",
+                remedy="Return one tensor whose first axis is the rows",
+            )
+        return out
+
+    def probe(self, x: Array, y: Array) -> int:
+        """Refuse rows that the module or the loss cannot take; the number of classes, 0 if there are none."""
+        learner, out = self.learner, self.tried(x)
+        if not learner.named:
+            return 0
+        last, first = tuple(out.shape[:-1]), (out.shape[0], *out.shape[2:])
+        fits = out.numel() == y.size and out.ndim <= y.ndim + 1
+        if (y.shape not in (last, first)) if learner.of_classes else not fits:
+            raise StudyError(
+                f"{learner.named} cannot compare outputs of shape {list(out.shape[1:])} a row with labels "
+                f"of shape {list(y.shape[1:])}",
+                remedy="It takes [n, k] and [n], or [n, t, k] and [n, t]"
+                if learner.of_classes
+                else "It takes outputs and labels of one shape, or [n, 1] and [n]",
+            )
+        if not learner.of_classes:
+            return 0
+        learner.axis = -1 if y.shape == last else 1
+        return int(out.shape[learner.axis])
+
+    def labels_like(self, x: Array) -> Array | None:
+        """Labels that fit what the module says of these rows; None if the loss gives one number."""
+        learner, out = self.learner, self.tried(x)
+        if learner.named:
+            shape = out.shape[:-1] if out.ndim < 4 else (out.shape[0], *out.shape[2:])
+            return np.zeros(shape, np.int64) if learner.of_classes else np.zeros(out.shape)
+        problem: Exception = StudyError("the loss is not known")
+        for y in (
+            np.zeros(len(x), np.int64),
+            np.zeros(out.shape),
+            np.zeros(out.shape[:-1], np.int64),
+        ):
+            try:
+                return y if learner.losses(out, learner.labels(y)).ndim else None
+            except Exception as error:  # the author's own; other labels may do
+                problem = error
+        raise problem
