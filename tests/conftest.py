@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from hansa.agent.home import AgentHome
 from hansa.agent.left import Left
 from hansa.agent.policy import Offer
 from hansa.agent.service import Agent
+from hansa.backends import Backend
 from hansa.backends.remote import Remote, complete
 from hansa.coordinator.home import CoordinatorHome
 from hansa.coordinator.service import Coordinator
@@ -197,6 +198,28 @@ def deployed(
     """Makes the deployed backend among parties with these tables."""
     monkeypatch.setattr(agent_service, "LONGEST_PAUSE", 0.2)
     return lambda tables: Deployed(tmp_path / "deployed", tables)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[Any]:
+    """A real cluster of one node with two cores, to which this process is connected."""
+    ray: Any = pytest.importorskip("ray", reason="Ray is missing: pip install 'hansa[ray]'")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        head = {"num_cpus": 2, "object_store_memory": 200_000_000, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture
+def ray(ray_cluster: Any) -> Callable[[Mapping[str, hs.Table]], Backend]:
+    """Makes the backend on that cluster."""
+    return lambda tables: hs.Ray("auto", tables)
 
 
 @pytest.fixture

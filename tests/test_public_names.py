@@ -14,9 +14,9 @@ import hansa
 NAMES = [
     "Adagrad", "Adam", "AdamW", "All", "ColumnRule", "Contract", "Contribution", "CoxRegression",
     "Evaluate", "FedAvg", "FedSGD", "Federation", "Field", "Fixed", "LinearRegression", "Local",
-    "LogisticRegression", "Model", "Moments", "PoissonRegression", "Remote", "Run", "SGD",
-    "SoftmaxRegression", "Stop", "Table", "Task", "Yogi", "aggregation", "errors", "load",
-    "methods", "partition", "read",
+    "LogisticRegression", "Model", "Moments", "PoissonRegression", "Ray", "Remote", "Run",
+    "SGD", "SoftmaxRegression", "Stop", "Table", "Task", "Yogi", "aggregation", "errors", "load",
+    "methods", "partition", "read", "tasks",
     "wisconsin",
 ]  # fmt: skip
 

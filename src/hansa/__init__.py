@@ -11,8 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hansa import aggregation, errors, methods
+    from hansa import aggregation, errors, methods, tasks
     from hansa.backends.local import Local
+    from hansa.backends.ray import Ray
     from hansa.backends.remote import Remote
     from hansa.contribution import Contribution, Field
     from hansa.data import partition, wisconsin
@@ -61,6 +62,7 @@ _HOMES = {
     "Model": "hansa.model",
     "Moments": "hansa.methods.moments",
     "PoissonRegression": "hansa.task",
+    "Ray": "hansa.backends.ray",
     "Remote": "hansa.backends.remote",
     "Run": "hansa.run",
     "SGD": "hansa.learners.optimizer",
@@ -75,6 +77,7 @@ _HOMES = {
     "methods": "",
     "partition": "hansa.data",
     "read": "hansa.data.source",
+    "tasks": "",
     "wisconsin": "hansa.data",
 }
 
@@ -100,6 +103,7 @@ __all__ = [
     "Model",
     "Moments",
     "PoissonRegression",
+    "Ray",
     "Remote",
     "Run",
     "SoftmaxRegression",
@@ -113,6 +117,7 @@ __all__ = [
     "methods",
     "partition",
     "read",
+    "tasks",
     "wisconsin",
 ]
 

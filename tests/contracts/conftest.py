@@ -198,8 +198,13 @@ BACKENDS: dict[str, Callable[[Mapping[str, hs.Table]], Backend]] = {
 }
 
 
-@pytest.fixture(params=LEARNERS)
+@pytest.fixture(params=[*LEARNERS, "torch"])
 def learner(request: pytest.FixtureRequest) -> Learner:
+    if request.param == "torch":
+        torch = pytest.importorskip("torch")
+        from hansa.learners.torch import Torch
+
+        return Torch(lambda: torch.nn.Linear(3, 1), "bce_with_logits", precision="float64")
     return LEARNERS[request.param]
 
 
@@ -213,9 +218,9 @@ def stage(request: pytest.FixtureRequest) -> Stage:
     return STAGE_LIST[request.param]
 
 
-@pytest.fixture(params=[*BACKENDS, "deployed"])
+@pytest.fixture(params=[*BACKENDS, "ray", "deployed"])
 def backend(request: pytest.FixtureRequest) -> Callable[[Mapping[str, hs.Table]], Backend]:
-    """The simulated ones, and a coordinator with real agents (see the conftest above)."""
+    """The simulated one, actors of a cluster, and a coordinator with real agents (see the conftest above)."""
     known: Callable[[Mapping[str, hs.Table]], Backend] | None = BACKENDS.get(request.param)
     return known or request.getfixturevalue(request.param)
 
