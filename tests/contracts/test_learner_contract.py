@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -125,7 +125,9 @@ def test_padding_of_weight_zero_changes_nothing(learner: Learner) -> None:
 def single(learner: Learner) -> Learner:
     """The same in float32."""
     made: Any = learner
-    small: Learner = replace(made, dtype="float32")
+    if not is_dataclass(made):
+        made = type(made)(made.build, made.named, precision="float32")
+    small: Learner = replace(made, dtype="float32") if is_dataclass(made) else made
     return small
 
 

@@ -233,10 +233,10 @@ class Learner(ABC):
         """The dtype in which features of this dtype are worked on."""
         return np.dtype(self.dtype)
 
-    def expect(self, shape: tuple[int, ...]) -> None:
+    def expect(self, shape: tuple[int, ...]) -> None:  # noqa: B027  # few need it
         """The shape of a row's features, before any is seen."""
 
-    def check(self, x: Array, y: Array) -> None:
+    def check(self, x: Array, y: Array) -> None:  # noqa: B027  # few need it
         """Refuse a party's rows that the model cannot take.
 
         Raises:
