@@ -19,7 +19,7 @@ while flare.is_running():
     message = flare.receive()
     if message is None:
         break
-    if site == 0:
+    if site == 0 and message.current_round:
         w.mark("round")  # the round before ends where this one begins
     if name == "W3":
         arrays = w.update(site)
