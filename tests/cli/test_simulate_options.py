@@ -218,3 +218,14 @@ def test_a_run_is_forked_from_the_round_that_was_kept(simulate):
         ("x@y", "'y' is no round"),
     ):
         assert says in simulate(*DEALT, "--fork", words).message
+
+
+def test_a_cluster_ends_with_the_bits_of_one_machine(simulate, ray_cluster):
+    here, there = (simulate(*DEALT, "--backend", name).document for name in ("local", "ray"))
+    assert model(there).tobytes() == model(here).tobytes()
+    assert Run.load(there["folder"]).events[0].body["backend"] == "ray"
+
+
+def test_a_backend_that_does_not_exist_is_refused(simulate):
+    error = simulate(*DEALT, "--backend", "rya").document["error"]
+    assert (error["message"], error["remedy"]) == ("unknown backend 'rya'", "Did you mean 'ray'?")

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from hansa.cli.dealt import Dealt
 from hansa.cli.home import writable
 from hansa.cli.output import Json, Output, describe
-from hansa.errors import HansaError, UsageError
+from hansa.errors import HansaError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from hansa.backends.local import Local
@@ -41,6 +41,7 @@ def simulate(
     compare: Annotated[bool, Parameter(negative="")] = False,
     keep: Annotated[bool, Parameter(negative="")] = False,
     fork: str = "",
+    backend: str = "local",
     encoding: str = "utf-8",
     output: Path = RUNS,
     json: Json = False,
@@ -69,11 +70,11 @@ def simulate(
         compare: also train each party alone, and on all rows together.
         keep: keep every checkpoint and not only the latest, to fork from its round.
         fork: begin with the state of another run, as FOLDER@ROUND, or FOLDER for its latest.
+        backend: where the parties work: local, or ray or ray:HOST:PORT for a cluster (hansa[ray]).
         encoding: of a CSV file, such as gb18030.
         output: folder under which the run is kept.
     """
     from hansa import study as studies
-    from hansa.backends.local import Local
     from hansa.variation import grid, read_value, read_values, vary
 
     out = Output(json)
@@ -87,11 +88,24 @@ def simulate(
     # All of them now, so that what is wrong with one is said before the first is run.
     varied = [vary(federation, point) for point in points]
     dealt = Dealt(data, by, partition, parties, encoding, test)
-    local = partial(Local, test=dealt.tested_on, keep=keep, fork=_forked(fork))
+    local = partial(_backend(backend), test=dealt.tested_on, keep=keep, fork=_forked(fork))
     if sweeps:
         return _sweep(out, points, varied, dealt, local, output, compare)
     _simulate(out, federation, dealt, local, output, compare)
     return 0
+
+
+def _backend(said: str) -> Callable[..., Local]:
+    kind, _, address = said.partition(":")
+    if said == "local":
+        from hansa.backends.local import Local
+
+        return Local
+    if kind == "ray":
+        from hansa.backends.ray import Ray
+
+        return partial(Ray, address or "auto")
+    raise UsageError(f"unknown backend {said!r}", remedy=did_you_mean(kind, ("local", "ray")))
 
 
 def resume_simulated(out: Output, kept: Path, dealt: Dealt, study: Path | None) -> None:
@@ -107,7 +121,7 @@ def resume_simulated(out: Output, kept: Path, dealt: Dealt, study: Path | None) 
     earlier = Run.load(kept)
     if earlier.status == "finished":
         raise UsageError(f"the run {earlier.id} is finished: there is nothing to resume")
-    if earlier.events[0].body.get("backend") != "local":
+    if earlier.events[0].body.get("backend") not in ("local", "ray"):
         raise UsageError(
             f"{kept} holds a run among real parties, and their coordinator takes it up",
             remedy=f"Say hansa resume {earlier.id}",
