@@ -194,7 +194,9 @@ class Crowd:
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 answer = self.course.work(ask, at)
-        except HansaError as error:  # of all of them, as when memory runs out
+        except HansaError as error:
+            if len(rows) > 1:  # whose it is shows when each is by itself
+                return _together([self.stack(ask, [name], memory) for name in names])
             return Outcome(excluded={**excluded, **dict.fromkeys(rows, error.reason)})
         excluded |= {longest_first[i]: error.reason for i, error in at.failed.items()}
         contribution = answer.contribution

@@ -446,6 +446,13 @@ class UpdateMethod(Method):
     fields: ClassVar[tuple[Field, ...]] = (Field("update", like="parameters"),)
     stacks: ClassVar[bool] = True
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **of: Any) -> None:
+        """Work of a method's own is for one party, unless the method says that it `stacks`."""
+        super().__pydantic_init_subclass__(**of)
+        if "work" in cls.__dict__ and "stacks" not in cls.__dict__:
+            cls.stacks = False
+
     server: Optimizer = SGD(lr=1.0)
     weights: Literal["examples", "equal"] = "examples"
 
@@ -500,6 +507,7 @@ class GradientMethod(UpdateMethod):
     """
 
     memory: ClassVar[tuple[str, ...]] = ()
+    stacks: ClassVar[bool] = True
 
     local: Optimizer = SGD(lr=0.1)
 

@@ -24,6 +24,7 @@ class Ditto(GradientMethod):
     """
 
     kind: ClassVar[str] = "ditto"
+    stacks: ClassVar[bool] = True
     personalises: ClassVar[bool] = True
     memory: ClassVar[tuple[str, ...]] = ("personal",)
 

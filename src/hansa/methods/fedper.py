@@ -29,6 +29,7 @@ class FedPer(GradientMethod):
     """
 
     kind: ClassVar[str] = "fedper"
+    stacks: ClassVar[bool] = True
     personalises: ClassVar[bool] = True
     memory: ClassVar[tuple[str, ...]] = ("head",)
 

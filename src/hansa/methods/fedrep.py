@@ -26,6 +26,7 @@ class FedRep(FedPer):
     """
 
     kind: ClassVar[str] = "fedrep"
+    stacks: ClassVar[bool] = True
 
     head_epochs: Annotated[int, Limits(ge=1, le=10_000)] = 10
 

@@ -18,6 +18,7 @@ class FedSGD(UpdateMethod):
     """
 
     kind: ClassVar[str] = "fedsgd"
+    stacks: ClassVar[bool] = True
     server: Optimizer = SGD(lr=0.1)
 
     def work(self, at: At) -> Answer:

@@ -31,6 +31,7 @@ class IFCA(GradientMethod):
     """
 
     kind: ClassVar[str] = "ifca"
+    stacks: ClassVar[bool] = True
     personalises: ClassVar[bool] = True
     fields: ClassVar[tuple[Field, ...]] = (
         Field("update", like="parameters"),
