@@ -127,9 +127,10 @@ def _reaches(races: Mapping[str, Any]) -> list[str]:
     for what, work, mine, other, most in RATIOS:
         a, b = rows.get((work, mine)), rows.get((work, other))
         if a and b:
-            mark = " †" if a["disturbed"] or b["disturbed"] else ""
             ratio = a["round_s"] / b["round_s"]
-            said.append(f"| {what} | {ratio:.2f} x{mark} | {most} x | {_yes(ratio <= most)} |")
+            disturbed = a["disturbed"] or b["disturbed"]
+            reached = "† cannot be said" if disturbed else _yes(ratio <= most)
+            said.append(f"| {what} | {ratio:.2f} x | {most} x | {reached} |")
     for what, work, mine, column, limit, unit in LIMITS:
         if row := rows.get((work, mine)):
             said.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -117,7 +118,10 @@ def once(contender: Contender, data: Path) -> dict[str, object]:
             process = psutil.Popen(
                 contender.command(), cwd=folder, env=environment, stdout=said, stderr=said
             )
-        code, peak, cpu = _watch(process, marks, began + contender.limit)
+        try:
+            code, peak, cpu = _watch(process, marks, began + contender.limit)
+        finally:  # also where the race itself is ended
+            _kill(strays(marks))
         ended = time.monotonic()
         busy = used() - before - (sum(psutil.Process().cpu_times()[:2]) - own_before) - cpu
         told = (
@@ -168,7 +172,6 @@ def _watch(process: psutil.Popen, marks: Path, end: float) -> tuple[int, float, 
             _kill(members.values())
         looks += 1
         time.sleep(0.1)
-    _kill(strays(marks))
     process.returncode = os.waitstatus_to_exitcode(status)
     largest = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     cpu = max(usage.ru_utime + usage.ru_stime, sum(seconds.values()))
@@ -186,8 +189,10 @@ def race(
 ) -> list[dict[str, object]]:
     """Run them in turn, A B C A B C ...; a row for each, with the medians of its undisturbed runs.
 
-    A contender that fails keeps its row, with the reason, and is not started again.
+    A contender that fails keeps its row, with the reason, and is not started again. A race that is told to end
+    takes its contenders with it.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     runs: dict[Contender, list[dict[str, Any]]] = {c: [] for c in contenders}
     failed: dict[Contender, str] = {}
     for turn in range(repeats):
