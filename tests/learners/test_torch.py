@@ -402,6 +402,31 @@ def test_constants_and_frozen_parameters_stay_and_tied_ones_are_one() -> None:
         np.testing.assert_allclose(trained[0], twin, rtol=1e-9, atol=1e-12)
 
 
+def test_large_linear_layers_are_stepped_without_forming_their_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hansa.learners.torch._LARGE", 10)
+    formed = torch.autograd.grad
+    seen: list[int] = []
+
+    def grad(mean: Any, leaves: Any, **how: Any) -> Any:
+        slopes = formed(mean, leaves, **how)
+        seen.append(sum(slope is None for slope in slopes))
+        return slopes
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    for build, kind in ((mlp, "flat"), (Positions, "flat"), (Characters, "text")):
+        learner = Torch(build, precision="float64")
+        whole, theta = feed(kind), start(learner)
+        trained, _ = learner.train(theta, whole, SGD(lr=0.1), stacked=False)
+        assert max(seen) > 0
+        seen.clear()
+        twin = naive(learner, theta, whole, 0, OPTIMIZERS["sgd"][1])
+        np.testing.assert_allclose(trained[0], twin, rtol=1e-9, atol=1e-12)
+        stacked, _ = learner.train(theta, whole, SGD(lr=0.1))
+        np.testing.assert_allclose(stacked, trained, rtol=1e-9, atol=1e-12)
+
+
 def test_a_buffer_that_training_changes_is_refused() -> None:
     learner = Torch(lambda: Positions(counts=True))
     with pytest.raises(StudyError, match="changes its buffer 'position' in training"):
@@ -518,7 +543,9 @@ def test_wrong_shapes_and_labels_are_named() -> None:
         StudyError, match=r"cannot take rows of shape \[5\] and type float32: Runtime"
     ):
         learner.train(theta, Feed([(x[:, :5], y)], whole.keys[:1]), SGD(lr=0.1))
-    with pytest.raises(StudyError, match=r"outputs of shape \[4\] a row with labels of shape \[3\]"):
+    with pytest.raises(
+        StudyError, match=r"outputs of shape \[4\] a row with labels of shape \[3\]"
+    ):
         learner.train(theta, Feed([(x, np.zeros((len(x), 3)))], whole.keys[:1]), SGD(lr=0.1))
     odd = Torch(lambda: nn.Sequential(nn.Linear(6, 4), nn.Flatten(0)))
     with pytest.raises(StudyError, match=r"the module gives \[4\] for 1 rows"):

@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -458,6 +459,26 @@ def _failures() -> Iterator[None]:
         ) from error
 
 
+class _Factored(torch.autograd.Function):  # type: ignore[misc]  # PyTorch is not read by mypy
+    """A linear layer whose weight's gradient stays in its two factors, outputs' gradient and inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any, factors: list[Any]) -> Any:
+        """As `nn.Linear`."""
+        ctx.save_for_backward(x, weight)
+        ctx.factors = factors
+        return nnf.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        """Those of the inputs and the bias."""
+        x, weight = ctx.saved_tensors
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        ctx.factors.append((flat.t(), x.reshape(-1, x.shape[-1])))
+        inputs = gradient @ weight if ctx.needs_input_grad[0] else None
+        return inputs, None, flat.sum(0), None
+
+
 class _Resident:
     """One module of a thread, whose parameters are views into a party's vector while it works."""
 
@@ -470,9 +491,25 @@ class _Resident:
         if learner.convolves:
             self.module.to(memory_format=torch.channels_last)
             self.own = {i: leaf.data for i, leaf in enumerate(self.leaves) if leaf.ndim == 4}
+        self.factors: dict[int, list[Any]] = {}  # of weights that are so large that it pays
+        self.factoring = False
+        for layer in self.module.modules():
+            for i, leaf in enumerate(self.leaves) if type(layer) is nn.Linear else ():
+                if (
+                    leaf is layer.weight
+                    and leaf.numel() > _LARGE
+                    and layer.bias in set(self.leaves)
+                ):
+                    layer.forward = partial(self._linear, layer, self.factors.setdefault(i, []))
+
+    def _linear(self, layer: Any, factors: list[Any], x: Any) -> Any:
+        if not self.factoring or self.learner.bfloat:
+            return nnf.linear(x, layer.weight, layer.bias)
+        return _Factored.apply(x, layer.weight.detach(), layer.bias, factors)
 
     def rest(self) -> None:
         """Let go of the party's vector."""
+        self.factoring = False
         for leaf in self.leaves:
             leaf.data = leaf.data.new_empty(0)
         self._run_on([None] * len(self.learner.running))
@@ -598,13 +635,17 @@ class _Resident:
         targets = [self.own.get(i, view) for i, view in enumerate(views)]
         self.hold([*source[:learnt], *views[learnt:]], training=True)
         values = [leaf.data for leaf in self.leaves]
+        self.factoring = True
         for x, y in batches:
-            for value, gradient, target in zip(
-                values, self.slopes(self.mean(x, y)), targets, strict=False
-            ):
-                if gradient is not None:
-                    torch.add(value, gradient, alpha=-lr, out=target)
-                elif value is not target:
+            for factors in self.factors.values():
+                factors.clear()
+            slopes = self.slopes(self.mean(x, y))
+            for i, (value, slope, target) in enumerate(zip(values, slopes, targets, strict=False)):
+                if slope is not None:
+                    value = torch.add(value, slope, alpha=-lr, out=target)
+                for left, right in self.factors.get(i, ()):
+                    value = torch.addmm(value, left, right.detach(), alpha=-lr, out=target)
+                if value is not target:
                     target.copy_(value)
             if values is not targets:
                 self.hold(targets, training=True, copies=False)
