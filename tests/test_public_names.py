@@ -12,9 +12,9 @@ import pytest
 import hansa
 
 NAMES = [
-    "Adagrad", "Adam", "AdamW", "All", "ColumnRule", "Contract", "Contribution", "CoxRegression",
+    "Adagrad", "Adam", "AdamW", "All", "Clock", "ColumnRule", "Contract", "Contribution", "CoxRegression",
     "Evaluate", "FedAvg", "FedSGD", "Federation", "Field", "Fixed", "LinearRegression", "Local",
-    "LogisticRegression", "Model", "Moments", "PoissonRegression", "Ray", "Remote", "Run",
+    "LogisticRegression", "Model", "Moments", "PoissonRegression", "Population", "Ray", "Remote", "Run",
     "SGD", "SoftmaxRegression", "Stop", "Table", "Task", "Yogi", "aggregation", "errors", "load",
     "methods", "partition", "read", "tasks",
     "wisconsin",

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hansa import aggregation, errors, methods, tasks
+    from hansa.backends.clock import Clock
     from hansa.backends.local import Local
     from hansa.backends.ray import Ray
     from hansa.backends.remote import Remote
     from hansa.contribution import Contribution, Field
     from hansa.data import partition, wisconsin
     from hansa.data.contract import ColumnRule, Contract
+    from hansa.data.population import Population
     from hansa.data.source import read
     from hansa.data.table import Table
     from hansa.federation import All, Federation, Fixed
@@ -46,6 +48,7 @@ _HOMES = {
     "Adam": "hansa.learners.optimizer",
     "AdamW": "hansa.learners.optimizer",
     "All": "hansa.federation",
+    "Clock": "hansa.backends.clock",
     "ColumnRule": "hansa.data.contract",
     "Contract": "hansa.data.contract",
     "Contribution": "hansa.contribution",
@@ -62,6 +65,7 @@ _HOMES = {
     "Model": "hansa.model",
     "Moments": "hansa.methods.moments",
     "PoissonRegression": "hansa.task",
+    "Population": "hansa.data.population",
     "Ray": "hansa.backends.ray",
     "Remote": "hansa.backends.remote",
     "Run": "hansa.run",
@@ -87,6 +91,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "All",
+    "Clock",
     "ColumnRule",
     "Contract",
     "Contribution",
@@ -103,6 +108,7 @@ __all__ = [
     "Model",
     "Moments",
     "PoissonRegression",
+    "Population",
     "Ray",
     "Remote",
     "Run",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
 import hansa as hs
 from hansa.backends.clock import Clock
-from hansa.errors import RunError, UsageError
+from hansa.errors import RunError, StudyError, UsageError
 from hansa.methods.fedbuff import FedBuff
 
 NAMES = [f"party-{i:02d}" for i in range(1, 13)]
@@ -54,7 +52,6 @@ def test_who_is_late_absent_or_fails_is_left_out_with_the_reason(tables):
         seconds_per_example=speeds,
         available={"party-01": [(0.0, 1.0)]},
         dropout=0.2,
-        period=math.inf,
     )
     study = federation(cohort={"kind": "all", "deadline": 100.0})
     run = study.run(hs.Local(tables, clock=clock))
@@ -135,11 +132,31 @@ def test_a_buffer_that_nobody_can_fill_is_an_error(tables):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"latency": -1.0}, {"dropout": 1.5}, {"available": -0.1}, {"period": 0.0}],
+    [{"latency": -1.0}, {"dropout": 1.5}, {"available": -0.1}, {"period": 0.0}, {"speed": 1.0}],
 )
-def test_a_wrong_clock_is_refused(wrong):
-    with pytest.raises(UsageError, match=r"clock|chance"):
+def test_a_wrong_clock_is_refused_by_its_key(wrong):
+    with pytest.raises(StudyError, match=next(iter(wrong))):
         Clock(**wrong)
+
+
+def test_a_clock_is_read_from_a_file(tmp_path):
+    path = tmp_path / "clock.toml"
+    path.write_text("""
+seconds_per_example = [0.5, 1.0]
+dropout = 0.1
+period = 86400.0
+[available]
+party-01 = [[0.0, 3600.0], [7200.0, 9000.0]]
+""")
+    clock = Clock.read(path)
+    assert clock.there(["party-01", "party-02"], 0, 1, 86400.0 + 4000.0).tolist() == [False, True]
+    assert clock.there(["party-01"], 0, 1, 8000.0).tolist() == [True]
+    path.write_text("dropout = 2.0")
+    with pytest.raises(StudyError, match="dropout"):
+        Clock.read(path)
+    path.write_text("dropout = ")
+    with pytest.raises(UsageError, match="cannot be read"):
+        Clock.read(path)
 
 
 def test_a_trace_that_lacks_a_party_names_it(tables):

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from pathlib import Path
+from typing import Annotated, TypeAlias
 
 import numpy as np
+from pydantic import Field as Limits
 
 from hansa import keyed
 from hansa.contribution import Array
 from hansa.errors import UsageError
+from hansa.part import Part
 
-Spread: TypeAlias = float | tuple[float, float] | Mapping[str, float]
+Seconds = Annotated[float, Limits(ge=0)]
+Spread: TypeAlias = Seconds | tuple[Seconds, Seconds] | Mapping[str, Seconds]
 """One value for all parties; (median, sigma) of a log-normal distribution from which each party draws its
 own once; or each party's own by name."""
+Chance = Annotated[float, Limits(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
-class Clock:
+class Clock(Part):
     """Virtual time, from which stragglers, dropouts and asynchronous schedules follow, the same on every run.
 
     A party's answer takes ``latency + down / bandwidth + examples * epochs * seconds_per_example + up /
@@ -39,27 +43,23 @@ class Clock:
     seconds_per_example: Spread = 1.0
     bandwidth: Spread = math.inf
     latency: Spread = 0.0
-    jitter: float = 0.0
-    available: float | Mapping[str, Sequence[tuple[float, float]]] = 1.0
-    dropout: float = 0.0
-    period: float = math.inf
+    jitter: Seconds = 0.0
+    available: Chance | Mapping[str, Sequence[tuple[Seconds, Seconds]]] = 1.0
+    dropout: Chance = 0.0
+    period: Annotated[float, Limits(gt=0)] = math.inf
 
-    def __post_init__(self) -> None:
-        for name in ("seconds_per_example", "bandwidth", "latency"):
-            given = getattr(self, name)
-            if isinstance(given, Mapping):
-                values = tuple(given.values())
-            else:
-                values = given if isinstance(given, tuple) else (given,)
-            if not all(value >= 0 for value in values):
-                raise UsageError(f"clock.{name} is {given}", remedy="Give what is not negative")
-        chances = [self.dropout]
-        if not isinstance(self.available, Mapping):
-            chances.append(self.available)
-        if not all(0 <= chance <= 1 for chance in chances):
-            raise UsageError("a chance of the clock is not from 0 to 1")
-        if not self.period > 0:
-            raise UsageError(f"clock.period is {self.period:g} seconds", remedy="Give more than 0")
+    @classmethod
+    def read(cls, path: str | Path) -> Clock:
+        """A clock from a TOML file with these keys.
+
+        Raises:
+            UsageError: if it cannot be read.
+            StudyError: if a key or a value in it is wrong.
+        """
+        try:
+            return cls(**tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"the clock {path} cannot be read: {error}") from None
 
     def durations(
         self, parties: Sequence[str], seed: int, turn: int, work: Array, down: float, up: float

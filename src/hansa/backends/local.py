@@ -46,7 +46,7 @@ class Local:
         parties: party names with tables, or with files to read; or a `Population`.
         seed: instead of the federation's.
         folder: where the run is kept; nowhere if None.
-        every: checkpoint into the folder after every so many exchanges.
+        every: checkpoint into the folder after every so many exchanges; rounds, if all are kept.
         resume: a run of the same federation, to go on from where it stopped.
         follow: called with each event as it happens.
         engine: ``"stacked"`` trains many parties at once, ``"resident"`` one after the other with one model;
@@ -524,7 +524,9 @@ class Book:
     def checkpoint(self, progress: Progress, memories: Mapping[str, Values]) -> None:
         """Keep it; write it every so many exchanges."""
         self._run.progress, self._run.memories = progress, memories
-        if progress.version % self._every == 0:
+        over = progress.phase in ("train", "done")  # the round, with its evaluation
+        number = progress.round if self._keep else progress.version
+        if number % self._every == 0 and (over or not self._keep):
             self.save()
 
     def save(self) -> None:

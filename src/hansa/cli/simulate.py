@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -42,6 +42,9 @@ def simulate(
     keep: Annotated[bool, Parameter(negative="")] = False,
     fork: str = "",
     backend: str = "local",
+    clock: Path | None = None,
+    engine: Literal["stacked", "resident"] | None = None,
+    replay: Path | None = None,
     encoding: str = "utf-8",
     output: Path = RUNS,
     json: Json = False,
@@ -71,10 +74,15 @@ def simulate(
         keep: keep every checkpoint and not only the latest, to fork from its round.
         fork: begin with the state of another run, as FOLDER@ROUND, or FOLDER for its latest.
         backend: where the parties work: local, or ray or ray:HOST:PORT for a cluster (hansa[ray]).
+        clock: a TOML file with the virtual clock: how long parties take, when they are there, and fail.
+        engine: stacked or resident, instead of what is faster here.
+        replay: the folder of a run whose decisions are repeated.
         encoding: of a CSV file, such as gb18030.
         output: folder under which the run is kept.
     """
     from hansa import study as studies
+    from hansa.backends.clock import Clock
+    from hansa.run import Run
     from hansa.variation import grid, read_value, read_values, vary
 
     out = Output(json)
@@ -88,7 +96,15 @@ def simulate(
     # All of them now, so that what is wrong with one is said before the first is run.
     varied = [vary(federation, point) for point in points]
     dealt = Dealt(data, by, partition, parties, encoding, test)
-    local = partial(_backend(backend), test=dealt.tested_on, keep=keep, fork=_forked(fork))
+    local = partial(
+        _backend(backend),
+        test=dealt.tested_on,
+        keep=keep,
+        fork=_forked(fork),
+        clock=Clock.read(clock) if clock else None,
+        engine=engine,
+        replay=Run.load(replay) if replay else None,
+    )
     if sweeps:
         return _sweep(out, points, varied, dealt, local, output, compare)
     _simulate(out, federation, dealt, local, output, compare)
