@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hansa.aggregation.stage import Aggregation
 from hansa.backends.local import Local
-from hansa.contribution import Array
+from hansa.contribution import Array, Values
 from hansa.data.table import Table
-from hansa.errors import RunError, StudyError
+from hansa.errors import RunError, StudyError, did_you_mean
 from hansa.federation import All, Federation
 from hansa.methods.evaluate import Evaluate
 from hansa.methods.fedavg import FedAvg
 from hansa.model import Model
 from hansa.party import Party
+from hansa.run import Run
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -79,6 +80,70 @@ def score(model: Model, tables: Sequence[Table]) -> dict[str, float]:
         for name, value in tallies.items():
             totals[name] = totals.get(name, np.zeros_like(value)) + value
     return model.task.metrics(totals)
+
+
+@dataclass(frozen=True, eq=False)
+class Crossed:
+    """Models on the rows that parties hold out; NaN where a party holds out none.
+
+    Args:
+        parties: their names, sorted.
+        shared: before personalisation: the global model on each party's rows, ``[parties]``.
+        own: after it: the model of party ``i`` on the rows of party ``j``, ``[parties, parties]``.
+    """
+
+    parties: tuple[str, ...]
+    shared: Array
+    own: Array
+
+
+def cross_matrix(run: Run, parties: Mapping[str, Table], metric: str = "accuracy") -> Crossed:
+    """Score each party's own model on every party's held-out rows.
+
+    Args:
+        run: what was run, with what its parties remember.
+        parties: their tables; only possible where somebody may see them all.
+        metric: of the task.
+
+    Raises:
+        StudyError: if the method makes no models of parties' own, the task has no such metric, or the
+            evaluation is central, so that no party holds a row out.
+        RunError: if the run has no model yet.
+    """
+    federation, names = run.federation, tuple(sorted(parties))
+    method, task, evaluation = federation.method, federation.task, federation.evaluation
+    if not method.personalises or evaluation.central:
+        raise StudyError(
+            "evaluation.central leaves no party rows of its own"
+            if evaluation.central
+            else f"the method {method.kind} makes no models of the parties' own",
+            remedy="Use ditto, fedper, fedrep or ifca, and leave evaluation.central out",
+        )
+    if metric not in task.metric_names:
+        raise StudyError(
+            f"the task has no metric {metric!r}", remedy=did_you_mean(metric, task.metric_names)
+        )
+    shared, setup, progress = run.parameters, run.setup, run.progress
+    assert setup is not None
+    assert progress is not None
+    scoring = {"evaluation": evaluation.model_copy(update={"own": True})}
+    course = federation.model_copy(update=scoring).course(setup)
+    ask = course.ask(replace(progress, phase="evaluate"))
+    assert ask is not None
+    remembered = [run.memories.get(name, Values()).under("train") for name in names]
+    ats = [
+        Party(name, parties[name], course).at(ask, memory)
+        for name, memory in zip(names, remembered, strict=True)
+    ]
+    held_out = [at.held_out() for at in ats]
+
+    def scored(model: Array, x: Array, y: Array) -> float:
+        tallies = task.tally(course.learner.predict(model, x), y)
+        return task.metrics(tallies)[metric] if len(y) else math.nan
+
+    models = [shared, *(method.personal(at) for at in ats)]
+    grid = np.array([[scored(model, x, y) for x, y in held_out] for model in models])
+    return Crossed(names, grid[0], grid[1:])
 
 
 def _alone(federation: Federation, name: str, table: Table, held_out: Sequence[Table]) -> Scored:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -287,14 +288,14 @@ class Ask:
             parties=tuple(header["parties"]),
         )
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """blake3 over the header, and over name, type, shape and every byte of the arrays."""
         send = sorted(self.send.items())
         shapes = [[name, array.dtype.str, list(array.shape)] for name, array in send]
         state = blake3(canonical([self.header(), shapes]))
         for _, array in send:
-            state.update(np.ascontiguousarray(array).tobytes())
+            state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return state.hexdigest()
 
     def __hash__(self) -> int:

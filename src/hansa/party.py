@@ -44,7 +44,7 @@ class Party:
         """
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # `check` says it, once
-                answer = self.course.work(ask, self._at(ask, memory))
+                answer = self.course.work(ask, self.at(ask, memory))
             self.course.signals(ask)[-1].check(answer.contribution)
         except HansaError as error:
             error.party = error.party or self.name
@@ -74,10 +74,11 @@ class Party:
 
     def tested(self, ask: Ask) -> Contribution:
         """The tallies of the global model on all rows of the table: the central evaluation."""
-        every_row = replace(self._at(ask, Values()), test_rows=self.table)
+        every_row = replace(self.at(ask, Values()), test_rows=self.table)
         return self.course.work(ask, every_row).contribution
 
-    def _at(self, ask: Ask, memory: Values) -> At:
+    def at(self, ask: Ask, memory: Values) -> At:
+        """The party with all that its work on an ask may use."""
         encoding = _encoding(self.course, ask)
         train, test = self.split
         return At(

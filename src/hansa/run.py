@@ -235,6 +235,7 @@ def drive(
             record.event("metrics", round=ask.round, **progress.metrics, **clock)
         if (begun := exchange.under_way()) is not None:
             progress = replace(progress, states={**progress.states, "under way": begun})
+        del arrival  # a large total is not kept through the next exchange
         record.checkpoint(progress, exchange.memories)
     return progress
 

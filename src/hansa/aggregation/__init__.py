@@ -1,13 +1,12 @@
 """Typed stages between a party's contribution and the method's total."""
 
 from hansa.aggregation.centered_clip import CenteredClip, centered_clip
-from hansa.aggregation.clip import Clip, clip
+from hansa.aggregation.clip import Clip, NormBound, clip, norm_bound
 from hansa.aggregation.codec import Codec
 from hansa.aggregation.coordinatewise import Median, TrimmedMean, median, trimmed_mean
 from hansa.aggregation.geometric_median import GeometricMedian, geometric_median
 from hansa.aggregation.krum import Krum, MultiKrum, krum, multi_krum
 from hansa.aggregation.low_rank import LowRank, low_rank
-from hansa.aggregation.norm_bound import NormBound, norm_bound
 from hansa.aggregation.quantization import QSGD, Quantize, qsgd, quantize
 from hansa.aggregation.reduce import Reduction, weighted_mean
 from hansa.aggregation.rotation import Rotate, rotate
@@ -25,43 +24,9 @@ from hansa.aggregation.sparsification import (
 from hansa.aggregation.stage import Aggregation, Reducer, Stage
 
 __all__ = [
-    "QSGD",
-    "Aggregation",
-    "CenteredClip",
-    "Clip",
-    "Codec",
-    "GeometricMedian",
-    "Krum",
-    "LowRank",
-    "Median",
-    "MultiKrum",
-    "NormBound",
-    "Quantize",
-    "RandomK",
-    "RandomMask",
-    "Reducer",
-    "Reduction",
-    "Rotate",
-    "Signal",
-    "Stage",
-    "Subsample",
-    "TopK",
-    "TrimmedMean",
-    "centered_clip",
-    "clip",
-    "geometric_median",
-    "krum",
-    "low_rank",
-    "median",
-    "multi_krum",
-    "norm_bound",
-    "qsgd",
-    "quantize",
-    "random_k",
-    "random_mask",
-    "rotate",
-    "subsample",
-    "top_k",
-    "trimmed_mean",
-    "weighted_mean",
-]
+    "QSGD", "Aggregation", "CenteredClip", "Clip", "Codec", "GeometricMedian", "Krum", "LowRank", "Median",
+    "MultiKrum", "NormBound", "Quantize", "RandomK", "RandomMask", "Reducer", "Reduction", "Rotate",
+    "Signal", "Stage", "Subsample", "TopK", "TrimmedMean", "centered_clip", "clip", "geometric_median", "krum",
+    "low_rank", "median", "multi_krum", "norm_bound", "qsgd", "quantize", "random_k", "random_mask",
+    "rotate", "subsample", "top_k", "trimmed_mean", "weighted_mean",
+]  # fmt: skip

@@ -1,7 +1,8 @@
-"""Clipping: a bound on what one party can move."""
+"""Bounds on what one party can move: its own, which is checked, and one that the coordinator sets."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar
 
@@ -9,9 +10,8 @@ import numpy as np
 from pydantic import Field as Limits
 
 from hansa.aggregation.signal import Signal, joint_norms
-from hansa.aggregation.stage import Aggregation, Context, Stage
+from hansa.aggregation.stage import Aggregation, Context, Stage, chain
 from hansa.contribution import Contributions, Values
-from hansa.errors import PipelineError
 
 
 class Clip(Stage):
@@ -28,40 +28,56 @@ class Clip(Stage):
 
     def bind(self, signal: Signal) -> Signal:
         """Real, single contributions in; a finite norm out."""
-        if signal.view != "party":
-            raise PipelineError(
-                "clip works on single contributions, and only their sum exists here",
-                remedy="Put clip before the stage that sums",
-            )
-        if signal.domain != "real" or (signal.vectors and not signal.carriers):
-            raise PipelineError(
-                "clip works on real numbers, and these are packed already",
-                remedy="Put clip before the stage that rounds or packs",
-            )
-        if not signal.vectors:
-            raise PipelineError(
-                "clip has nothing to bound: the method sends no parameter-like field",
-                remedy="Leave clip out",
-            )
+        self.needs(signal)
         return replace(signal, norm=min(self.norm, signal.norm))
 
     def encode(
         self, stack: Contributions, announced: Values, memory: Values, context: Context
     ) -> tuple[Contributions, Values]:
         """Scale each party's parameter-like fields by one factor."""
-        names = context.signal.carriers
-        norms = joint_norms([stack.values[name] for name in names])
-        if not (norms > self.norm).any():
-            return stack, memory
-        values = dict(stack.values)
-        with np.errstate(divide="ignore", invalid="ignore"):  # of what the check refuses
-            factors = np.minimum(1, self.norm / norms)  # by 1 nothing changes, to the bit
-            for name in names:
-                x = values[name]
-                values[name] = x * factors.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-        return stack.holding(values), memory
+        return _scaled(stack, context.signal.carriers, self.norm), memory
+
+
+class NormBound(Stage):
+    """Scale down, at the coordinator, what a party sent too long (Sun et al. 2019, arXiv 1911.07963).
+
+    As `Clip`, before the mean. Unlike after a clip, which the party does itself, nobody is refused, and nothing
+    is promised about what the coordinator sees. A party moves the mean by its share of the weights times the
+    norm at most, in whatever direction it likes: no fraction of liars is withstood for ever.
+
+    Args:
+        norm: the bound, positive.
+    """
+
+    kind: ClassVar[str] = "norm-bound"
+    norm: Annotated[float, Limits(gt=0)]
+
+    def bind(self, signal: Signal) -> Signal:
+        """Single contributions in, the same out: the party's own bound is as before."""
+        self.needs(signal, "whole")
+        return signal
+
+    def open(self, stack: Contributions, announced: Values, context: Context) -> Contributions:
+        """Scaled down where they are too long."""
+        return _scaled(stack, context.signal.carriers, self.norm)
+
+
+def _scaled(stack: Contributions, names: Sequence[str], norm: float) -> Contributions:
+    norms = joint_norms([stack.values[name] for name in names])
+    if not (norms > norm).any():
+        return stack
+    values = dict(stack.values)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of what the check refuses
+        factors = np.minimum(1, norm / norms)  # by 1 nothing changes, to the bit
+        for name in names:
+            x = values[name]
+            values[name] = x * factors.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return stack.holding(values)
 
 
 def clip(norm: float) -> Aggregation:
     """A chain of one stage: `Clip`."""
     return Aggregation(stages=(Clip(norm=norm),))
+
+
+norm_bound = chain(NormBound)

@@ -29,26 +29,11 @@ def _shared(count: int, seed: int, *purpose: str | int) -> Array:
 
 @dataclass(frozen=True)
 class Draw:
-    """Public randomness of one field in one exchange; who opens it draws the same.
-
-    Args:
-        seed: the run's seed.
-        purpose: the stage's kind, the exchange and the field.
-        parties: whose turn it is.
-    """
+    """Public randomness of one field in one exchange, for these parties; who opens it draws the same."""
 
     seed: int
     purpose: tuple[str | int, ...]
     parties: tuple[str, ...]
-
-    @classmethod
-    def of(cls, stage: Stage, field: str, context: Context) -> Draw:
-        """For one field of a stage."""
-        return cls(context.seed, (stage.kind, context.version, field), context.parties)
-
-    def of_rows(self, rows: slice) -> Draw:
-        """For some of the parties."""
-        return replace(self, parties=self.parties[rows])
 
     def own(self, count: int) -> Array:
         """64 random bits ``[k, count]``, of each party its own."""
@@ -84,12 +69,8 @@ class Codec(Stage):
         """The values ``[k, d]`` that the parts stand for."""
 
     def bind(self, signal: Signal) -> Signal:
-        """Real, single contributions in; their parts travel.
-
-        Raises:
-            PipelineError: where only sums or packed values exist, or if its memory could not be kept.
-        """
-        needs_vectors(self, signal)
+        """Real, single contributions in; their parts travel."""
+        self.needs(signal)
         if self.remembers and math.isfinite(signal.norm):
             raise PipelineError(
                 f"{self.kind} remembers what it did not send, and adds it to what was clipped already",
@@ -108,16 +89,15 @@ class Codec(Stage):
                 continue
             x = values.pop(field.name)
             x = x + memory[field.name] if field.name in memory else x
-            draw = Draw.of(self, field.name, context)
+            draw = self._draw(field, context)
             with np.errstate(invalid="ignore", over="ignore", under="ignore"):  # the check says it
-                rows = blocks(x)
-                if len(rows) == 1:
-                    parts = self.pack(x, field, draw)
-                else:
-                    some = [self.pack(x[at], field, draw.of_rows(at)) for at in rows]
-                    parts = {
-                        name: np.concatenate([part[name] for part in some]) for name in some[0]
-                    }
+                some = [
+                    self.pack(x[at], field, replace(draw, parties=draw.parties[at]))
+                    for at in blocks(x)
+                ]
+                parts = some[0]
+                if len(some) > 1:
+                    parts = {n: np.concatenate([part[n] for part in some]) for n in parts}
                 if self.remembers:
                     kept[field.name] = x - self.unpack(parts, field, draw)
             values |= {f"{field.name}.{name}": part for name, part in parts.items()}
@@ -130,10 +110,11 @@ class Codec(Stage):
             if field.like == "parameters":
                 parts = stack.values.under(field.name)
                 with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-                    values[field.name] = self.unpack(
-                        parts, field, Draw.of(self, field.name, context)
-                    )
+                    values[field.name] = self.unpack(parts, field, self._draw(field, context))
         return stack.holding(values)
+
+    def _draw(self, field: Field, context: Context) -> Draw:
+        return Draw(context.seed, (self.kind, context.version, field.name), context.parties)
 
 
 def blocks(x: Array) -> list[slice]:
@@ -156,30 +137,6 @@ def carrier(field: Field, shape: tuple[int, ...]) -> Field:
 def size(field: Field) -> int:
     """How many entries a bound field has."""
     return math.prod(field.shape or ())
-
-
-def needs_vectors(stage: Stage, signal: Signal) -> None:
-    """Refuse a signal without single, real, parameter-like vectors.
-
-    Raises:
-        PipelineError: naming the stage, the reason and a remedy.
-    """
-    kind = stage.kind
-    if signal.view != "party":
-        raise PipelineError(
-            f"{kind} works on single contributions, and only their sum exists here",
-            remedy=f"Put {kind} before the stage that sums",
-        )
-    if not signal.vectors:
-        raise PipelineError(
-            f"{kind} has nothing to work on: the method sends no parameter-like field",
-            remedy=f"Leave {kind} out",
-        )
-    if signal.domain != "real" or not signal.carriers:
-        raise PipelineError(
-            f"{kind} works on real numbers, and these are packed already",
-            remedy=f"Put {kind} before the stage that rounds or packs",
-        )
 
 
 def pack_bits(codes: Array, bits: int) -> Array:

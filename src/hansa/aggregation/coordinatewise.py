@@ -19,11 +19,7 @@ class Coordinatewise(Reducer):
     """Each entry by itself: what honest parties sent there bounds what comes out."""
 
     def bind(self, signal: Signal) -> Signal:
-        """Single contributions in whose entries mean the same at every party.
-
-        Raises:
-            PipelineError: after a stage that turns, mixes or drops entries.
-        """
+        """Single contributions in whose entries mean the same at every party."""
         if signal.mixed:
             raise PipelineError(
                 f"{self.kind} compares parties entry by entry, and after {signal.mixed} an entry is not "
@@ -34,11 +30,7 @@ class Coordinatewise(Reducer):
 
     @abstractmethod
     def cut(self, parties: int, context: Context) -> int:
-        """How many are cut off at either end.
-
-        Raises:
-            RunError: if there are too few parties.
-        """
+        """How many are cut off at either end; a RunError if there are too few parties."""
 
     def reduce(
         self, arrays: dict[str, Array], state: Values, context: Context

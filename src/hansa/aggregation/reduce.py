@@ -128,15 +128,10 @@ class Reduction:
         summed = self._sum
         if not summed.parties:
             return Total(Values(), (), population, 0.0)
-        values: dict[str, Array] = {}
+        values = {name: np.stack(arrays) for name, arrays in summed.gathered.items()} | summed.sums
         for field in self._fields:
-            if field.algebra is Algebra.GATHER:
-                values[field.name] = np.stack(summed.gathered[field.name])
-            elif field.algebra is Algebra.MEAN:
-                values[field.name] = summed.sums[field.name]
+            if field.algebra is Algebra.MEAN:
                 values[field.name] /= summed.weight  # in place: they are counted once
-            else:
-                values[field.name] = summed.sums[field.name]
         return Total(Values(values), tuple(summed.parties), population, summed.weight)
 
 

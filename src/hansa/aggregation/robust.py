@@ -34,11 +34,7 @@ class Mixture(Reducer):
         return median(x)
 
     def enough(self, parties: int, context: Context) -> None:
-        """Refuse a round in which too few were counted for what this reducer promises.
-
-        Raises:
-            RunError: with the number that is needed.
-        """
+        """Refuse (RunError) a round in which too few were counted for what this reducer promises."""
         need(self, parties, 3, context)
 
     def reduce(
@@ -53,11 +49,7 @@ class Mixture(Reducer):
 
 
 def need(reducer: Reducer, parties: int, least: int, context: Context) -> None:
-    """Refuse to reduce fewer than ``least`` parties.
-
-    Raises:
-        RunError: naming both numbers.
-    """
+    """Refuse (RunError) to reduce fewer than ``least`` parties."""
     if parties < least:
         raise RunError(
             f"{reducer.kind} needs {least} parties to withstand what it promises, "

@@ -10,11 +10,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from hansa.aggregation.codec import Draw, blocks, needs_vectors
+from hansa.aggregation.codec import Draw, blocks
 from hansa.aggregation.signal import Signal
 from hansa.aggregation.stage import Context, Stage, chain
 from hansa.contribution import Array, Contributions, Total, Values
-from hansa.errors import PipelineError
 
 
 class Rotate(Stage):
@@ -29,12 +28,7 @@ class Rotate(Stage):
 
     def bind(self, signal: Signal) -> Signal:
         """Vectors in, vectors out; an entry is no longer a parameter."""
-        needs_vectors(self, signal)
-        if signal.travel is not None:
-            raise PipelineError(
-                "rotate works on whole vectors, and these are packed already",
-                remedy="Put rotate before the stage that packs",
-            )
+        self.needs(signal, "whole")
         single = any(f.dtype == "float32" for f in signal.fields if f.like == "parameters")
         return replace(
             signal, norm=signal.norm * (1 + (1e-6 if single else 1e-12)), mixed=self.kind
@@ -107,9 +101,8 @@ def hadamard(x: Array) -> None:
     p = x.shape[-1]
     y, digits = x, _digits(p)
     for number, base in enumerate(digits, start=1):
-        columns = y.reshape(-1, base, p // base).swapaxes(
-            1, 2
-        )  # a view, also of a window of each row
+        # A view, also of a window of each row.
+        columns = y.reshape(-1, base, p // base).swapaxes(1, 2)
         end = x.reshape(-1, p // base, base) if number == len(digits) else None
         y = np.matmul(columns, _small(base, x.dtype.str), out=end)
 

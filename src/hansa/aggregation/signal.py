@@ -104,11 +104,7 @@ class Signal:
             self._check_norm(contribution)
 
     def check_opened(self, contribution: Contribution) -> None:
-        """The same for what a codec has unpacked.
-
-        Raises:
-            ContributionError: as `check`.
-        """
+        """The same for what a codec has unpacked."""
         check(contribution, self.fields)
         self._check_norm(contribution)
 
@@ -141,11 +137,10 @@ class Signal:
 
     def _check_norm(self, contribution: Contribution) -> None:
         if math.isfinite(self.norm):
-            size = joint_norms([contribution.values[name][None] for name in self.vectors])[0]
-            if size > self.norm * (1 + self._rounding):
-                raise ContributionError(
-                    f"the norm is {size:g} where at most {self.norm:g} is allowed"
-                )
+            norm = joint_norms([contribution.values[name][None] for name in self.vectors])[0]
+            if norm > self.norm * (1 + self._rounding):
+                said = f"the norm is {norm:g} where at most {self.norm:g} is allowed"
+                raise ContributionError(said)
 
     @property
     def vectors(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, Literal, ParamSpec
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
@@ -48,12 +48,38 @@ class Stage(Part):
     """
 
     def bind(self, signal: Signal) -> Signal:
-        """What it does to the type of the values.
-
-        Raises:
-            PipelineError: naming this stage, the reason and a remedy, if it cannot hold.
-        """
+        """What it does to the type of the values; a PipelineError with a remedy if it cannot hold."""
         return signal
+
+    def needs(self, signal: Signal, form: Literal["any", "real", "whole"] = "real") -> None:
+        """Refuse (PipelineError) a signal without single parameter-like vectors in that form: real numbers in
+        some form, or whole ones that no codec has packed.
+        """
+        packed = signal.domain != "real" or not signal.carriers
+        for refused, reason, remedy in (
+            (
+                signal.view != "party",
+                "works on single contributions, and only their sum exists here",
+                "Put {} before the stage that sums",
+            ),
+            (
+                not signal.vectors,
+                "has nothing to work on: the method sends no parameter-like field",
+                "Leave {} out",
+            ),
+            (
+                form != "any" and packed,
+                "works on real numbers, and these are packed already",
+                "Put {} before the stage that rounds or packs",
+            ),
+            (
+                form == "whole" and signal.travel is not None,
+                "works on whole vectors, and these are packed already",
+                "Put {} before the stage that packs",
+            ),
+        ):
+            if refused:
+                raise PipelineError(f"{self.kind} {reason}", remedy=remedy.format(self.kind))
 
     def announce(self, state: Values) -> Values:
         """What the parties must know this round, from the stage's state at the coordinator."""
@@ -78,20 +104,12 @@ class Reducer(Stage):
     """Robust aggregation in place of the weighted mean; every party counts the same."""
 
     def bind(self, signal: Signal) -> Signal:
-        """Single contributions in; they are gathered, and no longer summed.
-
-        Raises:
-            PipelineError: where only sums exist, or nothing is left to reduce.
-        """
-        if signal.view != "party" or not signal.linear:
+        """Single contributions in; they are gathered, and no longer summed."""
+        self.needs(signal, "any")
+        if not signal.linear:
             raise PipelineError(
-                f"{self.kind} works on single contributions, and only their sum exists here",
-                remedy=f"Put {self.kind} where contributions are single, and only one such stage",
-            )
-        if not signal.vectors:
-            raise PipelineError(
-                f"{self.kind} has nothing to reduce: the method sends no parameter-like field",
-                remedy=f"Leave {self.kind} out",
+                f"{self.kind} comes after another robust reducer",
+                remedy="Write only one such stage",
             )
         fields = tuple(
             replace(f, algebra=Algebra.GATHER) if f.name in signal.vectors else f
@@ -115,10 +133,8 @@ class Reducer(Stage):
     def reduce(
         self, arrays: dict[str, Array], state: Values, context: Context
     ) -> tuple[dict[str, Array], Values]:
-        """One value ``[d]`` for each array ``[k, d]`` (float64), and the next state.
-
-        Raises:
-            RunError: if there are too few parties for what it promises.
+        """One value ``[d]`` for each array ``[k, d]`` (float64), and the next state; a RunError if there are too
+        few parties for what it promises.
         """
 
 
@@ -135,7 +151,7 @@ STAGES: Catalogue[Stage] = Catalogue(
             "low-rank": "low_rank:LowRank",
             "median": "coordinatewise:Median",
             "multi-krum": "krum:MultiKrum",
-            "norm-bound": "norm_bound:NormBound",
+            "norm-bound": "clip:NormBound",
             "qsgd": "quantization:QSGD",
             "quantize": "quantization:Quantize",
             "random-k": "sparsification:RandomK",
@@ -165,11 +181,7 @@ class Aggregation(BaseModel):
         return Aggregation(stages=(*self.stages, *after.stages))
 
     def bind(self, signal: Signal) -> tuple[Signal, ...]:
-        """The signal before every stage and, last, after all of them.
-
-        Raises:
-            PipelineError: if a stage refuses.
-        """
+        """The signal before every stage and, last, after all of them; a PipelineError if one refuses."""
         signals = [signal]
         for stage in self.stages:
             signals.append(stage.bind(signals[-1]))
@@ -190,9 +202,8 @@ class Aggregation(BaseModel):
         """Forward through all stages, at the parties."""
         memories = []
         for i, stage in enumerate(self.stages):
-            at = replace(context, signal=signals[i], bound=signals[i + 1])
-            mine = memory.under(str(i)), at
-            stack, kept = stage.encode(stack, announced.under(str(i)), *mine)
+            own, at = str(i), replace(context, signal=signals[i], bound=signals[i + 1])
+            stack, kept = stage.encode(stack, announced.under(own), memory.under(own), at)
             memories.append(kept)
         return stack, _merge(memories)
 

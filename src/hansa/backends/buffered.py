@@ -15,7 +15,7 @@ from hansa.contribution import Algebra, Arrival, Ask, Contributions, Values
 from hansa.errors import RunError
 from hansa.federation import Federation
 from hansa.methods.base import State
-from hansa.methods.course import Course, Progress
+from hansa.methods.course import Course
 from hansa.methods.fedbuff import FedBuff
 from hansa.party import Crowd
 from hansa.run import Run
@@ -28,8 +28,8 @@ class BufferedExchange(LocalExchange):
     """Parties begin and end when the clock says; an arrival is a full buffer, whatever its parties began from.
 
     Args:
+        run: and, in its progress, what was under way when it was checkpointed.
         method: how many train at a time, and how many fill the buffer.
-        progress: with what was under way when it was checkpointed.
     """
 
     def __init__(
@@ -39,7 +39,6 @@ class BufferedExchange(LocalExchange):
         run: Run,
         options: Options,
         method: FedBuff,
-        progress: Progress,
     ) -> None:
         super().__init__(course, crowd, run, options)
         self._method, self._begun = method, 0
@@ -47,8 +46,8 @@ class BufferedExchange(LocalExchange):
             tuple[float, int, str, int]
         ] = []  # end, number, party, version of its ask
         self._asks: dict[int, Ask] = {}
-        if STATE in progress.states:
-            self._take_up(progress.states[STATE])
+        if run.progress and STATE in run.progress.states:
+            self._take_up(run.progress.states[STATE])
 
     def draw(self, federation: Federation, ask: Ask) -> Ask:
         """Nobody yet: who begins when is decided on the way."""

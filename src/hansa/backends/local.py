@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -34,6 +34,9 @@ from hansa.methods.fedbuff import FedBuff
 from hansa.party import Crowd, Outcome, Party
 from hansa.run import Decision, Decisions, Event, Run, draw, drive, new_id, now
 
+_LARGE = (
+    1 << 23
+)  # parameters of a model of which one at a time is under way, for the sake of memory
 _STACKED = 1 << 19  # parameters of all parties of a stack together
 A = TypeVar("A")
 B = TypeVar("B")
@@ -121,7 +124,7 @@ class Local:
                 remedy="Resume with the tables that it was started with",
             )
         book = Book(run, self._folder, self._every, self._follow, self._keep)
-        progress = run.progress or self._begin(course, run)
+        run.progress = run.progress or self._begin(course, run)
         try:
             if not run.events:
                 book.event(
@@ -135,10 +138,12 @@ class Local:
             if run.setup is None:
                 book.event("resolved", setup=setup.to_json())
             if resume is not None:
-                book.event("resumed", version=progress.version)
+                book.event("resumed", version=run.progress.version)
             engine = self._pick(course, run, book)
-            with self._exchange(federation, course, run, engine, progress, book) as exchange:
-                run.progress = drive(federation, course, exchange, book, progress, self._decisions)
+            with self._exchange(federation, course, run, engine, book) as exchange:
+                run.progress = drive(
+                    federation, course, exchange, book, run.progress, self._decisions
+                )
         except KeyboardInterrupt:
             book.event("stopped", reason="interrupted")
             book.save()
@@ -158,7 +163,6 @@ class Local:
         course: Course,
         run: Run,
         engine: Engine,
-        progress: Progress,
         book: Book,
     ) -> Iterator[LocalExchange]:
         """The exchange of a run, and what must be put away after it."""
@@ -170,9 +174,7 @@ class Local:
         if isinstance(course.method, FedBuff):
             from hansa.backends.buffered import BufferedExchange  # which is a local one
 
-            exchange: LocalExchange = BufferedExchange(
-                course, crowd, run, options, course.method, progress
-            )
+            exchange: LocalExchange = BufferedExchange(course, crowd, run, options, course.method)
         else:
             exchange = LocalExchange(course, crowd, run, replace(options, decisions=made))
         with self._room(exchange.room, book) as exchange.room:
@@ -441,7 +443,9 @@ class Room:
         def single(name: str) -> Outcome:
             return crowd.one(ask, name, memories.get(name, Values()))
 
-        threads = self._workers if course.learner.threads and ask.work == "train" else 1
+        size = course.learner.layout.size
+        several = course.learner.threads and ask.work == "train" and (stacks or size < _LARGE)
+        threads = self._workers if several else 1
         if stacks:
             # A stack is as large as the cores share the blocks, but its parameters must fit the cache.
             most = max(1, _STACKED // max(1, course.learner.layout.size * BLOCK))
@@ -455,10 +459,12 @@ class Room:
         answers = _ahead(single, [name for block in blocks for name in block], threads)
         for names in blocks:
             block = Block(fields)
-            for outcome in islice(answers, len(names)):
+            for _ in names:
+                outcome = next(answers)
                 for i, name in enumerate(outcome.counted.parties):
                     block.add(name, outcome.counted.one(i))
-                yield Block(fields), replace(outcome, counted=Contributions.none())
+                outcome = replace(outcome, counted=Contributions.none())  # may be large: let go
+                yield Block(fields), outcome
             yield block, Outcome()
 
     def answers(
