@@ -6,7 +6,7 @@ import pytest
 import hansa as hs
 from hansa import Local, study
 from hansa.cli.demo import STUDY
-from hansa.comparison import compare
+from hansa.comparison import compare, cross_matrix
 from hansa.data import wisconsin
 
 
@@ -71,3 +71,57 @@ def test_a_party_that_can_estimate_nothing_alone_is_shown_without_metrics():
     assert scored["federated"].metrics["loss"] < 0.7
     # The sums of the federation are those of the pooled rows, so the models are the same.
     assert scored["federated"].metrics["loss"] == pytest.approx(scored["pooled"].metrics["loss"])
+
+
+@pytest.fixture(scope="module")
+def opposites():
+    """Two parties whose labels are each other's opposite, and one that is like the first."""
+    random, parties = np.random.default_rng(0), {}
+    for name, sign in (("first", 1), ("opposite", -1), ("second", 1)):
+        x = random.normal(size=200)
+        parties[name] = hs.Table.of({"x": x, "y": (sign * x > 0).astype(float)})
+    return parties
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        hs.methods.Ditto(local=hs.SGD(lr=0.5, epochs=5), lam=0.0),
+        hs.methods.FedPer(local=hs.SGD(lr=0.5, epochs=5), head=("coef",)),
+        hs.methods.IFCA(local=hs.SGD(lr=0.5, epochs=5), clusters=2, spread=1.0),
+    ],
+    ids=lambda method: method.kind,
+)
+def test_a_model_of_ones_own_is_right_at_home_and_wrong_where_labels_are_opposite(
+    method, opposites
+):
+    task = hs.LogisticRegression(target="y")
+    run = hs.Federation(task=task, method=method, rounds=20).run(Local(opposites))
+    crossed = cross_matrix(run, opposites)
+    assert crossed.parties == ("first", "opposite", "second")
+    alike = np.array([[1, 0, 1], [0, 1, 0], [1, 0, 1]])
+    np.testing.assert_allclose(crossed.own, alike, atol=0.1)
+    # Nobody's model is right for all, and each party's own is at least as good as the shared one.
+    assert crossed.shared.min() < 0.6
+    assert (np.diag(crossed.own) >= crossed.shared - 0.02).all()
+
+
+def test_before_personalisation_the_matrix_says_what_the_run_said(opposites):
+    task, ditto = hs.LogisticRegression(target="y"), hs.methods.Ditto(local=hs.SGD(lr=0.5))
+    federation = hs.Federation(task=task, method=ditto, rounds=2, evaluation=hs.Evaluate(own=True))
+    run = federation.run(Local(opposites))
+    crossed, said = cross_matrix(run, opposites, "loss"), run.metrics()[-1]
+    assert crossed.shared.mean() == pytest.approx(said["loss"])  # parties are of one size
+    assert np.diag(crossed.own).mean() == pytest.approx(said["own.loss"])
+
+
+def test_what_has_no_matrix_is_refused(opposites):
+    federation = hs.Federation(task=hs.LogisticRegression(target="y"), rounds=1)
+    run = federation.run(Local(opposites))
+    with pytest.raises(
+        hs.errors.StudyError, match="no party has a model and rows of its own: fedavg"
+    ):
+        cross_matrix(run, opposites)
+    own = federation.model_copy(update={"method": hs.methods.Ditto(local=hs.SGD(lr=0.1))})
+    with pytest.raises(hs.errors.StudyError, match="no metric 'acuracy'"):
+        cross_matrix(own.run(Local(opposites)), opposites, "acuracy")

@@ -106,34 +106,29 @@ def cross_matrix(run: Run, parties: Mapping[str, Table], metric: str = "accuracy
         metric: of the task.
 
     Raises:
-        StudyError: if the method makes no models of parties' own, the task has no such metric, or the
-            evaluation is central, so that no party holds a row out.
+        StudyError: if parties have no models, or with a central evaluation no rows, of their own; or the
+            task has no such metric.
         RunError: if the run has no model yet.
     """
-    federation, names = run.federation, tuple(sorted(parties))
-    method, task, evaluation = federation.method, federation.task, federation.evaluation
+    method, task, evaluation = run.federation.method, run.federation.task, run.federation.evaluation
     if not method.personalises or evaluation.central:
         raise StudyError(
-            "evaluation.central leaves no party rows of its own"
-            if evaluation.central
-            else f"the method {method.kind} makes no models of the parties' own",
+            f"no party has a model and rows of its own: {method.kind}, central={evaluation.central}",
             remedy="Use ditto, fedper, fedrep or ifca, and leave evaluation.central out",
         )
     if metric not in task.metric_names:
         raise StudyError(
             f"the task has no metric {metric!r}", remedy=did_you_mean(metric, task.metric_names)
         )
-    shared, setup, progress = run.parameters, run.setup, run.progress
-    assert setup is not None
-    assert progress is not None
+    if run.setup is None or run.progress is None:
+        raise RunError("the run has no model yet")
     scoring = {"evaluation": evaluation.model_copy(update={"own": True})}
-    course = federation.model_copy(update=scoring).course(setup)
-    ask = course.ask(replace(progress, phase="evaluate"))
+    course = run.federation.model_copy(update=scoring).course(run.setup)
+    ask = course.ask(replace(run.progress, phase="evaluate"))
     assert ask is not None
-    remembered = [run.memories.get(name, Values()).under("train") for name in names]
     ats = [
-        Party(name, parties[name], course).at(ask, memory)
-        for name, memory in zip(names, remembered, strict=True)
+        Party(name, table, course).at(ask, run.memories.get(name, Values()).under("train"))
+        for name, table in sorted(parties.items())
     ]
     held_out = [at.held_out() for at in ats]
 
@@ -141,9 +136,9 @@ def cross_matrix(run: Run, parties: Mapping[str, Table], metric: str = "accuracy
         tallies = task.tally(course.learner.predict(model, x), y)
         return task.metrics(tallies)[metric] if len(y) else math.nan
 
-    models = [shared, *(method.personal(at) for at in ats)]
+    models = [run.parameters, *(method.personal(at) for at in ats)]
     grid = np.array([[scored(model, x, y) for x, y in held_out] for model in models])
-    return Crossed(names, grid[0], grid[1:])
+    return Crossed(tuple(sorted(parties)), grid[0], grid[1:])
 
 
 def _alone(federation: Federation, name: str, table: Table, held_out: Sequence[Table]) -> Scored:
