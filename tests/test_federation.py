@@ -93,7 +93,7 @@ def test_a_stage_that_cannot_hold_refuses_when_the_federation_is_built() -> None
         def work(self, at: hs.methods.At) -> hs.methods.Answer:
             raise AssertionError("never asked")
 
-    with pytest.raises(PipelineError, match="clip has nothing to bound"):
+    with pytest.raises(PipelineError, match="clip has nothing to work on"):
         whole(method=Statistic(), aggregation=hs.aggregation.clip(1.0))
 
 
