@@ -74,7 +74,6 @@ def test_rows_become_parties_by_a_column(simulate):
         (["--partition", "iid", "--parties", "2"], "2 parties (party-1, party-2)"),
         (["--partition", "shares:0.5,0.3,0.2"], "3 parties (party-1,"),
         (["--partition", "dirichlet:0.5", "--parties", "3"], "3 parties (party-1,"),
-        (["--partition", "mixture:0.5", "--parties", "3"], "3 parties (party-1,"),
         (["--partition", "quantity:2", "--parties", "3"], "3 parties (party-1,"),
         (["--partition", "shards:2", "--parties", "12"], "12 parties (party-01,"),
     ],

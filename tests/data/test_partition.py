@@ -13,7 +13,6 @@ WAYS = {
     "shares": lambda seed: partition.share_rows(600, [0.5, 0.3, 0.2], seed),
     "quantity": lambda seed: partition.quantity_rows(600, 12, 0.5, seed),
     "dirichlet": lambda seed: partition.dirichlet_rows(DIGITS, 12, 0.3, seed),
-    "mixture": lambda seed: partition.mixture_rows(DIGITS, 12, 0.3, seed),
     "shards": lambda seed: partition.shard_rows(DIGITS, 12, 2, seed),
 }
 
@@ -108,23 +107,6 @@ def test_dirichlet_shares_have_the_moments_of_the_distribution(alpha):
         assert variance == pytest.approx(expected, rel=0.2)
 
 
-@pytest.mark.parametrize("alpha", [0.5, 4.0])
-def test_a_mixture_has_the_moments_of_a_dirichlet_around_the_labels_own_shares(alpha):
-    """Of Dir(alpha p), share i has mean p_i and variance p_i (1 - p_i) / (alpha + 1), and the draw adds."""
-    labels = np.repeat([0, 1], [3000, 1000])
-
-    def share(seed):
-        first = partition.mixture_rows(labels, 20, alpha, seed)[0]
-        assert len(first) == 200
-        return labels[first].mean()
-
-    mean, variance = spread(share)
-    between = 0.25 * 0.75 / (alpha + 1)
-    expected = between + (0.25 * 0.75 - between) / 200
-    assert mean == pytest.approx(0.25, abs=4 * (expected / 600) ** 0.5)
-    assert variance == pytest.approx(expected, rel=0.2)
-
-
 @given(st.integers(1, 30), st.integers(0, 5), st.floats(0.001, 1000), st.integers(0, 9))
 def test_every_party_gets_the_minimum_whatever_is_drawn(parties, minimum, alpha, seed):
     labels = np.arange(150) % 7
@@ -153,18 +135,18 @@ def test_two_shards_of_a_digit_each_leave_at_most_two_digits():
 
 
 def test_a_large_alpha_is_nearly_iid_and_a_small_one_leaves_one_digit():
-    for way in (partition.dirichlet_rows, partition.mixture_rows):
-        even = [np.bincount(DIGITS[part], minlength=10) for part in way(DIGITS, 5, 1e6, 0)]
-        assert np.abs(np.array(even) - 12).max() <= (1 if way is partition.dirichlet_rows else 12)
-        skewed = way(DIGITS, 10, 1e-3, 0)
-        assert np.median([np.bincount(DIGITS[part]).max() / len(part) for part in skewed]) == 1
+    way = partition.dirichlet_rows
+    even = [np.bincount(DIGITS[part], minlength=10) for part in way(DIGITS, 5, 1e6, 0)]
+    assert np.abs(np.array(even) - 12).max() <= 1
+    skewed = way(DIGITS, 10, 1e-3, 0)
+    assert np.median([np.bincount(DIGITS[part]).max() / len(part) for part in skewed]) == 1
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         lambda: partition.dirichlet_rows(DIGITS, 12, 0.0, 0),
-        lambda: partition.mixture_rows(DIGITS, 12, float("nan"), 0),
+        lambda: partition.dirichlet_rows(DIGITS, 12, float("nan"), 0),
         lambda: partition.dirichlet_rows(DIGITS, 601, 0.5, 0),
         lambda: partition.dirichlet_rows(DIGITS, 100, 0.5, 0, minimum=7),
         lambda: partition.dirichlet_rows(np.arange(600) / 7, 12, 0.5, 0),

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 WAYS = {
     "iid": "iid",
     "dirichlet": "dirichlet:0.5",
-    "mixture": "mixture:0.5",
     "shards": "shards:2",
     "quantity": "quantity:0.5",
     "shares": "shares:0.6,0.3,0.1",
@@ -50,12 +49,7 @@ class Dealt:
         return read_table(self.test, self.encoding) if self.test else None
 
     def parties(self, out: Output, federation: Federation) -> Mapping[str, Table]:
-        """The parties' tables, each fit for the study, which are summed up for people.
-
-        Raises:
-            UsageError: if no way is said, or more than one, or if it gives too few parties.
-            DataError: naming the column and the row that the study cannot use.
-        """
+        """The parties' tables, each fit for the study, which are summed up for people."""
         from hansa.data import partition
         from hansa.data.population import Population
 
@@ -107,9 +101,7 @@ class Dealt:
         if (way == "shares") == bool(self.count):
             raise UsageError(
                 f"--partition {self.partition} with{'' if self.count else 'out'} --parties",
-                remedy="The shares say how many there are"
-                if self.count
-                else "Say among how many: --parties 10",
+                remedy="The shares say how many there are; else say --parties 10",
             )
         return way, numbers
 
@@ -128,8 +120,6 @@ class Dealt:
         labels = table.column(federation.task.target)
         if way == "dirichlet":
             return p.dirichlet_rows(labels, count, numbers[0], seed, least)
-        if way == "mixture":
-            return p.mixture_rows(labels, count, numbers[0], seed)
         return p.shard_rows(labels, count, int(numbers[0]), seed)
 
     def _require_enough(self, parties: int, federation: Federation) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,15 +19,8 @@ _COPIES = 4
 
 
 class Plan(NamedTuple):
-    """What a run will take.
-
-    Args:
-        parties: registered.
-        cohort: parties in a round.
-        parameters: of the model.
-        down: bytes to each party of a cohort in a training round.
-        up: bytes from each.
-        memory: bytes of a simulation, a rough estimate.
+    """What a run will take: registered parties, those of a round, the model's parameters; bytes to each party
+    of a training round, bytes from each, and bytes of memory, a rough estimate.
     """
 
     parties: int
@@ -40,11 +32,7 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, federation: Federation, setup: Setup, rows: int) -> Plan:
-        """The plan of a federation among known parties that have so many rows together.
-
-        Raises:
-            StudyError: if the federation cannot run among them.
-        """
+        """The plan of a federation among known parties that have so many rows together."""
         import numpy as np
 
         from hansa.aggregation.reduce import BLOCK
@@ -53,10 +41,7 @@ class Plan(NamedTuple):
         ask = course.ask(replace(course.begin(), phase="train"))
         assert ask is not None
         size, width = course.learner.layout.size, np.dtype(course.learner.dtype).itemsize
-        up = sum(
-            math.prod(field.shape or ()) * np.dtype(field.dtype).itemsize
-            for field in course.signals(ask)[-1].wire
-        )
+        up = course.signals(ask)[-1].nbytes
         cohort = len(federation.cohort.draw(setup, 1))
         at_once = min(cohort, BLOCK * (os.cpu_count() or 1))
         data = rows * setup.encoding.width * (8 + width)  # the table, and its features
@@ -74,11 +59,7 @@ class Plan(NamedTuple):
 
 
 class Pace:
-    """How fast rounds go by, from the times in the events: a run may be watched long after it was run.
-
-    Args:
-        rounds: how many there are at most.
-    """
+    """How fast at most so many rounds go by, from the times in the events: a run may be watched long after."""
 
     def __init__(self, rounds: int) -> None:
         self._rounds, self._begun, self._seen = rounds, 0.0, 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -60,8 +60,8 @@ def simulate(
         study: a study file, TOML or Python.
         data: the table: a CSV or Parquet file, or URL#SELECT ...
         by: the column that says to which party a row belongs.
-        partition: instead: deal the rows out by chance, in one of these ways: iid, dirichlet:0.5 or
-            mixture:0.5 (skewed labels), shards:2 (of rows sorted by label), quantity:0.5 (skewed sizes),
+        partition: instead: deal the rows out by chance, in one of these ways: iid, dirichlet:0.5
+            (skewed labels), shards:2 (of rows sorted by label), quantity:0.5 (skewed sizes),
             shares:0.6,0.3,0.1.
         parties: among so many parties; not with shares.
         test: the test table, for a study with evaluation.central.
@@ -87,11 +87,11 @@ def simulate(
 
     out = Output(json)
     federation = studies.load(study)
-    said = {key: read_value(text) for key, text in _pairs("--set", changes)}
+    said = {key: read_value(text) for key, text in _pairs("--set", changes).items()}
     if seed is not None:
         said["study.seed"] = seed
     federation = vary(federation, said)
-    sweeps = {key: read_values(text) for key, text in _pairs("--sweep", sweep)}
+    sweeps = {key: read_values(text) for key, text in _pairs("--sweep", sweep).items()}
     points = grid(sweeps)
     # All of them now, so that what is wrong with one is said before the first is run.
     varied = [vary(federation, point) for point in points]
@@ -125,11 +125,7 @@ def _backend(said: str) -> Callable[..., Local]:
 
 
 def resume_simulated(out: Output, kept: Path, dealt: Dealt, study: Path | None) -> None:
-    """Take up a simulated run from the folder that it left.
-
-    Raises:
-        UsageError: if there is nothing to resume, or not so.
-    """
+    """Take up a simulated run from the folder that it left."""
     from hansa import study as studies
     from hansa.backends.local import Local
     from hansa.run import Run
@@ -191,11 +187,10 @@ def _estimates(out: Output, run: Run) -> list[dict[str, Any]] | None:
 def rounds_to_target(run: Run) -> int | None:
     """The first round after which the study's stop target was reached; None if it was not, or there is none."""
     stop = run.federation.stop
-    if stop is None or stop.target is None:
-        return None
-    for row in run.metrics():
-        if not stop.better(stop.target, row[stop.metric], run.federation.task):
-            return int(row["round"])
+    if stop is not None and stop.target is not None:
+        for row in run.metrics():
+            if not stop.better(stop.target, row[stop.metric], run.federation.task):
+                return int(row["round"])
     return None
 
 
@@ -269,7 +264,7 @@ def _sweep(
             failure = failure or error
             results.append({"values": point, "status": "failed", "reason": str(error)})
     aims = any(one.stop and one.stop.target is not None for one in varied)
-    _results(out, list(points[0]), results, aims)
+    _results(out, results, aims)
     document: dict[str, Any] = {"runs": results}
     if failure:
         out.say("What failed is kept, too, and is said above.", style="yellow")
@@ -278,31 +273,22 @@ def _sweep(
     return failure.exit_status if failure else 0
 
 
-def _results(
-    out: Output, keys: list[str], results: Sequence[Mapping[str, Any]], aims: bool
-) -> None:
+def _results(out: Output, results: Sequence[Mapping[str, Any]], aims: bool) -> None:
     """The table of a sweep; ``aims`` says whether there is a target that may be reached."""
-    metrics = _united(result.get("metrics", {}) for result in results)
-    names = [name for name in metrics if name != "round" and "." not in name]
-    columns = [*keys, "rounds", *(["to target"] if aims else []), *names, "seconds", "run"]
+    measured = dict.fromkeys(name for result in results for name in result.get("metrics", ()))
+    named = {
+        "rounds": "rounds",
+        **({"to target": "target_round"} if aims else {}),
+        **{name: name for name in measured if name != "round" and "." not in name},
+        "seconds": "seconds",
+        "run": "run",
+    }
     rows = []
     for result in results:
-        measured = result.get("metrics", {})
-        rows.append(
-            (
-                *result["values"].values(),
-                result.get("rounds"),
-                *([result.get("target_round")] if aims else []),
-                *(measured.get(name) for name in names),
-                result.get("seconds"),
-                result.get("run", result["status"]),
-            )
-        )
+        told = {"run": result["status"], **result, **result.get("metrics", {})}
+        rows.append((*result["values"].values(), *(told.get(key) for key in named.values())))
+    columns = (*results[0]["values"], *named)
     out.table(columns, rows, title="Results, after the last round of each run")
-
-
-def _united(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def _summary(run: Run, output: Path) -> dict[str, Any]:
@@ -325,12 +311,7 @@ def _summary(run: Run, output: Path) -> dict[str, Any]:
 
 
 def _forked(words: str) -> Run | None:
-    """The run that ``--fork`` names, as it was after the round that it names.
-
-    Raises:
-        UsageError: if the round is no number.
-        StoreError: if there is no such run, or nothing of that round was kept.
-    """
+    """The run that ``--fork`` names, as it was after the round that it names."""
     from hansa.run import Run
 
     if not words:
@@ -341,23 +322,18 @@ def _forked(words: str) -> Run | None:
     return Run.load(folder, round=int(round)) if at else Run.load(words)
 
 
-def _pairs(option: str, words: Sequence[str]) -> list[tuple[str, str]]:
-    """KEY=VALUE, each key once.
-
-    Raises:
-        UsageError: if a word is no such thing.
-    """
-    pairs = []
+def _pairs(option: str, words: Sequence[str]) -> dict[str, str]:
+    """KEY=VALUE, each key once."""
+    pairs: dict[str, str] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not key.strip() or not equals or not text.strip():
             raise UsageError(
                 f"{option} {word!r} is no KEY=VALUE", remedy=f"Write {option} method.rounds=50"
             )
-        pairs.append((key.strip(), text.strip()))
-    twice = [key for key, _ in pairs if [k for k, _ in pairs].count(key) > 1]
-    if twice:
-        raise UsageError(f"{option} {twice[0]} is said twice", remedy="Say it once")
+        if key.strip() in pairs:
+            raise UsageError(f"{option} {key.strip()} is said twice", remedy="Say it once")
+        pairs[key.strip()] = text.strip()
     return pairs
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from hansa.errors import UnreachableError, UsageError, did_you_mean
 if TYPE_CHECKING:
     from hansa.backends.remote import Remote
     from hansa.run import Run
+    from hansa.wire.messages import RunLine
 
 
 def run(
@@ -109,33 +110,24 @@ def runs(*, home: Path | None = None, json: Json = False) -> None:
     Args:
         home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
     """
-    from hansa.cli.operator import call
-    from hansa.wire import messages as m
-    from hansa.wire.rpcs import RUNS as LIST
-
     out = Output(json)
-    lines = call(home, LIST, m.RunsRequest()).runs
+    lines = _listed(home)
     if lines:
         rows = [(r.run, r.status, f"{r.round}/{r.rounds}", r.created[:19], r.reason) for r in lines]
         out.table(("run", "status", "round", "begun", "reason"), rows)
     else:
         out.say("No run yet: hansa run STUDY")
-    out.finish(
-        {
-            "runs": [
-                {
-                    "run": r.run,
-                    "name": r.name,
-                    "status": r.status,
-                    "round": r.round,
-                    "rounds": r.rounds,
-                    "created": r.created,
-                    "reason": r.reason,
-                }
-                for r in lines
-            ]
-        }
-    )
+    names = ("run", "name", "status", "round", "rounds", "created", "reason")
+    out.finish({"runs": [{name: getattr(line, name) for name in names} for line in lines]})
+
+
+def _listed(home: Path | None) -> Sequence[RunLine]:
+    """What the coordinator says of its runs."""
+    from hansa.cli.operator import call
+    from hansa.wire import messages as m
+    from hansa.wire.rpcs import RUNS as LIST
+
+    return call(home, LIST, m.RunsRequest()).runs
 
 
 def _followed(
@@ -160,16 +152,8 @@ def _followed(
 
 
 def _rounds(home: Path | None, name: str) -> int:
-    """How many rounds a run of the coordinator has at most.
-
-    Raises:
-        UsageError: if there is no such run.
-    """
-    from hansa.cli.operator import call
-    from hansa.wire import messages as m
-    from hansa.wire.rpcs import RUNS as LIST
-
-    rounds = {line.run: line.rounds for line in call(home, LIST, m.RunsRequest()).runs}
+    """How many rounds a run of the coordinator has at most."""
+    rounds = {line.run: line.rounds for line in _listed(home)}
     if name not in rounds:
         remedy = did_you_mean(name, rounds, otherwise="`hansa runs` lists them")
         raise UsageError(f"there is no run {name!r}", remedy=remedy)

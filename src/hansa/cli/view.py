@@ -41,16 +41,14 @@ class RoundsView:
     def __init__(
         self, out: Output, rounds: int, resolved: Callable[[Setup], None] | None = None
     ) -> None:
-        self._out, self._rounds, self._resolved = out, rounds, resolved
+        self._out, self._rounds, self._resolved, self._say = out, rounds, resolved, out.say
         self.run = ""
         """The name of the run, once its first event was seen."""
         self._rows: list[tuple[str, ...]] = []
         self._names: tuple[str, ...] = ()
         self._latest: dict[str, float] = {}
-        self._counted = 0
-        self._prepared = False
+        self._counted, self._prepared, self._drawn = 0, False, 0.0
         self._pace = Pace(rounds)
-        self._drawn = 0.0
         self._live = Live(console=out.console, auto_refresh=False) if out.live else None
 
     def __enter__(self) -> RoundsView:
@@ -92,19 +90,22 @@ class RoundsView:
                 self._metrics({k: v for k, v in body.items() if k != "round"}, body["round"])
             case "refused":
                 self._say(
-                    f"{_where(body)}: {body['party']} is not counted: {body['reason']}", "yellow"
+                    f"{_where(body)}: {body['party']} is not counted: {body['reason']}",
+                    style="yellow",
                 )
             case "waiting":
                 left = f"; it is left out after {body['seconds']:g} s"
                 where, party = _where(body), body["party"]
-                self._say(f"{where}: waiting for {party}, which is not connected{left}", "yellow")
+                self._say(
+                    f"{where}: waiting for {party}, which is not connected{left}", style="yellow"
+                )
             case "returned":
                 self._say(f"{body['party']} is connected again")
             case "restarted" | "resumed":
-                self._say(f"The run goes on from exchange {body['version']}", "yellow")
+                self._say(f"The run goes on from exchange {body['version']}", style="yellow")
             case "finished":
                 self._spread()
-                self._say(f"Finished: {body['reason']}", "green")
+                self._say(f"Finished: {body['reason']}", style="green")
 
     def _who(self, body: Mapping[str, Any]) -> None:
         from hansa.methods.base import Setup
@@ -135,9 +136,7 @@ class RoundsView:
             shown = ", ".join(f"{n} {v}" for n, v in zip(self._names, values, strict=True))
             left = self._pace.left
             ahead = f"; {in_time(left)} left" if left >= WORTH_SAYING else ""
-            self._out.say(
-                f"round {number}/{self._rounds}: {shown} ({self._counted} parties{ahead})"
-            )
+            self._say(f"round {number}/{self._rounds}: {shown} ({self._counted} parties{ahead})")
         self._draw()
 
     def _draw(self, last: bool = False) -> None:
@@ -171,9 +170,6 @@ class RoundsView:
         for row in self._rows[-SHOWN:]:
             drawn.add_row(*(Text(cell) for cell in row))
         return drawn
-
-    def _say(self, text: str, style: str = "") -> None:
-        self._out.say(text, style=style)
 
 
 def _where(body: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Rows divided among parties, for simulations.
 
 Every way of dividing works on row numbers first (``..._rows``), so that it serves arrays of any
-size; `deal` makes tables of them. The seed alone decides who gets what.
+size; `deal` makes tables of them. The seed alone decides who gets what. What cannot be divided so (too few
+rows, a share that is not positive) is a DataError with a remedy.
 """
 
 from __future__ import annotations
@@ -69,9 +70,6 @@ def iid(table: Table, parties: int | Sequence[str], seed: int) -> dict[str, Tabl
         table: what is divided.
         parties: their names, or how many (``party-1``, ``party-2`` ...).
         seed: the study's.
-
-    Raises:
-        DataError: no party, a name twice, or more parties than rows.
     """
     names = () if isinstance(parties, int) else parties
     count = parties if isinstance(parties, int) else len(parties)
@@ -85,29 +83,18 @@ def shares(table: Table, fractions: Mapping[str, float], seed: int) -> dict[str,
         table: what is divided.
         fractions: party and its share of the rows; together 1.
         seed: the study's.
-
-    Raises:
-        DataError: a share is not positive, they do not add up to 1, or one is less than a row.
     """
     return deal(table, share_rows(table.rows, list(fractions.values()), seed), list(fractions))
 
 
 def iid_rows(rows: int, parties: int, seed: int) -> list[Rows]:
-    """``rows`` rows dealt at random into parts of equal size, or one row less.
-
-    Raises:
-        DataError: no party, or more parties than rows.
-    """
+    """``rows`` rows dealt at random into parts of equal size, or one row less."""
     _enough(rows, parties)
     return _cut(rows, [(i * rows) // parties for i in range(1, parties)], seed)
 
 
 def share_rows(rows: int, fractions: Sequence[float], seed: int) -> list[Rows]:
-    """``rows`` rows dealt at random in shares that add up to 1.
-
-    Raises:
-        DataError: a share is not positive, or they do not add up to 1.
-    """
+    """``rows`` rows dealt at random in positive shares that add up to 1."""
     given = np.array(fractions, dtype=np.float64)
     if not (given > 0).all() or abs(given.sum() - 1.0) > 1e-6:
         raise DataError(
@@ -122,9 +109,6 @@ def quantity_rows(rows: int, parties: int, alpha: float, seed: int, minimum: int
     """Quantity skew: the parties' shares of the rows are one draw from ``Dir(alpha, ..., alpha)``.
 
     Li et al. 2021 (arXiv 2102.02079, section 4.3). The smaller ``alpha``, the more unequal the sizes.
-
-    Raises:
-        DataError: ``alpha`` is not positive, or there are too few rows.
     """
     _positive("alpha", alpha)
     _enough(rows, parties, minimum)
@@ -148,11 +132,16 @@ def dirichlet_rows(
         alpha: the smaller, the fewer labels a party has; 100 is nearly IID.
         seed: the study's.
         minimum: rows that each party has at least.
-
-    Raises:
-        DataError: ``alpha`` is not positive, there are too few rows, or nearly as many labels.
     """
-    groups, rows = _labelled(labels, parties, alpha, minimum)
+    _positive("alpha", alpha)
+    groups = [part for _, part in _alike(labels)]
+    rows = sum(map(len, groups))
+    _enough(rows, parties, minimum)
+    if len(groups) > max(_FEW, rows // 2):
+        raise DataError(
+            f"{len(groups)} different labels on {rows} rows",
+            remedy="Skew the quantity of a target like this one, or deal it out in shards.",
+        )
     random = generator(seed, "partition", "dirichlet")
     taken = np.zeros((parties, len(groups)), dtype=np.intp)
     for label, group in enumerate(groups):
@@ -161,51 +150,16 @@ def dirichlet_rows(
         ends = np.cumsum(random.dirichlet(np.full(len(room), alpha))) * len(group)
         ends[-1] = len(group)
         taken[room, label] = np.diff(np.rint(ends).astype(np.intp), prepend=0)
-    return _filled(_dealt(groups, taken, random), minimum, random)
-
-
-def mixture_rows(labels: ArrayLike, parties: int, alpha: float, seed: int) -> list[Rows]:
-    """Label skew at equal sizes: each party draws its own mixture of labels from ``Dir(alpha p)``.
-
-    Hsu et al. 2019 (arXiv 1909.06335, section 3), with ``p`` the labels' shares of all rows, and
-    without replacement: of labels that are used up the later parties get none.
-
-    Args:
-        labels: of each row, ``[rows]``, of numbers or of text.
-        parties: how many; their sizes are equal, or differ by one row.
-        alpha: the smaller, the fewer labels a party has.
-        seed: the study's.
-
-    Raises:
-        DataError: ``alpha`` is not positive, there are too few rows, or nearly as many labels.
-    """
-    groups, rows = _labelled(labels, parties, alpha)
-    random = generator(seed, "partition", "mixture")
-    left = np.array([len(group) for group in groups])
-    concentration = np.maximum(alpha * left / rows, np.finfo(np.float64).tiny)
-    taken = np.zeros((parties, len(groups)), dtype=np.intp)
-    for party in range(parties):
-        missing = (party + 1) * rows // parties - party * rows // parties
-        mixture = random.dirichlet(concentration)
-        while missing:
-            there = left > 0
-            mixture = mixture * there
-            if not mixture.sum() > 0:  # nothing of its mixture is left
-                mixture[there] = random.dirichlet(concentration[there])
-            got = np.minimum(random.multinomial(missing, mixture / mixture.sum()), left)
-            taken[party] += got
-            left -= got
-            missing -= int(got.sum())
-    return _dealt(groups, taken, random)
+    owners = np.empty(rows, dtype=np.intp)
+    for group, counts in zip(groups, taken.T, strict=True):
+        owners[random.permutation(group)] = np.repeat(np.arange(parties), counts)
+    return _filled([part for _, part in _alike(owners, parties)], minimum, random)
 
 
 def shard_rows(labels: ArrayLike, parties: int, per_party: int, seed: int) -> list[Rows]:
     """Label skew by shards: rows sorted by label, cut into equal shards, ``per_party`` dealt to each.
 
     McMahan et al. 2017 (arXiv 1602.05629, section 3): two shards leave most parties two digits.
-
-    Raises:
-        DataError: no shard, or more shards than rows.
     """
     order = np.argsort(np.unique(np.asarray(labels), return_inverse=True)[1], kind="stable")
     if per_party < 1:
@@ -260,32 +214,6 @@ def _alike(values: ArrayLike, count: int = 0) -> list[tuple[object, Rows]]:
     return list(zip(names, parts, strict=True))
 
 
-def _dealt(
-    groups: Sequence[Rows], taken: NDArray[np.intp], random: np.random.Generator
-) -> list[Rows]:
-    """Each party's rows: of every label as many, at random, as ``taken [parties, labels]`` says."""
-    owners = np.empty(sum(map(len, groups)), dtype=np.intp)
-    for group, counts in zip(groups, taken.T, strict=True):
-        owners[random.permutation(group)] = np.repeat(np.arange(len(taken)), counts)
-    return [rows for _, rows in _alike(owners, len(taken))]
-
-
-def _labelled(
-    labels: ArrayLike, parties: int, alpha: float, minimum: int = 1
-) -> tuple[list[Rows], int]:
-    """The rows of each label, and how many rows there are in all."""
-    _positive("alpha", alpha)
-    groups = [rows for _, rows in _alike(labels)]
-    rows = sum(map(len, groups))
-    _enough(rows, parties, minimum)
-    if len(groups) > max(_FEW, rows // 2):
-        raise DataError(
-            f"{len(groups)} different labels on {rows} rows",
-            remedy="Skew the quantity of a target like this one, or deal it out in shards.",
-        )
-    return groups, rows
-
-
 def _positive(name: str, value: float) -> None:
     if not 0 < value < np.inf:
         raise DataError(f"{name} is {value:g}", remedy="It is a number above 0: 0.5, for example")
@@ -326,16 +254,14 @@ def _filled(parts: list[Rows], minimum: int, random: np.random.Generator) -> lis
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """The first column to the left, the others to the right."""
     widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell + " " * (widths[i] - _width(cell))
-            if i == 0
-            else " " * (widths[i] - _width(cell)) + cell
-            for i, cell in enumerate(line)
-        )
-        for line in lines
-    )
+    said = []
+    for line in lines:
+        gaps = [" " * (wide - _width(cell)) for wide, cell in zip(widths, line, strict=True)]
+        rest = (gap + cell for gap, cell in zip(gaps[1:], line[1:], strict=True))
+        said.append("  ".join((line[0] + gaps[0], *rest)))
+    return "\n".join(said)
 
 
 def _width(text: str) -> int:
