@@ -15,14 +15,11 @@ class Estimate(NamedTuple):
     """One coefficient, in the units of its column.
 
     Attributes:
-        name: the column, ``column=category`` (against the first declared category), or
-            ``(intercept)``.
-        coefficient: the estimate.
-        error: its standard error.
+        name: the column, ``column=category`` (against the first declared category), or ``(intercept)``.
+        coefficient: the estimate; ``error``: its standard error.
         statistic: ``coefficient / error``: Student's t for a linear model, else z.
         p: of the two-sided test that the coefficient is 0.
-        low: lower end of the confidence interval.
-        high: its upper end.
+        low, high: the ends of the confidence interval.
     """
 
     name: str
@@ -64,10 +61,9 @@ def estimates(facts: Mapping[str, Json], level: float = 0.95) -> list[Estimate]:
     for i, name in enumerate(found["names"]):
         coefficient, error = found["coefficients"][i], math.sqrt(found["covariance"][i][i])
         statistic = coefficient / error if error else math.copysign(math.inf, coefficient)
-        interval = coefficient - width * error, coefficient + width * error
-        rows.append(
-            Estimate(name, coefficient, error, statistic, tail(statistic, degrees), *interval)
-        )
+        p, half = tail(statistic, degrees), width * error
+        interval = coefficient - half, coefficient + half
+        rows.append(Estimate(name, coefficient, error, statistic, p, *interval))
     return rows
 
 

@@ -31,12 +31,9 @@ def vary(federation: Federation, changes: Mapping[str, Any]) -> Federation:
 
     Args:
         federation: what is changed.
-        changes: keys of a study file, dotted (``method.local.lr``, ``aggregation.stages.0.norm``),
-            or the end of one (``rounds``), with the new values. Of several keys with that end the
-            one in ``method.local`` is meant.
-
-    Raises:
-        StudyError: with the place in a study file, and the nearest known key.
+        changes: keys of a study file, dotted (``method.local.lr``, ``aggregation.stages.0.norm``), or the end of
+            one (``rounds``), with the new values. Of several keys with that end the one in ``method.local`` is
+            meant. An unknown one is a StudyError with its place, and the nearest known key.
     """
     if not changes:
         return federation

@@ -25,11 +25,7 @@ class Hazard(Glm):
         return Layout((("coef", (self.width,)),))
 
     def losses(self, eta: Array, y: Array) -> NoReturn:
-        """There are none.
-
-        Raises:
-            StudyError: always.
-        """
+        """There are none: always a StudyError."""
         raise StudyError(
             "a partial likelihood is no mean over rows", remedy='Write [method] kind = "cox"'
         )

@@ -37,11 +37,7 @@ class Cox(Newton):
     limit: Annotated[int, Limits(ge=1, le=1_000_000)] = 10_000
 
     def require(self, task: Task) -> None:
-        """Refuse another task than ``cox-regression``.
-
-        Raises:
-            StudyError: with the reason and a remedy.
-        """
+        """Refuse another task than ``cox-regression``."""
         if not isinstance(task, CoxRegression):
             raise StudyError(
                 f"the method cox fits cox-regression, not {task.kind}",
@@ -76,18 +72,22 @@ class Cox(Newton):
         return Ask("", 0, 0, Values(send), tuple(fields), through="update")
 
     def work(self, at: At) -> Answer:
-        """Times of events, or sums over the rows at risk; complete rows only.
-
-        Raises:
-            ContributionError: if there are too many times, if what was sent are none, or if a time was not
-                named before.
+        """Times of events, or sums over the rows at risk; complete rows only. A ContributionError if there are
+        too many times, if what was sent are none, or if a time was not named before.
         """
         x, signed = complete(at)
         event, time = ~np.signbit(signed), np.abs(signed)
         if self.grid is not None:
             time = np.ceil(time / self.grid) * self.grid
         if "times" not in at.received:
-            return Answer(Contribution(Values({"times": self._padded(np.unique(time[event]))})))
+            seen = np.unique(time[event])
+            if len(seen) > self.limit:
+                raise ContributionError(
+                    f"its events are at more than {self.limit} distinct times",
+                    remedy="Say method.grid, to round times, or raise method.limit",
+                )
+            padded = np.pad(seen, (0, self.limit - len(seen)), constant_values=-1.0)
+            return Answer(Contribution(Values({"times": padded})))
         times, free = at.received["times"], self.free(at.setup)
         x = x[:, free]
         count = len(times)
@@ -112,11 +112,7 @@ class Cox(Newton):
         return Answer(Contribution(Values(sums)))
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
-        """The union of the times, or a Newton step.
-
-        Raises:
-            RunError: if nobody has seen an event.
-        """
+        """The union of the times, which may not be empty (RunError), or a Newton step."""
         if "times" not in state.values:
             times = np.unique(total.values["times"])
             times = times[times >= 0]
@@ -141,14 +137,6 @@ class Cox(Newton):
             baseline = {"times": times.tolist(), "hazard": hazard.cumsum().tolist()}
             found["inference"] |= {"ties": self.ties, "baseline": baseline}
         return found
-
-    def _padded(self, times: Array) -> Array:
-        if len(times) > self.limit:
-            raise ContributionError(
-                f"its events are at more than {self.limit} distinct times",
-                remedy="Say method.grid, to round times, or raise method.limit",
-            )
-        return np.concatenate([times, np.full(self.limit - len(times), -1.0)])
 
     def _curve(self, state: State, sums: Values) -> tuple[Curve, Array]:
         """The partial log likelihood at the parameters that were asked about, and the baseline's steps.

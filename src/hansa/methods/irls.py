@@ -38,21 +38,12 @@ class Family:
     estimated: bool = False
 
 
-def _itself(values: Array) -> Array:
-    return values
-
-
-def _poisson_deviance(y: Array, eta: Array, mu: Array) -> Array:
-    deviance: Array = 2 * (y * (np.log(np.where(y > 0, y, 1.0)) - eta) - (y - mu))
-    return deviance
-
-
 FAMILIES: Mapping[type[Learner], Family] = {
     Linear: Family(
-        link=_itself,
-        mean=_itself,
+        link=lambda mu: mu,
+        mean=lambda eta: eta,
         variance=np.ones_like,
-        begin=_itself,
+        begin=lambda y: y,
         deviance=lambda y, eta, mu: np.square(y - mu),
         estimated=True,
     ),
@@ -66,9 +57,9 @@ FAMILIES: Mapping[type[Learner], Family] = {
     Poisson: Family(
         link=np.log,
         mean=np.exp,
-        variance=_itself,
+        variance=lambda mu: mu,
         begin=lambda y: y + 0.1,
-        deviance=_poisson_deviance,
+        deviance=lambda y, eta, mu: 2 * (y * (np.log(np.where(y > 0, y, 1.0)) - eta) - (y - mu)),
     ),
 }
 
@@ -85,11 +76,7 @@ class IRLS(Newton):
     kind: ClassVar[str] = "irls"
 
     def require(self, task: Task) -> None:
-        """Refuse a task that is none of these models, or that has a penalty or is not in float64.
-
-        Raises:
-            StudyError: with the reason and a remedy.
-        """
+        """Refuse a task that is none of these models, or that has a penalty or is not in float64."""
         learner = None if isinstance(task, CodeTask) else task.learner(1)
         if type(learner) not in FAMILIES or learner is None:
             raise StudyError(
@@ -145,12 +132,7 @@ class IRLS(Newton):
         return Answer(Contribution(Values({k: np.asarray(v) for k, v in sums.items()})))
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
-        """A Newton step.
-
-        Raises:
-            RunError: if there are no more rows than coefficients, or if nothing varies that a mean could
-                follow.
-        """
+        """A Newton step; a RunError if there are no more rows than coefficients, or if no label varies."""
         sums, free = total.values, len(state.facts["free"])
         rows = float(sums["rows"])
         degrees = rows - free
@@ -160,22 +142,18 @@ class IRLS(Newton):
                 remedy="Name fewer features, or invite more parties",
             )
         first, estimated = state.round == 0, state.facts["estimated"]
-        same = float(sums["labels"]) in ((0.0, rows) if state.facts["binary"] else (0.0,))
-        if same and not estimated:
+        extremes = (0.0, rows) if state.facts["binary"] else (0.0,)
+        if float(sums["labels"]) in extremes and not estimated:
             raise RunError(
                 "the target is the same in every row", remedy="Correct task.target, or its labels"
             )
-        dispersion = float(sums["pearson"]) / degrees
+        pearson, known = float(sums["pearson"]), degrees if estimated else None
         curve = Curve(
             gradient=sums["gradient"],
             hessian=sums["hessian"],
             spread=np.diagonal(sums["hessian"]),
             deviance=None if first else float(sums["deviance"]),
-            dispersion=dispersion if estimated and not first else 1.0,
-            facts={
-                "rows": int(rows),
-                "degrees": degrees if estimated else None,
-                "pearson": float(sums["pearson"]),
-            },
+            dispersion=pearson / degrees if estimated and not first else 1.0,
+            facts={"rows": int(rows), "degrees": known, "pearson": pearson},
         )
         return self.newton(state, total, curve)

@@ -89,17 +89,16 @@ class Newton(Method):
     def newton(self, state: State, total: Total, curve: Curve) -> State:
         """The state after a round: one step, or back half of the last one.
 
-        Raises:
-            RunError: naming the columns, if they depend on each other or if a coefficient has no finite
-                estimate.
+        Columns that depend on each other, and coefficients without a finite estimate, are a RunError that
+        names them.
         """
         facts, here = state.facts, state.values["parameters"]
         before, parties = facts.get("deviance"), list(total.parties)
         if before is None or parties != facts["parties"]:
             before = np.inf  # among other parties it is another sum
         if not (curve.deviance or 0.0) <= before + 1e-9 * (abs(before) + 0.1):
-            halved = (here + state.values["previous"]) / 2
-            return self._moved(state, {"parameters": halved}, {})
+            halved = Values({**state.values, "parameters": (here + state.values["previous"]) / 2})
+            return State(state.round + 1, halved, facts)
         inverse = self._inverse(state, curve)
         step = inverse @ curve.gradient
         length = float(np.sqrt(np.maximum(step @ curve.gradient, 0.0)))
@@ -113,13 +112,8 @@ class Newton(Method):
         lost = self._lost(state, inverse, first, step)
         there = here.copy()
         there[facts["free"]] += step
-        values = {
-            "parameters": there,
-            "previous": here,
-            "step": step,
-            "first": first,
-            "covariance": curve.dispersion * inverse,
-        }
+        arrays = {"parameters": there, "previous": here, "step": step, "first": first}
+        values = Values({**state.values, **arrays, "covariance": curve.dispersion * inverse})
         known = {
             "parties": parties,
             "deviance": curve.deviance,
@@ -128,7 +122,7 @@ class Newton(Method):
             "reason": f"the estimates stand after {state.round + 1} rounds",
             "more": {**curve.facts, "dispersion": curve.dispersion},
         }
-        return self._moved(state, values, known)
+        return State(state.round + 1, values, {**facts, **known})
 
     def facts(self, state: State, encoding: Encoding) -> dict[str, Json]:
         """``inference``: coefficients with their covariance in the units of the columns, and the fit."""
@@ -158,10 +152,6 @@ class Newton(Method):
         }
         return {"inference": found}
 
-    def _moved(self, state: State, values: Mapping[str, Array], facts: Mapping[str, Json]) -> State:
-        kept = Values({**state.values, **values})
-        return State(state.round + 1, kept, {**state.facts, **facts})
-
     def _inverse(self, state: State, curve: Curve) -> Array:
         """Of the Hessian, by the eigenvalues of what it is after its columns are brought to one scale."""
         scale = np.sqrt(np.where(curve.spread > 0, curve.spread, 1.0))
@@ -173,9 +163,8 @@ class Newton(Method):
         if poor.any():
             part = np.abs(vectors[:, poor]).max(axis=1) > 1e-4
             names = [name for name, named in zip(state.facts["names"], part, strict=True) if named]
-            if "first" in state.values:  # they were independent before the coefficients grew
-                raise _no_estimate(names, state.round + 1)
-            raise _dependent(names, state.round + 1)
+            # If they were independent before, it is the coefficients that grew.
+            raise (_no_estimate if "first" in state.values else _dependent)(names, state.round + 1)
         inverse: Array = (vectors / values) @ vectors.T / np.outer(scale, scale)
         return inverse
 
@@ -196,10 +185,8 @@ class Newton(Method):
 
 
 def complete(at: At) -> tuple[Array, Array]:
-    """Features ``[n, p]`` and labels ``[n]`` of the training rows in which no feature is missing.
-
-    Raises:
-        ContributionError: if gaps leave so few rows that sums over them would tell of single ones.
+    """Features ``[n, p]`` and labels ``[n]`` of the training rows in which no feature is missing; a
+    ContributionError if gaps leave so few that sums over them would tell of single ones.
     """
     x, y = at.rows()
     whole = np.ones(len(y), dtype=bool)
@@ -218,11 +205,7 @@ def summed(name: str, *shape: int, low: float = -VALUE_LIMIT) -> Field:
 
 
 def unpenalised(kind: str, learner: Learner) -> None:
-    """Refuse a model whose estimates have no standard errors, or lose digits.
-
-    Raises:
-        StudyError: if it has a penalty, or works in float32.
-    """
+    """Refuse (StudyError) a model whose estimates have no standard errors, or lose digits."""
     if getattr(learner, "l2", 0.0):
         raise StudyError(
             f"the method {kind} gives standard errors, and a penalised fit has none",
@@ -235,14 +218,9 @@ def unpenalised(kind: str, learner: Learner) -> None:
 
 
 def _dependent(names: list[str], round: int) -> RunError:
-    if len(names) == 1:
-        said = f"the column {names[0]} says nothing: it is constant"
-    else:
-        said = (
-            f"these columns depend on each other, so their coefficients are not one: {_and(names)}"
-        )
+    said = f"these columns depend on each other, so their coefficients are not one: {_and(names)}"
     return RunError(
-        said,
+        said if names[1:] else f"the column {names[0]} says nothing: it is constant",
         round=round,
         remedy="Leave one of them out of `features`; a column far from 0 needs preprocessing.standardise",
     )
