@@ -84,7 +84,7 @@ def returned() -> None:
         evaluation=hs.Evaluate(every=0, holdout=0.0),
     )
     run = federation.run(hs.Local(Population.of_sizes(columns, sizes), follow=follow))
-    w.done(hs.__version__, [run.parameters])
+    w.done(hs.__version__, list(run.parameters.reshape(w.W3_ARRAYS, -1)))
 
 
 def task() -> hs.Task:

@@ -239,6 +239,9 @@ class Total:
     weight: float
 
 
+_MANY = 1 << 23  # bytes that are worth several threads
+
+
 @dataclass(frozen=True)
 class Ask:
     """One logical exchange: what is sent to the parties, and what may come back.
@@ -293,7 +296,8 @@ class Ask:
         """blake3 over the header, and over name, type, shape and every byte of the arrays."""
         send = sorted(self.send.items())
         shapes = [[name, array.dtype.str, list(array.shape)] for name, array in send]
-        state = blake3(canonical([self.header(), shapes]))
+        threads = blake3.AUTO if self.send.nbytes > _MANY else 1
+        state = blake3(canonical([self.header(), shapes]), max_threads=threads)
         for _, array in send:
             state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return state.hexdigest()

@@ -334,7 +334,7 @@ class Run:
             write_parquet(
                 folder / "metrics.parquet", {n: [row[n] for row in rows] for n in rows[0]}
             )
-        if self.progress is not None:
+        if self.progress is not None and self.setup is not None:
             packed = self.progress.pack(self.memories)
             write_whole(folder / "checkpoint.safetensors", packed)
             if keep:
