@@ -13,7 +13,7 @@ import hansa as hs
 from hansa.backends.local import LocalExchange
 from hansa.contribution import Values
 from hansa.data.population import Numbered, Population
-from hansa.errors import RunError, UsageError
+from hansa.errors import HansaError, RunError, UsageError
 from hansa.methods import Answer, At
 from hansa.methods.base import METHODS
 from hansa.party import Crowd
@@ -247,3 +247,8 @@ def test_memories_of_those_who_were_not_counted_stay_as_they_were(troubled: Popu
     assert set(one.memories) == set(other.memories) == set(troubled) - {EMPTY, DIVERGING}
     assert bits(one) == bits(other)
     assert isinstance(one.memories[ONE_CLASS], Values)
+
+
+def test_a_device_that_a_learner_cannot_use_is_refused(troubled: Population) -> None:
+    with pytest.raises(HansaError, match="cuda"):
+        STUDY.run(hs.Local(troubled, device="cuda"))

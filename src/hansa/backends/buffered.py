@@ -146,10 +146,8 @@ class BufferedExchange(LocalExchange):
         before: list[tuple[float, int, str, int]],
         number: int,
     ) -> list[tuple[float, int, str, int]]:
-        """Let parties begin and end until so many more, beside those before, have ended.
-
-        Raises:
-            RunError: if nobody is left who could fill it.
+        """Let parties begin and end until so many more, beside those before, have ended; a RunError if nobody
+        is left who could fill it.
         """
         filled: list[tuple[float, int, str, int]] = []
         clock, seed = self._options.clock, self._course.setup.seed

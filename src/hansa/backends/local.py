@@ -54,6 +54,7 @@ class Local:
         follow: called with each event as it happens.
         engine: ``"stacked"`` trains many parties at once, ``"resident"`` one after the other with one model;
             the learner picks if None. What was picked is an event of the run.
+        device: ``"cuda"``, say, for a learner that can use it.
         workers: threads; as many as there are cores if None. They change no bit.
         test: the table on which a central evaluation scores the model.
         clock: how long parties take and when they fail, in virtual time; none is ever late without it.
@@ -74,6 +75,7 @@ class Local:
         resume: Run | None = None,
         follow: Callable[[Event], None] | None = None,
         engine: Engine | None = None,
+        device: str = "cpu",
         workers: int | None = None,
         test: Table | Mapping[str, Array] | None = None,
         clock: Clock | None = None,
@@ -93,6 +95,7 @@ class Local:
             }
         )
         self._engine, self._workers = engine, workers or os.cpu_count() or 1
+        self._device = device
         self._test = test if test is None or isinstance(test, Table) else Table(test)
         self._seed, self._every, self._follow = seed, every, follow
         self._clock, self._keep, self._fork = clock, keep, fork
@@ -220,6 +223,8 @@ class Local:
         Raises:
             UsageError: if the parties cannot be stacked, and were to be.
         """
+        if self._device != "cpu":
+            course.learner.on(self._device)
         for event in run.events:
             if event.kind == "engine":
                 picked: Engine = event.body["engine"]
@@ -233,7 +238,8 @@ class Local:
                 remedy='Leave engine="stacked" out',
             )
         engine, reason = (self._engine, "as told") if self._engine else (engine, reason)
-        book.event("engine", engine=engine, reason=reason)
+        device = {} if self._device == "cpu" else {"device": self._device}
+        book.event("engine", engine=engine, reason=reason, **device)
         return engine
 
     def _resolve(self, federation: Federation) -> Setup:

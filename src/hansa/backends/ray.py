@@ -67,6 +67,8 @@ class Ray(Local):
     ) -> None:
         if not isinstance(address, str):
             raise UsageError("Ray wants an address first", remedy='Say hs.Ray("auto", parties)')
+        if options.get("device", "cpu") != "cpu":
+            raise UsageError("actors work on cores, and on no other device", remedy="Say hs.Local")
         if "workers" in options or (actors is not None and actors < 1):
             raise UsageError(
                 "actors are 1 or more, and work on one core each", remedy="Say actors=N, or nothing"
@@ -303,11 +305,7 @@ class Actors(Room):
             self._ready.append(actor)
 
     def _someone(self) -> None:
-        """Wait until there is an actor.
-
-        Raises:
-            RunError: if there will be none.
-        """
+        """Wait until there is an actor; a RunError if there will be none."""
         while not self._ready:
             ready = self._coming and self._ray.wait(list(self._coming), timeout=_PATIENCE)[0]
             if not ready:

@@ -44,6 +44,7 @@ def simulate(
     backend: str = "local",
     clock: Path | None = None,
     engine: Literal["stacked", "resident"] | None = None,
+    device: str = "cpu",
     replay: Path | None = None,
     encoding: str = "utf-8",
     output: Path = RUNS,
@@ -76,6 +77,7 @@ def simulate(
         backend: where the parties work: local, or ray or ray:HOST:PORT for a cluster (hansa[ray]).
         clock: a TOML file with the virtual clock: how long parties take, when they are there, and fail.
         engine: stacked or resident, instead of what is faster here.
+        device: where PyTorch trains, such as cuda.
         replay: the folder of a run whose decisions are repeated.
         encoding: of a CSV file, such as gb18030.
         output: folder under which the run is kept.
@@ -103,6 +105,7 @@ def simulate(
         fork=_forked(fork),
         clock=Clock.read(clock) if clock else None,
         engine=engine,
+        device=device,
         replay=Run.load(replay) if replay else None,
     )
     if sweeps:
