@@ -6,7 +6,6 @@ import json
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -462,7 +461,7 @@ class Room:
                 yield summed[0], outcome
                 yield from ((block, Outcome()) for block in summed[1:])
             return
-        answers = _ahead(single, [name for block in blocks for name in block], threads)
+        answers = _ahead(single, [name for block in blocks for name in block], threads, crowd.size)
         for names in blocks:
             block = Block(fields)
             for _ in names:
@@ -486,19 +485,26 @@ class Room:
                 yield self.crowd.one(ask, party, memories.get(party, Values()))
 
 
-def _ahead(work: Callable[[A], B], items: Sequence[A], workers: int) -> Iterator[B]:
-    """The results in order, at most one more than there are workers ahead of who takes them."""
+def _ahead(
+    work: Callable[[A], B],
+    items: Sequence[A],
+    workers: int,
+    cost: Callable[[A], int] = lambda _: 0,
+) -> Iterator[B]:
+    """The results in order, at most a window of them ahead of who takes them; of a window what costs most
+    is begun first, so that no worker is left with it at the end.
+    """
     if workers < 2 or len(items) < 2:
         yield from map(work, items)
         return
     with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[B]] = deque()
-        for item in items:
-            ahead.append(pool.submit(work, item))
-            if len(ahead) > workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        for at in range(0, len(items), BLOCK):
+            window = items[at : at + BLOCK]
+            begun: dict[int, Future[B]] = {}
+            for place in sorted(range(len(window)), key=lambda place: -cost(window[place])):
+                begun[place] = pool.submit(work, window[place])
+            for place in range(len(window)):
+                yield begun.pop(place).result()
 
 
 def _differing(there: Json, here: Json, at: str = "") -> Iterator[str]:
