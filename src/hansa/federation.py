@@ -68,11 +68,7 @@ class Fixed(All):
             )
 
     def draw(self, setup: Setup, round: int) -> tuple[str, ...]:
-        """The cohort of a round, in roster order.
-
-        Raises:
-            StudyError: if the roster is smaller than the cohort.
-        """
+        """The cohort of a round, in roster order; a StudyError if the roster is smaller than the cohort."""
         if self.size > len(setup.parties):
             raise StudyError(
                 f"a cohort of {self.size} from {len(setup.parties)} parties",
@@ -110,11 +106,7 @@ class BundledFile(BaseModel):
 
     @classmethod
     def of(cls, folder: Path, path: str) -> BundledFile:
-        """Read the file.
-
-        Raises:
-            StudyError: if it is not there.
-        """
+        """Read the file; a StudyError if it is not there."""
         try:
             content = (folder / path).read_bytes()
         except OSError as error:
@@ -188,11 +180,7 @@ class Federation(BaseModel):
 
     @classmethod
     def from_json(cls, data: bytes | str) -> Federation:
-        """The inverse of `to_json`.
-
-        Raises:
-            StudyError: if it is not a federation.
-        """
+        """The inverse of `to_json`; a StudyError if it is not a federation."""
         try:
             body = json.loads(data)
         except ValueError as error:

@@ -36,10 +36,8 @@ class Model:
     facts: Mapping[str, Json] = field(default_factory=dict)
 
     def predict(self, table: Table) -> Array:
-        """A value or a probability per row ``[n]``, or probabilities ``[n, classes]``.
-
-        Raises:
-            DataError: if a feature column is missing or holds text.
+        """A value or a probability per row ``[n]``, or probabilities ``[n, classes]``; a DataError if a feature
+        column is missing or holds text.
         """
         learner = self.task.learner(self.encoding.width)
         x = self.encoding.matrix(table) if self.task.flat else self.encoding.features(table)

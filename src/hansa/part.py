@@ -109,11 +109,7 @@ class Catalogue(Generic[P]):
         return part
 
     def find(self, kind: str) -> type[P]:
-        """The class of that kind.
-
-        Raises:
-            StudyError: if there is none.
-        """
+        """The class of that kind; a StudyError if there is none."""
         if kind not in self._known:
             raise StudyError(
                 f"unknown {self.noun} {kind!r}", remedy=did_you_mean(kind, self._known)

@@ -173,11 +173,7 @@ def _code(task: Mapping[str, Any], folder: Path) -> tuple[Task, str]:
 
 
 def run_module(path: Path) -> ModuleType:
-    """Run a Python file of the user's own, on the user's own machine.
-
-    Raises:
-        StudyError: if it fails.
-    """
+    """Run a Python file of the user's own, on the user's own machine; a StudyError if it fails."""
     spec = importlib.util.spec_from_file_location(f"{PREFIX}{path.stem}", path)
     if spec is None or spec.loader is None:
         raise StudyError("this is not a Python module")

@@ -47,10 +47,8 @@ class Task(Part):
     features: Annotated[tuple[str, ...], Limits(min_length=1)] = ("*",)
 
     def select(self, columns: Sequence[str], where: str) -> tuple[str, ...]:
-        """The feature columns among those that a party has, in the party's order.
-
-        Raises:
-            DataError: if the target or a named feature is not there, naming what is.
+        """The feature columns among those that a party has, in the party's order; a DataError if the target or
+        a named feature is not there, naming what is.
         """
         has = f"it has {', '.join(columns)}"
         if self.target not in columns:
@@ -452,11 +450,7 @@ class CodeTask(Task):
 
     @property
     def loaded(self) -> Task:
-        """The author's task.
-
-        Raises:
-            StudyError: if the code has not been loaded: it never is, except to simulate.
-        """
+        """The author's task; a StudyError if the code has not been loaded: it never is, except to simulate."""
         if self._task is None:
             raise StudyError(
                 f"the task is code ({self.module}), which only `hansa simulate` runs",

@@ -90,11 +90,7 @@ class Reduction:
         self._open, self._number = Block(fields), 0
 
     def add(self, party: str, contribution: Contribution) -> None:
-        """Count one party.
-
-        Raises:
-            ContributionError: if it is not what was declared; the sums are then as before.
-        """
+        """Count one party; a ContributionError if it is not what was declared; the sums are then as before."""
         check(contribution, self._fields)
         number = self._places[party] // BLOCK
         if number != self._number:

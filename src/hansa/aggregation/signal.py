@@ -89,11 +89,9 @@ class Signal:
         return sum(np.dtype(f.dtype).itemsize * math.prod(f.shape or ()) for f in self.wire)
 
     def check(self, contribution: Contribution) -> None:
-        """Refuse what arrives, or is about to leave, if it breaks what its party's stages promise.
-
-        Raises:
-            ContributionError: if it is not what was declared, if its joint norm is above the bound, or if
-                its weight is not 1 where all count the same.
+        """Refuse what arrives, or is about to leave, if it breaks what its party's stages promise; a
+        ContributionError if it is not what was declared, if its joint norm is above the bound, or if its weight
+        is not 1 where all count the same.
         """
         check(contribution, self.wire)
         if self.weights == "equal" and contribution.weight != 1:

@@ -26,10 +26,8 @@ def agent_home(option: Path | None = None) -> Path:
 
 
 def writable(folder: Path, option: str) -> Path:
-    """The folder, made if it was not there.
-
-    Raises:
-        UsageError: if nothing can be written in it; the remedy names ``option``.
+    """The folder, made if it was not there; a UsageError if nothing can be written in it; the remedy names
+    ``option``.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

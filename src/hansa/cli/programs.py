@@ -59,10 +59,8 @@ class Programs:
             )
 
     def document(self, name: str) -> dict[str, Any]:
-        """What a program printed when it was up.
-
-        Raises:
-            RunError: if it ended instead, with the last lines of its log.
+        """What a program printed when it was up; a RunError if it ended instead, with the last lines of its
+        log.
         """
         give_up = time.monotonic() + PATIENCE
         while time.monotonic() < give_up:

@@ -7,21 +7,6 @@ from hansa.data.source import MISSING, Source, read, write_csv, write_parquet
 from hansa.data.table import ColumnSchema, Table
 
 __all__ = [
-    "MISSING",
-    "OTHER",
-    "ColumnRule",
-    "ColumnSchema",
-    "Contract",
-    "Encoding",
-    "Source",
-    "Table",
-    "by_column",
-    "check",
-    "count_categories",
-    "describe",
-    "iid",
-    "read",
-    "shares",
-    "write_csv",
-    "write_parquet",
-]
+    "MISSING", "OTHER", "ColumnRule", "ColumnSchema", "Contract", "Encoding", "Source", "Table", "by_column",
+    "check", "count_categories", "describe", "iid", "read", "shares", "write_csv", "write_parquet",
+]  # fmt: skip

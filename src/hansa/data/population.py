@@ -34,11 +34,7 @@ class Numbered(Sequence[str]):
         return f"{self._prefix}{at + 1:0{self._digits}d}"
 
     def index(self, name: Any, start: int = 0, stop: int | None = None) -> int:
-        """Where a name stands.
-
-        Raises:
-            ValueError: if nobody is called so.
-        """
+        """Where a name stands; a ValueError if nobody is called so."""
         digits = str(name)[len(self._prefix) :]
         fits = len(digits) == self._digits and digits.isdecimal() and digits.isascii()
         at = int(digits) - 1 if fits and name.startswith(self._prefix) else -1
@@ -120,11 +116,7 @@ class Population(Mapping[str, Table]):
         return cls.of_sizes(table.take(np.concatenate(list(rows))), [len(own) for own in rows])
 
     def range(self, name: str) -> slice:
-        """A party's rows.
-
-        Raises:
-            DataError: if there is no such party.
-        """
+        """A party's rows; a DataError if there is no such party."""
         try:
             at = self.names.index(name)
         except ValueError as error:

@@ -44,10 +44,8 @@ class Layout:
         return parts
 
     def join(self, parts: Mapping[str, Array]) -> Array:
-        """The flat vector ``[size]`` of the named arrays.
-
-        Raises:
-            StudyError: if a name or a shape differs from the layout's.
+        """The flat vector ``[size]`` of the named arrays; a StudyError if a name or a shape differs from the
+        layout's.
         """
         if set(parts) != {name for name, _ in self.leaves}:
             raise StudyError(
@@ -244,11 +242,7 @@ class Learner(ABC):
         """
 
     def on(self, device: str) -> None:
-        """Run on this device from now on; no part of the federation.
-
-        Raises:
-            UsageError: if it cannot.
-        """
+        """Run on this device from now on; no part of the federation; a UsageError if it cannot."""
         if device != "cpu":
             raise UsageError(
                 f"this model runs on the CPU alone, not on {device!r}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field as Limits
@@ -25,6 +25,8 @@ Positive = Annotated[float, Limits(gt=0)]
 Decay = Annotated[float, Limits(ge=0, lt=1)]
 Slots = Mapping[str, Array]
 """An optimiser's state; each is like the parameters, or ``[..., 1]``, and absent before the first step."""
+Stepped: TypeAlias = tuple[Array, dict[str, Array]]
+"""The new parameters, and the new state."""
 
 
 class FirstOrder(Part):
@@ -48,14 +50,10 @@ class FirstOrder(Part):
     shuffle: bool | None = None
 
     @abstractmethod
-    def step(
-        self, parameters: Array, update: Array, slots: Slots
-    ) -> tuple[Array, dict[str, Array]]:
+    def step(self, parameters: Array, update: Array, slots: Slots) -> Stepped:
         """One step at a party: the new parameters and the new state."""
 
-    def serve(
-        self, parameters: Array, update: Array, slots: Slots
-    ) -> tuple[Array, dict[str, Array]]:
+    def serve(self, parameters: Array, update: Array, slots: Slots) -> Stepped:
         """One step at the server, ``[d]``; the same, unless the paper of the server's form says otherwise."""
         return self.step(parameters, update, slots)
 
@@ -72,9 +70,7 @@ class SGD(FirstOrder):
     kind: ClassVar[str] = "sgd"
     momentum: Decay = 0.0
 
-    def step(
-        self, parameters: Array, update: Array, slots: Slots
-    ) -> tuple[Array, dict[str, Array]]:
+    def step(self, parameters: Array, update: Array, slots: Slots) -> Stepped:
         """One step; the state is ``velocity``, if there is momentum."""
         if not self.momentum:
             return parameters + self.lr * update, dict(slots)
@@ -98,20 +94,15 @@ class Adagrad(FirstOrder):
     kind: ClassVar[str] = "adagrad"
     epsilon: Positive | None = None
 
-    def step(
-        self, parameters: Array, update: Array, slots: Slots
-    ) -> tuple[Array, dict[str, Array]]:
+    def step(self, parameters: Array, update: Array, slots: Slots) -> Stepped:
         """One step at a party; the state is ``second``."""
         second = update * update
         if "second" in slots:
             second = slots["second"] + second
-        return parameters + self.lr * update / (second**0.5 + (self.epsilon or 1e-8)), {
-            "second": second
-        }
+        moved = parameters + self.lr * update / (second**0.5 + (self.epsilon or 1e-8))
+        return moved, {"second": second}
 
-    def serve(
-        self, parameters: Array, update: Array, slots: Slots
-    ) -> tuple[Array, dict[str, Array]]:
+    def serve(self, parameters: Array, update: Array, slots: Slots) -> Stepped:
         """One step at the server; the state is ``second``."""
         tau = self.epsilon or 1e-3
         second = slots.get("second", np.full_like(update, tau**2)) + update * update
@@ -143,9 +134,7 @@ class Adam(FirstOrder):
     beta2: Decay | None = None
     epsilon: Positive | None = None
 
-    def step(
-        self, parameters: Array, update: Array, slots: Slots
-    ) -> tuple[Array, dict[str, Array]]:
+    def step(self, parameters: Array, update: Array, slots: Slots) -> Stepped:
         """One step at a party; the state is ``first``, ``second`` and, ``[..., 1]``, their masses.
 
         The mass is the moving mean of ones: it is a party's own, so that parties of a stack may be at
@@ -162,9 +151,7 @@ class Adam(FirstOrder):
         root = (kept["second"] / kept["second_mass"]) ** 0.5 + (self.epsilon or 1e-8)
         return parameters + self.lr * (kept["first"] / kept["first_mass"]) / root, kept
 
-    def serve(
-        self, parameters: Array, update: Array, slots: Slots
-    ) -> tuple[Array, dict[str, Array]]:
+    def serve(self, parameters: Array, update: Array, slots: Slots) -> Stepped:
         """One step at the server; the state is ``first`` and ``second``."""
         tau, beta2 = self.epsilon or 1e-3, 0.99 if self.beta2 is None else self.beta2
         first = _mean(slots.get("first"), self.beta1, update)
@@ -190,15 +177,11 @@ class AdamW(Adam):
     kind: ClassVar[str] = "adamw"
     weight_decay: Annotated[float, Limits(ge=0)] = 0.01
 
-    def step(
-        self, parameters: Array, update: Array, slots: Slots
-    ) -> tuple[Array, dict[str, Array]]:
+    def step(self, parameters: Array, update: Array, slots: Slots) -> Stepped:
         """Decay, then Adam's step at a party."""
         return super().step(parameters * (1 - self.lr * self.weight_decay), update, slots)
 
-    def serve(
-        self, parameters: Array, update: Array, slots: Slots
-    ) -> tuple[Array, dict[str, Array]]:
+    def serve(self, parameters: Array, update: Array, slots: Slots) -> Stepped:
         """Decay, then Adam's step at the server."""
         return super().serve(parameters * (1 - self.lr * self.weight_decay), update, slots)
 
@@ -222,11 +205,7 @@ class Yogi(Adam):
 
 
 def afresh(local: FirstOrder, why: str) -> None:
-    """Refuse kept moments in a method in which it is not clear whose they would be.
-
-    Raises:
-        StudyError: with the reason.
-    """
+    """Refuse (StudyError) kept moments in a method in which it is not clear whose they would be."""
     if local.moments == "keep":
         raise StudyError(
             f'method.local.moments is "keep", but {why}',

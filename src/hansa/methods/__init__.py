@@ -17,25 +17,7 @@ from hansa.methods.moments import Moments
 from hansa.methods.scaffold import Scaffold
 
 __all__ = [
-    "IFCA",
-    "IRLS",
-    "Answer",
-    "At",
-    "Cox",
-    "Ditto",
-    "Evaluate",
-    "FedAvg",
-    "FedBuff",
-    "FedNova",
-    "FedPer",
-    "FedProx",
-    "FedRep",
-    "FedSGD",
-    "GradientMethod",
-    "Method",
-    "Moments",
-    "Scaffold",
-    "Setup",
-    "State",
+    "IFCA", "IRLS", "Answer", "At", "Cox", "Ditto", "Evaluate", "FedAvg", "FedBuff", "FedNova", "FedPer",
+    "FedProx", "FedRep", "FedSGD", "GradientMethod", "Method", "Moments", "Scaffold", "Setup", "State",
     "UpdateMethod",
-]
+]  # fmt: skip

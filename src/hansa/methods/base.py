@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from pydantic import PlainSerializer, PlainValidator
@@ -20,7 +20,7 @@ from hansa.data.population import listed, unlisted
 from hansa.data.preprocessing import Encoding
 from hansa.data.table import Table
 from hansa.errors import ContributionError, HansaError, StudyError
-from hansa.learners.base import Correction, Feed, Learner
+from hansa.learners.base import Feed, Learner
 from hansa.learners.optimizer import BATCH_SIZE, SGD, FirstOrder, Optimizer
 from hansa.part import Catalogue, Part
 from hansa.task import Task
@@ -156,6 +156,9 @@ class Work:
     received: Values
     memory: Values
 
+    alone: ClassVar[bool] = False
+    """Whether it is one party by itself, whose arrays have no leading axis."""
+
     @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
@@ -166,9 +169,22 @@ class Work:
     def all_rows(self) -> Sequence[tuple[Array, Array]]:
         """Each party's training rows: features ``[n, ...]`` and labels ``[n]``."""
 
+    @property
     @abstractmethod
+    def examples(self) -> Any:
+        """How many rows a party learns from; of a stack, float64 ``[k]``."""
+
+    @abstractmethod
+    def fail(self, position: int, error: HansaError) -> None:
+        """The work of the party at this position cannot be done."""
+
     def gradient(self, parameters: Array) -> Array:
         """The gradient over all training rows, ``[d]`` or ``[k, d]``."""
+        return self._over_all(self.learner.gradient, parameters)
+
+    def loss(self, parameters: Array) -> Any:
+        """The mean loss over all training rows; of a stack, ``[k]``."""
+        return self._over_all(self.learner.loss, parameters)
 
     def feed(self, local: FirstOrder) -> Feed:
         """The rows in the order of local training, shuffled by (seed, round, party)."""
@@ -181,28 +197,45 @@ class Work:
             shuffle=local.shuffle is not False,
         )
 
-    def _trained(
+    def train(
         self,
         parameters: Array,
         local: FirstOrder,
-        correct: Callable[..., Any] | None,
-        beside: Mapping[str, Array] | None,
-        slots: Mapping[str, Array] | None,
-        stacked: bool,
-    ) -> tuple[Feed, Array, dict[str, Any]]:
-        feed = self.feed(local)
-        hook: Correction | None = None
+        correct: Callable[..., Any] | None = None,
+        beside: Mapping[str, Array] | None = None,
+        slots: Mapping[str, Array] | None = None,
+    ) -> Trained:
+        """Local training: one optimiser step per batch. A party fails whose parameters do not stay finite.
+
+        Args:
+            parameters: where it starts, ``[d]``; of a stack ``[k, d]`` or, the same for all, ``[d]``.
+            local: the optimiser.
+            correct: maps (gradient, parameters), and what is ``beside`` if that is given, to the gradient
+                that is used.
+            beside: arrays of each party that the correction needs, ``[d]`` or ``[k, d]``.
+            slots: state of the optimiser to start from; fresh if not given.
+        """
+        lead: Any = None if self.alone else ...  # of what is one party's, or a stack's already
+        native = {name: self.learner.native(v[lead]) for name, v in (beside or {}).items()}
+        feed, hook = self.feed(local), None
         if correct is not None:
-            native = {name: self.learner.native(value) for name, value in (beside or {}).items()}
-            plain = correct
 
             def hook(gradient: Any, theta: Any, parties: slice) -> Any:
                 if beside is None:
-                    return plain(gradient, theta)
-                return plain(gradient, theta, Named({n: v[parties] for n, v in native.items()}))
+                    return correct(gradient, theta)
+                return correct(gradient, theta, Named({n: v[parties] for n, v in native.items()}))
 
         start = np.asarray(parameters, self.learner.dtype)
-        return feed, *self.learner.train(start, feed, local, hook, dict(slots or {}), stacked)
+        begin = {name: value[lead] for name, value in (slots or {}).items()}
+        trained, kept = self.learner.train(start, feed, local, hook, begin, not self.alone)
+        with np.errstate(over="ignore", invalid="ignore"):
+            fine = np.isfinite(np.vecdot(trained, trained))
+        for i in np.flatnonzero(~fine).tolist():
+            if not np.isfinite(trained[i]).all():
+                self.fail(i, diverged(self.names[i], self.round))
+        if self.alone:
+            return Trained(trained[0], int(feed.steps[0]), {n: v[0] for n, v in kept.items()})
+        return Trained(trained, feed.steps[:, None], kept)
 
     def _over_all(self, of: Callable[..., Array], parameters: Array) -> Array:
         """A function of parameters and rows over all training rows, ``[k, ...]``."""
@@ -212,7 +245,8 @@ class Work:
         for parties, x, y, weights in feed.stacked(self.learner.takes):
             theta = parameters[parties] if parameters.ndim == 2 else parameters
             parts.append(of(np.broadcast_to(theta, (len(x), theta.shape[-1])), x, y, weights))
-        return np.concatenate(parts)
+        whole: Array = np.concatenate(parts)
+        return whole[0] if self.alone else whole
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -225,6 +259,8 @@ class At(Work):
         test_rows: those held out.
         encode: from one of the two to features ``[n, p]`` and labels ``[n]``.
     """
+
+    alone: ClassVar[bool] = True
 
     party: str
     train_rows: Table
@@ -247,11 +283,7 @@ class At(Work):
         return (self.rows(),)
 
     def rows(self) -> tuple[Array, Array]:
-        """Features ``[n, p]`` and labels ``[n]`` of the training rows.
-
-        Raises:
-            ContributionError: if there are none.
-        """
+        """Features ``[n, p]`` and labels ``[n]`` of the training rows; a ContributionError if there are none."""
         if not self.train_rows.rows:
             raise no_row(self.party)
         return self.encode(self.train_rows)
@@ -260,43 +292,9 @@ class At(Work):
         """Features and labels of the rows held out; there may be none."""
         return self.encode(self.test_rows)
 
-    def gradient(self, parameters: Array) -> Array:
-        """The gradient over all training rows, ``[d]``."""
-        gradient: Array = self._over_all(self.learner.gradient, parameters)[0]
-        return gradient
-
-    def loss(self, parameters: Array) -> float:
-        """The mean loss over all training rows."""
-        return float(self._over_all(self.learner.loss, parameters)[0])
-
-    def train(
-        self,
-        parameters: Array,
-        local: FirstOrder,
-        correct: Callable[..., Any] | None = None,
-        beside: Mapping[str, Array] | None = None,
-        slots: Mapping[str, Array] | None = None,
-    ) -> Trained:
-        """Local training: one optimiser step per batch.
-
-        Args:
-            parameters: where it starts, ``[d]``; of a stack ``[k, d]`` or, the same for all, ``[d]``.
-            local: the optimiser.
-            correct: maps (gradient, parameters), and what is ``beside`` if that is given, to the gradient
-                that is used.
-            beside: arrays of each party that the correction needs, ``[d]`` or ``[k, d]``.
-            slots: state of the optimiser to start from; fresh if not given.
-
-        Raises:
-            ContributionError: if the parameters do not stay finite.
-        """
-        beside = None if beside is None else {n: v[None] for n, v in beside.items()}
-        slots = {name: value[None] for name, value in (slots or {}).items()}
-        feed, trained, slots = self._trained(parameters, local, correct, beside, slots, False)
-        if not np.isfinite(trained[0]).all():
-            raise diverged(self.party, self.round)
-        slots = {name: value[0] for name, value in slots.items()}
-        return Trained(trained[0], int(feed.steps[0]), slots)
+    def fail(self, position: int, error: HansaError) -> None:
+        """Raise it."""
+        raise error
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -328,30 +326,9 @@ class Stack(Work):
         """Theirs."""
         return self.data
 
-    def gradient(self, parameters: Array) -> Array:
-        """The gradients over all training rows, ``[k, d]``."""
-        return self._over_all(self.learner.gradient, parameters)
-
-    def loss(self, parameters: Array) -> Array:
-        """The mean losses over all training rows, ``[k]``."""
-        return self._over_all(self.learner.loss, parameters)
-
-    def train(
-        self,
-        parameters: Array,
-        local: FirstOrder,
-        correct: Callable[..., Any] | None = None,
-        beside: Mapping[str, Array] | None = None,
-        slots: Mapping[str, Array] | None = None,
-    ) -> Trained:
-        """As `At.train`, of all at once; a party whose training diverges is noted in `failed`."""
-        feed, trained, slots = self._trained(parameters, local, correct, beside, slots, True)
-        with np.errstate(over="ignore", invalid="ignore"):
-            fine = np.isfinite(np.vecdot(trained, trained))
-        for i in np.flatnonzero(~fine).tolist():
-            if not np.isfinite(trained[i]).all():
-                self.failed.setdefault(i, diverged(self.parties[i], self.round))
-        return Trained(trained, feed.steps[:, None], slots)
+    def fail(self, position: int, error: HansaError) -> None:
+        """Note it, for the others' sake."""
+        self.failed.setdefault(position, error)
 
 
 def no_row(party: str) -> ContributionError:
@@ -369,6 +346,10 @@ def diverged(party: str, round: int) -> ContributionError:
     )
 
 
+Finished: TypeAlias = tuple[dict[str, Array], dict[str, Array]]
+"""The declared fields, and the new memory."""
+
+
 class Method(Part):
     """An algorithm as pure functions with explicit state."""
 
@@ -382,11 +363,7 @@ class Method(Part):
     """Whether it needs the sums of all parties as they are: every party in every round, and no stage."""
 
     def require(self, task: Task) -> None:
-        """Refuse a task that it cannot learn, when the federation is built.
-
-        Raises:
-            StudyError: with the reason and a remedy.
-        """
+        """Refuse (StudyError) a task that it cannot learn, when the federation is built."""
 
     @abstractmethod
     def init(self, setup: Setup, learner: Learner) -> State:
@@ -518,10 +495,8 @@ class GradientMethod(UpdateMethod):
         correct = beside = None
         if self.corrects:
             sent = Named({n: at.learner.native(v) for n, v in at.received.items()})
-            correct, beside = (
-                lambda g, p, mine: self.correct(g, p, sent, mine),
-                self.beside(at.received, memory),
-            )
+            correct = lambda g, p, mine: self.correct(g, p, sent, mine)  # noqa: E731
+            beside = self.beside(at.received, memory)
         slots = at.memory.under("local") if keeps else None
         trained = at.train(parameters, self.local, correct, beside, slots)
         values, kept = self.finish(trained.parameters, at.received, memory, trained.steps)
@@ -551,9 +526,7 @@ class GradientMethod(UpdateMethod):
         """What `correct` gets of each party as ``memory``: that, unless less is to be computed every step."""
         return memory
 
-    def finish(
-        self, parameters: Array, received: Values, memory: Values, steps: Any
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
+    def finish(self, parameters: Array, received: Values, memory: Values, steps: Any) -> Finished:
         """The declared fields and the new memory, from the trained parameters."""
         return {"update": parameters - received["parameters"]}, {}
 
@@ -562,18 +535,11 @@ METHODS: Catalogue[Method] = Catalogue(
     "method",
     Method,  # type: ignore[type-abstract]  # only instances are asked for
     {
-        "cox": "hansa.methods.cox:Cox",
-        "ditto": "hansa.methods.ditto:Ditto",
-        "fedavg": "hansa.methods.fedavg:FedAvg",
-        "fedbuff": "hansa.methods.fedbuff:FedBuff",
-        "fednova": "hansa.methods.fednova:FedNova",
-        "fedper": "hansa.methods.fedper:FedPer",
-        "fedprox": "hansa.methods.fedprox:FedProx",
-        "fedrep": "hansa.methods.fedrep:FedRep",
-        "fedsgd": "hansa.methods.fedsgd:FedSGD",
-        "ifca": "hansa.methods.ifca:IFCA",
-        "irls": "hansa.methods.irls:IRLS",
-        "scaffold": "hansa.methods.scaffold:Scaffold",
+        name.lower(): f"hansa.methods.{name.lower()}:{name}"
+        for name in (
+            *("Cox", "Ditto", "FedAvg", "FedBuff", "FedNova", "FedPer", "FedProx", "FedRep"),
+            *("FedSGD", "IFCA", "IRLS", "Scaffold"),
+        )
     },
 )
 AnyMethod = Annotated[

@@ -142,11 +142,7 @@ class Course:
 
     @cached_property
     def learner(self) -> Learner:
-        """The model for the encoded features.
-
-        Raises:
-            StudyError: if there is no feature.
-        """
+        """The model for the encoded features; a StudyError if there is no feature."""
         width = self.setup.encoding.width
         if not width:
             raise StudyError("no feature column is left", remedy="Correct `features` in the study")
@@ -166,11 +162,8 @@ class Course:
         return {"moments": self.moments, "train": self.method, "evaluate": self.evaluate}
 
     def begin(self) -> Progress:
-        """Before the first exchange.
-
-        Raises:
-            StudyError: if the stop rule names a metric that the task does not have, or if nothing
-                is ever evaluated.
+        """Before the first exchange; a StudyError if the stop rule names a metric that the task does not have,
+        or if nothing is ever evaluated.
         """
         names = self.evaluate.names(self.task, self.scores_own)
         if self.stop and not self.evaluate.due(self.rounds, last=True):

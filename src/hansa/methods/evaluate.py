@@ -66,10 +66,8 @@ class Evaluate(Method):
         return self.score(at, {"": at.received["parameters"]})
 
     def score(self, at: At, models: Mapping[str, Array]) -> Answer:
-        """The task's sums over the party's held-out rows, of several models by the prefix of their names.
-
-        Raises:
-            ContributionError: if a model's errors are beyond counting.
+        """The task's sums over the party's held-out rows, of several models by the prefix of their names; a
+        ContributionError if a model's errors are beyond counting.
         """
         x, y = at.held_out()
         values: dict[str, Array] = {}

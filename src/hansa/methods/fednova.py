@@ -9,7 +9,7 @@ import numpy as np
 from hansa.contribution import Array, Ask, Field, Total, Values
 from hansa.errors import StudyError
 from hansa.learners.optimizer import SGD
-from hansa.methods.base import GradientMethod, State
+from hansa.methods.base import Finished, GradientMethod, State
 
 
 class FedNova(GradientMethod):
@@ -45,9 +45,7 @@ class FedNova(GradientMethod):
         m = self.local.momentum if isinstance(self.local, SGD) else 0.0
         return (steps - m * (1 - m**steps) / (1 - m)) / (1 - m)
 
-    def finish(
-        self, parameters: Array, received: Values, memory: Values, steps: Any
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
+    def finish(self, parameters: Array, received: Values, memory: Values, steps: Any) -> Finished:
         """The update of one effective step, and how many there were."""
         size = np.atleast_1d(np.asarray(self.effective(steps), dtype=np.float64))
         update = (parameters - received["parameters"]) / size.astype(parameters.dtype)

@@ -14,7 +14,7 @@ from pydantic import Field as Limits
 from hansa.contribution import Array, Ask, Contribution, Total, Values
 from hansa.errors import StudyError, did_you_mean
 from hansa.learners.base import Layout, Learner
-from hansa.methods.base import Answer, At, GradientMethod, Setup, Stack, State
+from hansa.methods.base import Answer, At, Finished, GradientMethod, Setup, Stack, State
 
 
 class FedPer(GradientMethod):
@@ -36,10 +36,8 @@ class FedPer(GradientMethod):
     head: Annotated[tuple[str, ...], Limits(min_length=1)]
 
     def init(self, setup: Setup, learner: Learner) -> State:
-        """Initial parameters, and which of them are the body's.
-
-        Raises:
-            StudyError: if a pattern matches no array of the model, or if nothing is left to share.
+        """Initial parameters, and which of them are the body's; a StudyError if a pattern matches no array of
+        the model, or if nothing is left to share.
         """
         state = super().init(setup, learner)
         body = in_head(self.head, learner.layout)
@@ -58,9 +56,7 @@ class FedPer(GradientMethod):
         own = Values({**at.received, "parameters": self.personal(at)})
         return self.divided(at, super().work(replace(at, received=own)))
 
-    def finish(
-        self, parameters: Array, received: Values, memory: Values, steps: Any
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
+    def finish(self, parameters: Array, received: Values, memory: Values, steps: Any) -> Finished:
         """The update and the trained parameters, as a whole; `divided` keeps what is the head's."""
         return {"update": parameters - received["parameters"]}, {"head": parameters}
 
@@ -95,10 +91,8 @@ class FedPer(GradientMethod):
 
 @lru_cache(maxsize=16)
 def in_head(patterns: tuple[str, ...], layout: Layout) -> Array:
-    """Which parameters are the head's, bool ``[d]``.
-
-    Raises:
-        StudyError: if a pattern matches no array of the model, or if all of them are matched.
+    """Which parameters are the head's, bool ``[d]``; a StudyError if a pattern matches no array of the model,
+    or if all of them are matched.
     """
     names = [name for name, _ in layout.leaves]
     for pattern in patterns:

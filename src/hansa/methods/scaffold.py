@@ -11,7 +11,7 @@ import numpy as np
 from hansa.contribution import Array, Ask, Field, Total, Values
 from hansa.errors import StudyError
 from hansa.learners.optimizer import SGD
-from hansa.methods.base import GradientMethod, State
+from hansa.methods.base import Finished, GradientMethod, State
 
 
 class Scaffold(GradientMethod):
@@ -61,9 +61,7 @@ class Scaffold(GradientMethod):
         """The shift of every gradient."""
         return {"shift": received["control"] - memory["control"]}
 
-    def finish(
-        self, parameters: Array, received: Values, memory: Values, steps: Any
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
+    def finish(self, parameters: Array, received: Values, memory: Values, steps: Any) -> Finished:
         """What changed, and the party's next control."""
         update = parameters - received["parameters"]
         control = update * np.asarray(-1.0 / (steps * self.local.lr), parameters.dtype)
