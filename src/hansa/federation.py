@@ -155,12 +155,7 @@ class Federation(BaseModel):
             raise explain(error, type(self), "federation") from None
 
     def model_post_init(self, context: Any) -> None:
-        """Refuse what cannot hold, when it is built.
-
-        Raises:
-            PipelineError: if a stage of the aggregation refuses what the method sends.
-            StudyError: if the method cannot learn the task.
-        """
+        """Refuse (StudyError, PipelineError) what cannot hold, when it is built."""
         if not self.dataset:
             object.__setattr__(self, "dataset", self.name)
         self.method.require(self.task)
@@ -259,7 +254,14 @@ class Federation(BaseModel):
             c.name: c.shape for c in offers[first] if c.type == "array" and c.name in chosen[first]
         }
         numbers = tuple(c for c in chosen[first] if c not in categories and c not in arrays)
-        self._only_numbers(offers, numbers)
+        for party, columns in sorted(offers.items()):
+            if texts := [c.name for c in columns if c.name in numbers and c.type == "text"]:
+                raise DataError(
+                    f"the feature column {texts[0]!r} holds text",
+                    party=party,
+                    remedy="Run `hansa data check` there to see the row, declare the column's categories "
+                    "in the study's [contract], or leave it out of `features`",
+                )
         setup = Setup(roster, numbers, categories, self.seed, arrays)
         self.cohort.draw(setup, 1)  # refuses a cohort that the roster cannot fill
         return setup
@@ -290,18 +292,3 @@ class Federation(BaseModel):
                 remedy="Correct evaluation.split in the study, or the table",
             )
         return self.task.select(names, party)
-
-    def _only_numbers(
-        self, offers: Mapping[str, Sequence[ColumnSchema]], numbers: tuple[str, ...]
-    ) -> None:
-        for party, columns in sorted(offers.items()):
-            texts = [c.name for c in columns if c.name in numbers and c.type == "text"]
-            if texts:
-                raise DataError(
-                    f"the feature column {texts[0]!r} holds text",
-                    party=party,
-                    remedy=(
-                        "Run `hansa data check` there to see the row, declare the column's "
-                        "categories in the study's [contract], or leave it out of `features`"
-                    ),
-                )

@@ -116,6 +116,15 @@ def _sum(name: str, *shape: int, high: float = float(2**40)) -> Field:
     return Field(name, shape=shape, algebra=Algebra.SUM, low=0.0, high=high)
 
 
+def _summed(**sums: Any) -> Values:
+    return Values({name: np.asarray(value, dtype=np.float64) for name, value in sums.items()})
+
+
+def _means(totals: Mapping[str, Array], **sums: str) -> dict[str, float]:
+    """Metrics that are means over rows, each from the total of that name."""
+    return {name: float(totals[of]) / float(totals["rows"]) for name, of in sums.items()}
+
+
 def ordered_pairs(positives: Array, negatives: Array) -> float:
     """AUC from histograms of scores: the share of pairs in order, ties counting half; 0.5 without a pair."""
     below = np.cumsum(negatives) - negatives / 2
@@ -174,14 +183,13 @@ class LinearRegression(_Glm):
     def tally(self, predicted: Array, y: Array) -> Values:
         """Sums over rows."""
         error = predicted - y
-        sums = {
-            "rows": len(y),
-            "squared": np.square(error).sum(),
-            "absolute": np.abs(error).sum(),
-            "target_squared": np.square(y).sum(),
-            "target": y.sum(),
-        }
-        return Values({name: np.asarray(value, dtype=np.float64) for name, value in sums.items()})
+        return _summed(
+            rows=len(y),
+            squared=np.square(error).sum(),
+            absolute=np.abs(error).sum(),
+            target_squared=np.square(y).sum(),
+            target=y.sum(),
+        )
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
         """Half the mean squared error, its root, the mean absolute error, explained variance."""
@@ -231,24 +239,18 @@ class LogisticRegression(_Glm):
         p = np.clip(predicted, 1e-12, 1 - 1e-12)
         losses = -(y * np.log(p) + (1 - y) * np.log1p(-p))
         bins = np.minimum((predicted * BINS).astype(np.intp), BINS - 1)
-        sums = {
-            "rows": len(y),
-            "correct": ((predicted >= 0.5) == (y == 1)).sum(),
-            "loss": losses.sum(),
-            "positives": np.bincount(bins[y == 1], minlength=BINS),
-            "negatives": np.bincount(bins[y == 0], minlength=BINS),
-        }
-        return Values({name: np.asarray(value, dtype=np.float64) for name, value in sums.items()})
+        return _summed(
+            rows=len(y),
+            correct=((predicted >= 0.5) == (y == 1)).sum(),
+            loss=losses.sum(),
+            positives=np.bincount(bins[y == 1], minlength=BINS),
+            negatives=np.bincount(bins[y == 0], minlength=BINS),
+        )
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
         """Log loss, accuracy, and AUC as the share of pairs in order, ties counting half."""
-        rows = float(totals["rows"])
-        positives, negatives = totals["positives"], totals["negatives"]
-        return {
-            "loss": float(totals["loss"]) / rows,
-            "accuracy": float(totals["correct"]) / rows,
-            "auc": ordered_pairs(positives, negatives),
-        }
+        auc = ordered_pairs(totals["positives"], totals["negatives"])
+        return {**_means(totals, loss="loss", accuracy="correct"), "auc": auc}
 
 
 class SoftmaxRegression(_Glm):
@@ -294,20 +296,15 @@ class SoftmaxRegression(_Glm):
     def tally(self, predicted: Array, y: Array) -> Values:
         """Sums over rows."""
         chosen = np.clip(predicted[np.arange(len(y)), y], 1e-12, 1.0)
-        sums = {
-            "rows": len(y),
-            "correct": (predicted.argmax(axis=-1) == y).sum(),
-            "loss": -np.log(chosen).sum(),
-        }
-        return Values({name: np.asarray(value, dtype=np.float64) for name, value in sums.items()})
+        return _summed(
+            rows=len(y),
+            correct=(predicted.argmax(axis=-1) == y).sum(),
+            loss=-np.log(chosen).sum(),
+        )
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
         """Log loss and accuracy."""
-        rows = float(totals["rows"])
-        return {
-            "loss": float(totals["loss"]) / rows,
-            "accuracy": float(totals["correct"]) / rows,
-        }
+        return _means(totals, loss="loss", accuracy="correct")
 
 
 class PoissonRegression(_Glm):
@@ -341,19 +338,16 @@ class PoissonRegression(_Glm):
         """Sums over rows. Means are kept 1e-300 away from 0."""
         mu = np.maximum(predicted, 1e-300)
         logs = np.where(y > 0, y * np.log(np.maximum(y, 1) / mu), 0.0)
-        sums = {
-            "rows": len(y),
-            "loss": (mu - y * np.log(mu)).sum(),
-            "deviance": np.maximum(2 * (logs - y + mu), 0.0).sum(),
-            "absolute": np.abs(mu - y).sum(),
-        }
-        return Values({name: np.asarray(value, dtype=np.float64) for name, value in sums.items()})
+        return _summed(
+            rows=len(y),
+            loss=(mu - y * np.log(mu)).sum(),
+            deviance=np.maximum(2 * (logs - y + mu), 0.0).sum(),
+            absolute=np.abs(mu - y).sum(),
+        )
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
         """The means over rows."""
-        rows = float(totals["rows"])
-        sums = {"loss": "loss", "deviance": "deviance", "mae": "absolute"}
-        return {name: float(totals[total]) / rows for name, total in sums.items()}
+        return _means(totals, loss="loss", deviance="deviance", mae="absolute")
 
 
 class CoxRegression(_Glm):
@@ -415,8 +409,7 @@ class CoxRegression(_Glm):
                 tied += bisect.bisect_right(later, score) - below
             for score in scores:
                 bisect.insort(later, score)
-        sums = {"rows": len(y), "pairs": pairs, "ordered": ordered, "tied": tied}
-        return Values({name: np.asarray(value, dtype=np.float64) for name, value in sums.items()})
+        return _summed(rows=len(y), pairs=pairs, ordered=ordered, tied=tied)
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
         """One half if no pair is comparable."""

@@ -261,12 +261,10 @@ class Course:
         A stack's answer is a stack; of a party that `Stack.failed` names it says nothing.
         """
         announced = at.received.under("announced")
-        kept = {
-            k: v for k, v in at.received.items() if not k.startswith(("announced.", "encoding."))
-        }
-        scores = ask.work == "evaluate"
+        around, scores = ("announced.", "encoding."), ask.work == "evaluate"
+        kept = Values({k: v for k, v in at.received.items() if not k.startswith(around)})
         remembered = at.memory.under("train" if scores else ask.work)
-        mine = replace(at, received=Values(kept), memory=remembered)
+        mine = replace(at, received=kept, memory=remembered)
         if scores and isinstance(mine, At):
             models = {"": mine.received["parameters"]}
             if self.scores_own:
@@ -277,7 +275,6 @@ class Course:
         if ask.through != "update":
             return replace(answer, memory=Values(memory))
         contribution, before = answer.contribution, at.memory.under("stages")
-        single = isinstance(at, At)
         if isinstance(at, At):
             stack = Contributions.of(at.party, contribution)
             before = Values({name: value[None] for name, value in before.items()})
@@ -286,11 +283,9 @@ class Course:
         signals = self.signals(ask)
         context = self._context(ask, at.names, signals)
         stack, stages = self.aggregation.encode(stack, announced, before, signals, context)
-        if single:
+        if at.alone:
             stages = Values({name: value[0] for name, value in stages.items()})
-            contribution = stack.one(0)
-        else:
-            contribution = replace(contribution, values=stack.values)
+        contribution = stack.one(0) if at.alone else replace(contribution, values=stack.values)
         return Answer(contribution, Values(memory | stages.named("stages")))
 
     def open(self, ask: Ask, stack: Contributions) -> tuple[Contributions, dict[str, str]]:
@@ -332,12 +327,8 @@ class Course:
         states = dict(progress.states)
         if ask.through == "update":
             signals = self.signals(ask)
-            total, stages = self.aggregation.decode(
-                total,
-                states["stages"].values,
-                signals,
-                self._context(ask, (), signals),
-            )
+            before, context = states["stages"].values, self._context(ask, (), signals)
+            total, stages = self.aggregation.decode(total, before, signals, context)
             states["stages"] = State(ask.round, stages)
         phase = progress.phase
         with np.errstate(over="ignore", invalid="ignore"):  # said below, once
@@ -354,9 +345,8 @@ class Course:
                     remedy="Raise evaluation.holdout, or leave evaluation out with every = 0",
                 )
             return self._judge(progress, self.evaluate.metrics(self.task, total.values))
-        if not all(
-            math.isfinite(x) for x in (progress.parameters.min(), progress.parameters.max())
-        ):
+        theta = progress.parameters
+        if not (math.isfinite(theta.min()) and math.isfinite(theta.max())):
             raise RunError(
                 "the model is no longer finite",
                 round=ask.round,
@@ -404,12 +394,10 @@ class Course:
         progress = replace(progress, metrics=metrics)
         if self.stop is not None:
             stop, value = self.stop, metrics[self.stop.metric]
-            improved = progress.best is None or stop.better(value, progress.best, self.task)
-            progress = replace(
-                progress,
-                best=value if improved else progress.best,
-                since=0 if improved else progress.since + 1,
-            )
+            if progress.best is None or stop.better(value, progress.best, self.task):
+                progress = replace(progress, best=value, since=0)
+            else:
+                progress = replace(progress, since=progress.since + 1)
             if stop.target is not None and not stop.better(stop.target, value, self.task):
                 reason = f"{stop.metric} reached {value:.4f}, the target is {stop.target:g}"
                 return replace(progress, phase="done", reason=reason)

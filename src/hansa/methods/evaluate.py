@@ -98,21 +98,16 @@ class Evaluate(Method):
         """
         metrics: dict[str, float] = {}
         for prefix in ("", "own."):
-            mine = {
-                t.name: totals[prefix + t.name] for t in task.tallies() if prefix + t.name in totals
-            }
+            names = [t.name for t in task.tallies() if prefix + t.name in totals]
+            mine = {name: totals[prefix + name] for name in names}
             if not mine:
                 continue
-            if not self.spread:
-                metrics |= {prefix + n: value for n, value in task.metrics(mine).items()}
-                continue
-            whole = task.metrics({name: value.sum(axis=0) for name, value in mine.items()})
+            summed = {n: v.sum(axis=0) for n, v in mine.items()} if self.spread else mine
+            whole = task.metrics(summed)
             metrics |= {prefix + name: value for name, value in whole.items()}
-            each = [
-                task.metrics({name: value[i] for name, value in mine.items()})
-                for i in np.flatnonzero(mine["rows"])
-            ]
-            for name in whole:
+            some = np.flatnonzero(mine["rows"]) if self.spread else ()
+            each = [task.metrics({n: value[i] for n, value in mine.items()}) for i in some]
+            for name in whole if self.spread else ():
                 ordered = np.sort([one[name] for one in each])
                 few = max(1, len(each) // 10)
                 tenth = (ordered[-few:] if name in task.lower_is_better else ordered[:few]).mean()

@@ -33,11 +33,8 @@ class Moments(Method):
 
     def init(self, setup: Setup, learner: Learner) -> State:
         """Nothing is known but the columns."""
-        facts = {
-            "numbers": list(setup.numbers),
-            "categories": {name: list(values) for name, values in setup.categories.items()},
-        }
-        return State(facts={"step": 0, **facts})
+        categories = {name: list(values) for name, values in setup.categories.items()}
+        return State(facts={"step": 0, "numbers": list(setup.numbers), "categories": categories})
 
     def ask(self, state: State) -> Ask | None:
         """Sums, then squared distances; nothing at all if there is nothing to standardise."""
@@ -66,10 +63,8 @@ class Moments(Method):
         if "mean" in at.received:
             squares = np.nansum(np.square(x - at.received["mean"]), axis=0)
             return Answer(Contribution(Values({"squares": squares})))
-        counts = [
-            count_categories(texts(rows, name), values)
-            for name, values in at.setup.categories.items()
-        ]
+        declared = at.setup.categories.items()
+        counts = [count_categories(texts(rows, name), values) for name, values in declared]
         values = {
             "rows": np.asarray(float(rows.rows)),
             "missing": np.isnan(x).sum(axis=0).astype(np.float64),
@@ -106,8 +101,7 @@ class Moments(Method):
         """What turns a table into features, as far as it is known."""
         if "scale" not in state.values:
             return setup.encoding
-        mean, scale = state.values["mean"], state.values["scale"]
-        return setup.scaled(mean, scale)
+        return setup.scaled(state.values["mean"], state.values["scale"])
 
 
 def _field(name: str, *shape: int, low: float = -WIDE) -> Field:

@@ -39,8 +39,7 @@ class Scaffold(GradientMethod):
         if not isinstance(self.local, SGD):
             raise StudyError(
                 f"method.local: scaffold needs plain SGD, not {self.local.kind}",
-                remedy='Write local = { optimizer = "sgd", lr = ... }; adaptive steps can be the '
-                "server's",
+                remedy='Write local = { optimizer = "sgd", lr = ... }; adaptive steps can be the server\'s',
             )
         if self.local.momentum:
             raise StudyError(
