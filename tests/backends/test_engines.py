@@ -252,3 +252,14 @@ def test_memories_of_those_who_were_not_counted_stay_as_they_were(troubled: Popu
 def test_a_device_that_a_learner_cannot_use_is_refused(troubled: Population) -> None:
     with pytest.raises(HansaError, match="cuda"):
         STUDY.run(hs.Local(troubled, device="cuda"))
+
+
+def test_a_round_that_memory_does_not_hold_ends_the_run_with_what_to_lower(
+    troubled: Population, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*of: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Crowd, "stack", none_left)
+    with pytest.raises(RunError, match=r"round 1: the machine's memory.*cohort\.size"):
+        STUDY.run(hs.Local(troubled))

@@ -24,7 +24,7 @@ from hansa.data.contract import check
 from hansa.data.population import Population
 from hansa.data.source import read
 from hansa.data.table import Table
-from hansa.errors import ContractError, HansaError, StudyError, UsageError
+from hansa.errors import ContractError, HansaError, RunError, StudyError, UsageError
 from hansa.federation import Federation
 from hansa.learners.base import Engine
 from hansa.methods.base import Setup, State
@@ -308,7 +308,15 @@ class LocalExchange:
         """One arrival per ask, in order; an arrival without any party counted has no values."""
         for ask in asks:
             started = time.perf_counter()
-            arrival = self._one(ask)
+            try:
+                arrival = self._one(ask)
+            except MemoryError:
+                raise RunError(
+                    "the machine's memory does not hold the round",
+                    round=ask.round,
+                    remedy="Lower cohort.size, method.local.batch_size or the number of workers, or "
+                    'say task.precision = "float32"',
+                ) from None
             clock = {"clock": self._now} if self._options.clock else {}
             seconds = time.perf_counter() - started
             yield replace(arrival, metrics={**arrival.metrics, "seconds": seconds, **clock})
