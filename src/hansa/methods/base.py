@@ -527,8 +527,8 @@ class GradientMethod(UpdateMethod):
         return memory
 
     def finish(self, parameters: Array, received: Values, memory: Values, steps: Any) -> Finished:
-        """The declared fields and the new memory, from the trained parameters."""
-        return {"update": parameters - received["parameters"]}, {}
+        """The declared fields and the new memory, from the trained parameters, which may be changed in place."""
+        return {"update": np.subtract(parameters, received["parameters"], out=parameters)}, {}
 
 
 METHODS: Catalogue[Method] = Catalogue(
