@@ -16,6 +16,8 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
 
 def key(seed: int, *purpose: str | int) -> bytes:
     """32 bytes that name one purpose under one seed (blake3 of their canonical JSON)."""
@@ -52,16 +54,32 @@ def bits(keys: NDArray[np.uint64], count: int, skip: int = 0) -> NDArray[np.uint
     on whose are drawn beside them, and a whole stack is drawn at once.
     """
     steps = np.arange(skip + 1, skip + count + 1, dtype=np.uint64)
-    z = keys[..., None] + steps * np.uint64(0x9E3779B97F4A7C15)
+    return _mixed(keys[..., None] + steps * _GOLDEN)
+
+
+def _mixed(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """What SplitMix64 makes of its state, in place."""
     z ^= z >> np.uint64(30)
     z *= np.uint64(0xBF58476D1CE4E5B9)
     z ^= z >> np.uint64(27)
     z *= np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)
-    drawn: NDArray[np.uint64] = z
-    return drawn
+    return z
 
 
 def order(key: np.uint64, rows: int, number: int = 0) -> NDArray[Any]:
     """A permutation of ``rows``, the one with this number under the key: where the sorted bits came from."""
     return np.argsort(bits(np.asarray(key), rows, skip=number * rows), kind="stable")
+
+
+def orders(
+    keys: NDArray[np.uint64], sizes: NDArray[np.int64], number: int = 0
+) -> NDArray[np.int64]:
+    """`order` of several keys at once: permutations of so many rows each, one after the other, each counted
+    on from where its own begin.
+    """
+    owners = np.repeat(np.arange(len(sizes)), sizes)
+    own = np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    steps = (number * sizes[owners] + own + 1).astype(np.uint64)
+    sorted_rows: NDArray[np.int64] = np.lexsort((_mixed(keys[owners] + steps * _GOLDEN), owners))
+    return sorted_rows

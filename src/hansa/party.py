@@ -15,6 +15,7 @@ from hansa.data.population import Population
 from hansa.data.preprocessing import Encoding
 from hansa.data.table import Table
 from hansa.errors import HansaError
+from hansa.learners.base import Shared
 from hansa.methods.base import Answer, At, Stack, no_row
 from hansa.methods.course import Course
 
@@ -114,6 +115,8 @@ class Crowd:
 
     def __init__(self, parties: Mapping[str, Table], course: Course) -> None:
         self._tables, self.course = parties, course
+        split = course.evaluate.split is not None
+        self._population = parties if isinstance(parties, Population) and not split else None
         self._parties: dict[str, Party] = {}
         self._encoding = course.setup.encoding
         self._shared: tuple[bytes, tuple[Array, Array]] = (b"", (np.empty(0), np.empty(0)))
@@ -132,10 +135,10 @@ class Crowd:
         Raises:
             ContributionError: if there are none.
         """
-        if not isinstance(self._tables, Population) or self.course.evaluate.split is not None:
+        if self._population is None:
             return self.party(name).rows(encoding)
         x, y = self._shared[1]
-        own = self._tables.range(name)
+        own = self._population.range(name)
         x, y = x[own], y[own]
         kept, _ = _held_out(self.course, name, len(y))
         if kept is not None:
@@ -146,19 +149,19 @@ class Crowd:
 
     def size(self, name: str) -> int:
         """How many rows a party learns from."""
-        if not isinstance(self._tables, Population) or self.course.evaluate.split is not None:
+        if self._population is None:
             return self.party(name).split[0].rows
-        own = self._tables.range(name)
+        own = self._population.range(name)
         rows = own.stop - own.start
         return int(rows - _holds(self.course, rows))
 
     def prepare(self, ask: Ask) -> None:
         """Encode what is shared, before parties are stacked for this ask."""
         encoding = self._encoding = _encoding(self.course, ask)
-        if isinstance(self._tables, Population) and self.course.evaluate.split is None:
+        if self._population is not None:
             key = encoding.mean.tobytes() + encoding.scale.tobytes() + b"."
             if key != self._shared[0]:
-                self._shared = (key, _encoded(self.course, encoding, self._tables.table))
+                self._shared = (key, _encoded(self.course, encoding, self._population.table))
 
     def one(self, ask: Ask, name: str, memory: Values) -> Outcome:
         """One party's answer."""
@@ -178,31 +181,22 @@ class Crowd:
             alike.setdefault(tuple(sorted(memory.get(name, ()))), []).append(name)
         if len(alike) > 1:
             return _together([self.stack(ask, few, memory) for few in alike.values()])
-        encoding, excluded = self._encoding, dict[str, str]()
-        rows: dict[str, tuple[Array, Array]] = {}
-        for name in names:
-            try:
-                x, y = self.rows(name, encoding)
-                self.course.learner.check(x, y)
-                rows[name] = x, y
-            except HansaError as error:
-                excluded[name] = error.reason
-        if not rows:
+        longest_first, rows, excluded = self._longest_first(names)
+        if not longest_first:
             return Outcome(excluded=excluded)
-        longest_first = tuple(sorted(rows, key=lambda name: -len(rows[name][1])))
         at = Stack(
             **_told(self.course, ask),
             memory=_stacked([memory.get(name, Values()) for name in longest_first]),
             parties=longest_first,
-            data=[rows[name] for name in longest_first],
+            data=rows,
         )
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 answer = self.course.work(ask, at)
         except HansaError as error:
-            if len(rows) > 1:  # whose it is shows when each is by itself
+            if len(longest_first) > 1:  # whose it is shows when each is by itself
                 return _together([self.stack(ask, [name], memory) for name in names])
-            return Outcome(excluded={**excluded, **dict.fromkeys(rows, error.reason)})
+            return Outcome(excluded={**excluded, **dict.fromkeys(longest_first, error.reason)})
         excluded |= {longest_first[i]: error.reason for i, error in at.failed.items()}
         contribution = answer.contribution
         stack = Contributions(longest_first, contribution.values, np.asarray(contribution.weight))
@@ -217,6 +211,27 @@ class Crowd:
                 mine = {n: value[places[name]] for n, value in answer.memory.items()}
                 kept[name] = Values(mine)
         return Outcome(opened, kept, excluded | refused, leaving)
+
+    def _longest_first(
+        self, names: Sequence[str]
+    ) -> tuple[tuple[str, ...], Sequence[tuple[Array, Array]], dict[str, str]]:
+        """Who can work, those with more rows first; their rows; and who cannot, and why."""
+        excluded: dict[str, str] = {}
+        rows: dict[str, tuple[Array, Array]] = {}
+        for name in names:
+            try:
+                x, y = self.rows(name, self._encoding)
+                self.course.learner.check(x, y)
+                rows[name] = x, y
+            except HansaError as error:
+                excluded[name] = error.reason
+        ordered = tuple(sorted(rows, key=lambda name: -len(rows[name][1])))
+        if self._population is None or _holds(self.course, 1 << 20):
+            return ordered, [rows[name] for name in ordered], excluded
+        own = [self._population.range(name) for name in ordered]
+        starts = np.asarray([span.start for span in own])
+        stops = np.asarray([span.stop for span in own])
+        return ordered, Shared(*self._shared[1], starts, stops), excluded
 
 
 @dataclass(frozen=True, eq=False)

@@ -263,3 +263,24 @@ def test_a_round_that_memory_does_not_hold_ends_the_run_with_what_to_lower(
     monkeypatch.setattr(Crowd, "stack", none_left)
     with pytest.raises(RunError, match=r"round 1: the machine's memory.*cohort\.size"):
         STUDY.run(hs.Local(troubled))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 8, 20, "all"])
+def test_rows_of_a_population_are_gathered_at_once_with_the_same_bits(
+    shuffle: bool, batch_size: Any
+) -> None:
+    columns = {"x": np.random.default_rng(1).normal(size=(310, 3)).astype(np.float32)}
+    columns["y"] = (columns["x"][:, 0] > 0).astype(np.float64)
+    sizes = [1, 19, 20, 21, 40, 70, 3, 66, 70]
+    study = hs.Federation(
+        task=hs.LogisticRegression(target="y", precision="float32"),
+        method=hs.FedAvg(local=hs.SGD(lr=0.3, epochs=3, batch_size=batch_size, shuffle=shuffle)),
+        evaluation=hs.Evaluate(every=0, holdout=0),
+        rounds=2,
+    )
+    population = Population.of_sizes(columns, sizes)
+    apart = {name: hs.Table(dict(population[name].columns)) for name in population}
+    together, one_by_one = (study.run(hs.Local(p)).parameters for p in (population, apart))
+    assert together.dtype == np.float32
+    np.testing.assert_array_equal(together, one_by_one)

@@ -57,7 +57,29 @@ class Layout:
         return np.concatenate([np.ravel(parts[name]) for name, _ in self.leaves])
 
 
+_EPOCHS = 64  # so many permutations are drawn at once
 _LARGE = 1 << 16  # numbers in one party's rows
+
+
+class Shared(Sequence[tuple[Array, Array]]):
+    """Parties' rows as ranges of one pair of arrays, so that a step of all is gathered at once.
+
+    Args:
+        x: features of all rows.
+        y: labels of all rows.
+        starts: each party's first row, ``[k]``.
+        stops: the row after its last one, ``[k]``.
+    """
+
+    def __init__(self, x: Array, y: Array, starts: Array, stops: Array) -> None:
+        self.x, self.y, self.starts, self.stops = x, y, starts, stops
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, at: Any) -> Any:
+        own = slice(self.starts[at], self.stops[at])
+        return self.x[own], self.y[own]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +106,8 @@ class Feed:
     @cached_property
     def sizes(self) -> Array:
         """Rows of each party, ``[k]``."""
+        if isinstance(self.rows, Shared):
+            return self.rows.stops - self.rows.starts
         return np.asarray([len(y) for _, y in self.rows])
 
     @cached_property
@@ -153,6 +177,9 @@ class Feed:
         x = np.zeros((end - begin, length, *first_x.shape[1:]), takes(first_x.dtype))
         y = np.zeros((end - begin, length, *first_y.shape[1:]), first_y.dtype)
         weights = np.full((end - begin, length), 1.0 / length, takes(np.dtype(np.float64)))
+        if isinstance(self.rows, Shared) and self.epochs <= _EPOCHS and x.dtype == first_x.dtype:
+            yield from self._gathered(self.rows, slice(begin, end), x, y, weights)
+            return
         per_epoch = [-(-int(size) // length) for size in self.sizes[begin:end]]
         orders: list[Array | None] = [None] * (end - begin)
         for step in range(self.epochs * per_epoch[0]):
@@ -178,6 +205,33 @@ class Feed:
                 elif not batch:
                     weights[i] = 1.0 / length  # after the short last batch of the epoch before
             yield slice(begin, begin + active), x[:active], y[:active], weights[:active]
+
+    def _gathered(
+        self, rows: Shared, run: slice, x: Array, y: Array, weights: Array
+    ) -> Iterator[tuple[slice, Array, Array, Array]]:
+        """The same steps, the same bits, with the rows of all parties taken by one index."""
+        length, sizes, starts = x.shape[1], self.sizes[run], rows.starts[run]
+        per_epoch = -(-sizes // length)
+        begins = np.cumsum(sizes) - sizes
+        absolute = np.arange(sizes.sum()) + np.repeat(starts - begins, sizes)
+        taken = absolute[None]  # [epochs, rows]
+        if self.shuffle and self.batch_size:
+            drawn = [keyed.orders(self.keys[run], sizes, epoch) for epoch in range(self.epochs)]
+            one_batch = np.repeat(sizes <= self.batch_size, sizes)
+            taken = np.stack([np.where(one_batch, absolute, absolute[order]) for order in drawn])
+        for step in range(self.epochs * int(per_epoch[0])):
+            active = int((step < self.epochs * per_epoch).sum())
+            epoch, batch = np.divmod(step, per_epoch[:active])
+            own = batch[:, None] * length + np.arange(length)
+            there = own < sizes[:active, None]
+            own = np.where(there, own, 0) + begins[:active, None]
+            chosen = taken[epoch[:, None] if len(taken) > 1 else 0, own].reshape(-1)
+            for whole, part in ((rows.x, x), (rows.y, y)):
+                out = part[:active].reshape(active * length, *part.shape[2:])
+                whole.take(chosen, axis=0, out=out, mode="clip")
+            counts = there.sum(axis=1, keepdims=True)
+            np.divide(there, counts, out=weights[:active], casting="same_kind")
+            yield slice(run.start, run.start + active), x[:active], y[:active], weights[:active]
 
 
 Correction = Callable[[Any, Any, slice], Any]
