@@ -15,9 +15,11 @@ from hansa.data.population import Population
 from hansa.data.preprocessing import Encoding
 from hansa.data.table import Table
 from hansa.errors import HansaError
-from hansa.learners.base import Shared
+from hansa.learners.base import Learner, Shared
 from hansa.methods.base import Answer, At, Stack, no_row
 from hansa.methods.course import Course
+
+_NOTHING = Values()
 
 
 class Party:
@@ -176,17 +178,21 @@ class Crowd:
 
     def stack(self, ask: Ask, names: Sequence[str], memory: Mapping[str, Values]) -> Outcome:
         """The answers of parties whose work is done at once; those that remember alike make a stack."""
-        alike: dict[tuple[str, ...], list[str]] = {}
+        known = {name: memory.get(name, _NOTHING) for name in names}
+        method, alike = self.course.method, dict[frozenset[str], list[str]]()
+        # What begins with zeros is the same as not remembered yet.
+        begins = () if method.personalises else getattr(method, "memory", ())
+        zeros = {f"train.{name}" for name in begins}
         for name in names:
-            alike.setdefault(tuple(sorted(memory.get(name, ()))), []).append(name)
+            alike.setdefault(frozenset(known[name]) - zeros, []).append(name)
         if len(alike) > 1:
-            return _together([self.stack(ask, few, memory) for few in alike.values()])
+            return _together([self.stack(ask, few, known) for few in alike.values()])
         longest_first, rows, excluded = self._longest_first(names)
         if not longest_first:
             return Outcome(excluded=excluded)
         at = Stack(
             **_told(self.course, ask),
-            memory=_stacked([memory.get(name, Values()) for name in longest_first]),
+            memory=_stacked([known[name] for name in longest_first]),
             parties=longest_first,
             data=rows,
         )
@@ -217,6 +223,14 @@ class Crowd:
     ) -> tuple[tuple[str, ...], Sequence[tuple[Array, Array]], dict[str, str]]:
         """Who can work, those with more rows first; their rows; and who cannot, and why."""
         excluded: dict[str, str] = {}
+        if self._population is not None and not _holds(self.course, 1 << 20):
+            spans = [self._population.range(name) for name in names]
+            bounds = np.asarray([(span.start, span.stop) for span in spans])
+            shared = Shared(*self._shared[1], bounds[:, 0], bounds[:, 1])
+            order = np.argsort(bounds[:, 0] - bounds[:, 1], kind="stable").tolist()
+            fine = [i for i in order if self._fits(names[i], shared, i, excluded)]
+            kept = Shared(*self._shared[1], bounds[fine, 0], bounds[fine, 1])
+            return tuple(names[i] for i in fine), kept, excluded
         rows: dict[str, tuple[Array, Array]] = {}
         for name in names:
             try:
@@ -226,12 +240,18 @@ class Crowd:
             except HansaError as error:
                 excluded[name] = error.reason
         ordered = tuple(sorted(rows, key=lambda name: -len(rows[name][1])))
-        if self._population is None or _holds(self.course, 1 << 20):
-            return ordered, [rows[name] for name in ordered], excluded
-        own = [self._population.range(name) for name in ordered]
-        starts = np.asarray([span.start for span in own])
-        stops = np.asarray([span.stop for span in own])
-        return ordered, Shared(*self._shared[1], starts, stops), excluded
+        return ordered, [rows[name] for name in ordered], excluded
+
+    def _fits(self, name: str, rows: Shared, at: int, excluded: dict[str, str]) -> bool:
+        """Whether a party has rows, and such as the model can take; if not, it is noted why."""
+        try:
+            if rows.starts[at] == rows.stops[at]:
+                raise no_row(name)
+            if type(self.course.learner).check is not Learner.check:
+                self.course.learner.check(*rows[at])
+        except HansaError as error:
+            excluded[name] = error.reason
+        return name not in excluded
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,8 +312,13 @@ def _held_out(course: Course, name: str, rows: int) -> tuple[Array | None, Array
 
 
 def _stacked(memories: Sequence[Values]) -> Values:
-    """What parties that remember alike remember, ``[k, ...]``."""
-    return Values({name: np.stack([one[name] for one in memories]) for name in memories[0]})
+    """What parties remember, ``[k, ...]``; zeros of those who do not yet."""
+    like = {name: value for one in memories for name, value in one.items()}
+    stacked = {name: np.zeros((len(memories), *v.shape), v.dtype) for name, v in like.items()}
+    for i, one in enumerate(memories):
+        for name, value in one.items():
+            stacked[name][i] = value
+    return Values(stacked)
 
 
 def _together(outcomes: Sequence[Outcome]) -> Outcome:

@@ -355,7 +355,10 @@ class LocalExchange:
         changes nothing.
         """
         before = self.memories
-        counted = {n: Values({**before.get(n, Values()), **new}) for n, new in proposed.items()}
+        counted = {}
+        for name, new in proposed.items():
+            old = before.get(name, new)
+            counted[name] = new if old.keys() <= new.keys() else Values({**old, **new})
         self._settled.update(self._counted)
         self._counted, self.memories = counted, Latest(counted, self._settled)
 
