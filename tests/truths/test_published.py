@@ -273,8 +273,8 @@ def rounds_to(target: float, method: Method, rows: list[NDArray[np.intp]], most:
 @pytest.mark.parametrize(("how", "target", "times"), [("iid", 0.90, 3.0), ("shards", 0.88, 1.2)])
 def test_fedavg_takes_fewer_rounds_than_fedsgd(how: str, target: float, times: float) -> None:
     """McMahan et al. 2017 (arXiv 1602.05629): 10 to 100 times fewer rounds than synchronous gradient descent, and
-    less of a gain with two digits a party. The ordering holds for a softmax regression, whose loss is convex, with
-    smaller factors; each method has the best of several learning rates.
+    less of a gain with two digits a party. Here a softmax regression, whose loss is convex: the ordering holds,
+    the factors are smaller. Each method has the best of several learning rates.
     """
     labels = flat("train", 20_000)["y"]
     dealt = (
