@@ -14,7 +14,7 @@ from pydantic import Field as Limits
 
 from hansa import keyed
 from hansa.aggregation.signal import Signal
-from hansa.aggregation.stage import Aggregation
+from hansa.aggregation.stage import Aggregation, Reducer
 from hansa.contribution import canonical
 from hansa.data.contract import Contract
 from hansa.data.table import ColumnSchema
@@ -168,6 +168,13 @@ class Federation(BaseModel):
         if isinstance(self.method, UpdateMethod):
             fields = tuple(field.bind(1) for field in self.method.fields)
             self.aggregation.bind(Signal(fields, weights=self.method.weights))
+            for stage in self.aggregation.stages:
+                if isinstance(stage, Reducer) and not self.method.reducible:
+                    raise PipelineError(
+                        f"{stage.kind} would not bound what one party does to {self.method.kind}, which "
+                        "scales the update by a mean of its own",
+                        remedy=f"Leave {stage.kind} out, or use another method",
+                    )
 
     def to_json(self) -> bytes:
         """The canonical form: the same federation, the same bytes."""

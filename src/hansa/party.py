@@ -16,7 +16,7 @@ from hansa.data.preprocessing import Encoding
 from hansa.data.table import Table
 from hansa.errors import HansaError
 from hansa.learners.base import Learner, Shared
-from hansa.methods.base import Answer, At, Stack, no_row
+from hansa.methods.base import Answer, At, GradientMethod, Stack, no_row
 from hansa.methods.course import Course
 
 _NOTHING = Values()
@@ -181,8 +181,10 @@ class Crowd:
         known = {name: memory.get(name, _NOTHING) for name in names}
         method, alike = self.course.method, dict[frozenset[str], list[str]]()
         # What begins with zeros is the same as not remembered yet.
-        begins = () if method.personalises else getattr(method, "memory", ())
-        zeros = {f"train.{name}" for name in begins}
+        zeros: set[str] = set()
+        begin = getattr(type(method), "remembered", None) is GradientMethod.remembered
+        if isinstance(method, GradientMethod) and begin and not method.personalises:
+            zeros = {f"train.{name}" for name in method.memory}
         for name in names:
             alike.setdefault(frozenset(known[name]) - zeros, []).append(name)
         if len(alike) > 1:

@@ -27,6 +27,7 @@ from hansa.methods.base import Setup, State
 from hansa.methods.course import Course, Progress
 from hansa.model import Model
 
+UNDER_WAY = "under way"  # the state of work that was begun and has not arrived
 CHECKPOINT = "round-{}.safetensors"
 Status = Literal["running", "finished", "failed", "stopped"]
 
@@ -234,7 +235,7 @@ def drive(
             clock = {n: v for n, v in arrival.metrics.items() if n == "clock"}
             record.event("metrics", round=ask.round, **progress.metrics, **clock)
         if (begun := exchange.under_way()) is not None:
-            progress = replace(progress, states={**progress.states, "under way": begun})
+            progress = replace(progress, states={**progress.states, UNDER_WAY: begun})
         del arrival  # a large total is not kept through the next exchange
         record.checkpoint(progress, exchange.memories)
     return progress

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import hansa as hs
+from hansa import aggregation
 from hansa.backends.local import LocalExchange
 from hansa.contribution import Values
 from hansa.data.population import Numbered, Population
-from hansa.errors import HansaError, RunError, UsageError
+from hansa.errors import HansaError, PipelineError, RunError, StudyError, UsageError
 from hansa.methods import Answer, At
 from hansa.methods.base import METHODS
 from hansa.party import Crowd
@@ -284,3 +285,70 @@ def test_rows_of_a_population_are_gathered_at_once_with_the_same_bits(
     together, one_by_one = (study.run(hs.Local(p)).parameters for p in (population, apart))
     assert together.dtype == np.float32
     np.testing.assert_array_equal(together, one_by_one)
+
+
+def small(**values: Any) -> hs.Federation:
+    given = {"method": hs.FedAvg(local=hs.SGD(lr=0.1, batch_size=8)), "rounds": 4, **values}
+    return hs.Federation(
+        task=hs.LinearRegression(target="y"), evaluation=hs.Evaluate(every=0, holdout=0), **given
+    )
+
+
+@pytest.fixture
+def sound() -> Population:
+    random = np.random.default_rng(5)
+    x = random.normal(size=(120, 2))
+    columns = {"a": x[:, 0].copy(), "b": x[:, 1].copy(), "y": x @ np.array([1.0, -2.0])}
+    return Population.of_sizes(columns, [20, 30, 40, 10, 20])
+
+
+def test_a_bound_at_the_coordinator_bounds_without_a_codec_too(sound: Population) -> None:
+    bounded = small(aggregation=aggregation.norm_bound(norm=1e-3)).run(hs.Local(sound))
+    assert 0 < np.linalg.norm(bounded.parameters) <= 4 * 1e-3 * (1 + 1e-6)
+
+
+@Engines
+def test_a_round_to_which_nobody_comes_is_an_error_and_no_defect(
+    engine: Any, sound: Population
+) -> None:
+    with pytest.raises(RunError, match="0 of 5 contributions"):
+        small().run(hs.Local(sound, clock=hs.Clock(available=0.0), engine=engine))
+
+
+@pytest.mark.parametrize("kind", ["scaffold", "ditto", "fedavg"])
+def test_a_fork_of_the_same_study_is_the_run_itself(
+    kind: str, sound: Population, tmp_path: Path
+) -> None:
+    method = METHODS.build({"kind": kind, "local": {"lr": 0.1, "batch_size": 8}})
+    chain = aggregation.top_k(fraction=0.5) if kind == "fedavg" else aggregation.Aggregation()
+    study = small(method=method, aggregation=chain, cohort=hs.Fixed(size=3), rounds=6)
+    whole = study.run(hs.Local(sound, folder=tmp_path, every=1, keep=True))
+    middle = hs.Run.load(tmp_path / whole.id, round=3)
+    forked = study.run(hs.Local(sound, fork=middle))
+    np.testing.assert_array_equal(forked.parameters, whole.parameters)
+    assert middle.federation.method == method
+
+
+def test_a_fork_into_another_method_takes_the_model_alone(
+    sound: Population, tmp_path: Path
+) -> None:
+    scaffold = METHODS.build({"kind": "scaffold", "local": {"lr": 0.1}})
+    first = small(method=scaffold).run(hs.Local(sound, folder=tmp_path, every=1, keep=True))
+    middle = hs.Run.load(tmp_path / first.id, round=2)
+    forked = small(rounds=2).run(hs.Local(sound, fork=middle))
+    np.testing.assert_array_equal(forked.parameters, middle.parameters)
+    assert not small(rounds=3).run(hs.Local(sound, fork=middle)).memories
+
+
+@pytest.mark.parametrize("kind", ["fednova", "ifca"])
+def test_a_reducer_that_would_bound_nothing_is_refused(kind: str) -> None:
+    method = METHODS.build({"kind": kind, "local": {"lr": 0.1}})
+    with pytest.raises(PipelineError, match="would not bound"):
+        small(method=method, aggregation=aggregation.median())
+
+
+def test_a_replay_among_other_parties_is_refused(sound: Population) -> None:
+    run = small().run(hs.Local(sound))
+    others = {f"other-{i}": sound[name] for i, name in enumerate(sound)}
+    with pytest.raises(StudyError, match="not among the parties"):
+        small().run(hs.Local(others, replay=run))

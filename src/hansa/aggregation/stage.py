@@ -207,6 +207,11 @@ class Aggregation(BaseModel):
             memories.append(kept)
         return stack, _merge(memories)
 
+    @property
+    def opens(self) -> bool:
+        """Whether a stage does something to single contributions at the coordinator."""
+        return any(type(stage).open is not Stage.open for stage in self.stages)
+
     def open(
         self,
         stack: Contributions,

@@ -18,9 +18,8 @@ from hansa.methods.base import State
 from hansa.methods.course import Course
 from hansa.methods.fedbuff import FedBuff
 from hansa.party import Crowd
-from hansa.run import Run
+from hansa.run import UNDER_WAY, Run
 
-STATE = "under way"
 _TRIES = 1000  # draws of a party that is free and there, before a place stays empty
 
 
@@ -46,8 +45,8 @@ class BufferedExchange(LocalExchange):
             tuple[float, int, str, int]
         ] = []  # end, number, party, version of its ask
         self._asks: dict[int, Ask] = {}
-        if run.progress and STATE in run.progress.states:
-            self._take_up(run.progress.states[STATE])
+        if run.progress and UNDER_WAY in run.progress.states:
+            self._take_up(run.progress.states[UNDER_WAY])
 
     def draw(self, federation: Federation, ask: Ask) -> Ask:
         """Nobody yet: who begins when is decided on the way."""
@@ -102,6 +101,7 @@ class BufferedExchange(LocalExchange):
             "bytes_in": float(leaving),
             "lag": float(np.mean(lags)) if lags else 0.0,
         }
+        excluded = {name: why for name, why in excluded.items() if name not in counted}
         total = reduction.total(len(self._course.setup.parties))
         return Arrival(replace(ask, parties=order), total, excluded, metrics)
 
@@ -150,12 +150,14 @@ class BufferedExchange(LocalExchange):
         is left who could fill it.
         """
         filled: list[tuple[float, int, str, int]] = []
-        clock, seed = self._options.clock, self._course.setup.seed
+        clock, seed, failed = self._options.clock, self._course.setup.seed, 0
         while len(filled) < number:
             self._start(ask, {flight[2] for flight in (*before, *filled)})
             if not self._flights:
+                reasons = "; ".join(f"{party}: {why}" for party, why in sorted(excluded.items()))
                 raise RunError(
-                    f"nobody is there to fill the buffer of {self._method.buffer}",
+                    f"nobody is there to fill the buffer of {self._method.buffer}"
+                    + (f" ({reasons})" if reasons else ""),
                     round=ask.round,
                     remedy="Lower method.buffer, or let parties be available more often",
                 )
@@ -163,7 +165,8 @@ class BufferedExchange(LocalExchange):
             self._now = flight[0]
             if clock is not None and clock.fails([flight[2]], seed, flight[1])[0]:
                 excluded[flight[2]] = "it failed in the middle of its work"
-                if len(excluded) > 100 * self._method.buffer:
+                failed += 1
+                if failed > 100 * self._method.buffer:
                     raise RunError("parties fail faster than they fill the buffer", round=ask.round)
                 continue
             filled.append(flight)

@@ -27,11 +27,11 @@ from hansa.data.table import Table
 from hansa.errors import ContractError, HansaError, RunError, StudyError, UsageError
 from hansa.federation import Federation
 from hansa.learners.base import Engine
-from hansa.methods.base import Setup, State
+from hansa.methods.base import Method, Setup, State
 from hansa.methods.course import Course, Progress
 from hansa.methods.fedbuff import FedBuff
 from hansa.party import Crowd, Outcome, Party
-from hansa.run import Decision, Decisions, Event, Run, draw, drive, new_id, now
+from hansa.run import UNDER_WAY, Decision, Decisions, Event, Run, draw, drive, new_id, now
 
 _LARGE = (
     1 << 23
@@ -169,6 +169,17 @@ class Local:
     ) -> Iterator[LocalExchange]:
         """The exchange of a run, and what must be put away after it."""
         made = self._decisions.made if self._decisions else {}
+        if made and isinstance(course.method, FedBuff):
+            raise UsageError(
+                "a buffered run is repeated by its clock, not by its record",
+                remedy="Leave replay out, and give the clock and the seed of that run",
+            )
+        asked = {name for decision in made.values() for name in decision.parties}
+        if unknown := sorted(asked - set(course.setup.parties)):
+            raise StudyError(
+                f"the run to replay asked {unknown[0]!r}, who is not among the parties",
+                remedy="Replay with the parties of that run",
+            )
         options = Options(
             engine, self._workers, self._test, self._clock, federation.cohort.deadline
         )
@@ -201,13 +212,24 @@ class Local:
                 "the run to fork has no model of this shape",
                 remedy="Fork with the task and the features that it was started with",
             )
-        run.memories = self._fork.memories
+        there = self._fork.federation
         states = {**begun.states, "moments": kept.states["moments"]}
         theirs, ours = kept.states["train"], begun.states["train"]
-        shared = {n: v for n, v in theirs.values.items() if n in ours.values or "." in n}
-        states["train"] = replace(
-            ours, round=theirs.round, values=Values({**ours.values, **shared})
-        )
+        alike = _alike(there.method, course.method)
+        if alike:  # it goes on as it would have; what other methods know means nothing to this one
+            run.memories, states["train"] = self._fork.memories, theirs
+            if UNDER_WAY in kept.states:
+                states[UNDER_WAY] = kept.states[UNDER_WAY]
+        else:
+            values = {**ours.values, "parameters": theirs.values["parameters"]}
+            states["train"] = replace(ours, round=theirs.round, values=Values(values))
+        if alike and there.aggregation == course.aggregation:
+            states["stages"] = kept.states["stages"]
+        elif alike:
+            run.memories = {
+                party: Values({n: v for n, v in memory.items() if not n.startswith("stages.")})
+                for party, memory in run.memories.items()
+            }
         return course.again(replace(kept, states=states, best=None, since=0, reason=""))
 
     def _origin(self) -> dict[str, Json]:
@@ -299,9 +321,9 @@ class LocalExchange:
         self._settled = Memories(run.memories if run else None)
         self.memories: Mapping[str, Values] = self._settled
         self._counted: dict[str, Values] = {}
-        clocks = [
-            event.body["clock"] for event in (run.events if run else ()) if "clock" in event.body
-        ]
+        begun = run.progress.version if run and run.progress else 0
+        arrived = [e.body for e in (run.events if run else ()) if e.kind == "arrived"]
+        clocks = [b["clock"] for b in arrived if "clock" in b and b["version"] < begun]
         self._now = float(clocks[-1]) if clocks else 0.0
 
     def exchange(self, asks: Sequence[Ask]) -> Iterator[Arrival]:
@@ -413,6 +435,21 @@ class LocalExchange:
         return Total(answer.values, (), len(self._course.setup.parties), 0.0)
 
 
+def _alike(there: Method, here: Method) -> bool:
+    """Whether what one method knows means the same to the other: but for rates, batches and rounds."""
+    if type(there) is not type(here):
+        return False
+    free = ("lr", "epochs", "batch_size", "shuffle")
+    for part in ("local", "server"):
+        theirs, ours = getattr(there, part, None), getattr(here, part, None)
+        if theirs is not None and ours is not None:
+            mine = {key: getattr(theirs, key) for key in free}
+            if type(theirs) is not type(ours) or ours.model_copy(update=mine) != theirs:
+                return False
+            here = here.model_copy(update={part: theirs})
+    return here == there
+
+
 def whole_blocks(asked: Sequence[str], present: Sequence[str]) -> list[Sequence[str]]:
     """Who is present of each block of those who were asked; who is not leaves a gap, and moves nobody."""
     if len(present) == len(asked):
@@ -462,6 +499,8 @@ class Room:
         size = course.learner.layout.size
         several = course.learner.threads and ask.work == "train" and (stacks or size < _LARGE)
         threads = self._workers if several else 1
+        if not blocks:
+            return
         if stacks:
             # A stack is as large as the cores share the blocks, but its parameters must fit the cache.
             most = max(1, _STACKED // max(1, course.learner.layout.size * BLOCK))

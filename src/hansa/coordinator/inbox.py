@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from hansa.aggregation.signal import Signal
 from hansa.contribution import Ask, Contribution, Values
@@ -178,8 +175,7 @@ def too_large(signal: Signal | None, size: int) -> str:
     """Why an answer of so many bytes is not even received; empty if it may be."""
     if signal is None:
         return STALE
-    arrays = sum(math.prod(f.shape or ()) * np.dtype(f.dtype).itemsize for f in signal.fields)
-    limit = arrays + SLACK
+    limit = signal.nbytes + SLACK
     return f"{size} bytes where at most {limit} were declared" if size > limit else ""
 
 

@@ -422,6 +422,8 @@ class UpdateMethod(Method):
 
     fields: ClassVar[tuple[Field, ...]] = (Field("update", like="parameters"),)
     stacks: ClassVar[bool] = True
+    reducible: ClassVar[bool] = True
+    """Whether a robust reducer of its fields means what it says."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **of: Any) -> None:

@@ -292,12 +292,13 @@ class Course:
         """At the coordinator: contributions as they arrived, unpacked; and who is not counted, and why."""
         signals = self.signals(ask)
         excluded: dict[str, str] = {}
+        opens = ask.through == "update" and self.aggregation.opens
         for opened in (False, True):
             faults = signals[-1].faults(stack, opened)
             if faults:
                 excluded |= {stack.parties[i]: error.reason for i, error in faults.items()}
                 stack = stack.take([i for i in range(len(stack.parties)) if i not in faults])
-            if ask.through != "update" or signals[-1].travel is None or not stack.parties:
+            if not opens or not stack.parties:
                 break
             if not opened:
                 context = self._context(ask, stack.parties, signals)

@@ -62,7 +62,7 @@ class Cox(Newton):
         wide = _width(free)
         fields = [
             summed("risk", count, wide),
-            summed("events", count, low=0.0),
+            summed("events", count, low=0.0, high=_MOST),
             summed("observed", free),
             summed("rows", low=0.0),
         ]
@@ -150,6 +150,11 @@ class Cox(Newton):
         gradient, deviance = sums["observed"].copy(), -2 * float(sums["observed"] @ theta)
         second, outer = np.zeros(_width(free) - 1 - free), np.zeros((free, free))
         hazard = np.zeros(len(events))
+        if (events != np.round(events)).any() or not (risk[events > 0, 0] > 0).all():
+            raise RunError(
+                "the events and hazards that arrived are none of any rows",
+                remedy="Find the party whose sums are wrong: every party's answers are in the record",
+            )
         for rank in range(int(events.max()) if efron else 1):
             some = events > rank
             left, weight = risk[some], np.ones(some.sum()) if efron else events[some]
@@ -168,6 +173,10 @@ class Cox(Newton):
         facts = {"rows": int(sums["rows"]), "events": int(events.sum())}
         spread = np.diagonal(square)
         return Curve(gradient, square - outer, spread, deviance, 1.0, facts), hazard
+
+
+_MOST = float(2**16)
+"""Events of one party at one time: each takes a step of Efron's sum."""
 
 
 def _width(free: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
@@ -107,6 +108,7 @@ class Evaluate(Method):
             metrics |= {prefix + name: value for name, value in whole.items()}
             some = np.flatnonzero(mine["rows"]) if self.spread else ()
             each = [task.metrics({n: value[i] for n, value in mine.items()}) for i in some]
+            each = [one for one in each if all(map(math.isfinite, one.values()))] or [whole]
             for name in whole if self.spread else ():
                 ordered = np.sort([one[name] for one in each])
                 few = max(1, len(each) // 10)

@@ -24,9 +24,10 @@ class FedNova(GradientMethod):
     """
 
     kind: ClassVar[str] = "fednova"
+    reducible: ClassVar[bool] = False
     fields: ClassVar[tuple[Field, ...]] = (
         Field("update", like="parameters"),
-        Field("steps", shape=(1,), low=0.0),
+        Field("steps", shape=(1,), low=0.0, high=float(2**20)),
     )
 
     def model_post_init(self, context: Any) -> None:

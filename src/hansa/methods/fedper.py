@@ -86,7 +86,13 @@ class FedPer(GradientMethod):
         for begin, end in state.facts["body"]:
             update[begin:end] = total.values["update"][at : at + end - begin]
             at += end - begin
-        return state.step(self.server, update)
+        after = state.step(self.server, update)
+        parameters = state.values["parameters"].astype(
+            np.float64
+        )  # of which weight decay takes nothing
+        for begin, end in state.facts["body"]:
+            parameters[begin:end] = after.values["parameters"][begin:end]
+        return replace(after, values=Values({**after.values, "parameters": parameters}))
 
 
 @lru_cache(maxsize=16)

@@ -31,6 +31,7 @@ class IFCA(GradientMethod):
     """
 
     kind: ClassVar[str] = "ifca"
+    reducible: ClassVar[bool] = False
     stacks: ClassVar[bool] = True
     personalises: ClassVar[bool] = True
     fields: ClassVar[tuple[Field, ...]] = (
@@ -92,6 +93,7 @@ class IFCA(GradientMethod):
     def _chosen(self, at: At | Stack) -> Array:
         """Which model each party chooses, bool ``[*lead, clusters]``."""
         losses = np.stack([at.loss(model) for model in at.received["models"]], axis=-1)
+        losses = np.where(np.isfinite(losses), losses, np.inf)  # or the smallest would be no number
         best: Array = losses.argmin(axis=-1)[..., None] == np.arange(self.clusters)
         return best
 

@@ -99,7 +99,9 @@ class IRLS(Newton):
         fields = (
             summed("gradient", free),
             summed("hessian", free, free),
-            *(summed(name) for name in ("deviance", "pearson", "labels")),
+            summed("deviance"),
+            summed("pearson", low=0.0),
+            summed("labels"),
             summed("rows", low=0.0),
         )
         send = Values({"parameters": state.values["parameters"]})

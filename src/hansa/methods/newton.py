@@ -199,9 +199,9 @@ def complete(at: At) -> tuple[Array, Array]:
     return x[whole].astype(np.float64), y[whole]
 
 
-def summed(name: str, *shape: int, low: float = -VALUE_LIMIT) -> Field:
+def summed(name: str, *shape: int, low: float = -VALUE_LIMIT, high: float = VALUE_LIMIT) -> Field:
     """A declared sum."""
-    return Field(name, shape=shape, algebra=Algebra.SUM, low=low, high=VALUE_LIMIT)
+    return Field(name, shape=shape, algebra=Algebra.SUM, low=low, high=high)
 
 
 def unpenalised(kind: str, learner: Learner) -> None:
