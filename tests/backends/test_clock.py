@@ -132,7 +132,14 @@ def test_a_buffer_that_nobody_can_fill_is_an_error(tables):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"latency": -1.0}, {"dropout": 1.5}, {"available": -0.1}, {"period": 0.0}, {"speed": 1.0}],
+    [
+        {"latency": -1.0},
+        {"dropout": 1.5},
+        {"available": -0.1},
+        {"period": 0.0},
+        {"speed": 1.0},
+        {"bandwidth": 0.0},
+    ],
 )
 def test_a_wrong_clock_is_refused_by_its_key(wrong):
     with pytest.raises(StudyError, match=next(iter(wrong))):
@@ -163,3 +170,38 @@ def test_a_trace_that_lacks_a_party_names_it(tables):
     clock = Clock(seconds_per_example={"party-01": 1.0})
     with pytest.raises(UsageError, match="party-02"):
         federation().run(hs.Local(tables, clock=clock))
+
+
+def test_parties_that_always_fail_end_a_buffered_run(tables):
+    method = FedBuff(local=hs.SGD(lr=0.3), buffer=1, concurrency=2)
+    with pytest.raises(RunError, match="fail faster"):
+        federation(method=method).run(hs.Local(tables, clock=Clock(dropout=1.0)))
+
+
+def test_nobody_is_counted_and_refused_at_once(tables):
+    method = FedBuff(local=hs.SGD(lr=0.3), buffer=3, concurrency=6)
+    run = federation(method=method).run(hs.Local(tables, clock=Clock(dropout=0.5)))
+    assert any(body["excluded"] for body in arrived(run))
+    assert not any(set(body["excluded"]) & set(body["counted"]) for body in arrived(run))
+
+
+def test_a_resumed_run_goes_on_at_its_own_time(tables, tmp_path):
+    clock = Clock(seconds_per_example=(1.0, 0.5))
+    whole = federation().run(hs.Local(tables, clock=clock))
+
+    def stop(event):
+        if event.kind == "arrived" and event.body["round"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        federation().run(hs.Local(tables, clock=clock, folder=tmp_path, every=1, follow=stop))
+    (folder,) = tmp_path.iterdir()
+    resumed = federation().run(hs.Local(tables, clock=clock, resume=hs.Run.load(folder)))
+    assert arrived(resumed)[-1]["clock"] == arrived(whole)[-1]["clock"]
+
+
+def test_a_buffered_run_is_not_replayed(tables):
+    run = buffered(tables)
+    method = FedBuff(local=hs.SGD(lr=0.3, batch_size=8), buffer=3, concurrency=6)
+    with pytest.raises(UsageError, match="repeated by its clock"):
+        federation(method=method, rounds=9).run(hs.Local(tables, replay=run))

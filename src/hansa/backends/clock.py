@@ -20,6 +20,8 @@ Seconds = Annotated[float, Limits(ge=0)]
 Spread: TypeAlias = Seconds | tuple[Seconds, Seconds] | Mapping[str, Seconds]
 """One value for all parties; (median, sigma) of a log-normal distribution from which each party draws its
 own once; or each party's own by name."""
+Positive = Annotated[float, Limits(gt=0)]
+Rate: TypeAlias = Positive | tuple[Positive, Seconds] | Mapping[str, Positive]
 Chance = Annotated[float, Limits(ge=0, le=1)]
 
 
@@ -41,7 +43,7 @@ class Clock(Part):
     """
 
     seconds_per_example: Spread = 1.0
-    bandwidth: Spread = math.inf
+    bandwidth: Rate = math.inf
     latency: Spread = 0.0
     jitter: Seconds = 0.0
     available: Chance | Mapping[str, Sequence[tuple[Seconds, Seconds]]] = 1.0
