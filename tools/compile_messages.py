@@ -1,4 +1,4 @@
-"""Compile ``src/hansa/wire/messages.proto`` into ``messages.binpb`` and ``messages.pyi``.
+"""Compile ``src/hansa/wire/messages.proto`` into ``messages.binpb`` and ``typings/hansa_messages.pyi``.
 
     python tools/compile_messages.py
 
@@ -20,7 +20,9 @@ from google.protobuf.descriptor_pb2 import (
 )
 from google.protobuf.descriptor_pb2 import FileDescriptorSet as FileSet
 
-WIRE = Path(__file__).resolve().parents[1] / "src" / "hansa" / "wire"
+ROOT = Path(__file__).resolve().parents[1]
+WIRE = ROOT / "src" / "hansa" / "wire"
+STUB = ROOT / "typings" / "hansa_messages.pyi"
 
 _PYTHON = {
     FieldDescriptorProto.TYPE_STRING: "str",
@@ -100,10 +102,10 @@ def _types(field: FieldDescriptorProto) -> tuple[str, str]:
 
 
 def main() -> None:
-    """Write both files beside the .proto."""
+    """Write both files."""
     serialised = descriptor(WIRE / "messages.proto")
     (WIRE / "messages.binpb").write_bytes(serialised)
-    (WIRE / "messages.pyi").write_text(stub(serialised), encoding="utf-8", newline="\n")
+    STUB.write_text(stub(serialised), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
