@@ -8,11 +8,11 @@ disk) or in whatever database a URL names, through SQLAlchemy Core and alembic. 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
@@ -36,6 +36,23 @@ class Drop:
 
     table: str
     values: Row
+
+
+_TYPES: Mapping[Any, Any] = {
+    bool: sa.Boolean, int: sa.Integer, float: sa.Float, str: sa.String,
+    bytes: sa.LargeBinary, dict: sa.JSON, list: sa.JSON,
+}
+
+
+def columns(key: Mapping[str, type], **others: Any) -> Iterator[sa.Column[Any]]:
+    """The columns of a table, from Python's types: those of its primary key, then the others.
+
+    A column of ``str | None`` may be empty; ``dict`` and ``list`` are kept as JSON.
+    """
+    for name, kind in key.items():
+        yield sa.Column(name, _TYPES[kind], primary_key=True)
+    for name, kind in others.items():
+        yield sa.Column(name, _TYPES[(get_args(kind) or (kind,))[0]], nullable=bool(get_args(kind)))
 
 
 class Database:

@@ -6,44 +6,22 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from hansa.database import Database
+from hansa.database import Database, columns
 
 HEAD = "0001"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 metadata = sa.MetaData()
-sa.Table(
-    "offer",
-    metadata,
-    sa.Column("dataset", sa.String, primary_key=True),
-    sa.Column("source", sa.JSON, nullable=False),
-    sa.Column("allow", sa.JSON, nullable=False),
-)
+sa.Table("offer", metadata, *columns({"dataset": str}, source=dict, allow=list))
 sa.Table(
     "answer",
     metadata,
-    sa.Column("run", sa.String, primary_key=True),
-    sa.Column("version", sa.Integer, primary_key=True),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("round", sa.Integer, nullable=False),
-    sa.Column("weight", sa.Float, nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False),
-    sa.Column("memory", sa.LargeBinary, nullable=False),
+    *columns(
+        {"run": str, "version": int}, attempt=int, round=int, weight=float, body=bytes, memory=bytes
+    ),
 )
-sa.Table(
-    "latest",
-    metadata,
-    sa.Column("run", sa.String, primary_key=True),
-    sa.Column("federation", sa.String, nullable=False),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("digest", sa.String, nullable=False),
-)
-sa.Table(
-    "memory",
-    metadata,
-    sa.Column("run", sa.String, primary_key=True),
-    sa.Column("body", sa.LargeBinary, nullable=False),
-)
+sa.Table("latest", metadata, *columns({"run": str}, federation=str, version=int, digest=str))
+sa.Table("memory", metadata, *columns({"run": str}, body=bytes))
 
 
 class AgentStore(Database):

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from blake3 import blake3
 
-from hansa.database import Database, Put
+from hansa.database import Database, Put, columns
 from hansa.errors import StoreError, StudyError, did_you_mean
 from hansa.files import sync_folder, write_whole
 
@@ -21,71 +21,43 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 metadata = sa.MetaData()
 sa.Table(
-    "party",
-    metadata,
-    sa.Column("name", sa.String, primary_key=True),
-    sa.Column("state", sa.String, nullable=False),
-    sa.Column("serial", sa.String, nullable=False),
-    sa.Column("expires", sa.String, nullable=False),
-    sa.Column("offers", sa.JSON, nullable=False),
+    "party", metadata, *columns({"name": str}, state=str, serial=str, expires=str, offers=list)
 )
-sa.Table(
-    "token",
-    metadata,
-    sa.Column("hash", sa.String, primary_key=True),
-    sa.Column("party", sa.String, nullable=False),
-    sa.Column("expires", sa.Float, nullable=False),
-    sa.Column("used", sa.Boolean, nullable=False),
-)
+sa.Table("token", metadata, *columns({"hash": str}, party=str, expires=float, used=bool))
 sa.Table(
     "run",
     metadata,
-    sa.Column("id", sa.String, primary_key=True),
-    sa.Column("federation", sa.LargeBinary),
-    sa.Column("setup", sa.JSON),
-    sa.Column("status", sa.String),
-    sa.Column("reason", sa.String),
-    sa.Column("created", sa.String),
-    sa.Column("round", sa.Integer),
+    *columns(
+        {"id": str},
+        federation=bytes | None,
+        setup=dict | None,
+        status=str | None,
+        reason=str | None,
+        created=str | None,
+        round=int | None,
+    ),
 )
+sa.Table("event", metadata, *columns({"run": str, "seq": int}, at=str, kind=str, body=dict))
 sa.Table(
-    "event",
-    metadata,
-    sa.Column("run", sa.String, primary_key=True),
-    sa.Column("seq", sa.Integer, primary_key=True),
-    sa.Column("at", sa.String, nullable=False),
-    sa.Column("kind", sa.String, nullable=False),
-    sa.Column("body", sa.JSON, nullable=False),
-)
-sa.Table(
-    "ask",
-    metadata,
-    sa.Column("run", sa.String, primary_key=True),
-    sa.Column("version", sa.Integer, primary_key=True),
-    sa.Column("attempt", sa.Integer),
-    sa.Column("digest", sa.String),
+    "ask", metadata, *columns({"run": str, "version": int}, attempt=int | None, digest=str | None)
 )
 sa.Table(
     "answer",
     metadata,
-    sa.Column("run", sa.String, primary_key=True),
-    sa.Column("version", sa.Integer, primary_key=True),
-    sa.Column("party", sa.String, primary_key=True),
-    sa.Column("attempt", sa.Integer),
-    sa.Column("digest", sa.String),
-    sa.Column("weight", sa.Float),
-    sa.Column("size", sa.Integer),
-    sa.Column("taken", sa.Boolean),
-    sa.Column("reason", sa.String),
+    *columns(
+        {"run": str, "version": int, "party": str},
+        attempt=int | None,
+        digest=str | None,
+        weight=float | None,
+        size=int | None,
+        taken=bool | None,
+        reason=str | None,
+    ),
 )
 sa.Table(
     "blob",
     metadata,
-    sa.Column("run", sa.String, primary_key=True),
-    sa.Column("version", sa.Integer, primary_key=True),
-    sa.Column("name", sa.String, primary_key=True),
-    sa.Column("digest", sa.String, nullable=False),
-    sa.Column("body", sa.LargeBinary),
+    *columns({"run": str, "version": int, "name": str}, digest=str, body=bytes | None),
 )
 
 

@@ -1,7 +1,8 @@
 """Parties, tokens, runs, events, asks, answers, blobs."""
 
-import sqlalchemy as sa
 from alembic import op
+
+from hansa.database import columns
 
 revision = "0001"
 down_revision = None
@@ -10,62 +11,37 @@ down_revision = None
 def upgrade() -> None:
     """Create the first tables."""
     op.create_table(
-        "party",
-        sa.Column("name", sa.String, primary_key=True),
-        sa.Column("state", sa.String, nullable=False),
-        sa.Column("serial", sa.String, nullable=False),
-        sa.Column("expires", sa.String, nullable=False),
-        sa.Column("offers", sa.JSON, nullable=False),
+        "party", *columns({"name": str}, state=str, serial=str, expires=str, offers=list)
     )
-    op.create_table(
-        "token",
-        sa.Column("hash", sa.String, primary_key=True),
-        sa.Column("party", sa.String, nullable=False),
-        sa.Column("expires", sa.Float, nullable=False),
-        sa.Column("used", sa.Boolean, nullable=False),
-    )
+    op.create_table("token", *columns({"hash": str}, party=str, expires=float, used=bool))
     op.create_table(
         "run",
-        sa.Column("id", sa.String, primary_key=True),
-        sa.Column("federation", sa.LargeBinary),
-        sa.Column("setup", sa.JSON),
-        sa.Column("status", sa.String),
-        sa.Column("reason", sa.String),
-        sa.Column("created", sa.String),
-        sa.Column("round", sa.Integer),
+        *columns(
+            {"id": str},
+            federation=bytes | None,
+            setup=dict | None,
+            status=str | None,
+            reason=str | None,
+            created=str | None,
+            round=int | None,
+        ),
     )
+    op.create_table("event", *columns({"run": str, "seq": int}, at=str, kind=str, body=dict))
     op.create_table(
-        "event",
-        sa.Column("run", sa.String, primary_key=True),
-        sa.Column("seq", sa.Integer, primary_key=True),
-        sa.Column("at", sa.String, nullable=False),
-        sa.Column("kind", sa.String, nullable=False),
-        sa.Column("body", sa.JSON, nullable=False),
-    )
-    op.create_table(
-        "ask",
-        sa.Column("run", sa.String, primary_key=True),
-        sa.Column("version", sa.Integer, primary_key=True),
-        sa.Column("attempt", sa.Integer),
-        sa.Column("digest", sa.String),
+        "ask", *columns({"run": str, "version": int}, attempt=int | None, digest=str | None)
     )
     op.create_table(
         "answer",
-        sa.Column("run", sa.String, primary_key=True),
-        sa.Column("version", sa.Integer, primary_key=True),
-        sa.Column("party", sa.String, primary_key=True),
-        sa.Column("attempt", sa.Integer),
-        sa.Column("digest", sa.String),
-        sa.Column("weight", sa.Float),
-        sa.Column("size", sa.Integer),
-        sa.Column("taken", sa.Boolean),
-        sa.Column("reason", sa.String),
+        *columns(
+            {"run": str, "version": int, "party": str},
+            attempt=int | None,
+            digest=str | None,
+            weight=float | None,
+            size=int | None,
+            taken=bool | None,
+            reason=str | None,
+        ),
     )
     op.create_table(
-        "blob",
-        sa.Column("run", sa.String, primary_key=True),
-        sa.Column("version", sa.Integer, primary_key=True),
-        sa.Column("name", sa.String, primary_key=True),
-        sa.Column("digest", sa.String, nullable=False),
-        sa.Column("body", sa.LargeBinary),
+        "blob", *columns({"run": str, "version": int, "name": str}, digest=str, body=bytes | None)
     )
