@@ -17,9 +17,9 @@ from hansa.crypto.keys import (
     point,
     public_key,
     request,
-    write_private,
 )
 from hansa.errors import StoreError, TrustError, UsageError
+from hansa.files import write_whole
 
 SEED = bytes(range(16))
 NAMES = ["clinic-a", "北京协和医院", "Hôpital / Saint-Louis?", "医" * 100, "hansa-coordinator"]
@@ -131,14 +131,14 @@ def test_a_party_is_named_by_the_authority_and_never_by_the_lobby(authority):
     with pytest.raises(TrustError, match="not signed by this coordinator's authority"):
         pki.identify(pem, authority.public_key)
     with pytest.raises(TrustError, match="claims a name"):
-        pki.recognise(pem, authority.public_key, lobby.public_key)
+        pki.identify(pem, authority.public_key, lobby.public_key)
 
 
 def test_another_authority_names_nobody_here(authority):
     other = pki.Authority.create("other")
     pem = other.issue(request(new_key()), role="party", name="a")
     with pytest.raises(TrustError, match="not signed by this") as caught:
-        pki.recognise(pem, authority.public_key, pki.lobby_authority(SEED).public_key)
+        pki.identify(pem, authority.public_key, pki.lobby_authority(SEED).public_key)
     assert "hansa party invite" in caught.value.remedy
 
 
@@ -189,13 +189,13 @@ def test_the_lobby_lets_its_holder_knock_and_no_more(authority):
     key = new_key()
     pem = pki.lobby_leaf(SEED, key)
     lobby = pki.lobby_authority(SEED).public_key
-    found = pki.recognise(pem, authority.public_key, lobby)
+    found = pki.identify(pem, authority.public_key, lobby)
     assert (found.role, found.name) == ("lobby", "")
     assert found.expires < dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
     with pytest.raises(TrustError):
         pki.identify(pem, authority.public_key)
     named = authority.issue(request(key), role="party", name="a")
-    assert pki.recognise(named, authority.public_key, lobby).name == "a"
+    assert pki.identify(named, authority.public_key, lobby).name == "a"
 
 
 def test_only_the_coordinator_may_serve(authority):
@@ -303,7 +303,7 @@ def test_a_damaged_authority_says_which_file(authority, tmp_path):
 def test_a_private_file_that_cannot_be_put_in_place_leaves_nothing_behind(tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(OSError, match="taken"):
-        write_private(tmp_path / "taken", b"secret")
+        write_whole(tmp_path / "taken", b"secret", private=True)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 

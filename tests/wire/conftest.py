@@ -16,7 +16,9 @@ from hansa.crypto import certificates, pki
 from hansa.crypto.keys import key_to_pem, new_key, request
 from hansa.errors import ContributionError, TrustError
 from hansa.wire import messages as m
-from hansa.wire.channel import Client, client_channel, handlers, serve
+from hansa.wire.channel import client_channel, serve
+from hansa.wire.client import Client
+from hansa.wire.service import handlers
 
 SEED = bytes(range(16))
 
@@ -96,7 +98,7 @@ class World:
         return self.authority.certificate_pem + self.lobby.certificate_pem
 
     def authorise(self, certificate_pem: bytes) -> pki.Identity:
-        found = pki.recognise(certificate_pem, self.authority.public_key, self.lobby.public_key)
+        found = pki.identify(certificate_pem, self.authority.public_key, self.lobby.public_key)
         if found.name in self.removed:
             raise TrustError(f"party {found.name!r} was removed")
         return found

@@ -20,9 +20,10 @@ from hansa.errors import (
 )
 from hansa.wire import messages as m
 from hansa.wire import rpcs
-from hansa.wire.channel import MESSAGE, RPCS, Conversation
-from hansa.wire.client import _hansa_errors
+from hansa.wire.channel import MESSAGE
+from hansa.wire.client import Conversation, _hansa_errors
 from hansa.wire.faults import from_status
+from hansa.wire.rpcs import RPCS
 from hansa.wire.service import handlers
 
 

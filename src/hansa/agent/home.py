@@ -9,6 +9,7 @@ from pathlib import Path
 from hansa.crypto import keys, pki
 from hansa.crypto.token import Token, secret_hash
 from hansa.errors import StoreError, TrustError
+from hansa.files import write_whole
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
 from hansa.wire.client import Client, Record
@@ -74,15 +75,8 @@ class AgentHome:
             body = json.loads((folder / "party.json").read_bytes())
             own = keys.split_pem((folder / "party.pem").read_bytes())
             root = (folder / "authority.pem").read_bytes()
-            return cls(
-                folder,
-                body["party"],
-                body["federation"],
-                body["address"],
-                *own,
-                root,
-                body.get("token", ""),
-            )
+            who = body["party"], body["federation"], body["address"]
+            return cls(folder, *who, *own, root, body.get("token", ""))
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(
                 f"the agent's folder {folder} is damaged: {error}",
@@ -105,27 +99,17 @@ class AgentHome:
         """
         cls.require_free(folder)
         knocking, key = keys.new_key(), keys.new_key()
-        channel = client_channel(
-            token.address,
-            key_pem=keys.key_to_pem(knocking),
-            certificate_pem=pki.lobby_leaf(token.lobby_seed, knocking),
-            root_pem=pki.trust_anchor(keys.public_key(token.authority_key)),
-        )
-        async with channel:
+        leaf = pki.lobby_leaf(token.lobby_seed, knocking)
+        anchor = pki.trust_anchor(keys.public_key(token.authority_key))
+        knock = keys.key_to_pem(knocking), leaf, anchor
+        async with client_channel(token.address, *knock) as channel:
             request = m.JoinRequest(secret=token.secret, csr=keys.request(key), protocol=PROTOCOL)
             reply = await Client(channel, record=record).unary(JOIN, request)
         authority = pki.pinned_authority(reply.authority, token.authority_key)
         pki.identify(reply.certificate, authority)
-        home = cls(
-            folder,
-            reply.party,
-            reply.federation,
-            token.address,
-            keys.key_to_pem(key),
-            reply.certificate,
-            reply.authority,
-            secret_hash(token.secret).hex(),
-        )
+        who = reply.party, reply.federation, token.address
+        own = keys.key_to_pem(key), reply.certificate
+        home = cls(folder, *who, *own, reply.authority, secret_hash(token.secret).hex())
         home.save()
         return home
 
@@ -136,15 +120,13 @@ class AgentHome:
             StoreError: if the folder is a coordinator's.
         """
         self.require_free(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        keys.write_private(self.folder / "authority.pem", self.root_pem)
-        keys.write_private(self.folder / "party.pem", self.key_pem + self.certificate_pem)
+        write_whole(self.folder / "authority.pem", self.root_pem, private=True)
+        write_whole(self.folder / "party.pem", self.key_pem + self.certificate_pem, private=True)
         body = {
             "party": self.party,
             "federation": self.federation,
             "address": self.address,
             "token": self.joined_with,
         }
-        keys.write_private(
-            self.folder / "party.json", json.dumps(body, ensure_ascii=False).encode()
-        )
+        said = json.dumps(body, ensure_ascii=False).encode()
+        write_whole(self.folder / "party.json", said, private=True)

@@ -38,7 +38,6 @@ from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
 from hansa.wire.client import Client, Conversation
-from hansa.wire.offers import described
 from hansa.wire.rpcs import ATTEND, DESCRIBE, FETCH, PROTOCOL, RENEW, UPLOAD
 
 LOG = structlog.get_logger("hansa.agent")
@@ -123,8 +122,7 @@ class Agent:
             raise self._failure
         self._welcomed = None
         await self._renew_if_due()
-        channel = self._channel()
-        async with channel:
+        async with self._channel() as channel:
             self._client = Client(channel, record=self._left)
             self._broken = asyncio.get_running_loop().create_future()
             listening = asyncio.create_task(self._listen(self._client))
@@ -143,29 +141,26 @@ class Agent:
                     await uploads.__aexit__(None, None, None)
 
     async def _listen(self, client: Client) -> None:
-        hello = m.Hello(
-            protocol=PROTOCOL,
-            version=__version__,
-            offers=[
-                described(o.dataset, o.table.rows, o.table.schema(), o.allow) for o in self._offers
-            ],
-            pending=[m.Pending(run=run, version=v) for run, v in self._machine.pending[:PENDING]],
-        )
-        facts: dict[str, Any] = {
-            "offers": [
-                {
-                    "dataset": offer.dataset,
-                    "rows": offer.rows,
-                    "columns": len(offer.columns),
-                    "allow": list(offer.allow),
-                }
-                for offer in hello.offers
-            ]
-        }
+        pending = [m.Pending(run=run, version=v) for run, v in self._machine.pending[:PENDING]]
+        hello = m.Hello(protocol=PROTOCOL, version=__version__, pending=pending)
+        for of in self._offers:  # never a value of the table
+            columns = [m.Column(name=c.name, type=c.type) for c in of.table.schema()]
+            hello.offers.add(
+                dataset=of.dataset, rows=of.table.rows, columns=columns, allow=of.allow
+            )
+        offers: Any = [
+            {
+                "dataset": o.dataset,
+                "rows": o.rows,
+                "columns": len(o.columns),
+                "allow": list(o.allow),
+            }
+            for o in hello.offers
+        ]
         stream = client.stream(ATTEND, hello)
         async with contextlib.aclosing(stream):
             while True:
-                with coordinators_own(), about(**facts):
+                with coordinators_own(), about(offers=offers):
                     notice = await anext(stream, None)
                 if notice is None:
                     return
@@ -354,12 +349,7 @@ class Agent:
 
     def _channel(self) -> Any:
         home = self.home
-        return client_channel(
-            home.address,
-            key_pem=home.key_pem,
-            certificate_pem=home.certificate_pem,
-            root_pem=home.root_pem,
-        )
+        return client_channel(home.address, home.key_pem, home.certificate_pem, home.root_pem)
 
     async def _until_renewal(self) -> None:
         """End the session when the certificate is due, so that the next begins with a new one."""

@@ -72,13 +72,7 @@ class Remote:
     async def client(self) -> AsyncIterator[Client]:
         """Calls to the coordinator."""
         keys = OperatorKeys.read(self._home)
-        channel = client_channel(
-            keys.address,
-            key_pem=keys.key_pem,
-            certificate_pem=keys.certificate_pem,
-            root_pem=keys.root_pem,
-        )
-        async with channel:
+        async with client_channel(*keys) as channel:
             yield Client(channel)
 
     async def _run(self, federation: Federation) -> Run:

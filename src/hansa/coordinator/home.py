@@ -11,6 +11,7 @@ from pathlib import Path
 from hansa.crypto import keys, pki
 from hansa.crypto.token import Token
 from hansa.errors import StoreError
+from hansa.files import write_whole
 
 OPERATOR_LIFETIME = dt.timedelta(days=30)
 
@@ -48,8 +49,8 @@ class CoordinatorHome:
         # that lost its key alone is never given another authority.
         if not (folder / "authority.key").exists() and not (folder / "coordinator.db").exists():
             folder.mkdir(parents=True, exist_ok=True)
-            keys.write_private(seed, secrets.token_bytes(16))
-            keys.write_private(folder / "name", name.encode())
+            write_whole(seed, secrets.token_bytes(16), private=True)
+            write_whole(folder / "name", name.encode(), private=True)
             pki.Authority.create(name).save(folder)
         try:
             kept = (folder / "name").read_text(encoding="utf-8")
@@ -90,9 +91,9 @@ class CoordinatorHome:
         leaf = self.authority.issue(
             keys.request(key), role=pki.OPERATOR, name="operator", lifetime=OPERATOR_LIFETIME
         )
-        keys.write_private(self.folder / "operator.pem", keys.key_to_pem(key) + leaf)
+        write_whole(self.folder / "operator.pem", keys.key_to_pem(key) + leaf, private=True)
 
     def write_address(self, address: str, local: str) -> None:
         """Where this coordinator is reached: by parties, and from this machine."""
         body = {"address": address, "local": local}
-        keys.write_private(self.folder / "address.json", json.dumps(body).encode())
+        write_whole(self.folder / "address.json", json.dumps(body).encode(), private=True)

@@ -23,7 +23,6 @@ from hansa.federation import Federation
 from hansa.run import new_id
 from hansa.wire import chunks
 from hansa.wire import messages as m
-from hansa.wire.offers import described
 
 LOG = structlog.get_logger("hansa.coordinator")
 
@@ -130,7 +129,7 @@ class Operators:
         """
         lines, room = [], 3 * chunks.CHUNK
         for name, guest in sorted(self.driver.machine.guests.items()):
-            offers = [described(o.dataset, o.rows, (), o.allow) for o in guest.offers]
+            offers = [m.Offer(dataset=o.dataset, rows=o.rows, allow=o.allow) for o in guest.offers]
             room -= sum(offer.ByteSize() + 8 for offer in offers)
             line = m.PartyLine(
                 name=name,

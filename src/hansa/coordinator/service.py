@@ -113,7 +113,7 @@ class Coordinator(Operators):
         """
         peer = self._identities.get(certificate_pem)
         if peer is None or peer.expires <= dt.datetime.now(dt.UTC):
-            peer = pki.recognise(certificate_pem, self.home.authority.public_key, self._lobby_key)
+            peer = pki.identify(certificate_pem, self.home.authority.public_key, self._lobby_key)
             if len(self._identities) > 10_000:
                 self._identities.clear()
             self._identities[certificate_pem] = peer

@@ -5,8 +5,6 @@ P-256 and not Ed25519, because gRPC's BoringSSL does not accept Ed25519 certific
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -14,7 +12,6 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import NameOID
 
 from hansa.errors import StoreError, TrustError
-from hansa.files import write_whole
 
 PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
@@ -40,7 +37,7 @@ def derived_key(seed: bytes, *, purpose: str) -> PrivateKey:
 
 
 def key_to_pem(key: PrivateKey) -> bytes:
-    """The private key as unencrypted PKCS #8; keep it with :func:`write_private`."""
+    """The private key as unencrypted PKCS #8; keep it where only its owner reads."""
     encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     return key.private_bytes(encoding, form, serialization.NoEncryption())
 
@@ -111,8 +108,3 @@ def requested_key(csr_pem: bytes) -> PublicKey:
     if not signed:
         raise TrustError("the certificate request is not signed by its own key")
     return key
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only its owner may read (where the system can), whole or not at all."""
-    write_whole(path, data, private=True)

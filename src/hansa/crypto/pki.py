@@ -26,20 +26,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, SignatureAlgorithmOID
 
-from hansa.crypto import certificates
-from hansa.crypto.keys import (
-    PrivateKey,
-    PublicKey,
-    derived_key,
-    key_from_pem,
-    key_to_pem,
-    new_key,
-    point,
-    request,
-    requested_key,
-    write_private,
-)
+from hansa.crypto import certificates, keys
+from hansa.crypto.keys import PrivateKey, PublicKey
 from hansa.errors import StoreError, TrustError, UsageError
+from hansa.files import write_whole
 
 SERVER_NAME = "hansa-coordinator"
 """The DNS name in the coordinator's certificate; clients expect it whatever address they dial."""
@@ -102,7 +92,7 @@ class Authority:
     @classmethod
     def create(cls, name: str) -> Authority:
         """A new authority, for ten years; ``name`` is in its certificate for people to read."""
-        key = new_key()
+        key = keys.new_key()
         said = x509.SubjectAlternativeName([certificates.uri("authority", canonical_name(name))])
         root = certificates.root(key.public_key(), "authority", _AUTHORITY_LIFETIME)
         return cls(key, root.add_extension(said, critical=False).sign(key, hashes.SHA256()))
@@ -119,8 +109,8 @@ class Authority:
 
     def save(self, folder: Path) -> None:
         """Write ``authority.pem``, then ``authority.key`` (owner only), each whole or not at all."""
-        write_private(folder / "authority.pem", self.certificate_pem)
-        write_private(folder / "authority.key", key_to_pem(self.key))
+        write_whole(folder / "authority.pem", self.certificate_pem, private=True)
+        write_whole(folder / "authority.key", keys.key_to_pem(self.key), private=True)
 
     @classmethod
     def load(cls, folder: Path) -> Authority:
@@ -130,7 +120,7 @@ class Authority:
             StoreError: a file is missing or damaged, or the two do not belong together.
         """
         try:
-            key = key_from_pem((folder / "authority.key").read_bytes())
+            key = keys.key_from_pem((folder / "authority.key").read_bytes())
             certificate = x509.load_pem_x509_certificate((folder / "authority.pem").read_bytes())
         except FileNotFoundError as missing:
             raise StoreError(
@@ -171,7 +161,7 @@ class Authority:
             names += [certificates.host_name(host)] if host else []
             usage = ExtendedKeyUsageOID.SERVER_AUTH
         return certificates.leaf(
-            self.certificate.subject, self.key, requested_key(csr_pem),
+            self.certificate.subject, self.key, keys.requested_key(csr_pem),
             label=f"{role} {canonical_name(name)}", names=names, usage=usage, lifetime=lifetime,
         )  # fmt: skip
 
@@ -183,9 +173,11 @@ class Authority:
         ``host`` is the name or address under which it is reached; it stands in the certificate
         beside the name that Hansa's own clients expect.
         """
-        key = new_key()
-        leaf = self.issue(request(key), role=COORDINATOR, name=name, host=host, lifetime=lifetime)
-        return key_to_pem(key), leaf
+        key = keys.new_key()
+        leaf = self.issue(
+            keys.request(key), role=COORDINATOR, name=name, host=host, lifetime=lifetime
+        )
+        return keys.key_to_pem(key), leaf
 
 
 def lobby_authority(seed: bytes) -> Authority:
@@ -194,7 +186,7 @@ def lobby_authority(seed: bytes) -> Authority:
     A server keeps its root as long as it runs, and TLS checks a root's dates: it lives as long as the
     authority's. What lasts half an hour is a leaf.
     """
-    key = derived_key(seed, purpose="hansa lobby")
+    key = keys.derived_key(seed, purpose="hansa lobby")
     root = certificates.root(key.public_key(), "lobby", _AUTHORITY_LIFETIME)
     return Authority(key, root.sign(key, hashes.SHA256()))
 
@@ -220,7 +212,7 @@ def trust_anchor(key: PublicKey) -> bytes:
     Python's own ``ssl`` and gRPC's BoringSSL both behave so; a test holds them to it.
     """
     root = certificates.root(key, "authority", _AUTHORITY_LIFETIME)
-    return root.sign(new_key(), hashes.SHA256()).public_bytes(Encoding.PEM)
+    return root.sign(keys.new_key(), hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
 def pinned_authority(certificate_pem: bytes, pinned: bytes) -> PublicKey:
@@ -233,49 +225,49 @@ def pinned_authority(certificate_pem: bytes, pinned: bytes) -> PublicKey:
         key = x509.load_pem_x509_certificate(certificate_pem).public_key()
     except ValueError:
         raise TrustError("the authority's certificate cannot be read") from None
-    if not isinstance(key, ec.EllipticCurvePublicKey) or point(key) != pinned:
+    if not isinstance(key, ec.EllipticCurvePublicKey) or keys.point(key) != pinned:
         raise TrustError("the coordinator's authority is not the one that the token pins")
     return key
 
 
 def identify(
-    certificate_pem: bytes, authority_key: PublicKey, *, now: dt.datetime | None = None
+    certificate_pem: bytes,
+    authority_key: PublicKey,
+    lobby_key: PublicKey | None = None,
+    *,
+    now: dt.datetime | None = None,
 ) -> Identity:
-    """The identity in a certificate that the authority signed itself.
+    """The identity in a certificate that the authority signed itself; the role ``lobby``, without a name,
+    where the lobby did, if its key is given.
 
     Not a chain, and not whatever TLS trusted: one signature, by this key. About 0.1 ms.
 
     Raises:
-        TrustError: it cannot be read, somebody else signed it, it is outside its validity, or it
-            names no role and name.
+        TrustError: it cannot be read, somebody else signed it, it is outside its validity, it names no
+            role and name, or the lobby signed it in somebody's name.
     """
-    certificate = _readable(certificate_pem)
-    if not _signed_by(certificate, authority_key):
-        raise _not_ours()
-    return _member(certificate, now)
-
-
-def recognise(
-    certificate_pem: bytes,
-    authority_key: PublicKey,
-    lobby_key: PublicKey,
-    *,
-    now: dt.datetime | None = None,
-) -> Identity:
-    """:func:`identify`, or, where the lobby signed, the role ``lobby`` without a name.
-
-    Raises:
-        TrustError: neither signed it, or the lobby signed it in somebody's name.
-    """
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_pem)
+        urls = _urls(certificate)
+    except Exception:  # whatever a parser makes of a stranger's bytes
+        raise TrustError("the certificate cannot be read") from None
+    role, name = LOBBY, ""
     # The authority first: nearly every call is a member's, and verifying costs most of the time.
-    certificate = _readable(certificate_pem)
     if _signed_by(certificate, authority_key):
-        return _member(certificate, now)
-    if not _signed_by(certificate, lobby_key):
-        raise _not_ours()
-    if _urls(certificate) != ["hansa://lobby/"]:
+        found = re.fullmatch(r"hansa://(\w+)/([^/]+)", urls[0]) if len(urls) == 1 else None
+        if found is None or found[1] not in ROLES:
+            raise TrustError("the certificate names no role and name of Hansa's")
+        role, name = found[1], unquote(found[2])
+    elif lobby_key is None or not _signed_by(certificate, lobby_key):
+        raise TrustError(
+            "the certificate was not signed by this coordinator's authority",
+            remedy="Join again with a new token of this coordinator: hansa party invite NAME",
+        )
+    elif urls != ["hansa://lobby/"]:
         raise TrustError("a lobby certificate claims a name; only the authority gives names")
-    return _identity(certificate, LOBBY, "", now)
+    _check_validity(certificate, now or certificates.now())
+    serial = f"{certificate.serial_number:x}"
+    return Identity(role, name, serial, certificate.not_valid_after_utc)
 
 
 def require_valid(certificate_pem: bytes, *, now: dt.datetime | None = None) -> None:
@@ -290,15 +282,6 @@ def renewal_due(certificate_pem: bytes, *, now: dt.datetime | None = None) -> bo
     return (now or certificates.now()) >= start + (end - start) * 2 / 3
 
 
-def _readable(certificate_pem: bytes) -> x509.Certificate:
-    try:
-        certificate = x509.load_pem_x509_certificate(certificate_pem)
-        certificate.extensions  # noqa: B018 (parsed lazily: a damaged one must show here)
-    except Exception:  # whatever a parser makes of a stranger's bytes
-        raise TrustError("the certificate cannot be read") from None
-    return certificate
-
-
 def _signed_by(certificate: x509.Certificate, key: PublicKey) -> bool:
     if certificate.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA256:
         return False
@@ -310,36 +293,12 @@ def _signed_by(certificate: x509.Certificate, key: PublicKey) -> bool:
     return True
 
 
-def _not_ours() -> TrustError:
-    return TrustError(
-        "the certificate was not signed by this coordinator's authority",
-        remedy="Join again with a new token of this coordinator: hansa party invite NAME",
-    )
-
-
-def _member(certificate: x509.Certificate, now: dt.datetime | None) -> Identity:
-    """The identity in a certificate whose signature has been verified."""
-    urls = _urls(certificate)
-    found = re.fullmatch(r"hansa://(\w+)/([^/]+)", urls[0]) if len(urls) == 1 else None
-    if found is None or found[1] not in ROLES:
-        raise TrustError("the certificate names no role and name of Hansa's")
-    return _identity(certificate, found[1], unquote(found[2]), now)
-
-
 def _urls(certificate: x509.Certificate) -> list[str]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return []
     return names.get_values_for_type(x509.UniformResourceIdentifier)
-
-
-def _identity(
-    certificate: x509.Certificate, role: str, name: str, now: dt.datetime | None
-) -> Identity:
-    _check_validity(certificate, now or certificates.now())
-    serial = f"{certificate.serial_number:x}"
-    return Identity(role, name, serial, certificate.not_valid_after_utc)
 
 
 def _check_validity(certificate: x509.Certificate, moment: dt.datetime) -> None:

@@ -19,11 +19,6 @@ import grpc.aio
 from hansa.crypto.pki import SERVER_NAME, require_valid
 from hansa.crypto.token import split_address
 from hansa.errors import UnreachableError
-from hansa.wire.client import Client, Conversation
-from hansa.wire.rpcs import RPCS, Rpc
-from hansa.wire.service import handlers
-
-__all__ = ["RPCS", "Client", "Conversation", "Rpc", "client_channel", "handlers", "serve"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,7 +39,7 @@ _COMMON: list[tuple[str, Any]] = [
 
 
 def client_channel(
-    address: str, *, key_pem: bytes, certificate_pem: bytes, root_pem: bytes
+    address: str, key_pem: bytes, certificate_pem: bytes, root_pem: bytes
 ) -> grpc.aio.Channel:
     """A channel to the coordinator; it connects at the first call, and again after a loss.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from types import TracebackType
 from typing import Any, Generic
 
 import grpc
@@ -85,12 +84,9 @@ class Conversation(Generic[Q, R]):
     def __init__(
         self, rpc: Rpc[Q, R], call: Any, leave: Callable[[Rpc[Any, Any], Message], bytes]
     ) -> None:
-        self._rpc = rpc
-        self._call = call
-        self._replies = aiter(
-            call
-        )  # and not call.read(), which forgets replies after a failed write
-        self._leave = leave
+        self._rpc, self._call, self._leave = rpc, call, leave
+        # And not call.read(), which forgets replies after a failed write.
+        self._replies = aiter(call)
         self._final: asyncio.Future[grpc.aio.AioRpcError] = asyncio.Future()
         call.add_done_callback(self._note_status)
 
@@ -98,12 +94,7 @@ class Conversation(Generic[Q, R]):
         """The conversation itself."""
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """End the call, if it has not ended."""
         self._call.cancel()
         await self._replies.aclose()

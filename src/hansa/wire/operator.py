@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from hansa.crypto.keys import split_pem
 from hansa.errors import UnreachableError
 
 
-@dataclass(frozen=True)
-class OperatorKeys:
+class OperatorKeys(NamedTuple):
     """What a command needs to talk to a coordinator as its operator."""
 
     address: str

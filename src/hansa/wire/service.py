@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Any, NoReturn
 
 import grpc
@@ -39,7 +39,8 @@ def handlers(implementation: object, authorise: Authorise) -> grpc.GenericRpcHan
     for rpc in RPCS.values():
         method = getattr(implementation, rpc.method, None)
         if method is not None:
-            table[rpc.path] = _KINDS[rpc.kind](rpc, method, authorise)
+            made = _unary if rpc.kind == "unary" else _streamed
+            table[rpc.path] = made(rpc, method, authorise)
     return _Table(table)
 
 
@@ -112,33 +113,20 @@ def _unary(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
     return grpc.unary_unary_rpc_method_handler(answer)
 
 
-def _server_stream(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
-    async def answer(raw: bytes, context: Context) -> AsyncIterator[bytes]:
+def _streamed(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
+    async def answer(raw: Any, context: Context) -> AsyncIterator[bytes]:
         try:
             peer = _admit(rpc, context, authorise)
-            async with aclosing(method(_decoded(rpc, raw), peer)) as replies:
-                async for reply in replies:
+            async with AsyncExitStack() as open_:
+                if rpc.kind == "bidi":
+                    sent: Any = await open_.enter_async_context(aclosing(_requests(rpc, context)))
+                else:
+                    sent = _decoded(rpc, raw)
+                async for reply in await open_.enter_async_context(aclosing(method(sent, peer))):
                     yield reply.SerializeToString()
         except (Exception, asyncio.CancelledError) as error:
             await _end(context, rpc, error)
 
+    if rpc.kind == "bidi":
+        return grpc.stream_stream_rpc_method_handler(answer)
     return grpc.unary_stream_rpc_method_handler(answer)
-
-
-def _bidi(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
-    async def answer(_: object, context: Context) -> AsyncIterator[bytes]:
-        try:
-            peer = _admit(rpc, context, authorise)
-            async with (
-                aclosing(_requests(rpc, context)) as requests,
-                aclosing(method(requests, peer)) as replies,
-            ):
-                async for reply in replies:
-                    yield reply.SerializeToString()
-        except (Exception, asyncio.CancelledError) as error:
-            await _end(context, rpc, error)
-
-    return grpc.stream_stream_rpc_method_handler(answer)
-
-
-_KINDS = {"unary": _unary, "server_stream": _server_stream, "bidi": _bidi}
