@@ -321,6 +321,13 @@ def test_dropout_repeats_with_the_party_and_goes_resident() -> None:
     np.testing.assert_array_equal(learner.gradient(theta, x, y), learner.gradient(theta, x, y))
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_attention_that_drops_is_known_to_draw(rate: float) -> None:
+    layer = nn.TransformerEncoderLayer(4, 2, dim_feedforward=4, dropout=rate)
+    layer.dropout1 = layer.dropout2 = layer.dropout = nn.Identity()
+    assert Torch(lambda: layer).draws == (rate > 0)
+
+
 def normed() -> Any:
     return Pictures(lambda: nn.BatchNorm2d(6))
 

@@ -40,41 +40,24 @@ _ROWS = 500  # in one forward pass of a prediction
 _RANDOM = threading.RLock()  # PyTorch draws from one generator for the whole process
 
 
-def _of_classes(loss: Any) -> Any:
-    def losses(out: Any, y: Any) -> Any:
-        if out.shape[:-1] != y.shape:  # PyTorch's own order for sequences and images: [n, k, ...]
-            out = out.movedim(1, -1)
-        flat = loss(out.reshape(-1, out.shape[-1]), y.reshape(-1), reduction="none")
-        return flat.reshape(y.shape)
-
-    return losses
-
-
-def _of_numbers(loss: Any) -> Any:
-    return lambda out, y: loss(out.reshape(y.shape), y, reduction="none")
-
-
 def _as_it_is(out: Any) -> Any:
     return out
 
 
-_log_loss = _of_classes(lambda p, y, **how: nnf.nll_loss(p.clamp(min=1e-12).log(), y, **how))
+def _log_loss(p: Any, y: Any, reduction: str) -> Any:
+    return nnf.nll_loss(p.clamp(min=1e-12).log(), y, reduction=reduction)
+
+
+_binary = (nnf.binary_cross_entropy_with_logits, nnf.binary_cross_entropy)
 LOSSES: dict[str, tuple[Any, Any, Any]] = {
-    "cross_entropy": (_of_classes(nnf.cross_entropy), _log_loss, lambda out: out.softmax(-1)),
-    "nll": (_of_classes(nnf.nll_loss), _log_loss, torch.exp),
-    "bce_with_logits": (
-        _of_numbers(nnf.binary_cross_entropy_with_logits),
-        _of_numbers(nnf.binary_cross_entropy),
-        torch.sigmoid,
-    ),
-    **{
-        name: (_of_numbers(loss), _of_numbers(loss), _as_it_is)
-        for name, loss in (
-            ("mse", nnf.mse_loss), ("l1", nnf.l1_loss), ("smooth_l1", nnf.smooth_l1_loss)
-        )
-    },
-}  # fmt: skip
-"""The loss of every label, from outputs and from predictions; and what makes predictions of outputs."""
+    "cross_entropy": (nnf.cross_entropy, _log_loss, lambda out: out.softmax(-1)),
+    "nll": (nnf.nll_loss, _log_loss, torch.exp),
+    "bce_with_logits": (*_binary, torch.sigmoid),
+    "mse": (nnf.mse_loss, nnf.mse_loss, _as_it_is),
+    "l1": (nnf.l1_loss, nnf.l1_loss, _as_it_is),
+    "smooth_l1": (nnf.smooth_l1_loss, nnf.smooth_l1_loss, _as_it_is),
+}
+"""The loss of outputs, and of predictions; and what makes predictions of outputs."""
 
 
 class Torch(Learner):
@@ -112,7 +95,7 @@ class Torch(Learner):
         self.named = loss if isinstance(loss, str) else ""
         self.of_classes = self.named in ("cross_entropy", "nll")
         self._losses: tuple[Any, Any, Any] = (
-            LOSSES[loss] if isinstance(loss, str) else (loss, loss, _as_it_is)
+            LOSSES[self.named] if self.named else (loss, loss, _as_it_is)
         )
         self.template = self._drawn(0)
         self.names = [n for n, p in self.template.named_parameters() if p.requires_grad]
@@ -120,18 +103,17 @@ class Torch(Learner):
             raise StudyError("the module has no parameter to learn")
         self.running = self._statistics()
         state = {**dict(self.template.named_parameters()), **dict(self.template.named_buffers())}
-        leaves = ((name, tuple(state[name].shape)) for name in (*self.names, *self.running))
-        self._layout = Layout(tuple(leaves))
+        names = (*self.names, *self.running)
+        self._layout = Layout(tuple((name, tuple(state[name].shape)) for name in names))
         self.sizes = [state[name].numel() for name, _ in self._layout.leaves]
         self.learnt = sum(self.sizes[: len(self.names)])
         parts = list(self.template.modules())
         self.convolves = any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in parts)
         self._norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in parts)
-        self.draws = any(
-            isinstance(m, nn.modules.dropout._DropoutNd)
-            or (isinstance(m, nn.RNNBase) and m.dropout)
-            for m in parts
-        )
+        # A layer that drops, or the rate at which a recurrent layer or attention does.
+        drops = nn.modules.dropout._DropoutNd, float
+        some = (d for m in parts for d in (m, getattr(m, "dropout", 0.0)))
+        self.draws = any(isinstance(d, drops) and d for d in some)
         self._shape: tuple[int, ...] = ()
         self._probed: dict[tuple[Any, ...], int] = {}
         self._unstackable: str | None = None
@@ -216,13 +198,16 @@ class Torch(Learner):
 
     def loss(self, parameters: Array, x: Array, y: Array, weights: Array | None = None) -> Array:
         """The weighted mean loss in evaluation mode, ``[...]``."""
-        each = [self._with(_Resident.loss, *one) for one in self._each(parameters, x, y, weights)]
+        each = []
+        for theta, rows in self._each(parameters, x, y, weights):
+            with self._at_work(theta) as resident, torch.no_grad():
+                each.append(float(resident.mean(*rows)))
         return np.asarray(each).reshape(parameters.shape[:-1])
 
     def gradient(
         self, parameters: Array, x: Array, y: Array, weights: Array | None = None
     ) -> Array:
-        """The gradient of the loss in training mode, ``[..., d]``.
+        """The gradient of the loss in training mode, ``[..., d]``; what it draws depends on what it is given.
 
         Raises:
             StudyError: if running statistics are averaged: they move by training alone.
@@ -232,8 +217,17 @@ class Torch(Learner):
                 "BatchNorm's running statistics have no gradient to send",
                 remedy="Use a method that trains locally, such as FedAvg, or GroupNorm in the module",
             )
-        each = [self._with(_Resident.gradient, *a) for a in self._each(parameters, x, y, weights)]
-        return np.asarray(each, self.dtype).reshape(parameters.shape)
+        gradients = np.zeros(parameters.shape, self.dtype)
+        flat = torch.from_numpy(gradients).reshape(-1, self._layout.size)
+        for i, (theta, rows) in enumerate(self._each(parameters, x, y, weights)):
+            given = theta.tobytes() + rows[0].tobytes() if self.draws else b""
+            key = int.from_bytes(blake3(given).digest(7), "little")
+            with self._at_work(theta, True, key) as resident:
+                slopes = resident.slopes(resident.mean(*rows))
+            for view, slope in zip(self.views(flat[i]), slopes, strict=True):
+                if slope is not None:
+                    view.copy_(slope)
+        return gradients
 
     def predict(self, parameters: Array, x: Array) -> Array:
         """Probabilities of classes ``[..., n, ..., k]``, a probability or a value ``[..., n, ...]``; the
@@ -243,13 +237,18 @@ class Torch(Learner):
             return np.stack([self.predict(p, rows) for p, rows in zip(parameters, x, strict=True)])
         if not len(x):
             return self.predict(parameters, np.zeros((1, *x.shape[1:]), x.dtype))[:0]
-        predicted: Array = self._with(_Resident.predict, parameters, x)
+        rows = len(x) if self.buffers == "local" else _ROWS  # all at once, if normalised together
+        with self._at_work(parameters, few=len(x) <= _ROWS) as resident, torch.no_grad():
+            parts = (
+                resident.outputs(self.features(x[i : i + rows])) for i in range(0, len(x), rows)
+            )
+            predicted: Array = torch.cat([self.activated(part).cpu() for part in parts]).numpy()
         return predicted
 
     def row_losses(self, predicted: Array, y: Array) -> Array:
         """The loss of each row from its prediction, float64 ``[n]``; that of all, if it gives one number."""
         said = torch.from_numpy(np.array(predicted)).to(self.type)
-        losses = self._losses[1](said, self.labels(y).cpu())
+        losses = self._compared(1, said, self.labels(y).cpu())
         each: Array = (
             losses.double().expand(losses.shape or len(y)).reshape(len(y), -1).mean(1).numpy()
         )
@@ -270,21 +269,41 @@ class Torch(Learner):
         parameters = np.empty((len(feed.rows), self._layout.size), self.dtype)
         kept = {name: self.native(value).clone() for name, value in (slots or {}).items()}
         if stacked and not self.unstackable:
-            self._with(_Resident.train_stack, start, parameters, feed, local, correct, kept)
+            parameters[:] = start
+            with self._at_work() as resident:
+                resident.train_stack(parameters, feed, local, correct, kept)
             return parameters, {name: value.cpu().numpy() for name, value in kept.items()}
         ends: Slots = {}
         for i, row in enumerate(parameters):
             mine = {name: value[i : i + 1] for name, value in kept.items()}
             one = (start[i] if start.ndim == 2 else start, row, feed, i, local, correct, mine)
-            moved = self._with(_Resident.train, *one, key=int(feed.keys[i]) >> 1)
+            with self._at_work(key=int(feed.keys[i]) >> 1) as resident:
+                moved = resident.train(*one)
             for name, value in moved.items():
                 ends.setdefault(name, []).append(value.cpu().numpy())
         return parameters, {name: np.concatenate(values) for name, values in ends.items()}
 
     def losses(self, out: Any, y: Any) -> Any:
         """A loss per row, ``[n]``; of a loss that gives one number, that."""
-        losses = self._losses[0](out.to(self.type), y)
+        losses = self._compared(0, out.to(self.type), y)
         return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+
+    def _compared(self, which: int, out: Any, y: Any) -> Any:
+        """The loss of every label, from outputs or from predictions; as it comes, from a function."""
+        loss = self._losses[which]
+        if not self.named:
+            return loss(out, y)
+        if not self.of_classes:
+            return loss(out.reshape(y.shape), y, reduction="none")
+        if out.shape[:-1] != y.shape:  # PyTorch's own order for sequences and images: [n, k, ...]
+            out = out.movedim(1, -1)
+        flat = loss(out.reshape(-1, out.shape[-1]), y.reshape(-1), reduction="none")
+        return flat.reshape(y.shape)
+
+    def views(self, flat: Any) -> list[Any]:
+        """The leaves of flat vectors ``[..., d]``."""
+        leaves = zip(self._layout.leaves, flat.split(self.sizes, dim=-1), strict=True)
+        return [part.view((*flat.shape[:-1], *shape)) for (_, shape), part in leaves]
 
     def features(self, x: Array) -> Any:
         """Features on the device; whole numbers as `nn.Embedding` wants them."""
@@ -343,7 +362,7 @@ class Torch(Learner):
 
     def _each(
         self, parameters: Array, x: Array, y: Array, weights: Array | None
-    ) -> Iterator[tuple[Array, Array, Array, Array | None]]:
+    ) -> Iterator[tuple[Array, Any]]:
         """One party's after the other's, without the rows that only fill up."""
         if parameters.ndim == 1:
             parameters, x, y = parameters[None], x[None], y[None]
@@ -353,14 +372,29 @@ class Torch(Learner):
             if mine is not None:
                 rows, labels, mine = rows[mine > 0], labels[mine > 0], mine[mine > 0]
             self.check(rows, labels)
-            yield theta, rows, labels, None if mine is None or np.ptp(mine) == 0 else mine
+            yield theta, (rows, labels, None if mine is None or np.ptp(mine) == 0 else mine)
 
-    def _with(self, verb: Callable[..., Any], *args: Any, key: int | None = None) -> Any:
-        """Have a resident module do it; there are as many as threads that ask at once."""
-        with _failures(), _keyed(key if self.draws else None):
+    @contextmanager
+    def _at_work(
+        self,
+        theta: Array | None = None,
+        training: bool = False,
+        key: int | None = None,
+        few: bool = True,
+    ) -> Iterator[_Resident]:
+        """A resident module, of which there are as many as threads that ask at once; with these parameters,
+        drawing under this key if it draws, and on one core unless it has more than a few rows.
+        """
+        with (
+            _failures(),
+            _keyed(key if self.draws else None),
+            _one_core() if few else nullcontext(),
+        ):
             resident = self._free.pop() if self._free else _Resident(self)
             try:
-                return verb(resident, *args)
+                if theta is not None:
+                    resident.hold(self.views(self.native(theta)), training)
+                yield resident
             finally:
                 resident.rest()
                 self._free.append(resident)
@@ -372,7 +406,7 @@ class Torch(Learner):
         self._shape = self._shape or x.shape[1:]
         key = (x.shape[1:], x.dtype, y.shape[1:], y.dtype.kind)
         if key not in self._probed:
-            self._probed[key] = self._with(_Resident.probe, x[:1], y[:1])
+            self._probed[key] = self._probe(x[:1], y[:1])
         classes = self._probed[key]
         if classes and (y.min() < 0 or y.max() >= classes):
             row = int(np.argmax(((y < 0) | (y >= classes)).reshape(len(y), -1).any(axis=1))) + 1
@@ -395,8 +429,80 @@ class Torch(Learner):
                 problem = problem or error.message
         return problem
 
+    def _probe(self, x: Array, y: Array) -> int:
+        """Refuse rows that the module or the loss cannot take; the number of classes, 0 if there are none."""
+        out = self._tried(x)
+        if not self.named:
+            return 0
+        last, first = tuple(out.shape[:-1]), (out.shape[0], *out.shape[2:])
+        fits = out.numel() == y.size and out.ndim <= y.ndim + 1
+        takes = "outputs and labels of one shape, or [n, 1] and [n]"
+        if self.of_classes:
+            fits = out.ndim > 1 and y.shape in (last, first)
+            takes = "[n, k] and [n], or [n, t, k] and [n, t]"
+        if not fits:
+            raise StudyError(
+                f"{self.named} cannot compare outputs of shape {list(out.shape[1:])} a row with labels "
+                f"of shape {list(y.shape[1:])}",
+                remedy=f"It takes {takes}",
+            )
+        if not self.of_classes:
+            return 0
+        self.axis = -1 if y.shape == last else 1
+        return int(out.shape[self.axis])
+
+    def _tried(self, x: Array) -> Any:
+        """The outputs for some rows, with the weights of the template; a StudyError if the module cannot take
+        them, or changes a buffer.
+        """
+        rows, known = self.features(x), ("running_mean", "running_var", "num_batches_tracked")
+        start = self.flat(self.template)
+        with _keyed(0), self._at_work(start, training=True) as resident, torch.no_grad():
+            buffers = dict(resident.module.named_buffers())
+            before = {n: b.clone() for n, b in buffers.items() if not n.endswith(known)}
+            try:
+                if before:
+                    resident.outputs(torch.cat([rows, rows]))
+                resident.module.eval()
+                out = resident.outputs(rows)
+            except Exception as error:
+                raise StudyError(
+                    f"the module cannot take rows of shape {list(x.shape[1:])} and type {x.dtype}: "
+                    f"{type(error).__name__}: {_first_line(error)}",
+                    remedy="Correct the module, or `features` of the task",
+                ) from error
+            for name, buffer in resident.module.named_buffers():
+                if name in before and not torch.equal(buffer, before[name]):
+                    raise StudyError(
+                        f"the module changes its buffer {name!r} in training, which no rule covers",
+                        remedy="Make it a parameter, or leave it as it is",
+                    )
+        shape = list(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+        if not isinstance(out, torch.Tensor) or out.shape[:1] != (len(x),):
+            raise StudyError(
+                f"the module gives {shape} for {len(x)} rows",
+                remedy="Return one tensor whose first axis is the rows",
+            )
+        return out
+
+    def _labels_like(self, x: Array) -> Array | None:
+        """Labels that fit what the module says of these rows; None if the loss gives one number."""
+        out = self._tried(x)
+        if self.named:
+            shape = out.shape[:-1] if out.ndim < 4 else (out.shape[0], *out.shape[2:])
+            return np.zeros(shape, np.int64) if self.of_classes else np.zeros(out.shape)
+        problem: Exception = StudyError("the loss is not known")
+        for shape, dtype in ((len(x), int), (out.shape, float), (out.shape[:-1], int)):
+            y = np.zeros(shape, dtype)
+            try:
+                return y if self.losses(out, self.labels(y)).ndim else None
+            except Exception as error:  # the author's own; other labels may do
+                problem = error
+        raise problem
+
     def _compare(self, x: Array) -> str:
-        y = self._with(_Resident.labels_like, x[0])
+        with _failures():
+            y = self._labels_like(x[0])
         if y is None:
             return "the loss gives one number for a batch, not one per row"
         theta, labels = np.stack([self.flat(self.template)] * 2), np.stack([y, y])
@@ -406,7 +512,8 @@ class Torch(Learner):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch warns of what is slow when vectorised
-                beside = self._with(_Resident.stacked, *args)[1].cpu().numpy()
+                with self._at_work() as resident:
+                    beside = resident.stacked(*args)[1].cpu().numpy()
         except StudyError as error:
             return f"torch.func cannot stack it: {error.message}"
         same = np.allclose(beside, alone, rtol=1e-2, atol=1e-4 * np.abs(alone).max())
@@ -495,11 +602,8 @@ class _Resident:
         self.factoring = False
         for layer in self.module.modules():
             for i, leaf in enumerate(self.leaves) if type(layer) is nn.Linear else ():
-                if (
-                    leaf is layer.weight
-                    and leaf.numel() > _LARGE
-                    and layer.bias in set(self.leaves)
-                ):
+                large = leaf is layer.weight and leaf.numel() > _LARGE
+                if large and layer.bias in set(self.leaves):
                     layer.forward = partial(self._linear, layer, self.factors.setdefault(i, []))
 
     def _linear(self, layer: Any, factors: list[Any], x: Any) -> Any:
@@ -513,11 +617,6 @@ class _Resident:
         for leaf in self.leaves:
             leaf.data = leaf.data.new_empty(0)
         self._run_on([None] * len(self.learner.running))
-
-    def views(self, flat: Any) -> list[Any]:
-        """The leaves of a flat vector ``[d]``."""
-        leaves = zip(self.learner.layout.leaves, flat.split(self.learner.sizes), strict=True)
-        return [part.view(shape) for (_, shape), part in leaves]
 
     def hold(self, views: list[Any], training: bool, copies: bool = True) -> None:
         """Make the module's state these views, or copies of them where it has its own order."""
@@ -552,16 +651,14 @@ class _Resident:
 
     def train_stack(
         self,
-        start: Array,
         parameters: Array,
         feed: Feed,
         local: FirstOrder,
         correct: Correction | None,
         kept: Slots,
     ) -> None:
-        """Train all parties of a feed at once, into ``parameters [k, d]``; ``kept`` becomes their state."""
+        """Train all parties of a feed at once, from ``parameters [k, d]``; ``kept`` becomes their state."""
         learner = self.learner
-        parameters[:] = start
         whole = torch.from_numpy(parameters).to(learner.device)
         begun = None if kept else -1  # whose slots are not fresh
         for parties, x, y, weights in feed.stacked(learner.takes):
@@ -595,11 +692,9 @@ class _Resident:
         learner = self.learner
         self.module.train()
         flat = theta.detach().requires_grad_()
-        parts = zip(learner.layout.leaves, flat.split(learner.sizes, dim=-1), strict=True)
-        leaves = {name: part.view(-1, *shape) for (name, shape), part in parts}
-        with _one_core():
-            total = torch.func.vmap(one, randomness="error")(leaves, x, y, weights).sum()
-            return torch.autograd.grad(total, flat)[0]
+        leaves = dict(zip(learner.names, learner.views(flat), strict=True))
+        total = torch.func.vmap(one, randomness="error")(leaves, x, y, weights).sum()
+        return torch.autograd.grad(total, flat)[0]
 
     def train(
         self,
@@ -617,19 +712,19 @@ class _Resident:
             if name.endswith("num_batches_tracked"):
                 buffer.zero_()
         row, before = torch.from_numpy(result).to(learner.device), learner.native(start)
-        with _one_core():
-            if type(local) is SGD and not local.momentum and correct is None:
-                self._descend(before, row, feed.batches(i), local.lr)
-            else:
-                row.copy_(before)
-                slots = self._step(row, feed.batches(i), local, correct, slice(i, i + 1), slots)
+        if type(local) is SGD and not local.momentum and correct is None:
+            self._descend(before, row, feed.batches(i), local.lr)
+        else:
+            row.copy_(before)
+            slots = self._step(row, feed.batches(i), local, correct, slice(i, i + 1), slots)
         if learner.device.type != "cpu":
             result[:] = row.cpu().numpy()
         return slots
 
     def _descend(self, before: Any, row: Any, batches: Iterator[Any], lr: float) -> None:
         """Plain SGD in place; its first step reads the start and writes the row."""
-        source, views, learnt = self.views(before), self.views(row), len(self.leaves)
+        source, views = self.learner.views(before), self.learner.views(row)
+        learnt = len(self.leaves)
         for value, view in zip(source[learnt:], views[learnt:], strict=True):
             view.copy_(value)
         targets = [self.own.get(i, view) for i, view in enumerate(views)]
@@ -663,8 +758,8 @@ class _Resident:
         slots: Slots,
     ) -> Slots:
         """Any optimiser and any correction, on the flat vector ``[1, d]``."""
-        views, theta, gradient = self.views(row), row[None], torch.zeros_like(row)
-        leaves, learnt = self.views(gradient), self.learner.learnt
+        views, theta, gradient = self.learner.views(row), row[None], torch.zeros_like(row)
+        leaves, learnt = self.learner.views(gradient), self.learner.learnt
         self.hold(views, training=True)
         for x, y in batches:
             for leaf, slope in zip(leaves, self.slopes(self.mean(x, y)), strict=False):
@@ -677,109 +772,3 @@ class _Resident:
             for i, own in self.own.items():
                 own.copy_(views[i])
         return slots
-
-    def gradient(self, theta: Array, x: Array, y: Array, weights: Array | None) -> Array:
-        """The gradient over all rows at once, ``[d]``; what it draws depends on what it is given."""
-        learner = self.learner
-        self.hold(self.views(learner.native(theta)), training=True)
-        digest = blake3(theta.tobytes() + x.tobytes()).digest(7) if learner.draws else None
-        with _one_core(), _keyed(None if digest is None else int.from_bytes(digest, "little")):
-            slopes = self.slopes(self.mean(x, y, weights))
-        flat = np.zeros(learner.layout.size, learner.dtype)
-        for view, slope in zip(self.views(torch.from_numpy(flat)), slopes, strict=True):
-            if slope is not None:
-                view.copy_(slope)
-        return flat
-
-    def loss(self, theta: Array, x: Array, y: Array, weights: Array | None) -> float:
-        """The mean loss in evaluation mode."""
-        self.hold(self.views(self.learner.native(theta)), training=False)
-        with torch.no_grad(), _one_core():
-            return float(self.mean(x, y, weights))
-
-    def predict(self, theta: Array, x: Array) -> Array:
-        """Predictions, some rows at a time; all at once where rows are normalised together."""
-        learner = self.learner
-        self.hold(self.views(learner.native(theta)), training=False)
-        rows = len(x) if learner.buffers == "local" else _ROWS
-        with torch.no_grad(), _one_core() if len(x) <= _ROWS else nullcontext():
-            parts = (
-                self.outputs(learner.features(x[i : i + rows])) for i in range(0, len(x), rows)
-            )
-            predicted: Array = torch.cat([learner.activated(part).cpu() for part in parts]).numpy()
-        return predicted
-
-    def tried(self, x: Array) -> Any:
-        """The outputs for some rows, with the weights of the template.
-
-        Raises:
-            StudyError: if the module cannot take them, or changes a buffer.
-        """
-        learner = self.learner
-        rows = learner.features(x)
-        with torch.no_grad(), _one_core(), _keyed(0):
-            self.hold(self.views(learner.native(learner.flat(learner.template))), training=True)
-            known = ("running_mean", "running_var", "num_batches_tracked")
-            before = {n: b.clone() for n, b in self.module.named_buffers() if not n.endswith(known)}
-            try:
-                if before:
-                    self.outputs(torch.cat([rows, rows]))
-                self.module.eval()
-                out = self.outputs(rows)
-            except Exception as error:
-                raise StudyError(
-                    f"the module cannot take rows of shape {list(x.shape[1:])} and type {x.dtype}: "
-                    f"{type(error).__name__}: {_first_line(error)}",
-                    remedy="Correct the module, or `features` of the task",
-                ) from error
-        for name, buffer in self.module.named_buffers():
-            if name in before and not torch.equal(buffer, before[name]):
-                raise StudyError(
-                    f"the module changes its buffer {name!r} in training, which no rule covers",
-                    remedy="Make it a parameter, or leave it as it is",
-                )
-        shape = list(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-        if not isinstance(out, torch.Tensor) or out.shape[:1] != (len(x),):
-            raise StudyError(
-                f"the module gives {shape} for {len(x)} rows",
-                remedy="Return one tensor whose first axis is the rows",
-            )
-        return out
-
-    def probe(self, x: Array, y: Array) -> int:
-        """Refuse rows that the module or the loss cannot take; the number of classes, 0 if there are none."""
-        learner, out = self.learner, self.tried(x)
-        if not learner.named:
-            return 0
-        last, first = tuple(out.shape[:-1]), (out.shape[0], *out.shape[2:])
-        fits = out.numel() == y.size and out.ndim <= y.ndim + 1
-        if (y.shape not in (last, first)) if learner.of_classes else not fits:
-            raise StudyError(
-                f"{learner.named} cannot compare outputs of shape {list(out.shape[1:])} a row with labels "
-                f"of shape {list(y.shape[1:])}",
-                remedy="It takes [n, k] and [n], or [n, t, k] and [n, t]"
-                if learner.of_classes
-                else "It takes outputs and labels of one shape, or [n, 1] and [n]",
-            )
-        if not learner.of_classes:
-            return 0
-        learner.axis = -1 if y.shape == last else 1
-        return int(out.shape[learner.axis])
-
-    def labels_like(self, x: Array) -> Array | None:
-        """Labels that fit what the module says of these rows; None if the loss gives one number."""
-        learner, out = self.learner, self.tried(x)
-        if learner.named:
-            shape = out.shape[:-1] if out.ndim < 4 else (out.shape[0], *out.shape[2:])
-            return np.zeros(shape, np.int64) if learner.of_classes else np.zeros(out.shape)
-        problem: Exception = StudyError("the loss is not known")
-        for y in (
-            np.zeros(len(x), np.int64),
-            np.zeros(out.shape),
-            np.zeros(out.shape[:-1], np.int64),
-        ):
-            try:
-                return y if learner.losses(out, learner.labels(y)).ndim else None
-            except Exception as error:  # the author's own; other labels may do
-                problem = error
-        raise problem
