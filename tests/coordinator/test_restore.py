@@ -99,14 +99,14 @@ async def test_a_run_that_cannot_be_restored_fails_and_the_others_go_on(
     store.close()
     driver = await begin(folder)
     assert set(driver.machine.runs) == driver.under_way == {"two"}
-    row = await driver.row("one")
+    row = await driver.read(driver.store.run, "one")
     assert row["status"] == "failed"
     assert row["reason"].startswith("it cannot be restored: ")
     assert why in row["reason"]
     events = await driver.events("one", 0)
     assert [event["seq"] for event in events] == list(range(1, before + 2))
     assert (events[-1]["kind"], events[-1]["body"]["reason"]) == ("failed", row["reason"])
-    assert (await driver.row("two"))["status"] == "running"
+    assert (await driver.read(driver.store.run, "two"))["status"] == "running"
 
 
 async def test_a_run_whose_ask_has_changed_can_be_resumed_with_a_new_one(
@@ -116,15 +116,15 @@ async def test_a_run_whose_ask_has_changed_can_be_resumed_with_a_new_one(
     another_ask(store)
     store.close()
     driver = await begin(folder)
-    await driver.put(Resumed(await driver.read(driver.load, "one")))
+    await driver.put(Resumed(await driver.read(lambda: driver._revive(driver.store.run("one")))))
     assert driver.machine.runs["one"].attempt == 2
 
 
 async def test_a_run_whose_name_is_mistyped_is_guessed(folder: Path, begin: Any) -> None:
     driver = await begin(folder)
     with pytest.raises(StudyError) as caught:
-        await driver.row("tow")
+        await driver.read(driver.store.run, "tow")
     assert caught.value.remedy == "Did you mean 'two'?"
     with pytest.raises(StudyError) as caught:
-        await asyncio.wait_for(driver.read(driver.load, "肿瘤"), 5)
+        await asyncio.wait_for(driver.read(driver.store.run, "肿瘤"), 5)
     assert caught.value.remedy == "`hansa runs` lists them"

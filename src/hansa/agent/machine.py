@@ -167,16 +167,9 @@ class Machine:
         if not latest.follows(self.latest.get(asked.run, latest)):
             return  # another ask under this number was answered in the meantime
         self.latest[asked.run] = latest
-        held = Held(
-            asked.run,
-            asked.ask.version,
-            asked.attempt,
-            asked.ask.round,
-            event.weight,
-            event.body,
-            event.memory,
-        )
-        self.held[held.run, held.version] = held
+        run, version, attempt = _key(asked)
+        held = Held(run, version, attempt, asked.ask.round, event.weight, event.body, event.memory)
+        self.held[run, version] = held
         effects.changes.append(Put("answer", vars(held)))
         effects.changes.append(Put("latest", vars(latest)))
         effects.send.append(held)
@@ -184,15 +177,12 @@ class Machine:
     def _settled(self, effects: Effects, key: Key, counted: bool) -> None:
         run, version = key
         self._over[run] = max(version, self._over.get(run, -1))
-        held = self.held.get(key)
+        held = self.held.pop(key, None)
         if held is not None and counted and held.memory:
-            self.memories[held.run] = held.memory
-            effects.changes.append(Put("memory", {"run": held.run, "body": held.memory}))
-        self._forget(effects, key)
-
-    def _forget(self, effects: Effects, key: Key) -> None:
-        if self.held.pop(key, None) is not None:
-            effects.changes.append(Drop("answer", {"run": key[0], "version": key[1]}))
+            self.memories[run] = held.memory
+            effects.changes.append(Put("memory", {"run": run, "body": held.memory}))
+        if held is not None:
+            effects.changes.append(Drop("answer", {"run": run, "version": version}))
 
 
 def _latest(asked: Asked) -> Latest:

@@ -51,11 +51,9 @@ class Offers:
 
     def allow(self, kinds: Sequence[str]) -> None:
         """Allow these kinds on every table, beside what is allowed already."""
-        rows = [
-            {**row, "allow": list(dict.fromkeys([*row["allow"], *kinds]))}
-            for row in self._store.rows("offer")
-        ]
-        self._store.apply([Put("offer", row) for row in rows])
+        rows = self._store.rows("offer")
+        merged = [{**row, "allow": list(dict.fromkeys([*row["allow"], *kinds]))} for row in rows]
+        self._store.apply([Put("offer", row) for row in merged])
 
     def remove(self, dataset: str) -> None:
         """Take a table off the offer.
@@ -65,9 +63,8 @@ class Offers:
         """
         known = [row["dataset"] for row in self._store.rows("offer")]
         if dataset not in known:
-            raise UsageError(
-                f"no table is offered as {dataset!r}", remedy=did_you_mean(dataset, known)
-            )
+            remedy = did_you_mean(dataset, known)
+            raise UsageError(f"no table is offered as {dataset!r}", remedy=remedy)
         self._store.apply([Drop("offer", {"dataset": dataset})])
 
     def read(self) -> list[Offer]:
@@ -88,14 +85,8 @@ class Offers:
 
     def listed(self) -> list[dict[str, Any]]:
         """All offers, without reading a table."""
-        return [
-            {
-                "dataset": row["dataset"],
-                "source": _shown(Source(**row["source"])),
-                "allow": row["allow"],
-            }
-            for row in self._store.rows("offer", order="dataset")
-        ]
+        rows = self._store.rows("offer", order="dataset")
+        return [{**row, "source": _shown(Source(**row["source"]))} for row in rows]
 
     def close(self) -> None:
         """Release the store."""

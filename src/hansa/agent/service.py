@@ -7,7 +7,7 @@ import contextlib
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -16,24 +16,21 @@ import structlog
 
 from hansa import __version__
 from hansa.agent.desk import Desk
-from hansa.agent.excuses import coordinators_own, excuse
 from hansa.agent.home import AgentHome
 from hansa.agent.left import Left, about
-from hansa.agent.machine import (
-    AgentEvent,
-    Asked,
-    CouldNot,
-    Effects,
-    Held,
-    Machine,
-    Settled,
-)
+from hansa.agent.machine import AgentEvent, Asked, CouldNot, Held, Machine, Settled
 from hansa.agent.policy import Offer
 from hansa.agent.store import AgentStore
 from hansa.contribution import Ask, Values
 from hansa.crypto import keys, pki
 from hansa.database import Drop, Put
-from hansa.errors import ContributionError, HansaError, TrustError, UnreachableError
+from hansa.errors import (
+    ConsentError,
+    ContributionError,
+    HansaError,
+    TrustError,
+    UnreachableError,
+)
 from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
@@ -72,9 +69,7 @@ class Agent:
     ) -> None:
         self.home, self._offers, self._say = home, tuple(offers), say
         self._store = AgentStore(home.folder)
-        self._machine = Machine(
-            *(self._store.rows(table) for table in ("answer", "memory", "latest"))
-        )
+        self._machine = Machine(*map(self._store.rows, ("answer", "memory", "latest")))
         self._desk = Desk(home.party, offers)
         self._left = Left(home.folder / "left.jsonl")
         self._worker = ThreadPoolExecutor(1, "work")
@@ -143,20 +138,13 @@ class Agent:
     async def _listen(self, client: Client) -> None:
         pending = [m.Pending(run=run, version=v) for run, v in self._machine.pending[:PENDING]]
         hello = m.Hello(protocol=PROTOCOL, version=__version__, pending=pending)
-        for of in self._offers:  # never a value of the table
-            columns = [m.Column(name=c.name, type=c.type) for c in of.table.schema()]
-            hello.offers.add(
-                dataset=of.dataset, rows=of.table.rows, columns=columns, allow=of.allow
-            )
-        offers: Any = [
-            {
-                "dataset": o.dataset,
-                "rows": o.rows,
-                "columns": len(o.columns),
-                "allow": list(o.allow),
-            }
-            for o in hello.offers
-        ]
+        offers: list[Any] = []
+        for offer in self._offers:  # never a value of the table
+            table, allow = offer.table, list(offer.allow)
+            columns = [m.Column(name=c.name, type=c.type) for c in table.schema()]
+            said: dict[str, Any] = {"dataset": offer.dataset, "rows": table.rows, "allow": allow}
+            hello.offers.add(**said, columns=columns)
+            offers.append({**said, "columns": len(columns)})
         stream = client.stream(ATTEND, hello)
         async with contextlib.aclosing(stream):
             while True:
@@ -232,7 +220,7 @@ class Agent:
 
     async def _handle(self, event: AgentEvent) -> None:
         """One step of the machine: commit, then do."""
-        effects: Effects = self._machine.handle(event)
+        effects = self._machine.handle(event)
         self._unsaved.extend(effects.changes)
         # What became of an answer may be written with the next one: an agent that is killed before
         # asks for it again.
@@ -250,11 +238,9 @@ class Agent:
 
     async def _work(self, asked: Asked) -> None:
         memory = self._machine.memories.get(asked.run, b"")
-        loop = asyncio.get_running_loop()
+        working = asyncio.get_running_loop().run_in_executor
         try:
-            worked: AgentEvent = await loop.run_in_executor(
-                self._worker, self._desk.work, asked, memory
-            )
+            worked: AgentEvent = await working(self._worker, self._desk.work, asked, memory)
         except HansaError as error:
             LOG.warning("work refused", run=asked.run, work=asked.ask.work, reason=str(error))
             worked = CouldNot(asked, excuse(error))
@@ -266,24 +252,16 @@ class Agent:
         await self._handle(worked)
 
     async def _send(self, held: Held) -> None:
-        head = m.Head(
-            run=held.run,
-            version=held.version,
-            attempt=held.attempt,
-            weight=held.weight,
-            size=len(held.body),
-            digest=chunks.digest(held.body),
-        )
+        where: dict[str, Any] = {"run": held.run, "version": held.version}
+        size, digest = len(held.body), chunks.digest(held.body)
+        head = m.Head(**where, attempt=held.attempt, weight=held.weight, size=size, digest=digest)
         small = len(held.body) <= chunks.CHUNK
+        part = m.UploadPart(head=head)
         if small:
-            head.data = held.body
+            part.head.data = held.body
         shapes = {name: list(value.shape) for name, value in tensors.read(held.body).items()}
-        facts: dict[str, Any] = {"run": held.run, "version": held.version, "round": held.round}
-        with coordinators_own(), about(**facts, fields=shapes):
-            if small:
-                reply = await self._upload(m.UploadPart(head=head))
-            else:
-                reply = await self._upload_large(m.UploadPart(head=head), held.body)
+        with coordinators_own(), about(**where, round=held.round, fields=shapes):
+            reply = await (self._upload(part) if small else self._upload_large(part, held.body))
         if reply is not None and reply.receipt.accepted:
             self._pause = FIRST_PAUSE
         elif reply is not None:
@@ -291,11 +269,9 @@ class Agent:
 
     async def _excuse(self, could_not: CouldNot) -> None:
         asked = could_not.asked
-        failure = m.Failure(
-            run=asked.run, version=asked.ask.version, attempt=asked.attempt, reason=could_not.reason
-        )
-        facts: dict[str, Any] = {"run": asked.run, "version": asked.ask.version}
-        with coordinators_own(), about(**facts, round=asked.ask.round, fields="reason"):
+        where: dict[str, Any] = {"run": asked.run, "version": asked.ask.version}
+        failure = m.Failure(**where, attempt=asked.attempt, reason=could_not.reason)
+        with coordinators_own(), about(**where, round=asked.ask.round, fields="reason"):
             await self._upload(m.UploadPart(failure=failure))
 
     async def _upload(self, part: m.UploadPart) -> m.UploadReply | None:
@@ -365,9 +341,8 @@ class Agent:
             client = Client(channel, record=self._left)
             with coordinators_own():
                 reply = await client.unary(RENEW, m.RenewRequest(csr=keys.request(key)))
-        self.home = replace(
-            self.home, key_pem=keys.key_to_pem(key), certificate_pem=reply.certificate
-        )
+        pem = keys.key_to_pem(key)
+        self.home = replace(self.home, key_pem=pem, certificate_pem=reply.certificate)
         self.home.save()
         LOG.info("certificate renewed", party=self.home.party)
 
@@ -378,3 +353,27 @@ async def _cancelled(tasks: Iterable[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def coordinators_own() -> Iterator[None]:
+    """An error that the coordinator has with itself: a reason to come back later, not to end."""
+    try:
+        yield
+    except (TrustError, UnreachableError):
+        raise
+    except HansaError as error:
+        raise UnreachableError(f"the coordinator failed: {error.message}") from error
+
+
+def excuse(error: HansaError) -> str:
+    """What the coordinator is told when work could not be done: never a word of the data.
+
+    An error about a table quotes cells, and one about a contribution its values; they are for the
+    owner's own log.
+    """
+    if isinstance(error, ConsentError):
+        return error.message
+    if isinstance(error, ContributionError):
+        return f"its {error.field!r} is not what was declared" if error.field else error.message
+    return "its table cannot be used; the log of the agent there says why"

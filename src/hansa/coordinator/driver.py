@@ -7,25 +7,17 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeGuard
+from typing import Any
 
 import structlog
 
 from hansa.aggregation.reduce import Reduction
 from hansa.contribution import Contribution, Contributions, Values
-from hansa.coordinator.events import (
-    Connected,
-    DeadlinePassed,
-    Effects,
-    MachineEvent,
-    Notice,
-    Reduced,
-    Resumed,
-)
+from hansa.coordinator import events as ev
 from hansa.coordinator.live import Guest, Live, revived
 from hansa.coordinator.machine import Machine
 from hansa.coordinator.store import INLINE, CoordinatorStore
-from hansa.database import Put
+from hansa.database import Drop, Put
 from hansa.errors import HansaError, UnreachableError, reason_of
 from hansa.run import now
 from hansa.wire import tensors
@@ -50,7 +42,7 @@ class Resume:
 
 @dataclass
 class _Waiting:
-    event: MachineEvent | Resume
+    event: ev.MachineEvent | Resume
     done: asyncio.Future[None]
     also: tuple[Put, ...] = ()
 
@@ -71,7 +63,7 @@ class Driver:
     def __init__(
         self,
         store: CoordinatorStore,
-        tell: Callable[[str, Notice], None],
+        tell: Callable[[str, ev.Notice], None],
         over: Over = lambda settled, ended: None,
     ) -> None:
         self.store = store
@@ -107,7 +99,7 @@ class Driver:
         self._thread.shutdown()
         self.store.close()
 
-    async def put(self, event: MachineEvent | Resume, *also: Put) -> None:
+    async def put(self, event: ev.MachineEvent | Resume, *also: Put) -> None:
         """Hand over an event; returns when what it changed is durable.
 
         Args:
@@ -119,7 +111,7 @@ class Driver:
             UnreachableError: if the coordinator has stopped.
         """
         if self.failed.done():
-            raise _stopped()
+            raise UnreachableError("the coordinator has stopped")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait(_Waiting(event, done, also))
         await done
@@ -150,19 +142,6 @@ class Driver:
             self._bodies[key] = await self.read(self.store.read_blob, *key)
         return self._bodies[key]
 
-    async def row(self, run: str) -> dict[str, Any]:
-        """The row of a run; errors as in `CoordinatorStore.run`."""
-        found: dict[str, Any] = await self.read(self.store.run, run)
-        return found
-
-    def load(self, run: str) -> Live:
-        """A run from the store, in the database's thread.
-
-        Raises:
-            StudyError: if there is none of that name.
-        """
-        return self._revive(self.store.run(run))
-
     async def _loop(self) -> None:
         batch: list[_Waiting] = []
         try:
@@ -180,21 +159,19 @@ class Driver:
                 batch.append(self._queue.get_nowait())
             for waiting in batch:
                 if not waiting.done.done():
-                    waiting.done.set_exception(_stopped())
+                    waiting.done.set_exception(UnreachableError("the coordinator has stopped"))
 
     async def _step(self, batch: Iterable[_Waiting]) -> None:
-        merged = Effects()
+        merged = ev.Effects()
         done: list[asyncio.Future[None]] = []
         for waiting in batch:
             try:
-                event: MachineEvent
-                if isinstance(waiting.event, Resume) or _unsettled(waiting.event):
+                event = waiting.event
+                if isinstance(event, Resume) or (isinstance(event, ev.Connected) and event.pending):
                     # The store is asked, and must know what the machine knows.
                     await self._finish(merged, done)
-                    merged, done = Effects(), []
-                    event = await self.read(self._answered, waiting.event)
-                else:
-                    event = waiting.event
+                    merged, done = ev.Effects(), []
+                    event = await self.read(self._answered, event)
                 effects = self.machine.handle(event)
             except HansaError as error:
                 if not waiting.done.done():  # its caller may have left
@@ -205,17 +182,22 @@ class Driver:
             done.append(waiting.done)
         await self._finish(merged, done)
 
-    async def _finish(self, effects: Effects, done: Iterable[asyncio.Future[None]]) -> None:
+    async def _finish(self, effects: ev.Effects, done: Iterable[asyncio.Future[None]]) -> None:
         self._sum_at_once(effects)
         await self._carry_out(effects, done)
 
-    def _answered(self, event: Connected | Resume) -> MachineEvent:
-        """The event with what the store says."""
+    def _answered(self, event: ev.Connected | Resume) -> ev.MachineEvent:
+        """The event with what the store says: of the run, or of each unsettled answer."""
         if isinstance(event, Resume):
-            return Resumed(self.load(event.run))
-        return self._told(event)
+            return ev.Resumed(self._revive(self.store.run(event.run)))
+        pending = []
+        for said in event.pending:
+            answer = self.store.row("answer", party=event.party, run=said.run, version=said.version)
+            applied = self._checkpoint_version(said.run)
+            pending.append(replace(said, taken=bool(answer and answer["taken"]), applied=applied))
+        return replace(event, pending=tuple(pending))
 
-    def _sum_at_once(self, effects: Effects) -> None:
+    def _sum_at_once(self, effects: ev.Effects) -> None:
         """Make the sums whose answers are all at hand, so that the last answer and the end of its round
         are one transaction; whatever is acknowledged is durable all the same.
         """
@@ -233,13 +215,12 @@ class Driver:
         over = set(effects.settled)
         effects.blobs = [blob for blob in effects.blobs if (blob.run, blob.version) not in over]
 
-    async def _carry_out(self, effects: Effects, done: Iterable[asyncio.Future[None]]) -> None:
+    async def _carry_out(self, effects: ev.Effects, done: Iterable[asyncio.Future[None]]) -> None:
         """Commit, and then everything else."""
         if effects.settled or effects.ended:
             self._over(effects.settled, effects.ended)
         if effects.changes or effects.blobs:
             await self.read(self._commit, effects)
-        self._note_runs(effects)
         self._remember(effects)
         for future in done:
             if not future.done():
@@ -257,35 +238,34 @@ class Driver:
                 self.commits += 1
                 self._news.notify_all()
 
-    def _note_runs(self, effects: Effects) -> None:
-        """Which runs are under way as far as it is committed: the machine is a commit ahead."""
-        for change in effects.changes:
-            if isinstance(change, Put) and change.table == "run" and "status" in change.values:
-                run, status = change.values["id"], change.values["status"]
-                (self.under_way.add if status == "running" else self.under_way.discard)(run)
-
-    def _remember(self, effects: Effects) -> None:
-        """Keep at hand what the open exchanges and those who follow will need, as far as it is small."""
+    def _remember(self, effects: ev.Effects) -> None:
+        """Which runs are under way as far as it is committed (the machine is a commit ahead), and what the
+        open exchanges and those who follow will need, as far as it is small.
+        """
         for run in effects.ended:
             self._tails.pop(run, None)
         for change in effects.changes:
-            if isinstance(change, Put) and change.table == "event":
-                row = dict(change.values)
-                if row["run"] in self.machine.runs:
-                    self._tails.setdefault(row["run"], deque(maxlen=PAGE)).append(row)
+            row = dict(change.values)
+            if isinstance(change, Drop):
+                continue
+            if change.table == "run" and "status" in row:
+                under_way = row["status"] == "running"
+                (self.under_way.add if under_way else self.under_way.discard)(row["id"])
+            if change.table == "event" and row["run"] in self.machine.runs:
+                self._tails.setdefault(row["run"], deque(maxlen=PAGE)).append(row)
         for key in [k for k in self._bodies if k[:2] in effects.settled or k[0] in effects.ended]:
             del self._bodies[key]
         for blob in effects.blobs:
             if blob.name == "ask" or (blob.name.startswith("answer") and len(blob.body) <= INLINE):
                 self._bodies[blob.run, blob.version, blob.name] = blob.body
 
-    def _commit(self, effects: Effects) -> None:
+    def _commit(self, effects: ev.Effects) -> None:
         blobs = [self.store.blob(b.run, b.version, b.name, b.body) for b in effects.blobs]
         self.store.apply([*effects.changes, *blobs])
         for run, version in effects.settled:
             self.store.sweep(run, version)
 
-    def _set_alarms(self, effects: Effects) -> None:
+    def _set_alarms(self, effects: ev.Effects) -> None:
         over = [
             key for key in self._alarms if key[:2] in effects.settled or key[0] in effects.ended
         ]
@@ -293,10 +273,10 @@ class Driver:
             self._alarms.pop(key).cancel()
         loop = asyncio.get_running_loop()
         for run, version, attempt, seconds in effects.alarms:
-            event = DeadlinePassed(run, version, attempt)
+            event = ev.DeadlinePassed(run, version, attempt)
             self._alarms[run, version, attempt] = loop.call_later(seconds, self.post, event)
 
-    def post(self, event: MachineEvent) -> None:
+    def post(self, event: ev.MachineEvent) -> None:
         """Hand over an event whose outcome nobody waits for."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda future: future.cancelled() or future.exception())
@@ -304,7 +284,7 @@ class Driver:
 
     def _reduce(
         self, run: str, version: int, parties: tuple[str, ...], at_hand: Mapping[Key, bytes]
-    ) -> Reduced:
+    ) -> ev.Reduced:
         """Sum the answers in roster order; those that are not at hand are read one at a time."""
         live = self.machine.runs[run]
         assert live.ask is not None
@@ -323,18 +303,7 @@ class Driver:
                     reduction.add(opened, stack.one(0))
         except HansaError as error:
             failure = error.said
-        return Reduced(run, version, reduction.total(population), excluded, failure)
-
-    def _told(self, event: Connected) -> Connected:
-        """The event with what the store says of each unsettled answer."""
-        pending = []
-        for said in event.pending:
-            key = {"run": said.run, "version": said.version}
-            answer = self.store.row("answer", party=event.party, **key)
-            taken = bool(answer and answer["taken"])
-            applied = self._checkpoint_version(said.run)
-            pending.append(replace(said, taken=taken, applied=applied))
-        return replace(event, pending=tuple(pending))
+        return ev.Reduced(run, version, reduction.total(population), excluded, failure)
 
     def _checkpoint_version(self, run: str) -> int:
         """How many exchanges of a run were applied; 0 if there is no such run."""
@@ -369,19 +338,10 @@ class Driver:
         version = self._checkpoint_version(run)
         packed = self.store.read_blob(run, version, "checkpoint")
         seq = len(self.store.rows("event", columns=("seq",), run=run))
+        ask = self.store.row("ask", run=run, version=version)
         if row["status"] != "running":
-            ask = self.store.row("ask", run=run, version=version)
             live = revived(row, packed, seq)
             live.attempt = ask["attempt"] if ask else 1
             return live
-        ask = self.store.row("ask", run=run, version=version)
         answers = self.store.rows("answer", run=run, version=version)
         return revived(row, packed, seq, ask, answers)
-
-
-def _stopped() -> UnreachableError:
-    return UnreachableError("the coordinator has stopped")
-
-
-def _unsettled(event: object) -> TypeGuard[Connected]:
-    return isinstance(event, Connected) and bool(event.pending)

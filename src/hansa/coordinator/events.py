@@ -172,19 +172,8 @@ class DeadlinePassed:
     attempt: int
 
 
-MachineEvent = (
-    Connected
-    | Disconnected
-    | Joined
-    | Renewed
-    | Removed
-    | Delivered
-    | Failed
-    | Submitted
-    | Resumed
-    | Reduced
-    | DeadlinePassed
-)
+PartyEvent = Connected | Disconnected | Joined | Renewed | Removed | Delivered | Failed
+MachineEvent = PartyEvent | Submitted | Resumed | Reduced | DeadlinePassed
 
 # --- what is to be done -------------------------------------------------------------------------
 

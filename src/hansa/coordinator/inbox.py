@@ -10,7 +10,6 @@ from typing import Any
 
 from hansa.aggregation.signal import Signal
 from hansa.contribution import Ask, Contribution, Values
-from hansa.coordinator.events import Delivered
 from hansa.coordinator.live import Live
 from hansa.coordinator.store import CoordinatorStore
 from hansa.errors import ContributionError, UnreachableError
@@ -106,7 +105,11 @@ class Gathering:
                     receiver.accept(part.chunk)
             if not self._closed.done():
                 with _kept():
-                    return _read(receiver), ""
+                    path = receiver.finish()
+                    assert isinstance(path, Path)
+                    body = path.read_bytes()
+                    path.unlink()
+                    return body, ""
         except ContributionError as error:
             return b"", error.said
         if self._closed.result() == STALE:
@@ -129,14 +132,6 @@ class Gathering:
             await asyncio.wait({coming})
 
 
-def _read(receiver: chunks.Receiver) -> bytes:
-    path = receiver.finish()
-    assert isinstance(path, Path)
-    body = path.read_bytes()
-    path.unlink()
-    return body
-
-
 @contextlib.contextmanager
 def _kept() -> Iterator[None]:
     """What the disk refuses is no fault of the party's, which may send it again."""
@@ -154,21 +149,6 @@ def expected(live: Live | None, head: m.Head, party: str) -> Signal | None:
     if (head.version, head.attempt) != (ask.version, live.attempt):
         return None
     return live.course.signals(ask)[-1]
-
-
-def delivered(ticket: object, party: str, head: m.Head, body: bytes, refusal: str) -> Delivered:
-    """The event of an answer that arrived; what is refused is not kept."""
-    return Delivered(
-        ticket,
-        party,
-        head.run,
-        head.version,
-        head.attempt,
-        head.weight,
-        head.digest.hex(),
-        b"" if refusal else body,
-        refusal,
-    )
 
 
 def too_large(signal: Signal | None, size: int) -> str:

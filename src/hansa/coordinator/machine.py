@@ -11,26 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hansa.contribution import Arrival, Json
+from hansa.coordinator import events as ev
 from hansa.coordinator.admission import admissible
-from hansa.coordinator.events import (
-    Blob,
-    Connected,
-    DeadlinePassed,
-    Delivered,
-    Disconnected,
-    Effects,
-    Failed,
-    Joined,
-    MachineEvent,
-    Reduced,
-    Removed,
-    RemovedNotice,
-    Renewed,
-    Resumed,
-    SettledNotice,
-    Submitted,
-    WorkNotice,
-)
 from hansa.coordinator.live import Answered, Guest, Live
 from hansa.database import Drop, Put
 from hansa.errors import RunError, StudyError, TrustError, did_you_mean, reason_of
@@ -57,9 +39,9 @@ class Machine:
         self.runs = dict(runs or {})
         self._applied: dict[str, int] = {}  # exchanges of the runs that ended since the start
 
-    def restart(self) -> Effects:
+    def restart(self) -> ev.Effects:
         """What is left to do after a restart: sums that were not made, deadlines that run anew."""
-        effects = Effects()
+        effects = ev.Effects()
         for live in list(self.runs.values()):
             self._event(effects, live, "restarted", version=live.progress.version)
             for party in live.ask.parties if live.ask else ():
@@ -69,42 +51,42 @@ class Machine:
             self._maybe_reduce(effects, live)
         return effects
 
-    def handle(self, event: MachineEvent) -> Effects:
+    def handle(self, event: ev.MachineEvent) -> ev.Effects:
         """One step.
 
         Raises:
             HansaError: for what cannot be: `Joined`, `Renewed`, `Removed`, `Submitted`, `Resumed`;
                 nothing changed then.
         """
-        effects = Effects()
+        effects = ev.Effects()
         match event:
-            case Connected():
+            case ev.Connected():
                 self._connected(effects, event)
-            case Disconnected(party):
+            case ev.Disconnected(party):
                 self._disconnected(effects, party)
-            case Joined(party, serial, expires):
+            case ev.Joined(party, serial, expires):
                 self._joined(effects, party, serial, expires)
-            case Renewed():
+            case ev.Renewed():
                 self._renewed(effects, event)
-            case Removed(party, reason):
+            case ev.Removed(party, reason):
                 self._removed(effects, party, reason)
-            case Delivered():
+            case ev.Delivered():
                 self._delivered(effects, event)
-            case Failed():
+            case ev.Failed():
                 self._failed(effects, event)
-            case Submitted(run, federation):
+            case ev.Submitted(run, federation):
                 self._submitted(effects, run, federation)
-            case Resumed(live):
+            case ev.Resumed(live):
                 self._resumed(effects, live)
-            case Reduced():
+            case ev.Reduced():
                 self._reduced(effects, event)
-            case DeadlinePassed(run, version, attempt):
+            case ev.DeadlinePassed(run, version, attempt):
                 self._deadline(effects, run, version, attempt)
         return effects
 
     # --- parties
 
-    def _connected(self, effects: Effects, event: Connected) -> None:
+    def _connected(self, effects: ev.Effects, event: ev.Connected) -> None:
         guest = self.guests[event.party]
         guest.listening = True
         if guest.offers != event.offers:
@@ -115,14 +97,14 @@ class Machine:
             applied = live.progress.version if live else self._applied.get(said.run, said.applied)
             if live is None or said.version < applied:
                 counted = said.taken and said.version < applied
-                notice = SettledNotice(said.run, said.version, counted)
+                notice = ev.SettledNotice(said.run, said.version, counted)
                 effects.notices.append((event.party, notice))
         for live in self.runs.values():
             if live.waits_for(event.party):
                 self._returned(effects, live, event.party)
                 self._tell(effects, live, event.party)
 
-    def _disconnected(self, effects: Effects, party: str) -> None:
+    def _disconnected(self, effects: ev.Effects, party: str) -> None:
         if party not in self.guests:
             return
         self.guests[party].listening = False
@@ -130,19 +112,19 @@ class Machine:
             if live.waits_for(party):
                 self._missing(effects, live, party)
 
-    def _missing(self, effects: Effects, live: Live, party: str) -> None:
+    def _missing(self, effects: ev.Effects, live: Live, party: str) -> None:
         """Say that the run waits for a party that does not listen; once in an exchange."""
         if party not in live.missing:
             live.missing[party] = True
             seconds = live.federation.cohort.deadline
             self._event(effects, live, "waiting", **live.about(party), seconds=seconds)
 
-    def _returned(self, effects: Effects, live: Live, party: str) -> None:
+    def _returned(self, effects: ev.Effects, live: Live, party: str) -> None:
         if live.missing.get(party):
             live.missing[party] = False
             self._event(effects, live, "returned", **live.about(party))
 
-    def _joined(self, effects: Effects, party: str, serial: str, expires: str) -> None:
+    def _joined(self, effects: ev.Effects, party: str, serial: str, expires: str) -> None:
         known = self.guests.get(party)
         if known is not None and known.state == "active":
             raise TrustError(
@@ -153,7 +135,7 @@ class Machine:
         self.guests[party] = Guest("active", serial, expires)
         self._save_guest(effects, party)
 
-    def _renewed(self, effects: Effects, event: Renewed) -> None:
+    def _renewed(self, effects: ev.Effects, event: ev.Renewed) -> None:
         """The former certificate stays good until the next renewal: the reply may be lost."""
         guest = self.guests[event.party]
         if guest.state != "active" or event.former not in guest.serial.split():
@@ -161,7 +143,7 @@ class Machine:
         guest.serial, guest.expires = f"{event.serial} {event.former}", event.expires
         self._save_guest(effects, event.party)
 
-    def _removed(self, effects: Effects, party: str, reason: str) -> None:
+    def _removed(self, effects: ev.Effects, party: str, reason: str) -> None:
         guest = self.guests.get(party)
         if guest is None or guest.state == "removed":
             active = [name for name, known in self.guests.items() if known.state == "active"]
@@ -170,18 +152,18 @@ class Machine:
         guest.state, guest.listening = "removed", False
         self._save_guest(effects, party)
         effects.changes.append(Drop("token", {"party": party}))
-        effects.notices.append((party, RemovedNotice(reason)))
+        effects.notices.append((party, ev.RemovedNotice(reason)))
         for live in list(self.runs.values()):
             if live.waits_for(party):
                 self._exclude(effects, live, party, f"removed: {reason}")
                 self._maybe_reduce(effects, live)
 
-    def _save_guest(self, effects: Effects, name: str) -> None:
+    def _save_guest(self, effects: ev.Effects, name: str) -> None:
         effects.changes.append(Put("party", {"name": name, **self.guests[name].to_row()}))
 
     # --- runs
 
-    def _submitted(self, effects: Effects, run: str, federation: Federation) -> None:
+    def _submitted(self, effects: ev.Effects, run: str, federation: Federation) -> None:
         offers = admissible(federation, self.guests)
         setup = federation.resolve(offers)
         course = federation.course(setup)
@@ -195,7 +177,7 @@ class Machine:
         self._checkpoint(effects, live)
         self._open(effects, live)
 
-    def _resumed(self, effects: Effects, live: Live) -> None:
+    def _resumed(self, effects: ev.Effects, live: Live) -> None:
         run = live.id
         if run in self.runs:
             raise RunError(f"the run {run} is under way", remedy=f"`hansa watch {run}` follows it")
@@ -209,7 +191,7 @@ class Machine:
         effects.changes.append(Drop("answer", {"run": run, "version": live.progress.version}))
         self._open(effects, live)
 
-    def _open(self, effects: Effects, live: Live) -> None:
+    def _open(self, effects: ev.Effects, live: Live) -> None:
         """Ask the next thing, or finish."""
         try:
             ask = live.course.ask(live.progress)
@@ -223,7 +205,7 @@ class Machine:
         live.ask, live.answers, live.missing, live.reducing = ask, {}, {}, False
         row = {"run": live.id, "version": ask.version}
         effects.changes.append(Put("ask", {**row, "attempt": live.attempt, "digest": ask.digest}))
-        effects.blobs.append(Blob(live.id, ask.version, "ask", tensors.write(ask.send)))
+        effects.blobs.append(ev.Blob(live.id, ask.version, "ask", tensors.write(ask.send)))
         self._event(effects, live, "asked", **asked(ask), attempt=live.attempt)
         for party in ask.parties:
             if self.guests[party].state == "removed":
@@ -235,18 +217,18 @@ class Machine:
         self._alarm(effects, live)
         self._maybe_reduce(effects, live)
 
-    def _alarm(self, effects: Effects, live: Live) -> None:
+    def _alarm(self, effects: ev.Effects, live: Live) -> None:
         version, attempt = live.progress.version, live.attempt
         effects.alarms.append((live.id, version, attempt, live.federation.cohort.deadline))
 
-    def _tell(self, effects: Effects, live: Live, party: str) -> None:
+    def _tell(self, effects: ev.Effects, live: Live, party: str) -> None:
         if live.ask is not None:
-            notice = WorkNotice(live.id, live.ask, live.attempt, live.hash)
+            notice = ev.WorkNotice(live.id, live.ask, live.attempt, live.hash)
             effects.notices.append((party, notice))
 
     # --- answers
 
-    def _delivered(self, effects: Effects, event: Delivered) -> None:
+    def _delivered(self, effects: ev.Effects, event: ev.Delivered) -> None:
         live, stale = self._expected(event)
         if live is None or live.ask is None:
             effects.receipts.append((event.ticket, False, stale))
@@ -272,11 +254,11 @@ class Machine:
         live.answers[event.party] = answer
         self._save_answer(effects, live, event.party, answer)
         name = f"answer {event.party}"
-        effects.blobs.append(Blob(live.id, event.version, name, event.body))
+        effects.blobs.append(ev.Blob(live.id, event.version, name, event.body))
         effects.receipts.append((event.ticket, True, ""))
         self._maybe_reduce(effects, live)
 
-    def _failed(self, effects: Effects, event: Failed) -> None:
+    def _failed(self, effects: ev.Effects, event: ev.Failed) -> None:
         live, stale = self._expected(event)
         if live is None or event.party in live.answers:
             effects.receipts.append((event.ticket, False, stale))
@@ -285,7 +267,7 @@ class Machine:
         effects.receipts.append((event.ticket, True, ""))
         self._maybe_reduce(effects, live)
 
-    def _expected(self, event: Delivered | Failed) -> tuple[Live | None, str]:
+    def _expected(self, event: ev.Delivered | ev.Failed) -> tuple[Live | None, str]:
         """The run that waits for this answer, or why none does."""
         live = self.runs.get(event.run)
         if live is None:
@@ -299,7 +281,7 @@ class Machine:
             )
         return live, ""
 
-    def _exclude(self, effects: Effects, live: Live, party: str, reason: str) -> None:
+    def _exclude(self, effects: ev.Effects, live: Live, party: str, reason: str) -> None:
         """The party is not counted in this exchange; the run goes on with the others."""
         if live.ask is None:
             return
@@ -309,11 +291,11 @@ class Machine:
         self._save_answer(effects, live, party, answer)
         self._event(effects, live, "refused", **live.about(party), reason=reason)
 
-    def _save_answer(self, effects: Effects, live: Live, party: str, answer: Answered) -> None:
+    def _save_answer(self, effects: ev.Effects, live: Live, party: str, answer: Answered) -> None:
         key = {"run": live.id, "version": live.progress.version, "party": party}
         effects.changes.append(Put("answer", {**key, **vars(answer)}))
 
-    def _deadline(self, effects: Effects, run: str, version: int, attempt: int) -> None:
+    def _deadline(self, effects: ev.Effects, run: str, version: int, attempt: int) -> None:
         live = self.runs.get(run)
         if live is None or live.ask is None or live.reducing:
             return
@@ -325,7 +307,7 @@ class Machine:
                 self._exclude(effects, live, party, f"no answer within {seconds:g} s")
         self._maybe_reduce(effects, live)
 
-    def _maybe_reduce(self, effects: Effects, live: Live) -> None:
+    def _maybe_reduce(self, effects: ev.Effects, live: Live) -> None:
         """Sum once everybody has answered or is excluded; fail if too few can be counted."""
         if live.ask is None or live.reducing or len(live.answers) < len(live.ask.parties):
             return
@@ -339,7 +321,7 @@ class Machine:
         live.reducing = True
         effects.reduce.append((live.id, live.ask.version, taken))
 
-    def _reduced(self, effects: Effects, event: Reduced) -> None:
+    def _reduced(self, effects: ev.Effects, event: ev.Reduced) -> None:
         live, version, total = self.runs.get(event.run), event.version, event.total
         ask = live.ask if live else None
         if live is None or ask is None or ask.version != version or not live.reducing:
@@ -366,7 +348,7 @@ class Machine:
             self._event(effects, live, "metrics", round=ask.round, **live.progress.metrics)
         for party in ask.parties:
             counted = party in total.parties
-            notice = SettledNotice(live.id, version, counted, excluded.get(party, ""))
+            notice = ev.SettledNotice(live.id, version, counted, excluded.get(party, ""))
             effects.notices.append((party, notice))
         live.attempt, live.answers = 1, {}
         self._checkpoint(effects, live)
@@ -375,15 +357,15 @@ class Machine:
         effects.settled.append((live.id, version))
         self._open(effects, live)
 
-    def _checkpoint(self, effects: Effects, live: Live) -> None:
+    def _checkpoint(self, effects: ev.Effects, live: Live) -> None:
         version = live.progress.version
-        effects.blobs.append(Blob(live.id, version, "checkpoint", live.progress.pack()))
+        effects.blobs.append(ev.Blob(live.id, version, "checkpoint", live.progress.pack()))
         effects.changes.append(Put("run", {"id": live.id, "round": live.progress.round}))
 
-    def _end(self, effects: Effects, live: Live, status: str, reason: str) -> None:
+    def _end(self, effects: ev.Effects, live: Live, status: str, reason: str) -> None:
         for party, answer in live.answers.items():
             if answer.taken:  # the round of a run that fails counts nobody
-                notice = SettledNotice(live.id, live.progress.version, False, reason)
+                notice = ev.SettledNotice(live.id, live.progress.version, False, reason)
                 effects.notices.append((party, notice))
         live.status, live.ask, live.answers = status, None, {}
         del self.runs[live.id]
@@ -392,7 +374,7 @@ class Machine:
         effects.changes.append(Put("run", {"id": live.id, "status": status, "reason": reason}))
         effects.ended.append(live.id)
 
-    def _event(self, effects: Effects, live: Live, kind: str, **body: Json) -> None:
+    def _event(self, effects: ev.Effects, live: Live, kind: str, **body: Json) -> None:
         live.seq += 1
         row = {"run": live.id, "seq": live.seq, "at": now(), "kind": kind, "body": body}
         effects.changes.append(Put("event", row))

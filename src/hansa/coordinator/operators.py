@@ -60,29 +60,19 @@ class Operators:
 
     async def runs(self, request: m.RunsRequest, peer: pki.Identity) -> m.RunsReply:
         """All runs, the oldest first."""
-        rows = await self.driver.read(lambda: self.driver.store.rows("run", order="created"))
-        lines = []
-        for row in rows:
+        reply = m.RunsReply()
+        for row in await self.driver.read(self.driver.store.rows, "run", "created"):
             body = json.loads(row["federation"])
-            lines.append(
-                m.RunLine(
-                    run=row["id"],
-                    name=body["name"],
-                    status=row["status"],
-                    round=row["round"],
-                    rounds=body["rounds"],
-                    created=row["created"],
-                    reason=row["reason"],
-                )
-            )
-        return m.RunsReply(runs=lines)
+            kept = {name: row[name] for name in ("status", "round", "created", "reason")}
+            reply.runs.add(run=row["id"], name=body["name"], rounds=body["rounds"], **kept)
+        return reply
 
     async def events(
         self, request: m.EventsRequest, peer: pki.Identity
     ) -> AsyncIterator[m.EventLines]:
         """A run's events, those that happened and those to come, until it ends."""
         seen = request.after
-        await self.driver.row(request.run)
+        await self.driver.read(self.driver.store.run, request.run)
         while True:
             commits, under_way = self.driver.commits, request.run in self.driver.under_way
             rows = await self.driver.events(request.run, seen)
@@ -97,15 +87,11 @@ class Operators:
 
     async def result(self, request: m.ResultRequest, peer: pki.Identity) -> m.ResultReply:
         """Where a run's latest checkpoint is to be fetched."""
-        store = self.driver.store
-        await self.driver.row(request.run)
-        kept = await self.driver.read(
-            lambda: store.rows("blob", order="version", run=request.run, name="checkpoint")
-        )
-        size = len(
-            await self.driver.read(store.read_blob, request.run, kept[-1]["version"], "checkpoint")
-        )
-        return m.ResultReply(checkpoint=bytes.fromhex(kept[-1]["digest"]), size=size)
+        store, read, run = self.driver.store, self.driver.read, request.run
+        await read(store.run, run)
+        kept = await read(lambda: store.rows("blob", "version", run=run, name="checkpoint"))
+        body = await read(store.read_blob, run, kept[-1]["version"], "checkpoint")
+        return m.ResultReply(checkpoint=bytes.fromhex(kept[-1]["digest"]), size=len(body))
 
     async def invite(self, request: m.InviteRequest, peer: pki.Identity) -> m.InviteReply:
         """A one-time token for a party of that name."""
@@ -131,13 +117,9 @@ class Operators:
         for name, guest in sorted(self.driver.machine.guests.items()):
             offers = [m.Offer(dataset=o.dataset, rows=o.rows, allow=o.allow) for o in guest.offers]
             room -= sum(offer.ByteSize() + 8 for offer in offers)
-            line = m.PartyLine(
-                name=name,
-                state=guest.state,
-                connected=guest.listening,
-                certificate_expires=guest.expires,
-                offers=offers if room > 0 else [],
-            )
+            line = m.PartyLine(name=name, state=guest.state, connected=guest.listening)
+            line.certificate_expires = guest.expires
+            line.offers.extend(offers if room > 0 else [])
             lines.append(line)
         return m.PartiesReply(parties=lines)
 

@@ -6,25 +6,15 @@ import asyncio
 import contextlib
 import datetime as dt
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from typing import Any
 
 import structlog
 
 from hansa.contribution import canonical
+from hansa.coordinator import events as ev
 from hansa.coordinator import inbox
 from hansa.coordinator.driver import Driver
-from hansa.coordinator.events import (
-    Delivered,
-    Disconnected,
-    Failed,
-    Joined,
-    Notice,
-    RemovedNotice,
-    Renewed,
-    SettledNotice,
-    WorkNotice,
-)
 from hansa.coordinator.hello import connected, speaks
 from hansa.coordinator.home import CoordinatorHome
 from hansa.coordinator.listener import Listener
@@ -54,13 +44,14 @@ class Coordinator(Operators):
 
     def __init__(self, home: CoordinatorHome, host: str) -> None:
         self.home, self.host, self.address = home, host, ""
-        self.driver = Driver(CoordinatorStore(home.folder), self._tell, self._close_uploads)
+        store = CoordinatorStore(home.folder)
+        self._inbox = inbox.Inbox(store)
+        self.driver = Driver(store, self._tell, self._inbox.settle)
         self._listeners: dict[str, Listener] = {}
         self._identities: dict[bytes, pki.Identity] = {}
         self._lobby_key = home.lobby.public_key
         self._joining: set[str] = set()
         self._latest: tuple[tuple[str, int, int], m.Work] | None = None
-        self._inbox = inbox.Inbox(self.driver.store)
         self.started = now()
         self._server: Any = None
 
@@ -157,7 +148,7 @@ class Coordinator(Operators):
         try:
             certificate = self.home.authority.issue(request.csr, role=pki.PARTY, name=row["party"])
             identity = pki.identify(certificate, self.home.authority.public_key)
-            joined = Joined(row["party"], identity.serial, identity.expires.isoformat())
+            joined = ev.Joined(row["party"], identity.serial, identity.expires.isoformat())
             await self.driver.put(joined, Put("token", {**row, "used": True}))
         finally:
             self._joining.discard(hashed)
@@ -175,7 +166,7 @@ class Coordinator(Operators):
         if peer.role == pki.PARTY:
             identity = pki.identify(certificate, self.home.authority.public_key)
             expires = identity.expires.isoformat()
-            await self.driver.put(Renewed(peer.name, peer.serial, identity.serial, expires))
+            await self.driver.put(ev.Renewed(peer.name, peer.serial, identity.serial, expires))
         return m.RenewReply(certificate=certificate)
 
     # --- parties at work
@@ -210,11 +201,11 @@ class Coordinator(Operators):
                 del self._listeners[peer.name]
                 if not self.driver.failed.done():
                     with contextlib.suppress(HansaError):
-                        await self.driver.put(Disconnected(peer.name))
+                        await self.driver.put(ev.Disconnected(peer.name))
 
     async def describe(self, request: m.Describe, peer: pki.Identity) -> m.Description:
         """The federation of a run, and among whom it runs."""
-        row = await self.driver.row(request.run)
+        row = await self.driver.read(self.driver.store.run, request.run)
         if peer.role == pki.PARTY and peer.name not in row["setup"]["parties"]:
             raise TrustError("this party does not take part in the run", party=peer.name)
         return m.Description(federation=row["federation"], setup=canonical(row["setup"]))
@@ -243,11 +234,9 @@ class Coordinator(Operators):
             ticket: asyncio.Future[tuple[bool, str]] = asyncio.get_running_loop().create_future()
             match first.WhichOneof("body"):
                 case "failure":
-                    said = first.failure
-                    run, version, attempt = said.run, said.version, said.attempt
-                    event: Failed | Delivered = Failed(
-                        ticket, peer.name, run, version, attempt, said.reason
-                    )
+                    of = first.failure
+                    which = ticket, peer.name, of.run, of.version, of.attempt
+                    event: ev.Failed | ev.Delivered = ev.Failed(*which, of.reason)
                 case "head":
                     head = first.head
                     signal = inbox.expected(self.driver.machine.runs.get(head.run), head, peer.name)
@@ -259,34 +248,33 @@ class Coordinator(Operators):
                             yield m.UploadReply(resume=resume)
                             body, refusal = await gathering.receive(requests)
                     refusal = refusal or inbox.refusal(body, head, signal)
-                    event = inbox.delivered(ticket, peer.name, head, body, refusal)
+                    which = ticket, peer.name, head.run, head.version, head.attempt
+                    kept = b"" if refusal else body
+                    event = ev.Delivered(*which, head.weight, head.digest.hex(), kept, refusal)
                 case _:
                     raise ContributionError("an upload begins with a head or a failure")
             await self.driver.put(event)
             taken, reason = await ticket
             yield m.UploadReply(receipt=m.Receipt(accepted=taken, reason=reason))
 
-    def _tell(self, party: str, notice: Notice) -> None:
+    def _tell(self, party: str, notice: ev.Notice) -> None:
         listener = self._listeners.get(party)
         if listener is not None and not listener.tell(notice, len(self.driver.machine.runs)):
             LOG.warning("it does not read what it is told", party=party)
             del self._listeners[party]
-            self.driver.post(Disconnected(party))
+            self.driver.post(ev.Disconnected(party))
 
-    def _close_uploads(self, settled: Collection[tuple[str, int]], ended: Collection[str]) -> None:
-        self._inbox.settle(settled, ended)
-
-    async def _add(self, message: m.Notice, notice: Notice) -> None:
+    async def _add(self, message: m.Notice, notice: ev.Notice) -> None:
         """Add a notice to the message that brings all there is to say at once."""
         match notice:
-            case RemovedNotice(reason):
+            case ev.RemovedNotice(reason):
                 message.removed.reason = reason
-            case SettledNotice(run, version, counted, reason):
+            case ev.SettledNotice(run, version, counted, reason):
                 message.settled.add(run=run, version=version, counted=counted, reason=reason)
-            case WorkNotice():
+            case ev.WorkNotice():
                 message.work.append(await self._work(notice))
 
-    async def _work(self, notice: WorkNotice) -> m.Work:
+    async def _work(self, notice: ev.WorkNotice) -> m.Work:
         """An ask as it travels; the same for every party, so the last one is kept."""
         ask = notice.ask
         key = (notice.run, ask.version, notice.attempt)
