@@ -262,6 +262,8 @@ def test_arguments_that_cannot_be_are_named(nets: Any) -> None:
             lambda: hs.tasks.torch(nets.Net, depth=3).learner(4),
             "unexpected keyword argument 'depth'",
         ),
+        (lambda: hs.tasks.torch(nets.Net, classes=10), "`classes` is the task's own, a list"),
+        (lambda: hs.tasks.torch(nets.Net, metrics="accuracy"), "`metrics` is the task's own"),
     ):
         with pytest.raises(StudyError, match=problem):
             call()

@@ -20,7 +20,7 @@ from hansa.contribution import Algebra, Array, Field, Values
 from hansa.data.table import Table
 from hansa.errors import DataError, StudyError
 from hansa.learners.base import Learner
-from hansa.learners.glm import Linear, Logistic, Poisson, Softmax
+from hansa.learners.glm import Glm, Linear, Logistic, Poisson, Softmax
 from hansa.learners.survival import Hazard
 from hansa.part import Catalogue, Part
 
@@ -112,29 +112,66 @@ def _matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
-def _sum(name: str, *shape: int, high: float = float(2**40)) -> Field:
-    return Field(name, shape=shape, algebra=Algebra.SUM, low=0.0, high=high)
+def counted(name: str, *shape: int, low: float = 0.0, high: float = 2.0**40) -> Field:
+    """A declared sum over rows."""
+    return Field(name, shape=shape, algebra=Algebra.SUM, low=low, high=high)
 
 
 def _summed(**sums: Any) -> Values:
     return Values({name: np.asarray(value, dtype=np.float64) for name, value in sums.items()})
 
 
-def _means(totals: Mapping[str, Array], **sums: str) -> dict[str, float]:
-    """Metrics that are means over rows, each from the total of that name."""
-    return {name: float(totals[of]) / float(totals["rows"]) for name, of in sums.items()}
+_HITS = (counted("rows"), counted("correct"), counted("loss"))
+SIDES = (counted("positives", BINS), counted("negatives", BINS))
+"""What `histograms` gives."""
 
 
-def ordered_pairs(positives: Array, negatives: Array) -> float:
-    """AUC from histograms of scores: the share of pairs in order, ties counting half; 0.5 without a pair."""
+def histograms(scores: Array, y: Array) -> dict[str, Array]:
+    """How many rows of either class have scores, from 0 to 1, in each bin."""
+    bins = np.minimum((scores * BINS).astype(np.intp), BINS - 1)
+    sides = {"positives": y == 1, "negatives": y == 0}
+    return {side: np.bincount(bins[own], minlength=BINS) for side, own in sides.items()}
+
+
+def ordered_pairs(totals: Mapping[str, Array]) -> float:
+    """AUC from such histograms: the share of pairs in order, ties counting half; 0.5 without a pair."""
+    positives, negatives = totals["positives"], totals["negatives"]
     below = np.cumsum(negatives) - negatives / 2
     pairs = float(positives.sum() * negatives.sum())
     return float((positives * below).sum()) / pairs if pairs else 0.5
 
 
+def refuse(bad: Array, column: str, what: str) -> None:
+    """Refuse (DataError) a target with rows that are bad."""
+    if bad.any():
+        row = int(np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))[0]) + 1
+        raise DataError(
+            f"the target {column!r} {what} in row {row}",
+            remedy="Correct the row or leave it out",
+        )
+
+
 class _Glm(Task):
+    model: ClassVar[type[Glm]]
+    sums: ClassVar[tuple[Field, ...]]
+    means: ClassVar[Mapping[str, str]]
+    """Metrics that are means over rows, each with the sum that it is made of."""
+
     l2: Annotated[float, Limits(ge=0)] = 0.0
     precision: Literal["float64", "float32"] = "float64"
+
+    def learner(self, width: int) -> Learner:
+        """A model of `hansa.learners.glm`, or `hansa.learners.survival.Hazard`."""
+        return self.model(width, l2=self.l2, dtype=self.precision)
+
+    def tallies(self) -> tuple[Field, ...]:
+        """Rows, and what the metrics are made of."""
+        return self.sums
+
+    def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
+        """The means over rows."""
+        rows = float(totals["rows"])
+        return {name: float(totals[of]) / rows for name, of in self.means.items()}
 
     def _numbers(self, table: Table, column: str = "") -> Array:
         """The target column, or another, as numbers without a gap."""
@@ -147,16 +184,8 @@ class _Glm(Task):
                 f"the target {column!r} must be a number; row {row + 1} holds text",
                 remedy="Name the labels in the study's [task]: positive = ... or classes = [...]",
             )
-        self._refuse(np.isnan(values), "is missing", column)
+        refuse(np.isnan(values), column, "is missing")
         return values
-
-    def _refuse(self, bad: Array, what: str, column: str = "") -> None:
-        if bad.any():
-            row = int(np.flatnonzero(bad)[0]) + 1
-            raise DataError(
-                f"the target {column or self.target!r} {what} in row {row}",
-                remedy="Correct the row or leave it out",
-            )
 
 
 class LinearRegression(_Glm):
@@ -164,21 +193,16 @@ class LinearRegression(_Glm):
 
     kind: ClassVar[str] = "linear-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "rmse", "mae", "r2")
-
-    def learner(self, width: int) -> Learner:
-        """`hansa.learners.glm.Linear`."""
-        return Linear(width, l2=self.l2, dtype=self.precision)
+    model: ClassVar[type[Glm]] = Linear
+    sums: ClassVar[tuple[Field, ...]] = (
+        counted("rows"),
+        *(counted(name, high=2.0**100) for name in ("squared", "absolute", "target_squared")),
+        counted("target", low=-(2.0**100), high=2.0**100),
+    )
 
     def labels(self, table: Table) -> Array:
         """The target column."""
         return self._numbers(table)
-
-    def tallies(self) -> tuple[Field, ...]:
-        """Rows, sums of errors and of the target's first two moments."""
-        wide = float(2**100)
-        total = Field("target", shape=(), algebra=Algebra.SUM, low=-wide, high=wide)
-        sums = [_sum(name, high=wide) for name in ("squared", "absolute", "target_squared")]
-        return (_sum("rows"), *sums, total)
 
     def tally(self, predicted: Array, y: Array) -> Values:
         """Sums over rows."""
@@ -213,44 +237,36 @@ class LogisticRegression(_Glm):
 
     kind: ClassVar[str] = "logistic-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "auc")
+    model: ClassVar[type[Glm]] = Logistic
+    means: ClassVar[Mapping[str, str]] = {"loss": "loss", "accuracy": "correct"}
+    sums: ClassVar[tuple[Field, ...]] = (*_HITS, *SIDES)
     positive: str | None = None
-
-    def learner(self, width: int) -> Learner:
-        """`hansa.learners.glm.Logistic`."""
-        return Logistic(width, l2=self.l2, dtype=self.precision)
 
     def labels(self, table: Table) -> Array:
         """1 for the positive class, else 0."""
         if self.positive is not None and table.kind(self.target) == "text":
             values = table.column(self.target)
-            self._refuse(np.asarray([value is None for value in values]), "is missing")
+            missing = np.asarray([value is None for value in values], dtype=bool)
+            refuse(missing, self.target, "is missing")
             return np.asarray([value == self.positive for value in values], dtype=np.float64)
         values = self._numbers(table)
-        self._refuse((values != 0) & (values != 1), "is neither 0 nor 1")
+        refuse((values != 0) & (values != 1), self.target, "is neither 0 nor 1")
         return values
-
-    def tallies(self) -> tuple[Field, ...]:
-        """Rows, hits, log loss, and a histogram of scores for each class."""
-        histograms = [_sum(name, BINS) for name in ("positives", "negatives")]
-        return (_sum("rows"), _sum("correct"), _sum("loss"), *histograms)
 
     def tally(self, predicted: Array, y: Array) -> Values:
         """Sums over rows. Probabilities are kept 1e-12 away from 0 and 1."""
         p = np.clip(predicted, 1e-12, 1 - 1e-12)
         losses = -(y * np.log(p) + (1 - y) * np.log1p(-p))
-        bins = np.minimum((predicted * BINS).astype(np.intp), BINS - 1)
         return _summed(
             rows=len(y),
             correct=((predicted >= 0.5) == (y == 1)).sum(),
             loss=losses.sum(),
-            positives=np.bincount(bins[y == 1], minlength=BINS),
-            negatives=np.bincount(bins[y == 0], minlength=BINS),
+            **histograms(predicted, y),
         )
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
         """Log loss, accuracy, and AUC as the share of pairs in order, ties counting half."""
-        auc = ordered_pairs(totals["positives"], totals["negatives"])
-        return {**_means(totals, loss="loss", accuracy="correct"), "auc": auc}
+        return {**super().metrics(totals), "auc": ordered_pairs(totals)}
 
 
 class SoftmaxRegression(_Glm):
@@ -262,6 +278,8 @@ class SoftmaxRegression(_Glm):
 
     kind: ClassVar[str] = "softmax-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    means: ClassVar[Mapping[str, str]] = {"loss": "loss", "accuracy": "correct"}
+    sums: ClassVar[tuple[Field, ...]] = _HITS
     classes: Annotated[tuple[str | int, ...], Limits(min_length=2)]
 
     def model_post_init(self, context: Any) -> None:
@@ -271,13 +289,14 @@ class SoftmaxRegression(_Glm):
 
     def learner(self, width: int) -> Learner:
         """`hansa.learners.glm.Softmax`."""
-        return Softmax(width, max(len(self.classes), 2), self.l2, self.precision)
+        return Softmax(width, len(self.classes), self.l2, self.precision)
 
     def labels(self, table: Table) -> Array:
         """The index of each row's class."""
         if table.kind(self.target) == "array" and self.classes == tuple(range(len(self.classes))):
             given = table.column(self.target)
-            self._refuse((given < 0) | (given >= len(self.classes)), f"is none of {self.classes}")
+            none = (given < 0) | (given >= len(self.classes))
+            refuse(none, self.target, f"is none of {self.classes}")
             return given.astype(np.intp, copy=False)
         if table.kind(self.target) == "text":
             names = {str(label): i for i, label in enumerate(self.classes)}
@@ -286,12 +305,8 @@ class SoftmaxRegression(_Glm):
             numbers = {label: i for i, label in enumerate(self.classes) if isinstance(label, int)}
             found = [numbers.get(value, -1) for value in self._numbers(table).tolist()]
         labels = np.asarray(found, dtype=np.intp)
-        self._refuse(labels < 0, f"is none of {list(self.classes)}")
+        refuse(labels < 0, self.target, f"is none of {list(self.classes)}")
         return labels
-
-    def tallies(self) -> tuple[Field, ...]:
-        """Rows, hits, log loss."""
-        return (_sum("rows"), _sum("correct"), _sum("loss"))
 
     def tally(self, predicted: Array, y: Array) -> Values:
         """Sums over rows."""
@@ -301,10 +316,6 @@ class SoftmaxRegression(_Glm):
             correct=(predicted.argmax(axis=-1) == y).sum(),
             loss=-np.log(chosen).sum(),
         )
-
-    def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
-        """Log loss and accuracy."""
-        return _means(totals, loss="loss", accuracy="correct")
 
 
 class PoissonRegression(_Glm):
@@ -316,23 +327,20 @@ class PoissonRegression(_Glm):
 
     kind: ClassVar[str] = "poisson-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "deviance", "mae")
+    model: ClassVar[type[Glm]] = Poisson
+    means: ClassVar[Mapping[str, str]] = {"loss": "loss", "deviance": "deviance", "mae": "absolute"}
+    sums: ClassVar[tuple[Field, ...]] = (
+        counted("rows"),
+        counted("loss", low=-(2.0**400), high=2.0**400),
+        *(counted(name, high=2.0**400) for name in ("deviance", "absolute")),
+    )
     lower_is_better: ClassVar[frozenset[str]] = frozenset(metric_names)
-
-    def learner(self, width: int) -> Learner:
-        """`hansa.learners.glm.Poisson`."""
-        return Poisson(width, l2=self.l2, dtype=self.precision)
 
     def labels(self, table: Table) -> Array:
         """The target column: counts."""
         values = self._numbers(table)
-        self._refuse((values < 0) | (values != np.floor(values)), "is no count")
+        refuse((values < 0) | (values != np.floor(values)), self.target, "is no count")
         return values
-
-    def tallies(self) -> tuple[Field, ...]:
-        """Rows, and sums of the loss, the deviance and the errors."""
-        wide = float(2**400)
-        loss = Field("loss", shape=(), algebra=Algebra.SUM, low=-wide, high=wide)
-        return (_sum("rows"), loss, _sum("deviance", high=wide), _sum("absolute", high=wide))
 
     def tally(self, predicted: Array, y: Array) -> Values:
         """Sums over rows. Means are kept 1e-300 away from 0."""
@@ -344,10 +352,6 @@ class PoissonRegression(_Glm):
             deviance=np.maximum(2 * (logs - y + mu), 0.0).sum(),
             absolute=np.abs(mu - y).sum(),
         )
-
-    def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
-        """The means over rows."""
-        return _means(totals, loss="loss", deviance="deviance", mae="absolute")
 
 
 class CoxRegression(_Glm):
@@ -364,6 +368,11 @@ class CoxRegression(_Glm):
     kind: ClassVar[str] = "cox-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("concordance",)
     additive: ClassVar[bool] = False
+    model: ClassVar[type[Glm]] = Hazard
+    sums: ClassVar[tuple[Field, ...]] = (
+        counted("rows"),
+        *(counted(name, high=2.0**80) for name in ("pairs", "ordered", "tied")),
+    )
     event: Annotated[str, Limits(min_length=1)]
 
     def select(self, columns: Sequence[str], where: str) -> tuple[str, ...]:
@@ -376,21 +385,13 @@ class CoxRegression(_Glm):
             )
         return super().select([name for name in columns if name != self.event], where)
 
-    def learner(self, width: int) -> Learner:
-        """`hansa.learners.survival.Hazard`."""
-        return Hazard(width, l2=self.l2, dtype=self.precision)
-
     def labels(self, table: Table) -> Array:
         """Times, negative where no event was seen."""
         times = self._numbers(table)
-        self._refuse(times < 0, "is negative")
+        refuse(times < 0, self.target, "is negative")
         events = self._numbers(table, self.event)
-        self._refuse((events != 0) & (events != 1), "is neither 0 nor 1", self.event)
+        refuse((events != 0) & (events != 1), self.event, "is neither 0 nor 1")
         return np.where(events == 1, times, -times)
-
-    def tallies(self) -> tuple[Field, ...]:
-        """Rows, and comparable pairs within the party: all, those in order, ties."""
-        return (_sum("rows"), *(_sum(n, high=float(2**80)) for n in ("pairs", "ordered", "tied")))
 
     def tally(self, predicted: Array, y: Array) -> Values:
         """Counts of rows and of pairs."""
@@ -418,6 +419,10 @@ class CoxRegression(_Glm):
         return {"concordance": won / pairs if pairs else 0.5}
 
 
+def _authors(name: str) -> Any:
+    return property(lambda self: getattr(self.loaded, name), doc="The author's.")
+
+
 class CodeTask(Task):
     """A task written by the study's author, in simulation only.
 
@@ -430,10 +435,14 @@ class CodeTask(Task):
     target: str = ""
     _task: Task | None = PrivateAttr(default=None)
 
-    @property
-    def flat(self) -> bool:  # type: ignore[override]  # the author's
-        """The author's."""
-        return self.loaded.flat
+    flat = _authors("flat")
+    metric_names = _authors("metric_names")
+    lower_is_better = _authors("lower_is_better")
+    learner = _authors("learner")
+    labels = _authors("labels")
+    tallies = _authors("tallies")
+    tally = _authors("tally")
+    metrics = _authors("metrics")
 
     def bound_to(self, task: Task) -> CodeTask:
         """The same task with its code loaded."""
@@ -451,46 +460,15 @@ class CodeTask(Task):
             )
         return self._task
 
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        """The author's."""
-        return self.loaded.metric_names
-
-    @property
-    def lower_is_better(self) -> frozenset[str]:
-        """The author's."""
-        return self.loaded.lower_is_better
-
-    def learner(self, width: int) -> Learner:
-        """The author's."""
-        return self.loaded.learner(width)
-
-    def labels(self, table: Table) -> Array:
-        """The author's."""
-        return self.loaded.labels(table)
-
-    def tallies(self) -> tuple[Field, ...]:
-        """The author's."""
-        return self.loaded.tallies()
-
-    def tally(self, predicted: Array, y: Array) -> Values:
-        """The author's."""
-        return self.loaded.tally(predicted, y)
-
-    def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
-        """The author's."""
-        return self.loaded.metrics(totals)
-
 
 TASKS: Catalogue[Task] = Catalogue(
     "task",
     Task,  # type: ignore[type-abstract]  # only instances are asked for
     {
-        "linear-regression": "hansa.task:LinearRegression",
-        "logistic-regression": "hansa.task:LogisticRegression",
-        "softmax-regression": "hansa.task:SoftmaxRegression",
-        "poisson-regression": "hansa.task:PoissonRegression",
-        "cox-regression": "hansa.task:CoxRegression",
+        **{
+            f"{name.lower()}-regression": f"hansa.task:{name}Regression"
+            for name in ("Linear", "Logistic", "Softmax", "Poisson", "Cox")
+        },
         "code": "hansa.task:CodeTask",
         "torch": "hansa.tasks:Torch",
     },

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,11 +16,11 @@ import numpy as np
 from pydantic import Field as Limits
 from pydantic import PrivateAttr
 
-from hansa.contribution import Algebra, Array, Field, Values, canonical
+from hansa.contribution import Array, Field, Values, canonical
 from hansa.data.table import Table
 from hansa.errors import DataError, StudyError, UsageError, did_you_mean
 from hansa.learners.base import Learner
-from hansa.task import BINS, SoftmaxRegression, Task, ordered_pairs
+from hansa.task import SIDES, SoftmaxRegression, Task, counted, histograms, ordered_pairs, refuse
 
 LOSSES = ("bce_with_logits", "cross_entropy", "l1", "mse", "nll", "smooth_l1")
 METRICS = ("accuracy", "auc", "mae", "mse", "rmse")
@@ -74,6 +74,13 @@ def torch(
             f"arguments {', '.join(arguments)} for a module that is already made",
             remedy="Give its class, or make it with them",
         )
+    for name, given in (("metrics", metrics), ("features", features), ("classes", classes)):
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise StudyError(
+                f"`{name}` is the task's own, a list, and not {given!r}",
+                remedy=f"Write {name}=[...]; for a module that takes {name}, too, write a function "
+                "without arguments that makes it, and give that",
+            )
     try:
         canonical(arguments)
     except (TypeError, ValueError):
@@ -129,10 +136,8 @@ class Torch(Task):
     def model_post_init(self, context: Any) -> None:
         """Refuse a loss or a metric that is neither known nor code."""
         super().model_post_init(context)
-        for what, names, known in (
-            ("loss", [self.loss], LOSSES),
-            ("metrics", self.measures, METRICS),
-        ):
+        said = {"loss": ([self.loss], LOSSES), "metrics": (self.measures, METRICS)}
+        for what, (names, known) in said.items():
             for name in names:
                 if name not in known and ":" not in name:
                     raise StudyError(f"unknown {what} {name!r}", remedy=did_you_mean(name, known))
@@ -178,9 +183,8 @@ class Torch(Task):
             except ModuleNotFoundError as error:
                 if (error.name or "").partition(".")[0] != "torch":
                     raise
-                raise StudyError(
-                    "PyTorch is not installed", remedy="pip install 'hansa[torch]'"
-                ) from None
+                said = "PyTorch is not installed"
+                raise StudyError(said, remedy="pip install 'hansa[torch]'") from None
             self._learner = Module(
                 self._build,
                 self.loss if self.loss in LOSSES else self._code(self.loss),
@@ -202,16 +206,10 @@ class Torch(Task):
             )
         if values.dtype.kind != "f":
             return values
-        bad = ~np.isfinite(values)
-        if self.loss in ("cross_entropy", "nll"):
-            bad |= values != np.floor(values)
-        if bad.any():
-            row = int(np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))[0]) + 1
-            raise DataError(
-                f"the target {self.target!r} is missing or no class number in row {row}",
-                remedy="Correct the row or leave it out",
-            )
-        return values.astype(np.int64) if self.loss in ("cross_entropy", "nll") else values
+        numbered = self.loss in ("cross_entropy", "nll")
+        bad = ~np.isfinite(values) | (numbered & (values != np.floor(values)))
+        refuse(bad, self.target, "is missing or no class number")
+        return values.astype(np.int64) if numbered else values
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -221,28 +219,20 @@ class Torch(Task):
     @property
     def lower_is_better(self) -> frozenset[str]:
         """Losses and errors."""
-        return frozenset({"loss", "rmse", "mae", "mse"})
+        return super().lower_is_better | {"mse"}
 
     def tallies(self) -> tuple[Field, ...]:
         """Rows, and a sum over rows for the loss and each metric; histograms of scores for AUC."""
-        sums = [
-            Field(name, shape=(), algebra=Algebra.SUM, low=-(2.0**100), high=2.0**100)
-            for name in ("rows", *self.metric_names)
-            if name != "auc"
-        ]
-        for name in ("positives", "negatives") if "auc" in self.measures else ():
-            sums.append(Field(name, shape=(BINS,), algebra=Algebra.SUM, low=0.0, high=2.0**40))
-        return tuple(sums)
+        names = ("rows", *(name for name in self.metric_names if name != "auc"))
+        sums = (counted(name, low=-(2.0**100), high=2.0**100) for name in names)
+        return (*sums, *(SIDES if "auc" in self.measures else ()))
 
     def tally(self, predicted: Array, y: Array) -> Values:
         """Sums over rows; of several labels a row, their mean counts."""
         sums: dict[str, Any] = {"rows": len(y)}
         for name, which in zip(self.metric_names, ("", *self.measures), strict=True):
             if which == "auc":
-                scores = predicted[:, 1] if predicted.ndim > y.ndim else predicted
-                bins = np.minimum((scores * BINS).astype(np.intp), BINS - 1)
-                for label, side in ((1, "positives"), (0, "negatives")):
-                    sums[side] = np.bincount(bins[y == label], minlength=BINS)
+                sums |= histograms(predicted[:, 1] if predicted.ndim > y.ndim else predicted, y)
             else:
                 sums[name] = self._each(which, predicted, y).sum() if len(y) else 0.0
         return Values({name: np.asarray(value, dtype=np.float64) for name, value in sums.items()})
@@ -254,7 +244,7 @@ class Torch(Task):
         if "rmse" in means:
             means["rmse"] **= 0.5
         if "auc" in self.measures:
-            means["auc"] = ordered_pairs(totals["positives"], totals["negatives"])
+            means["auc"] = ordered_pairs(totals)
         return {name: means[name] for name in self.metric_names}
 
     def _each(self, which: str, predicted: Array, y: Array) -> Array:
