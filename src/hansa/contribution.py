@@ -103,6 +103,29 @@ class Values(Mapping[str, Array]):
         return sum(array.nbytes for array in self.values())
 
 
+class Rows(Mapping[str, Values]):
+    """What the parties of a stack remember, by name.
+
+    Args:
+        parties: their names.
+        arrays: ``[k, *shape]`` each; row ``i`` is that of the party at place ``i``.
+    """
+
+    def __init__(self, parties: Sequence[str], arrays: Mapping[str, Array]) -> None:
+        self.parties, self.arrays = parties, arrays
+        self._places = {party: place for place, party in enumerate(parties)}
+
+    def __getitem__(self, party: str) -> Values:
+        place = self._places[party]
+        return Values({name: array[place] for name, array in self.arrays.items()})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parties)
+
+    def __len__(self) -> int:
+        return len(self.parties)
+
+
 @dataclass(frozen=True)
 class Field:
     """One declared value that may leave a party.

@@ -76,7 +76,7 @@ class Fixed(All):
             )
         random = keyed.generator(setup.seed, "cohort", round)
         chosen = random.choice(len(setup.parties), size=self.size, replace=False)
-        return tuple(setup.parties[i] for i in np.sort(chosen))
+        return tuple(setup.parties[i] for i in np.sort(chosen).tolist())
 
 
 COHORTS: Catalogue[All] = Catalogue(

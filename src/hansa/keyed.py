@@ -78,8 +78,12 @@ def orders(
     """`order` of several keys at once: permutations of so many rows each, one after the other, each counted
     on from where its own begin.
     """
-    owners = np.repeat(np.arange(len(sizes)), sizes)
-    own = np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    steps = (number * sizes[owners] + own + 1).astype(np.uint64)
-    sorted_rows: NDArray[np.int64] = np.lexsort((_mixed(keys[owners] + steps * _GOLDEN), owners))
-    return sorted_rows
+    begins, rows = np.cumsum(sizes) - sizes, np.arange(sizes.max(initial=0))
+    if rows.size * sizes.size > 4 * sizes.sum():  # a table of them would be mostly empty
+        each = zip(keys, sizes.tolist(), begins, strict=True)
+        return np.concatenate([begin + order(key, size, number) for key, size, begin in each])
+    steps = (number * sizes[:, None] + rows + 1).astype(np.uint64)
+    drawn = _mixed(keys[:, None] + steps * _GOLDEN)
+    drawn[rows >= sizes[:, None]] = np.iinfo(np.uint64).max
+    ranks = np.argsort(drawn, axis=1)  # a key's numbers differ: no tie is to be broken
+    return np.asarray((ranks + begins[:, None])[ranks < sizes[:, None]])

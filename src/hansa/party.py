@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hansa import keyed
-from hansa.contribution import Array, Ask, Contribution, Contributions, Values
+from hansa.contribution import Array, Ask, Contribution, Contributions, Rows, Values
 from hansa.data.population import Population
 from hansa.data.preprocessing import Encoding
 from hansa.data.table import Table
@@ -180,13 +180,11 @@ class Crowd:
         """The answers of parties whose work is done at once; those that remember alike make a stack."""
         known = {name: memory.get(name, _NOTHING) for name in names}
         method, alike = self.course.method, dict[frozenset[str], list[str]]()
-        # What begins with zeros is the same as not remembered yet.
-        zeros: set[str] = set()
-        begin = getattr(type(method), "remembered", None) is GradientMethod.remembered
-        if isinstance(method, GradientMethod) and begin and not method.personalises:
-            zeros = {f"train.{name}" for name in method.memory}
+        begins: Mapping[str, Array] = {}  # what those remember who do not yet
+        if isinstance(method, GradientMethod):
+            begins = Values(method.begins(ask.send)).named("train")
         for name in names:
-            alike.setdefault(frozenset(known[name]) - zeros, []).append(name)
+            alike.setdefault(frozenset(known[name]).difference(begins), []).append(name)
         if len(alike) > 1:
             return _together([self.stack(ask, few, known) for few in alike.values()])
         longest_first, rows, excluded = self._longest_first(names)
@@ -194,7 +192,7 @@ class Crowd:
             return Outcome(excluded=excluded)
         at = Stack(
             **_told(self.course, ask),
-            memory=_stacked([known[name] for name in longest_first]),
+            memory=_stacked([known[name] for name in longest_first], begins),
             parties=longest_first,
             data=rows,
         )
@@ -208,17 +206,16 @@ class Crowd:
         excluded |= {longest_first[i]: error.reason for i, error in at.failed.items()}
         contribution = answer.contribution
         stack = Contributions(longest_first, contribution.values, np.asarray(contribution.weight))
-        places = {name: i for i, name in enumerate(longest_first)}
         if at.failed:
             stack = stack.take([i for i in range(len(longest_first)) if i not in at.failed])
         leaving = stack.values.nbytes
         opened, refused = self.course.open(ask, stack)
-        kept: dict[str, Values] = {}
-        if answer.memory:
-            for name in opened.parties:
-                mine = {n: value[places[name]] for n, value in answer.memory.items()}
-                kept[name] = Values(mine)
-        return Outcome(opened, kept, excluded | refused, leaving)
+        kept: Mapping[str, Array] = answer.memory
+        if len(opened.parties) < len(longest_first):
+            counted = [i for i, name in enumerate(longest_first) if name in set(opened.parties)]
+            kept = {name: value[counted] for name, value in kept.items()}
+        memories = Rows(opened.parties if kept else (), kept)
+        return Outcome(opened, memories, excluded | refused, leaving)
 
     def _longest_first(
         self, names: Sequence[str]
@@ -226,13 +223,16 @@ class Crowd:
         """Who can work, those with more rows first; their rows; and who cannot, and why."""
         excluded: dict[str, str] = {}
         if self._population is not None and not _holds(self.course, 1 << 20):
-            spans = [self._population.range(name) for name in names]
-            bounds = np.asarray([(span.start, span.stop) for span in spans])
-            shared = Shared(*self._shared[1], bounds[:, 0], bounds[:, 1])
-            order = np.argsort(bounds[:, 0] - bounds[:, 1], kind="stable").tolist()
-            fine = [i for i in order if self._fits(names[i], shared, i, excluded)]
-            kept = Shared(*self._shared[1], bounds[fine, 0], bounds[fine, 1])
-            return tuple(names[i] for i in fine), kept, excluded
+            starts, stops = self._population.ranges(names)
+            order = np.argsort(starts - stops, kind="stable")
+            names = [names[i] for i in order.tolist()]
+            shared = Shared(*self._shared[1], starts[order], stops[order])
+            self._unfit(names, shared, excluded)
+            if excluded:
+                fine = [i for i, name in enumerate(names) if name not in excluded]
+                names = [names[i] for i in fine]
+                shared = Shared(*self._shared[1], shared.starts[fine], shared.stops[fine])
+            return tuple(names), shared, excluded
         rows: dict[str, tuple[Array, Array]] = {}
         for name in names:
             try:
@@ -244,16 +244,18 @@ class Crowd:
         ordered = tuple(sorted(rows, key=lambda name: -len(rows[name][1])))
         return ordered, [rows[name] for name in ordered], excluded
 
-    def _fits(self, name: str, rows: Shared, at: int, excluded: dict[str, str]) -> bool:
-        """Whether a party has rows, and such as the model can take; if not, it is noted why."""
-        try:
-            if rows.starts[at] == rows.stops[at]:
-                raise no_row(name)
-            if type(self.course.learner).check is not Learner.check:
-                self.course.learner.check(*rows[at])
-        except HansaError as error:
-            excluded[name] = error.reason
-        return name not in excluded
+    def _unfit(self, names: Sequence[str], rows: Shared, excluded: dict[str, str]) -> None:
+        """Note which parties have no row, or such as the model cannot take, and why."""
+        for at in np.flatnonzero(rows.starts == rows.stops).tolist():
+            excluded[names[at]] = no_row(names[at]).reason
+        if type(self.course.learner).check is Learner.check:
+            return
+        for at, name in enumerate(names):
+            try:
+                if name not in excluded:
+                    self.course.learner.check(*rows[at])
+            except HansaError as error:
+                excluded[name] = error.reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,13 +315,13 @@ def _held_out(course: Course, name: str, rows: int) -> tuple[Array | None, Array
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def _stacked(memories: Sequence[Values]) -> Values:
-    """What parties remember, ``[k, ...]``; zeros of those who do not yet."""
-    like = {name: value for one in memories for name, value in one.items()}
-    stacked = {name: np.zeros((len(memories), *v.shape), v.dtype) for name, v in like.items()}
-    for i, one in enumerate(memories):
-        for name, value in one.items():
-            stacked[name][i] = value
+def _stacked(memories: Sequence[Values], begins: Mapping[str, Array]) -> Values:
+    """What parties remember, ``[k, ...]``; of those who do not yet, what they begin with."""
+    stacked = {}
+    for name, like in {n: value for one in memories for n, value in one.items()}.items():
+        stacked[name] = rows = np.empty((len(memories), *like.shape), like.dtype)
+        for i, one in enumerate(memories):
+            rows[i] = one[name] if name in one else begins[name]
     return Values(stacked)
 
 

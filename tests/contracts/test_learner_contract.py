@@ -153,7 +153,7 @@ def test_float32_in_is_float32_out_and_close_to_float64(learner: Learner, single
 def test_plain_descent_in_place_is_a_step_against_the_gradient(learner: Learner) -> None:
     theta, x, y = draw(learner)
     weights, moved = weighed(), theta.copy()
-    learner.descend(moved, x, y, weights, 0.2)
+    moved -= learner.scaled(moved, x, y, weights, 0.2)
     np.testing.assert_allclose(
         moved, theta - 0.2 * learner.gradient(theta, x, y, weights), rtol=1e-12, atol=1e-15
     )

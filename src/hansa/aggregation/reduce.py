@@ -23,7 +23,7 @@ BLOCK = 16
 """Parties in one block: a block is summed party by party, and then the blocks, both in roster order. The
 tree fixes the bits, whoever sums which block."""
 
-_CHUNK = 1 << 15  # numbers of a large field that are added at once: they stay in the cache
+_CHUNK = 1 << 17  # numbers that are added at once: they stay in the cache
 
 
 class Block:
@@ -57,19 +57,33 @@ class Block:
         for name, shape in self._shapes.items():
             if name not in self.sums:  # not sooner: a block of nobody takes no memory
                 self.sums[name] = np.zeros(shape)
-            total = self.sums[name]
             values = stack.values[name].reshape(len(stack.parties), -1)
-            flat = total.reshape(-1)  # a view: it is contiguous
-            for place in order:
-                value = values[place]
-                times = stack.weights[place] if name in self._means else np.float64(1.0)
-                for at in range(0, value.size, _CHUNK):
-                    flat[at : at + _CHUNK] += times * value[at : at + _CHUNK]
+            times = stack.weights[list(order)] if name in self._means else np.ones(len(order))
+            _add(self.sums[name].reshape(-1), values, order, times)
         for name, gathered in self.gathered.items():
             gathered.extend(stack.values[name][place] for place in order)
         self.parties.extend(stack.parties[place] for place in order)
         for place in order:
             self.weight += float(stack.weights[place])
+
+
+def _add(total: Array, values: Array, order: Sequence[int], times: Array) -> None:
+    """Add rows of ``values [k, d]`` to ``total [d]``, in place, in float64 and one after the other.
+
+    The first axis of an array is reduced row by row, so the sum has the same bits whether rows are added
+    by themselves or at once.
+    """
+    step = max(1, _CHUNK // len(order))
+    for at in range(0, total.size, step):
+        part = total[at : at + step]
+        if len(order) == 1:
+            part += times[0] * values[order[0], at : at + step]
+            continue
+        rows = np.empty((len(order) + 1, part.size))
+        rows[0] = part
+        rows[1:] = values[order, at : at + step]
+        rows[1:] *= times[:, None]
+        np.add.reduce(rows, axis=0, out=part)
 
 
 class Reduction:

@@ -94,7 +94,7 @@ class BufferedExchange(LocalExchange):
         reduction = Reduction(self._course.signals(ask)[-1].fields, order)
         for party in order:
             reduction.add(party, counted[party].one(0))
-        self.remember(proposed)
+        self.remember([proposed])
         lags = [ask.round - self._asks.get(v, used.get(v, ask)).round for _, _, _, v in filled]
         metrics = {
             "bytes_out": float(ask.send.nbytes * len(filled)),

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -320,7 +320,7 @@ class LocalExchange:
         self.room = Room(crowd, options.engine, options.workers)
         self._settled = Memories(run.memories if run else None)
         self.memories: Mapping[str, Values] = self._settled
-        self._counted: dict[str, Values] = {}
+        self._counted: Sequence[Mapping[str, Values]] = ()
         begun = run.progress.version if run and run.progress else 0
         arrived = [e.body for e in (run.events if run else ()) if e.kind == "arrived"]
         clocks = [b["clock"] for b in arrived if "clock" in b and b["version"] < begun]
@@ -356,11 +356,11 @@ class LocalExchange:
             return Arrival(ask, self._tested(ask))
         excluded = self._absent(ask)
         reduction = Reduction(self._course.signals(ask)[-1].fields, ask.parties)
-        leaving, proposed = 0, dict[str, Values]()
+        leaving, proposed = 0, list[Mapping[str, Values]]()
         for block, outcome in self.outcomes(ask, [n for n in ask.parties if n not in excluded]):
             reduction.merge(block)
             excluded |= outcome.excluded
-            proposed |= outcome.memory
+            proposed.append(outcome.memory)
             leaving += outcome.leaving
         self.remember(proposed)
         metrics = {
@@ -370,19 +370,15 @@ class LocalExchange:
         total = reduction.total(len(self._course.setup.parties))
         return Arrival(ask, total, dict(sorted(excluded.items())), metrics)
 
-    def remember(self, proposed: Mapping[str, Values]) -> None:
+    def remember(self, proposed: Sequence[Mapping[str, Values]]) -> None:
         """Settle what the counted propose to remember.
 
         What the latest checkpoint refers to stays readable until the next: an exchange that is broken off
         changes nothing.
         """
-        before = self.memories
-        counted = {}
-        for name, new in proposed.items():
-            old = before.get(name, new)
-            counted[name] = new if old.keys() <= new.keys() else Values({**old, **new})
-        self._settled.update(self._counted)
-        self._counted, self.memories = counted, Latest(counted, self._settled)
+        for memories in self._counted:
+            self._settled.settle(memories)
+        self._counted, self.memories = proposed, Latest(proposed, self._settled)
 
     def outcomes(self, ask: Ask, present: Sequence[str]) -> Iterator[tuple[Block, Outcome]]:
         """Blocks in roster order, of those who are present, summed where they were worked on."""
@@ -471,6 +467,7 @@ class Room:
 
     def __init__(self, crowd: Crowd, engine: Engine, workers: int) -> None:
         self.crowd, self.engine, self._workers = crowd, engine, workers
+        self._pool = ThreadPoolExecutor(workers)  # its threads begin with the first work, and end with it
 
     def outcomes(
         self, ask: Ask, blocks: Sequence[Sequence[str]], memories: Mapping[str, Values]
@@ -507,11 +504,12 @@ class Room:
             turns = -(-len(blocks) // (most * threads)) * threads
             cuts = [len(blocks) * turn // turns for turn in range(turns + 1)]
             groups = [blocks[a:b] for a, b in pairwise(cuts) if a < b]
-            for summed, outcome in _ahead(stacked, groups, threads):
+            for summed, outcome in self._ahead(stacked, groups, threads):
                 yield summed[0], outcome
                 yield from ((block, Outcome()) for block in summed[1:])
             return
-        answers = _ahead(single, [name for block in blocks for name in block], threads, crowd.size)
+        everyone = [name for block in blocks for name in block]
+        answers = self._ahead(single, everyone, threads, crowd.size)
         for names in blocks:
             block = Block(fields)
             for _ in names:
@@ -521,6 +519,30 @@ class Room:
                 outcome = replace(outcome, counted=Contributions.none())  # may be large: let go
                 yield Block(fields), outcome
             yield block, Outcome()
+
+    def _ahead(
+        self,
+        work: Callable[[A], B],
+        items: Sequence[A],
+        threads: int,
+        cost: Callable[[A], int] = lambda _: 0,
+    ) -> Iterator[B]:
+        """The results in order, at most a window of them ahead of who takes them; of a window what costs
+        most is begun first, so that no thread is left with it at the end.
+        """
+        if threads < 2 or len(items) < 2:
+            yield from map(work, items)
+            return
+        for at in range(0, len(items), BLOCK):
+            window = items[at : at + BLOCK]
+            begun: dict[int, Future[B]] = {}
+            try:
+                for place in sorted(range(len(window)), key=lambda place: -cost(window[place])):
+                    begun[place] = self._pool.submit(work, window[place])
+                for place in range(len(window)):
+                    yield begun.pop(place).result()
+            finally:  # nobody wants the rest of a round that is broken off
+                wait([future for future in begun.values() if not future.cancel()])
 
     def answers(
         self, ask: Ask, parties: Sequence[str], memories: Mapping[str, Values]
@@ -533,28 +555,6 @@ class Room:
         else:
             for party in parties:
                 yield self.crowd.one(ask, party, memories.get(party, Values()))
-
-
-def _ahead(
-    work: Callable[[A], B],
-    items: Sequence[A],
-    workers: int,
-    cost: Callable[[A], int] = lambda _: 0,
-) -> Iterator[B]:
-    """The results in order, at most a window of them ahead of who takes them; of a window what costs most
-    is begun first, so that no worker is left with it at the end.
-    """
-    if workers < 2 or len(items) < 2:
-        yield from map(work, items)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        for at in range(0, len(items), BLOCK):
-            window = items[at : at + BLOCK]
-            begun: dict[int, Future[B]] = {}
-            for place in sorted(range(len(window)), key=lambda place: -cost(window[place])):
-                begun[place] = pool.submit(work, window[place])
-            for place in range(len(window)):
-                yield begun.pop(place).result()
 
 
 def _differing(there: Json, here: Json, at: str = "") -> Iterator[str]:

@@ -4,38 +4,38 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from hansa.contribution import Array, Values
+from hansa.contribution import Array, Rows, Values
 
 
 class _Column:
     """One remembered array of many parties, ``[places, *shape]``, in an unnamed file that grows."""
 
-    def __init__(self, like: Array) -> None:
-        self._rows: Array = np.empty((0, *like.shape), like.dtype)
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self._rows: Array = np.empty((0, *shape), dtype)
 
     def __getitem__(self, place: int) -> Array:
         row: Array = self._rows[place]
         return row
 
-    def put(self, place: int, value: Array) -> None:
-        """Write one party's; there is room for twice as many whenever it runs out."""
-        if place >= len(self._rows):
-            shape = (max(16, 2 * place), *self._rows.shape[1:])
+    def put(self, places: Sequence[int], values: Array) -> None:
+        """Write some parties'; there is room for four times as many whenever it runs out."""
+        if (highest := max(places)) >= len(self._rows):
+            shape = (max(256, 4 * highest), *self._rows.shape[1:])
             with tempfile.TemporaryFile(prefix="hansa-") as file:  # the map outlives it
                 file.truncate(max(1, math.prod(shape) * self._rows.dtype.itemsize))
                 grown = np.memmap(file, self._rows.dtype, mode="r+", shape=shape)
             grown[: len(self._rows)] = self._rows
             self._rows = np.asarray(grown)  # without the class, whose every view costs
-        self._rows[place] = value
+        self._rows[places] = values
 
 
-class Memories(MutableMapping[str, Values]):
-    """Each party's memory, by name; what is taken out is a view, and holds until it is put in anew.
+class Memories(Mapping[str, Values]):
+    """Each party's memory, by name; what is taken out is a view, and holds until more is settled.
 
     Args:
         memories: to begin with.
@@ -44,29 +44,31 @@ class Memories(MutableMapping[str, Values]):
     def __init__(self, memories: Mapping[str, Values] | None = None) -> None:
         self._columns: dict[tuple[str, Any], _Column] = {}
         self._places: dict[str, int] = {}
-        self._held: dict[str, tuple[tuple[str, Any], ...]] = {}
-        self.update(memories or {})
+        self._held: dict[str, dict[str, _Column]] = {}
+        self.settle(memories or {})
 
     def __getitem__(self, party: str) -> Values:
         place = self._places[party]
-        return Values({key[0]: self._columns[key][place] for key in self._held[party]})
+        return Values({name: column[place] for name, column in self._held[party].items()})
 
     def __contains__(self, party: object) -> bool:
         return party in self._held
 
-    def __setitem__(self, party: str, memory: Values) -> None:
-        place = self._places.setdefault(party, len(self._places))
-        keys = []
-        for name, value in memory.items():
-            key = (name, (value.shape, value.dtype.str))
-            if key not in self._columns:
-                self._columns[key] = _Column(value)
-            self._columns[key].put(place, value)
-            keys.append(key)
-        self._held[party] = tuple(keys)
-
-    def __delitem__(self, party: str) -> None:
-        del self._held[party]
+    def settle(self, memories: Mapping[str, Values]) -> None:
+        """Keep what these parties remember from now on, beside what they remember under other names."""
+        if not isinstance(memories, Rows):
+            for party, memory in memories.items():
+                self.settle(Rows((party,), {name: value[None] for name, value in memory.items()}))
+            return
+        columns = {}
+        places = [self._places.setdefault(name, len(self._places)) for name in memories.parties]
+        for name, values in memories.arrays.items():
+            like = (values.shape[1:], values.dtype)
+            columns[name] = column = self._columns.setdefault((name, str(like)), _Column(*like))
+            column.put(places, values)
+        for party in memories.parties:
+            held = self._held.get(party)
+            self._held[party] = columns if held is None else {**held, **columns}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._held)
@@ -76,13 +78,17 @@ class Memories(MutableMapping[str, Values]):
 
 
 class Latest(Mapping[str, Values]):
-    """What was remembered last: of those in ``new`` that, of others what was settled before."""
+    """What was remembered last: in front what is new, behind it what was settled before."""
 
-    def __init__(self, new: Mapping[str, Values], settled: Memories) -> None:
-        self._new, self._settled = new, settled
+    def __init__(self, new: Sequence[Mapping[str, Values]], settled: Memories) -> None:
+        self._settled = settled
+        self._new = {party: memories for memories in new for party in memories}
 
     def __getitem__(self, party: str) -> Values:
-        return self._new[party] if party in self._new else self._settled[party]
+        if party not in self._new:
+            return self._settled[party]
+        new = self._new[party][party]
+        return Values({**self._settled[party], **new}) if party in self._settled else new
 
     def __contains__(self, party: object) -> bool:
         return party in self._new or party in self._settled

@@ -35,10 +35,10 @@ class Numbered(Sequence[str]):
 
     def index(self, name: Any, start: int = 0, stop: int | None = None) -> int:
         """Where a name stands; a ValueError if nobody is called so."""
-        digits = str(name)[len(self._prefix) :]
-        fits = len(digits) == self._digits and digits.isdecimal() and digits.isascii()
-        at = int(digits) - 1 if fits and name.startswith(self._prefix) else -1
-        if not 0 <= at < self._count:
+        prefix, digits = self._prefix, str(name)[-self._digits :]
+        fits = digits.isdecimal() and digits.isascii() and name == prefix + digits
+        at = int(digits) - 1 if fits else -1
+        if not 0 <= at < self._count or len(digits) < self._digits:
             raise ValueError(f"no party is called {name!r}")
         return at
 
@@ -117,11 +117,20 @@ class Population(Mapping[str, Table]):
 
     def range(self, name: str) -> slice:
         """A party's rows; a DataError if there is no such party."""
+        starts, stops = self.ranges([name])
+        return slice(int(starts[0]), int(stops[0]))
+
+    def ranges(self, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The first row of each of these parties, and the row after its last one, ``[k]`` each.
+
+        Raises:
+            DataError: if there is no such party.
+        """
         try:
-            at = self.names.index(name)
+            at = [self.names.index(name) for name in names]
         except ValueError as error:
             raise DataError(str(error)) from None
-        return slice(int(self.starts[at]), int(self.stops[at]))
+        return self.starts[at], self.stops[at]
 
     def __getitem__(self, name: str) -> Table:
         rows = self.range(name)

@@ -82,6 +82,13 @@ class Shared(Sequence[tuple[Array, Array]]):
         return self.x[own], self.y[own]
 
 
+def sizes(rows: Sequence[tuple[Array, Array]]) -> Array:
+    """How many rows each party has, ``[k]``."""
+    if isinstance(rows, Shared):
+        return rows.stops - rows.starts
+    return np.asarray([len(y) for _, y in rows])
+
+
 @dataclass(frozen=True, eq=False)
 class Feed:
     """The rows of a stack's parties, in the order in which local training reads them.
@@ -106,9 +113,7 @@ class Feed:
     @cached_property
     def sizes(self) -> Array:
         """Rows of each party, ``[k]``."""
-        if isinstance(self.rows, Shared):
-            return self.rows.stops - self.rows.starts
-        return np.asarray([len(y) for _, y in self.rows])
+        return sizes(self.rows)
 
     @cached_property
     def steps(self) -> Array:
@@ -147,7 +152,8 @@ class Feed:
             ``[m, b]``, valid until the next step.
         """
         width = math.prod(self.rows[0][0].shape[1:])
-        shapes = [self._canonical(int(size), width) for size in self.sizes]
+        canonical = {int(size): self._canonical(int(size), width) for size in np.unique(self.sizes)}
+        shapes = [canonical[size] for size in self.sizes.tolist()]
         begin = 0
         while begin < len(shapes):
             end = begin
@@ -174,12 +180,13 @@ class Feed:
             for _ in range(self.epochs):
                 yield slice(begin, end), first_x[None], first_y[None], weights
             return
-        x = np.zeros((end - begin, length, *first_x.shape[1:]), takes(first_x.dtype))
-        y = np.zeros((end - begin, length, *first_y.shape[1:]), first_y.dtype)
-        weights = np.full((end - begin, length), 1.0 / length, takes(np.dtype(np.float64)))
+        x = np.empty((end - begin, length, *first_x.shape[1:]), takes(first_x.dtype))
+        y = np.empty((end - begin, length, *first_y.shape[1:]), first_y.dtype)
+        weights = np.empty((end - begin, length), takes(np.dtype(np.float64)))
         if isinstance(self.rows, Shared) and self.epochs <= _EPOCHS and x.dtype == first_x.dtype:
-            yield from self._gathered(self.rows, slice(begin, end), x, y, weights)
+            yield from self._gathered(self.rows, slice(begin, end), x, weights)
             return
+        x[:], y[:], weights[:] = 0, 0, 1.0 / length
         per_epoch = [-(-int(size) // length) for size in self.sizes[begin:end]]
         orders: list[Array | None] = [None] * (end - begin)
         for step in range(self.epochs * per_epoch[0]):
@@ -207,7 +214,7 @@ class Feed:
             yield slice(begin, begin + active), x[:active], y[:active], weights[:active]
 
     def _gathered(
-        self, rows: Shared, run: slice, x: Array, y: Array, weights: Array
+        self, rows: Shared, run: slice, x: Array, weights: Array
     ) -> Iterator[tuple[slice, Array, Array, Array]]:
         """The same steps, the same bits, with the rows of all parties taken by one index."""
         length, sizes, starts = x.shape[1], self.sizes[run], rows.starts[run]
@@ -219,22 +226,48 @@ class Feed:
             drawn = [keyed.orders(self.keys[run], sizes, epoch) for epoch in range(self.epochs)]
             one_batch = np.repeat(sizes <= self.batch_size, sizes)
             taken = np.stack([np.where(one_batch, absolute, absolute[order]) for order in drawn])
-        for step in range(self.epochs * int(per_epoch[0])):
-            active = int((step < self.epochs * per_epoch).sum())
-            epoch, batch = np.divmod(step, per_epoch[:active])
-            own = batch[:, None] * length + np.arange(length)
-            there = own < sizes[:active, None]
-            own = np.where(there, own, 0) + begins[:active, None]
-            chosen = taken[epoch[:, None] if len(taken) > 1 else 0, own].reshape(-1)
-            for whole, part in ((rows.x, x), (rows.y, y)):
-                out = part[:active].reshape(active * length, *part.shape[2:])
-                whole.take(chosen, axis=0, out=out, mode="clip")
-            counts = there.sum(axis=1, keepdims=True)
-            np.divide(there, counts, out=weights[:active], casting="same_kind")
-            yield slice(run.start, run.start + active), x[:active], y[:active], weights[:active]
+        total, window = self.epochs * int(per_epoch[0]), max(1, _LARGE // weights.size)
+        for first in range(0, total, window):  # many steps' indices at once: there are few of each
+            steps = np.arange(first, min(first + window, total))
+            active = (steps[:, None] < self.epochs * per_epoch).sum(axis=1).tolist()
+            epoch, batch = np.divmod(steps[:, None], per_epoch)
+            own = batch[..., None] * length + np.arange(length)  # [window, parties, length]
+            there = own < sizes[:, None]
+            masses = np.divide(there, there.sum(axis=2, keepdims=True), dtype=weights.dtype)
+            own = np.where(there, own, 0) + begins[:, None]
+            chosen = taken[np.minimum(epoch, len(taken) - 1)[..., None], own]
+            labels = rows.y.take(chosen, axis=0)
+            for i, count in enumerate(active):
+                out = x[:count].reshape(count * length, *x.shape[2:])
+                rows.x.take(chosen[i, :count].reshape(-1), axis=0, out=out, mode="clip")
+                parties = slice(run.start, run.start + count)
+                yield parties, x[:count], labels[i, :count], masses[i, :count]
 
 
-Correction = Callable[[Any, Any, slice], Any]
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """A correction of gradients that costs what an addition costs: ``g + pull * parameters + shift``.
+
+    Args:
+        shift: ``[d]``, the same for all, or ``[k, d]``; NumPy's, or the learner's own.
+        pull: the factor of the parameters.
+    """
+
+    shift: Any
+    pull: float = 0.0
+
+    @classmethod
+    def towards(cls, centre: Array, strength: float) -> Affine:
+        """The gradient of ``strength / 2 * |parameters - centre|^2``."""
+        return cls(centre * centre.dtype.type(-strength), strength)
+
+    def __call__(self, gradient: Any, parameters: Any, parties: slice) -> Any:
+        """The gradient that is used."""
+        used = gradient + (self.shift if self.shift.ndim == 1 else self.shift[parties])
+        return used + self.pull * parameters if self.pull else used
+
+
+Correction = Callable[[Any, Any, slice], Any] | Affine
 Slots = dict[str, Any]
 Engine = Literal["stacked", "resident"]
 
@@ -275,11 +308,11 @@ class Learner(ABC):
     def predict(self, parameters: Array, x: Array) -> Array:
         """What the model says of each row: a value ``[..., n]`` or probabilities ``[..., n, k]``."""
 
-    def descend(self, parameters: Array, x: Array, y: Array, weights: Array, lr: float) -> None:
-        """One step of plain gradient descent, in place: ``parameters -= lr * gradient``."""
+    def scaled(self, parameters: Array, x: Array, y: Array, weights: Array, lr: float) -> Array:
+        """The gradient times a step size, ``[..., d]``."""
         gradient = self.gradient(parameters, x, y, weights)
         gradient *= gradient.dtype.type(lr)
-        parameters -= gradient
+        return gradient
 
     def takes(self, dtype: Any) -> Any:
         """The dtype in which features of this dtype are worked on."""
@@ -347,13 +380,21 @@ class Learner(ABC):
         parameters[:] = start
         kept: Slots = {name: np.array(value) for name, value in (slots or {}).items()}
         plain = type(local) is SGD and not local.momentum
+        affine = correct if isinstance(correct, Affine) else None
+        if affine is not None and plain:
+            shift = affine.shift * parameters.dtype.type(local.lr)
         begun = (
             None if kept else -1
         )  # whose slots are not fresh: zeros are not, to the sign of a zero
         for parties, x, y, weights in feed.stacked(self.takes):
             theta = parameters[parties]
-            if plain and correct is None:
-                self.descend(theta, x, y, weights, local.lr)
+            if plain and (correct is None or affine is not None):
+                step = self.scaled(theta, x, y, weights, local.lr)
+                if affine is not None:
+                    if affine.pull:
+                        theta *= theta.dtype.type(1.0 - local.lr * affine.pull)
+                    theta -= shift if shift.ndim == 1 else shift[parties]
+                theta -= step
                 continue
             gradient = self.gradient(theta, x, y, weights)
             if correct is not None:

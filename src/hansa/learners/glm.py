@@ -66,12 +66,11 @@ class Glm(Learner):
         np.add.reduce(residual, axis=-1, out=gradient[..., cut:])
         return gradient
 
-    def descend(self, parameters: Array, x: Array, y: Array, weights: Array, lr: float) -> None:
+    def scaled(self, parameters: Array, x: Array, y: Array, weights: Array, lr: float) -> Array:
         """Without a penalty the step size goes into the row weights, which are few."""
         if self.l2:
-            super().descend(parameters, x, y, weights, lr)
-        else:
-            parameters -= self.gradient(parameters, x, y, weights * weights.dtype.type(lr))
+            return super().scaled(parameters, x, y, weights, lr)
+        return self.gradient(parameters, x, y, weights * weights.dtype.type(lr))
 
     def predict(self, parameters: Array, x: Array) -> Array:
         """The mean of each row: ``[..., n]`` for one output, else ``[..., n, outputs]``."""

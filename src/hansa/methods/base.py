@@ -20,7 +20,7 @@ from hansa.data.population import listed, unlisted
 from hansa.data.preprocessing import Encoding
 from hansa.data.table import Table
 from hansa.errors import ContributionError, HansaError, StudyError
-from hansa.learners.base import Feed, Learner
+from hansa.learners.base import Affine, Feed, Learner, sizes
 from hansa.learners.optimizer import BATCH_SIZE, SGD, FirstOrder, Optimizer
 from hansa.part import Catalogue, Part
 from hansa.task import Task
@@ -189,19 +189,18 @@ class Work:
     def feed(self, local: FirstOrder) -> Feed:
         """The rows in the order of local training, shuffled by (seed, round, party)."""
         size = BATCH_SIZE if local.batch_size is None else local.batch_size
-        return Feed(
-            self.all_rows,
-            keyed.keys(self.seed, "batches", self.round, parties=self.names),
-            epochs=local.epochs or 1,
-            batch_size=0 if size == "all" else size,
-            shuffle=local.shuffle is not False,
-        )
+        shuffle = local.shuffle is not False and size != "all"
+        keys = np.zeros(len(self.names), np.uint64)
+        if shuffle:
+            keys = keyed.keys(self.seed, "batches", self.round, parties=self.names)
+        whole = 0 if size == "all" else size
+        return Feed(self.all_rows, keys, local.epochs or 1, batch_size=whole, shuffle=shuffle)
 
     def train(
         self,
         parameters: Array,
         local: FirstOrder,
-        correct: Callable[..., Any] | None = None,
+        correct: Callable[..., Any] | Affine | None = None,
         beside: Mapping[str, Array] | None = None,
         slots: Mapping[str, Array] | None = None,
     ) -> Trained:
@@ -211,14 +210,16 @@ class Work:
             parameters: where it starts, ``[d]``; of a stack ``[k, d]`` or, the same for all, ``[d]``.
             local: the optimiser.
             correct: maps (gradient, parameters), and what is ``beside`` if that is given, to the gradient
-                that is used.
+                that is used; an `Affine` costs less.
             beside: arrays of each party that the correction needs, ``[d]`` or ``[k, d]``.
             slots: state of the optimiser to start from; fresh if not given.
         """
         lead: Any = None if self.alone else ...  # of what is one party's, or a stack's already
         native = {name: self.learner.native(v[lead]) for name, v in (beside or {}).items()}
         feed, hook = self.feed(local), None
-        if correct is not None:
+        if isinstance(correct, Affine):
+            hook = replace(correct, shift=self.learner.native(correct.shift))
+        elif correct is not None:
 
             def hook(gradient: Any, theta: Any, parties: slice) -> Any:
                 if beside is None:
@@ -319,7 +320,7 @@ class Stack(Work):
     @property
     def examples(self) -> Array:
         """How many rows each learns from, float64 ``[k]``."""
-        return np.asarray([float(len(y)) for _, y in self.data])
+        return sizes(self.data).astype(np.float64)
 
     @property
     def all_rows(self) -> Sequence[tuple[Array, Array]]:
@@ -492,41 +493,40 @@ class GradientMethod(UpdateMethod):
 
     def work(self, at: At | Stack) -> Answer:
         """Train with the method's correction; what is left is the method's `finish`."""
-        memory, keeps = self.remembered(at), self.local.moments == "keep"
+        first, keeps = self.begins(at.received), self.local.moments == "keep"
+        lead = (len(at.names),) if isinstance(at, Stack) else ()
+        memory = Values(
+            {
+                name: at.memory.get(name, np.broadcast_to(value, (*lead, *value.shape)))
+                for name, value in first.items()
+            }
+        )
         parameters = at.received["parameters"]
-        correct = beside = None
-        if self.corrects:
+        correct: Callable[..., Any] | Affine | None = self.affine(at.received, memory)
+        if type(self).correct is not GradientMethod.correct:
             sent = Named({n: at.learner.native(v) for n, v in at.received.items()})
             correct = lambda g, p, mine: self.correct(g, p, sent, mine)  # noqa: E731
-            beside = self.beside(at.received, memory)
         slots = at.memory.under("local") if keeps else None
-        trained = at.train(parameters, self.local, correct, beside, slots)
+        trained = at.train(parameters, self.local, correct, memory, slots)
         values, kept = self.finish(trained.parameters, at.received, memory, trained.steps)
         if keeps:
             kept = {**kept, **Values(trained.slots).named("local")}
         return Answer(Contribution(Values(values), self.weight(at)), Values(kept))
 
-    def remembered(self, at: At | Stack) -> Values:
-        """The declared memory, zeros like the parameters the first time."""
-        if not self.memory:
-            return Values()
-        parameters = at.received["parameters"]
-        lead = (len(at.names),) if isinstance(at, Stack) else ()
-        zero = np.zeros((*lead, *parameters.shape), parameters.dtype)
-        return Values({name: at.memory.get(name, zero) for name in self.memory})
+    def begins(self, received: Values) -> Mapping[str, Array]:
+        """What a party remembers before its first round, ``[d]`` each: zeros, unless overridden."""
+        return {name: np.zeros_like(received["parameters"]) for name in self.memory}
 
-    @property
-    def corrects(self) -> bool:
-        """Whether `correct` changes anything; where it does not, training is spared it."""
-        return type(self).correct is not GradientMethod.correct
+    def affine(self, received: Values, memory: Values) -> Affine | None:
+        """The correction of the gradient, if it has this form; it is then faster than `correct`."""
+        return None
 
     def correct(self, gradient: Any, parameters: Any, received: Any, memory: Any) -> Any:
-        """The gradient that is used, elementwise on one party or on a stack; it may be changed in place."""
-        return gradient
+        """The gradient that is used, elementwise on one party or on a stack; it may be changed in place.
 
-    def beside(self, received: Values, memory: Values) -> Mapping[str, Array]:
-        """What `correct` gets of each party as ``memory``: that, unless less is to be computed every step."""
-        return memory
+        Training is spared it where a method does not override it.
+        """
+        return gradient
 
     def finish(self, parameters: Array, received: Values, memory: Values, steps: Any) -> Finished:
         """The declared fields and the new memory, from the trained parameters, which may be changed in place."""

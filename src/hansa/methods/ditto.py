@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field as Limits
 
 from hansa.contribution import Array, Values
+from hansa.learners.base import Affine
 from hansa.learners.optimizer import afresh
 from hansa.methods.base import Answer, At, GradientMethod, Stack
 
@@ -38,16 +40,13 @@ class Ditto(GradientMethod):
     def work(self, at: At | Stack) -> Answer:
         """FedAvg's answer, and a round of training of the party's own model."""
         answer = super().work(at)
-        centre = at.learner.native(at.received["parameters"])
-
-        def pulled(gradient: Any, parameters: Any) -> Any:
-            pull = parameters - centre
-            pull *= self.lam
-            gradient += pull
-            return gradient
-
-        own = at.train(self.personal(at), self.local, pulled)
+        pull = Affine.towards(at.received["parameters"], self.lam)
+        own = at.train(self.personal(at), self.local, pull)
         return replace(answer, memory=Values({"personal": own.parameters}))
+
+    def begins(self, received: Values) -> Mapping[str, Array]:
+        """The common model."""
+        return {"personal": received["parameters"]}
 
     def personal(self, at: At | Stack) -> Array:
         """The party's own model; until it has trained one, the common one."""

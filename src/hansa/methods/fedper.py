@@ -56,6 +56,10 @@ class FedPer(GradientMethod):
         own = Values({**at.received, "parameters": self.personal(at)})
         return self.divided(at, super().work(replace(at, received=own)))
 
+    def begins(self, received: Values) -> dict[str, Array]:
+        """Nothing: the first head is part of what is received."""
+        return {}
+
     def finish(self, parameters: Array, received: Values, memory: Values, steps: Any) -> Finished:
         """The update and the trained parameters, as a whole; `divided` keeps what is the head's."""
         return {"update": parameters - received["parameters"]}, {"head": parameters}

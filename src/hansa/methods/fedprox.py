@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field as Limits
 
+from hansa.contribution import Values
+from hansa.learners.base import Affine
 from hansa.methods.base import GradientMethod
 
 
@@ -22,11 +24,6 @@ class FedProx(GradientMethod):
     kind: ClassVar[str] = "fedprox"
     mu: Annotated[float, Limits(ge=0)] = 0.01
 
-    @property
-    def corrects(self) -> bool:
-        """A pull of 0 changes nothing."""
-        return self.mu > 0
-
-    def correct(self, gradient: Any, parameters: Any, received: Any, memory: Any) -> Any:
-        """The gradient with the pull."""
-        return gradient + self.mu * (parameters - received["parameters"])
+    def affine(self, received: Values, memory: Values) -> Affine | None:
+        """The pull; one of 0 changes nothing."""
+        return Affine.towards(received["parameters"], self.mu) if self.mu else None

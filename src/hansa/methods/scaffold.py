@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from hansa.contribution import Array, Ask, Field, Total, Values
 from hansa.errors import StudyError
+from hansa.learners.base import Affine
 from hansa.learners.optimizer import SGD
 from hansa.methods.base import Finished, GradientMethod, State
 
@@ -51,18 +51,13 @@ class Scaffold(GradientMethod):
         """The server's control."""
         return {"control": np.zeros_like(parameters)}
 
-    def correct(self, gradient: Any, parameters: Any, received: Any, memory: Any) -> Any:
+    def affine(self, received: Values, memory: Values) -> Affine:
         """The gradient without the party's own direction and with everybody's."""
-        gradient += memory["shift"]
-        return gradient
-
-    def beside(self, received: Values, memory: Values) -> Mapping[str, Array]:
-        """The shift of every gradient."""
-        return {"shift": received["control"] - memory["control"]}
+        return Affine(received["control"] - memory["control"])
 
     def finish(self, parameters: Array, received: Values, memory: Values, steps: Any) -> Finished:
         """What changed, and the party's next control."""
-        update = parameters - received["parameters"]
+        update = np.subtract(parameters, received["parameters"], out=parameters)
         control = update * np.asarray(-1.0 / (steps * self.local.lr), parameters.dtype)
         control -= received["control"]
         return {"update": update, "control": control}, {"control": memory["control"] + control}
