@@ -467,7 +467,9 @@ class Room:
 
     def __init__(self, crowd: Crowd, engine: Engine, workers: int) -> None:
         self.crowd, self.engine, self._workers = crowd, engine, workers
-        self._pool = ThreadPoolExecutor(workers)  # its threads begin with the first work, and end with it
+        self._pool = ThreadPoolExecutor(
+            workers
+        )  # its threads begin with the first work, and end with it
 
     def outcomes(
         self, ask: Ask, blocks: Sequence[Sequence[str]], memories: Mapping[str, Values]

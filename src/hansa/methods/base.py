@@ -20,7 +20,7 @@ from hansa.data.population import listed, unlisted
 from hansa.data.preprocessing import Encoding
 from hansa.data.table import Table
 from hansa.errors import ContributionError, HansaError, StudyError
-from hansa.learners.base import Affine, Feed, Learner, sizes
+from hansa.learners.base import Affine, Correction, Feed, Learner, sizes
 from hansa.learners.optimizer import BATCH_SIZE, SGD, FirstOrder, Optimizer
 from hansa.part import Catalogue, Part
 from hansa.task import Task
@@ -216,16 +216,17 @@ class Work:
         """
         lead: Any = None if self.alone else ...  # of what is one party's, or a stack's already
         native = {name: self.learner.native(v[lead]) for name, v in (beside or {}).items()}
-        feed, hook = self.feed(local), None
+        feed = self.feed(local)
+
+        def corrected(gradient: Any, theta: Any, parties: slice) -> Any:
+            assert correct is not None and not isinstance(correct, Affine)
+            if beside is None:
+                return correct(gradient, theta)
+            return correct(gradient, theta, Named({n: v[parties] for n, v in native.items()}))
+
+        hook: Correction | None = corrected if correct is not None else None
         if isinstance(correct, Affine):
             hook = replace(correct, shift=self.learner.native(correct.shift))
-        elif correct is not None:
-
-            def hook(gradient: Any, theta: Any, parties: slice) -> Any:
-                if beside is None:
-                    return correct(gradient, theta)
-                return correct(gradient, theta, Named({n: v[parties] for n, v in native.items()}))
-
         start = np.asarray(parameters, self.learner.dtype)
         begin = {name: value[lead] for name, value in (slots or {}).items()}
         trained, kept = self.learner.train(start, feed, local, hook, begin, not self.alone)
