@@ -121,8 +121,7 @@ def named(word: str, encoding: str = "utf-8") -> tuple[str, Source]:
     name, equals, text = word.partition("=")
     if not equals or not name.strip():
         raise UsageError(f"{word!r} names no data set", remedy="Write --data NAME=FILE")
-    source = Source.parse(text)
-    return name.strip(), source.model_copy(update={"encoding": encoding}) if source.path else source
+    return name.strip(), Source.parse(text, encoding)
 
 
 def checked_kinds(words: Iterable[str]) -> tuple[str, ...]:

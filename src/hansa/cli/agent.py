@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hansa.cli.data import offered
-from hansa.cli.home import agent_home
+from hansa.cli.home import AgentFolder, agent_home
 from hansa.cli.output import Json, Output
 from hansa.cli.serving import Leash, Verbose, log_to_stderr, serve, sole
 from hansa.errors import HansaError, TrustError, UsageError
@@ -27,7 +27,7 @@ def start(
     token: str = "",
     data: Sequence[str] = (),
     allow: Sequence[str] = (),
-    home: Path | None = None,
+    home: AgentFolder = None,
     verbose: Verbose = False,
     leash: Leash = False,
     json: Json = False,
@@ -45,16 +45,19 @@ def start(
         token: the invitation, the first time; later the folder remembers.
         data: NAME=FILE (CSV or Parquet) or NAME=URL#SELECT ...; may be given several times.
         allow: a kind of task that may run on these tables; may be given several times.
-        home: folder of the agent; $HANSA_HOME/agent if not given.
         verbose: log every step on standard error.
         leash: stop when standard input closes.
     """
+    from hansa.agent.offers import checked_kinds, named
+
     out = Output(json)
     log_to_stderr(verbose)
     folder = agent_home(home)
-    wanted = _wanted(data, allow)
+    # Checked before a folder is made for them.
+    wanted, kinds = [named(word) for word in data], checked_kinds(allow)
     with sole(folder):
-        serve(_serve(out, folder, token, _offers(folder, *wanted)), leash=leash)
+        program = _serve(out, folder, token, _offers(folder, wanted, kinds))
+        asyncio.run(serve(program, leash=leash))
 
 
 async def _serve(out: Output, folder: Path, token: str, offers: Sequence[Offer]) -> None:
@@ -125,15 +128,6 @@ async def _reach(out: Output, folder: Path, token: Token, left: Left) -> AgentHo
         pause = min(pause * 2, 5.0)
 
 
-def _wanted(
-    data: Sequence[str], allow: Sequence[str]
-) -> tuple[list[tuple[str, Source]], tuple[str, ...]]:
-    """The command line's offers, checked before a folder is made for them."""
-    from hansa.agent.offers import checked_kinds, named
-
-    return [named(word) for word in data], checked_kinds(allow)
-
-
 def _offers(
     folder: Path, data: Sequence[tuple[str, Source]], kinds: tuple[str, ...]
 ) -> list[Offer]:
@@ -153,15 +147,12 @@ def _offers(
         return offers.read()
 
 
-def status(*, home: Path | None = None, json: Json = False) -> None:
+def status(*, home: AgentFolder = None, json: Json = False) -> None:
     """Say how the agent is doing: who it is, what it offers, what has left.
 
     Example::
 
         hansa agent status
-
-    Args:
-        home: folder of the agent; $HANSA_HOME/agent if not given.
     """
     from cryptography import x509
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from pathlib import Path
 
-from hansa.cli.home import coordinator_home
+from hansa.cli.home import CoordinatorFolder, coordinator_home
 from hansa.cli.operator import call
 from hansa.cli.output import Json, Output
 from hansa.cli.serving import Leash, Verbose, log_to_stderr, serve, sole
@@ -21,7 +21,7 @@ def start(
     port: int = 8443,
     listen: str = "",
     name: str = "hansa",
-    home: Path | None = None,
+    home: CoordinatorFolder = None,
     verbose: Verbose = False,
     leash: Leash = False,
     json: Json = False,
@@ -40,7 +40,6 @@ def start(
         port: the one port that it needs; 0 for any free one.
         listen: address of this machine to listen on; all of them, or loopback for a loopback address.
         name: of the federation, the first time.
-        home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
         verbose: log every step on standard error.
         leash: stop when standard input closes.
     """
@@ -49,11 +48,9 @@ def start(
     folder = coordinator_home(home)
     where = listen or (address if address in LOOPBACK else "0.0.0.0")  # noqa: S104  # its purpose
     log_to_stderr(verbose)
+    where = where.replace("localhost", "127.0.0.1")
     with sole(folder):
-        serve(
-            _serve(out, folder, name, address, where.replace("localhost", "127.0.0.1"), port),
-            leash=leash,
-        )
+        asyncio.run(serve(_serve(out, folder, name, address, where, port), leash=leash))
 
 
 def _require_reachable(address: str, port: int) -> None:
@@ -85,15 +82,12 @@ async def _serve(out: Output, folder: Path, name: str, host: str, listen: str, p
             await asyncio.shield(coordinator.stop())
 
 
-def status(*, home: Path | None = None, json: Json = False) -> None:
+def status(*, home: CoordinatorFolder = None, json: Json = False) -> None:
     """Say how the coordinator is doing.
 
     Example::
 
         hansa coordinator status
-
-    Args:
-        home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
     """
     from hansa.wire import messages as m
     from hansa.wire.rpcs import STATUS
@@ -102,14 +96,5 @@ def status(*, home: Path | None = None, json: Json = False) -> None:
     said = call(home, STATUS, m.StatusRequest(), timeout=5)
     out.say(f"{said.name} at {said.address}, Hansa {said.version}, up since {said.started}")
     out.say(f"{said.connected} of {said.parties} parties are connected; {said.runs} runs under way")
-    out.finish(
-        {
-            "name": said.name,
-            "address": said.address,
-            "version": said.version,
-            "started": said.started,
-            "parties": said.parties,
-            "connected": said.connected,
-            "runs": said.runs,
-        }
-    )
+    names = ("name", "address", "version", "started", "parties", "connected", "runs")
+    out.finish({name: getattr(said, name) for name in names})

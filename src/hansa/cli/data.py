@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hansa.cli.home import agent_home, writable
+from hansa.cli.home import AgentFolder, Encoding, agent_home, writable
 from hansa.cli.output import Json, Output
 from hansa.errors import ContractError, UsageError
 
@@ -21,8 +21,8 @@ def add(
     /,
     *,
     allow: Sequence[str] = (),
-    encoding: str = "utf-8",
-    home: Path | None = None,
+    encoding: Encoding = "utf-8",
+    home: AgentFolder = None,
     json: Json = False,
 ) -> None:
     """Offer a table under a name, for the kinds of task that are allowed on it.
@@ -36,8 +36,6 @@ def add(
     Args:
         word: NAME=FILE (CSV or Parquet), or NAME=URL#SELECT ... for a database.
         allow: a kind of task that may run on it; may be given several times.
-        encoding: of a CSV file, such as gb18030.
-        home: folder of the agent; $HANSA_HOME/agent if not given.
     """
     from hansa.agent.offers import Offers, checked_kinds, named
 
@@ -50,15 +48,12 @@ def add(
     out.finish({"dataset": name, "rows": offer.table.rows, "allow": list(offer.allow)})
 
 
-def list_(*, home: Path | None = None, json: Json = False) -> None:
+def list_(*, home: AgentFolder = None, json: Json = False) -> None:
     """List the tables on offer, and for what.
 
     Example::
 
         hansa data list
-
-    Args:
-        home: folder of the agent; $HANSA_HOME/agent if not given.
     """
     out = Output(json)
     listed = offered(_there(home))
@@ -70,7 +65,7 @@ def list_(*, home: Path | None = None, json: Json = False) -> None:
     out.finish({"offers": listed})
 
 
-def remove(name: str, /, *, home: Path | None = None, json: Json = False) -> None:
+def remove(name: str, /, *, home: AgentFolder = None, json: Json = False) -> None:
     """Take a table off the offer; a running agent must be started again to know it.
 
     Example::
@@ -79,7 +74,6 @@ def remove(name: str, /, *, home: Path | None = None, json: Json = False) -> Non
 
     Args:
         name: under which it is offered; `hansa data list` names them.
-        home: folder of the agent; $HANSA_HOME/agent if not given.
     """
     from hansa.agent.offers import Offers
 
@@ -100,7 +94,7 @@ def check(
     /,
     *,
     study: Path | None = None,
-    encoding: str = "utf-8",
+    encoding: Encoding = "utf-8",
     json: Json = False,
 ) -> None:
     """Check a table: its columns, its gaps, and whether a study could run on it.
@@ -112,7 +106,6 @@ def check(
     Args:
         source: a CSV or Parquet file, or URL#SELECT ... for a database.
         study: a study whose contract, features and target it must keep.
-        encoding: of a CSV file, such as gb18030.
     """
     from hansa import study as studies
 
@@ -159,8 +152,7 @@ def read_table(data: str, encoding: str) -> Table:
     """The table that a word of the command line names; ``encoding`` is for CSV files."""
     from hansa.data.source import Source, read
 
-    source = Source.parse(data)
-    return read(source.model_copy(update={"encoding": encoding}) if source.path else source)
+    return read(Source.parse(data, encoding))
 
 
 def keep(table: Table, federation: Federation) -> None:

@@ -77,14 +77,10 @@ def demo(
         output: folder under which the results are kept.
         keep: leave the programs running, to try commands on them.
     """
-    _shown(Output(json), seed, output, keep)
-
-
-def _shown(out: Output, seed: int, output: Path, keep: bool) -> None:
-    """The demo from its first program to its last line."""
     from hansa import study as studies
     from hansa.data import wisconsin
 
+    out = Output(json)
     hospitals = wisconsin.hospitals(seed)
     with ExitStack() as stack:
         interrupts = stack.enter_context(interruptible())

@@ -79,10 +79,8 @@ def examine(port: int | None, home: Path) -> Iterator[Check]:
 
 def python_version(version: tuple[int, ...]) -> Check:
     """Hansa supports Python 3.11, 3.12 and 3.13."""
-    found = ".".join(map(str, version))
-    if (3, 11) <= version[:2] <= (3, 13):
-        return Check("python", "ok", found)
-    return Check("python", "bad", found, "Install Python 3.11, 3.12 or 3.13.")
+    well = (3, 11) <= version[:2] <= (3, 13)
+    return _check(well, "python", ".".join(map(str, version)), "Install Python 3.11, 3.12 or 3.13.")
 
 
 def packages() -> Check:
@@ -93,18 +91,15 @@ def packages() -> Check:
             found.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             missing.append(name)
-    if missing:
-        remedy = "Install Hansa again: pip install --force-reinstall hansa."
-        return Check("packages", "bad", f"missing: {', '.join(missing)}", remedy)
-    return Check("packages", "ok", ", ".join(found))
+    said = f"missing: {', '.join(missing)}" if missing else ", ".join(found)
+    remedy = "Install Hansa again: pip install --force-reinstall hansa."
+    return _check(not missing, "packages", said, remedy)
 
 
 def clock(now: datetime) -> Check:
     """A wrong clock makes every certificate invalid, so it is worth a look first."""
-    found = f"{now:%Y-%m-%d %H:%M:%S} UTC"
-    if now < WRITTEN_ON:
-        return Check("clock", "bad", found, "Set the clock: certificates are checked against it.")
-    return Check("clock", "ok", found)
+    remedy = "Set the clock: certificates are checked against it."
+    return _check(now >= WRITTEN_ON, "clock", f"{now:%Y-%m-%d %H:%M:%S} UTC", remedy)
 
 
 def free_port(port: int | None) -> Check:
@@ -133,11 +128,11 @@ def writable(home: Path) -> Check:
 def disk(home: Path) -> Check:
     """There is room for updates, checkpoints and databases."""
     free = shutil.disk_usage(_nearest(home)).free
-    found = f"{free / 2**30:.1f} GiB free at {home}"
-    if free < TIGHT:
-        verdict: Verdict = "bad" if free < SCARCE else "note"
-        return Check("disk", verdict, found, "Free some space, or set HANSA_HOME elsewhere.")
-    return Check("disk", "ok", found)
+    said, remedy = (
+        f"{free / 2**30:.1f} GiB free at {home}",
+        "Free some space, or set HANSA_HOME elsewhere.",
+    )
+    return _check(free >= TIGHT, "disk", said, remedy, "bad" if free < SCARCE else "note")
 
 
 def proxies(environment: Mapping[str, str]) -> Check:
@@ -164,15 +159,17 @@ def certificates(home: Path, now: datetime) -> Iterator[Check]:
             continue  # a key, or not readable: neither is a certificate's expiry
         name = f"certificate {file.relative_to(home.parent)}"
         first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        said, remedy = f"valid until {last:%Y-%m-%d %H:%M} UTC", ""
         if now < first:
-            yield Check(
-                name, "bad", f"valid only from {first:%Y-%m-%d %H:%M} UTC", "Set the clock."
-            )
+            said, remedy = f"valid only from {first:%Y-%m-%d %H:%M} UTC", "Set the clock."
         elif now > last:
+            said = f"expired on {last:%Y-%m-%d %H:%M} UTC"
             remedy = "Start the agent or the coordinator to renew it, or join with a new token."
-            yield Check(name, "bad", f"expired on {last:%Y-%m-%d %H:%M} UTC", remedy)
-        else:
-            yield Check(name, "ok", f"valid until {last:%Y-%m-%d %H:%M} UTC")
+        yield _check(not remedy, name, said, remedy)
+
+
+def _check(well: bool, name: str, found: str, remedy: str, otherwise: Verdict = "bad") -> Check:
+    return Check(name, "ok", found) if well else Check(name, otherwise, found, remedy)
 
 
 def _without_password(url: str) -> str:

@@ -5,8 +5,18 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from hansa.errors import UsageError
+
+_ELSEWHERE = "folder of the {0}; $HANSA_HOME/{0} if not given."
+CoordinatorFolder = Annotated[Path | None, Parameter(help=_ELSEWHERE.format("coordinator"))]
+AgentFolder = Annotated[Path | None, Parameter(help=_ELSEWHERE.format("agent"))]
+Kept = Annotated[Path, Parameter(help="folder under which the run is kept.")]
+Encoding = Annotated[str, Parameter(help="of a CSV file, such as gb18030.")]
+"""The types of parameters that several commands have, with what their pages say of them."""
 
 
 def hansa_home() -> Path:
@@ -26,9 +36,7 @@ def agent_home(option: Path | None = None) -> Path:
 
 
 def writable(folder: Path, option: str) -> Path:
-    """The folder, made if it was not there; a UsageError if nothing can be written in it; the remedy names
-    ``option``.
-    """
+    """The folder, made if it was not there; a UsageError, which names ``option``, if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -39,6 +47,14 @@ def writable(folder: Path, option: str) -> Path:
             remedy=f"Choose a folder of yours with {option}.",
         ) from None
     return folder
+
+
+def not_written(output: Path, error: OSError) -> UsageError:
+    """The error of a file that cannot be written."""
+    return UsageError(
+        f"{output} cannot be written: {error.strerror}",
+        remedy="Choose an --output in a folder that exists and is yours.",
+    )
 
 
 def _absolute(path: Path) -> Path:

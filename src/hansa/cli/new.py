@@ -8,15 +8,16 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from hansa.cli.home import not_written
 from hansa.cli.output import Json, Output
 from hansa.errors import UsageError
 
 Kind = Literal["linear-regression", "logistic-regression", "softmax-regression"]
 
-STOP_METRICS = {
-    "linear-regression": '# stop = { metric = "r2", target = 0.9, patience = 5 }',
-    "logistic-regression": '# stop = { metric = "auc", target = 0.995, patience = 5 }',
-    "softmax-regression": '# stop = { metric = "accuracy", target = 0.95, patience = 5 }',
+TARGETS = {
+    "linear-regression": ("r2", 0.9),
+    "logistic-regression": ("auc", 0.995),
+    "softmax-regression": ("accuracy", 0.95),
 }
 
 TEMPLATE = """\
@@ -40,7 +41,7 @@ weights = "examples"                 # a party counts by its rows; "equal": the 
 local = {{ optimizer = "sgd", lr = 0.1, epochs = 1, batch_size = 32 }}  # at a party, each round
 server = {{ optimizer = "sgd", lr = 1.0, momentum = 0.0 }}              # applies their mean
 # End early: at the target, or after so many rounds without a gain.
-{stop}
+# stop = {{ metric = "{metric}", target = {aim}, patience = 5 }}
 
 [aggregation]
 # What happens to a contribution before it leaves. `clip` bounds its Euclidean norm.
@@ -82,10 +83,7 @@ def new(
             f"{output} is there already", remedy="Choose another --output, or add --force."
         ) from None
     except OSError as error:
-        raise UsageError(
-            f"{output} cannot be written: {error.strerror}",
-            remedy="Choose an --output in a folder that exists and is yours.",
-        ) from None
+        raise not_written(output, error) from None
     out = Output(json)
     out.say(f"Wrote {output}. Try it on one machine:")
     out.say(f"  hansa simulate {output} --data table.csv --by COLUMN")
@@ -102,19 +100,10 @@ def study_text(
     """
     for label, word in (("NAME", name), ("--target", target), ("--dataset", dataset or name)):
         if not word.strip() or not word.isprintable():
-            raise UsageError(
-                f"{label} must be a name, not {word!r}", remedy="Use printable letters."
-            )
-    return TEMPLATE.format(
-        name=_quoted(name),
-        dataset=_quoted(dataset or name),
-        kind=kind,
-        target=_quoted(target),
-        stop=STOP_METRICS[kind],
-        file=file,
-    )
-
-
-def _quoted(word: str) -> str:
+            said = f"{label} must be a name, not {word!r}"
+            raise UsageError(said, remedy="Use printable letters.")
+    metric, aim = TARGETS[kind]
     # A JSON string without escapes for letters is a TOML basic string too.
-    return json_text.dumps(word, ensure_ascii=False)
+    words = {"name": name, "dataset": dataset or name, "target": target}
+    quoted = {key: json_text.dumps(word, ensure_ascii=False) for key, word in words.items()}
+    return TEMPLATE.format(**quoted, kind=kind, metric=metric, aim=aim, file=file)

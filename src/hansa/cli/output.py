@@ -101,14 +101,8 @@ class Output:
 
 def describe(error: HansaError, *, kind: str = "") -> dict[str, object]:
     """An error as data; ``kind`` stands in for the name of its class."""
-    return {
-        "kind": kind or type(error).__name__,
-        "message": error.message,
-        "remedy": error.remedy,
-        "party": error.party,
-        "round": error.round,
-        "field": error.field,
-    }
+    said = {n: getattr(error, n) for n in ("message", "remedy", "party", "round", "field")}
+    return {"kind": kind or type(error).__name__, **said}
 
 
 def encode(document: Mapping[str, Any]) -> str:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import partial
 
+from hansa.cli.home import CoordinatorFolder
 from hansa.cli.operator import call
 from hansa.cli.output import Json, Output
 from hansa.errors import UsageError
 
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
 
 def invite(
-    name: str, /, *, hours: float = 48.0, home: Path | None = None, json: Json = False
+    name: str, /, *, hours: float = 48.0, home: CoordinatorFolder = None, json: Json = False
 ) -> None:
     """Make a one-time token for a new party; send it by a way that you trust.
 
@@ -25,7 +22,6 @@ def invite(
     Args:
         name: what the party will be called, in any script.
         hours: how long the token can be used.
-        home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
     """
     from hansa.wire import messages as m
     from hansa.wire.rpcs import INVITE
@@ -42,41 +38,38 @@ def invite(
     out.finish({"party": name, "token": said.token, "expires": said.expires})
 
 
-def list_(*, home: Path | None = None, json: Json = False) -> None:
+def list_(*, home: CoordinatorFolder = None, json: Json = False) -> None:
     """List the parties, what they offer, and who is connected.
 
     Example::
 
         hansa party list
-
-    Args:
-        home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
     """
+    from google.protobuf.json_format import MessageToDict
+
     from hansa.wire import messages as m
     from hansa.wire.rpcs import PARTIES
 
     out = Output(json)
     parties = call(home, PARTIES, m.PartiesRequest()).parties
-    if not parties:
+    rows = []
+    for p in parties:
+        offers = (f"{o.dataset} ({o.rows} rows; {', '.join(o.allow)})" for o in p.offers)
+        until = p.certificate_expires[:16].replace("T", " ")
+        rows.append((p.name, p.state, p.connected, until, ", ".join(offers)))
+    if not rows:
         out.say("Nobody has joined yet: hansa party invite NAME")
     else:
-        rows = [
-            (
-                party.name,
-                party.state,
-                party.connected,
-                party.certificate_expires[:16].replace("T", " "),
-                ", ".join(
-                    f"{o.dataset} ({o.rows} rows; {', '.join(o.allow)})" for o in party.offers
-                ),
-            )
-            for party in parties
-        ]
         out.table(("party", "state", "connected", "certificate until", "offers"), rows)
-    out.finish({"parties": [_document(party) for party in parties]})
+    told = partial(
+        MessageToDict, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    out.finish({"parties": list(map(told, parties))})
 
 
-def remove(name: str, /, *, reason: str = "", home: Path | None = None, json: Json = False) -> None:
+def remove(
+    name: str, /, *, reason: str = "", home: CoordinatorFolder = None, json: Json = False
+) -> None:
     """Shut a party out, at once: its streams are closed and its certificates refused.
 
     Example::
@@ -86,7 +79,6 @@ def remove(name: str, /, *, reason: str = "", home: Path | None = None, json: Js
     Args:
         name: of the party.
         reason: what its agent is told.
-        home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
     """
     from hansa.wire import messages as m
     from hansa.wire.rpcs import REMOVE
@@ -95,12 +87,3 @@ def remove(name: str, /, *, reason: str = "", home: Path | None = None, json: Js
     call(home, REMOVE, m.RemoveRequest(party=name, reason=reason))
     out.say(f"{name} is removed.")
     out.finish({"party": name, "state": "removed"})
-
-
-def _document(party: Message) -> dict[str, object]:
-    from google.protobuf.json_format import MessageToDict
-
-    body: dict[str, object] = MessageToDict(
-        party, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    return body

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hansa.cli.data import read_table
+from hansa.cli.home import Encoding, not_written
 from hansa.cli.output import Json, Output
-from hansa.errors import UsageError
 
 if TYPE_CHECKING:
     from hansa.contribution import Array
-    from hansa.data.table import Table
     from hansa.model import Model
 
 
@@ -21,7 +20,7 @@ def predict(
     *,
     data: str,
     output: Path | None = None,
-    encoding: str = "utf-8",
+    encoding: Encoding = "utf-8",
     json: Json = False,
 ) -> None:
     """Apply a learnt model, with the preprocessing that is stored in it, to a table.
@@ -34,8 +33,8 @@ def predict(
         model: the model.safetensors of a run.
         data: the table: a CSV or Parquet file, or URL#SELECT ...
         output: a CSV file for the table with its predictions; a summary is shown without it.
-        encoding: of a CSV file, such as gb18030.
     """
+    from hansa.data.source import write_csv
     from hansa.model import Model
 
     out = Output(json)
@@ -44,7 +43,10 @@ def predict(
     predicted = loaded.predict(table)
     columns = _columns(loaded, predicted)
     if output is not None:
-        _write(output, table, columns)
+        try:
+            write_csv(output, table.of({**table.columns, **columns}))
+        except OSError as error:
+            raise not_written(output, error) from None
         out.say(f"{table.rows} predictions are in {output}, beside the table's own columns.")
     else:
         shown = [
@@ -57,26 +59,8 @@ def predict(
     if loaded.task.target in table.names:
         metrics = loaded.score(table)
         out.say("On these rows: " + ", ".join(f"{n} {v:.4f}" for n, v in metrics.items()))
-    out.finish(
-        {
-            "rows": table.rows,
-            "predictions": {name: list(values) for name, values in columns.items()},
-            "metrics": metrics,
-            "output": output,
-        }
-    )
-
-
-def _write(output: Path, table: Table, columns: dict[str, Any]) -> None:
-    from hansa.data.source import write_csv
-
-    try:
-        write_csv(output, table.of({**table.columns, **columns}))
-    except OSError as error:
-        raise UsageError(
-            f"{output} cannot be written: {error.strerror}",
-            remedy="Choose an --output in a folder that exists and is yours.",
-        ) from None
+    told = {"rows": table.rows, "metrics": metrics, "output": output}
+    out.finish({**told, "predictions": {name: list(values) for name, values in columns.items()}})
 
 
 def _columns(model: Model, predicted: Array) -> dict[str, Any]:

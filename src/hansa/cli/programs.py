@@ -18,7 +18,9 @@ from typing import Any
 
 from hansa.errors import HansaError, RunError, UnreachableError
 
-INTERRUPTS = ("SIGINT", "SIGTERM", "SIGHUP")
+INTERRUPTS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 PATIENCE = 60.0
 """Seconds after which a program that has not come up is given up."""
@@ -120,7 +122,8 @@ class Programs:
         """Ask all to stop, then make them, and remove their folder; Ctrl-C does not cut it short."""
         if self.kept:
             return
-        ignore_interrupts()
+        for number in INTERRUPTS:  # from here on the process only tidies up and leaves
+            signal.signal(number, signal.SIG_IGN)
         self._starter.shutdown()
         for process in reversed(self.running.values()):
             with suppress(OSError):
@@ -135,13 +138,6 @@ class Programs:
                 with suppress(OSError):
                     process.stdin.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def ignore_interrupts() -> None:
-    """From here on the process only tidies up and leaves."""
-    for name in INTERRUPTS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 class Interrupts:
@@ -165,10 +161,7 @@ class Interrupts:
 def interruptible() -> Iterator[Interrupts]:
     """Let SIGTERM and a closed terminal end the demo as Ctrl-C does, with everything cleaned up."""
     interrupts = Interrupts()
-    numbers = [getattr(signal, name) for name in INTERRUPTS if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        signal.signal(number, interrupts)
+    before = {number: signal.signal(number, interrupts) for number in INTERRUPTS}
     try:
         yield interrupts
     finally:

@@ -63,17 +63,13 @@ def sole(folder: Path) -> Iterator[None]:
         yield
 
 
-def serve(program: Coroutine[Any, Any, None], *, leash: bool) -> None:
+async def serve(program: Coroutine[Any, Any, None], *, leash: bool) -> None:
     """Run a program until it ends, is told to stop (SIGTERM), or is interrupted.
 
     Args:
         program: the service.
         leash: stop when standard input closes, so that it never outlives a parent that died.
     """
-    asyncio.run(_until_stopped(program, leash))
-
-
-async def _until_stopped(program: Coroutine[Any, Any, None], leash: bool) -> None:
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(program)
     with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers in its loop

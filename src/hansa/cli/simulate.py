@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from hansa.cli.dealt import Dealt
-from hansa.cli.home import writable
+from hansa.cli.home import Encoding, Kept, writable
 from hansa.cli.output import Json, Output, describe
 from hansa.errors import HansaError, UsageError, did_you_mean
 
@@ -46,8 +46,8 @@ def simulate(
     engine: Literal["stacked", "resident"] | None = None,
     device: str = "cpu",
     replay: Path | None = None,
-    encoding: str = "utf-8",
-    output: Path = RUNS,
+    encoding: Encoding = "utf-8",
+    output: Kept = RUNS,
     json: Json = False,
 ) -> int:
     """Run a study on one machine, from one table that is dealt out to parties.
@@ -79,8 +79,6 @@ def simulate(
         engine: stacked or resident, instead of what is faster here.
         device: where PyTorch trains, such as cuda.
         replay: the folder of a run whose decisions are repeated.
-        encoding: of a CSV file, such as gb18030.
-        output: folder under which the run is kept.
     """
     from hansa import study as studies
     from hansa.backends.clock import Clock
@@ -110,7 +108,9 @@ def simulate(
     )
     if sweeps:
         return _sweep(out, points, varied, dealt, local, output, compare)
-    _simulate(out, federation, dealt, local, output, compare)
+    among, rows = dealt.parties(out, federation), dealt.table.rows
+    run, plan, scored = _run(out, federation, among, rows, local, output, compare)
+    told(out, run, output, scored, plan)
     return 0
 
 
@@ -152,7 +152,10 @@ def resume_simulated(out: Output, kept: Path, dealt: Dealt, study: Path | None) 
         code = {"task": loaded.task, "bundle": loaded.bundle}
         federation = federation.model_copy(update=code)
     local = partial(Local, test=dealt.tested_on, resume=earlier)
-    _simulate(out, federation, dealt, local, writable(kept, "NAME").parent)
+    output = writable(kept, "NAME").parent
+    parties, rows = dealt.parties(out, federation), dealt.table.rows
+    run, plan, _ = _run(out, federation, parties, rows, local, output)
+    told(out, run, output, plan=plan)
 
 
 def told(
@@ -197,27 +200,16 @@ def rounds_to_target(run: Run) -> int | None:
     return None
 
 
-def _simulate(
-    out: Output,
-    federation: Federation,
-    dealt: Dealt,
-    local: Callable[..., Local],
-    output: Path,
-    compare: bool = False,
-) -> None:
-    parties = dealt.parties(out, federation)
-    run, plan = _run(out, federation, partial(local, parties), dealt.table.rows, output)
-    scored = _comparison(out, federation, parties, run) if compare else None
-    told(out, run, output, scored, plan)
-
-
 def _run(
     out: Output,
     federation: Federation,
-    local: Callable[..., Local],
+    parties: Mapping[str, Table],
     rows: int,
+    local: Callable[..., Local],
     output: Path,
-) -> tuple[Run, dict[str, int]]:
+    compare: bool = False,
+) -> tuple[Run, dict[str, int], list[dict[str, Any]] | None]:
+    """The run, what it was to take, and what federating was worth."""
     from hansa.cli.plan import Plan
     from hansa.cli.view import RoundsView
 
@@ -228,7 +220,7 @@ def _run(
         out.say(str(plans[0]))
 
     with RoundsView(out, federation.rounds, resolved) as view:
-        backend = local(folder=writable(output, "--output"), follow=view)
+        backend = local(parties, folder=writable(output, "--output"), follow=view)
         try:
             run = federation.run(backend)
         except KeyboardInterrupt:
@@ -239,7 +231,8 @@ def _run(
     reached = rounds_to_target(run)
     if reached is not None:
         out.say(f"The target was first reached after round {reached}", style="green")
-    return run, plans[0]._asdict() if plans else {}
+    scored = _comparison(out, federation, parties, run) if compare else None
+    return run, plans[0]._asdict() if plans else {}, scored
 
 
 def _sweep(
@@ -257,10 +250,9 @@ def _sweep(
     for number, (point, federation) in enumerate(zip(points, varied, strict=True), start=1):
         values = ", ".join(f"{key} = {value}" for key, value in point.items())
         out.say(f"{number}/{len(points)}: {values}", style="bold")
-        parties = dealt.parties(out, federation)
+        parties, rows = dealt.parties(out, federation), dealt.table.rows
         try:
-            run, _ = _run(out, federation, partial(local, parties), dealt.table.rows, output)
-            scored = _comparison(out, federation, parties, run) if compare else None
+            run, _, scored = _run(out, federation, parties, rows, local, output, compare)
             results.append({"values": point, **_summary(run, output), "comparison": scored})
         except HansaError as error:
             out.say(f"error: {error}", style="red")

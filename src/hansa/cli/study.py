@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hansa.cli.dealt import Dealt
-from hansa.cli.home import coordinator_home, writable
+from hansa.cli.home import CoordinatorFolder, Encoding, Kept, coordinator_home, writable
 from hansa.cli.output import Json, Output
 from hansa.cli.simulate import RUNS, Count, resume_simulated, told
 from hansa.errors import UnreachableError, UsageError, did_you_mean
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    study: Path, /, *, output: Path = RUNS, home: Path | None = None, json: Json = False
+    study: Path, /, *, output: Kept = RUNS, home: CoordinatorFolder = None, json: Json = False
 ) -> None:
     """Run a study with the parties of the coordinator whose folder is here.
 
@@ -31,8 +31,6 @@ def run(
 
     Args:
         study: a study file, TOML or Python; built-in parts only.
-        output: folder under which the run is kept.
-        home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
     """
     from hansa import study as studies
 
@@ -42,7 +40,7 @@ def run(
 
 
 def watch(
-    name: str, /, *, output: Path = RUNS, home: Path | None = None, json: Json = False
+    name: str, /, *, output: Kept = RUNS, home: CoordinatorFolder = None, json: Json = False
 ) -> None:
     """Follow a run, from its first round to its last, and keep what it came to.
 
@@ -52,8 +50,6 @@ def watch(
 
     Args:
         name: of the run; `hansa runs` lists them.
-        output: folder under which the run is kept.
-        home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
     """
     out = Output(json)
     _followed(out, _rounds(home, name), home, output, lambda remote: remote.watch(name))
@@ -68,10 +64,10 @@ def resume(
     partition: str = "",
     parties: Count = 0,
     test: str = "",
-    encoding: str = "utf-8",
+    encoding: Encoding = "utf-8",
     study: Path | None = None,
-    output: Path = RUNS,
-    home: Path | None = None,
+    output: Kept = RUNS,
+    home: CoordinatorFolder = None,
     json: Json = False,
 ) -> None:
     """Take up a run where it stopped: a deployed one by its name, a simulated one by its folder.
@@ -87,10 +83,7 @@ def resume(
         partition: of a simulated run: how the rows were dealt out by chance.
         parties: of a simulated run: to how many.
         test: of a simulated run with a central evaluation: its test table.
-        encoding: of a CSV file, such as gb18030.
         study: of a simulated run with code: its study file.
-        output: folder under which the run is kept.
-        home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
     """
     out = Output(json)
     if (Path(name) / "federation.json").exists():
@@ -100,15 +93,12 @@ def resume(
         _followed(out, _rounds(home, name), home, output, lambda remote: remote.resume(name))
 
 
-def runs(*, home: Path | None = None, json: Json = False) -> None:
+def runs(*, home: CoordinatorFolder = None, json: Json = False) -> None:
     """List the runs of the coordinator, and how they stand.
 
     Example::
 
         hansa runs
-
-    Args:
-        home: folder of the coordinator; $HANSA_HOME/coordinator if not given.
     """
     out = Output(json)
     lines = _listed(home)

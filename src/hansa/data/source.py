@@ -48,8 +48,8 @@ class Source(BaseModel):
         return self
 
     @classmethod
-    def parse(cls, text: str) -> Source:
-        """A source from one word of the command line: ``FILE`` or ``URL#SELECT ...``.
+    def parse(cls, text: str, encoding: str = "utf-8") -> Source:
+        """A source from one word of the command line: ``FILE``, which has an encoding, or ``URL#SELECT ...``.
 
         Raises:
             DataError: nothing is named, or a URL comes without its query.
@@ -57,7 +57,7 @@ class Source(BaseModel):
         if not text.strip():
             raise DataError("no file is named", remedy="Write NAME=FILE.")
         if "://" not in text.partition("#")[0]:
-            return cls(path=text)
+            return cls(path=text, encoding=encoding)
         url, _, sql = text.partition("#")
         if not sql.strip():
             raise DataError(
