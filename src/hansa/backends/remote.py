@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,15 +58,17 @@ class Remote:
             UnreachableError: if the coordinator is not there.
             RunError: if the run fails.
         """
-        return complete(self._run(federation))
+        federation.require_no_code()
+        request = m.SubmitRequest(federation=federation.to_json())
+        return complete(self._to_the_end("", SUBMIT, request))
 
     def resume(self, run: str) -> Run:
         """Let a run that failed go on, and follow it; errors as in `run`."""
-        return complete(self._resume(run))
+        return complete(self._to_the_end(run, RESUME, m.ResumeRequest(run=run)))
 
     def watch(self, run: str) -> Run:
         """Follow a run to its end, and fetch what it came to; errors as in `run`."""
-        return complete(self._watch(run))
+        return complete(self._to_the_end(run))
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:
@@ -75,33 +77,22 @@ class Remote:
         async with client_channel(*keys) as channel:
             yield Client(channel)
 
-    async def _run(self, federation: Federation) -> Run:
-        federation.require_no_code()
+    async def _to_the_end(self, name: str, *begin: Any) -> Run:
         async with self.client() as client:
-            reply = await client.unary(SUBMIT, m.SubmitRequest(federation=federation.to_json()))
-            return await self._to_the_end(client, reply.run)
-
-    async def _resume(self, run: str) -> Run:
-        async with self.client() as client:
-            await client.unary(RESUME, m.ResumeRequest(run=run))
-            return await self._to_the_end(client, run)
-
-    async def _watch(self, run: str) -> Run:
-        async with self.client() as client:
-            return await self._to_the_end(client, run)
-
-    async def _to_the_end(self, client: Client, name: str) -> Run:
-        said = await client.unary(DESCRIBE, m.Describe(run=name))
-        federation = Federation.from_json(said.federation)
-        run = Run(name, federation, Setup.from_json(json.loads(said.setup)))
-        async for told in client.stream(EVENTS, m.EventsRequest(run=name)):
-            for line in told.lines:
-                event = Event(line.seq, line.at, line.kind, json.loads(line.body))
-                run.events.append(event)
-                run.note(event)
-                if self._follow is not None:
-                    self._follow(event)
-        run.progress = await _checkpoint(client, name)
+            if begin:
+                reply = await client.unary(*begin)
+                name = name or reply.run
+            said = await client.unary(DESCRIBE, m.Describe(run=name))
+            federation = Federation.from_json(said.federation)
+            run = Run(name, federation, Setup.from_json(json.loads(said.setup)))
+            async for told in client.stream(EVENTS, m.EventsRequest(run=name)):
+                for line in told.lines:
+                    event = Event(line.seq, line.at, line.kind, json.loads(line.body))
+                    run.events.append(event)
+                    run.note(event)
+                    if self._follow is not None:
+                        self._follow(event)
+            run.progress = await _checkpoint(client, name)
         if self._folder is not None:
             run.save(self._folder / name)
         if run.status != "finished":
@@ -128,35 +119,21 @@ def complete(doing: Coroutine[Any, Any, T]) -> T:
     It runs in a thread of its own: a notebook has a loop already, and a Ctrl-C that falls into gRPC's
     own code can be lost there, or abort the interpreter. Here it falls into a wait, and ends the coroutine.
     """
-    outcome: list[T] = []
-    failure: list[BaseException] = []
-    under_way: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]] = []
-    ended = threading.Event()
+    under_way: list[asyncio.Task[T]] = []
 
     async def noted() -> T:
-        task = asyncio.ensure_future(doing)
-        under_way.append((asyncio.get_running_loop(), task))
-        return await task
+        under_way.append(asyncio.ensure_future(doing))
+        return await under_way[0]
 
-    def elsewhere() -> None:
+    with ThreadPoolExecutor(1, "hansa") as elsewhere:
+        future = elsewhere.submit(asyncio.run, noted())
         try:
-            outcome.append(asyncio.run(noted()))
-        except BaseException as error:
-            failure.append(error)
-        finally:
-            ended.set()
-
-    threading.Thread(target=elsewhere, name="hansa").start()
-    # Not by join(): one that Ctrl-C cuts short in Python 3.11 takes the thread for ended.
-    try:
-        while not ended.wait(0.2):  # without a timeout Windows would not let a Ctrl-C in
-            pass
-    except BaseException:
-        for loop, task in under_way:
-            with contextlib.suppress(RuntimeError):  # it has ended in the meantime
-                loop.call_soon_threadsafe(task.cancel)
-        ended.wait()
-        raise
-    if failure:
-        raise failure[0]
-    return outcome[0]
+            while wait([future], 0.2).not_done:  # without a timeout Windows lets no Ctrl-C in
+                pass
+        except BaseException:
+            for task in under_way:
+                with contextlib.suppress(RuntimeError):  # it has ended in the meantime
+                    task.get_loop().call_soon_threadsafe(task.cancel)
+            wait([future])
+            raise
+        return future.result()
