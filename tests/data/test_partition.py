@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.data import Table, by_column, describe, iid, partition, shares
+from hansa.data import Table, by_column, deal, describe, partition
 from hansa.errors import DataError
 
 DIGITS = np.repeat(np.arange(10), 60)
@@ -17,6 +17,18 @@ WAYS = {
 }
 
 TABLE = Table.of({"x": range(6), "医院": ["乙", "甲", "乙", "丙", "甲", "乙"]})
+
+
+def iid(table, parties, seed):
+    names = parties if isinstance(parties, list) else ()
+    count = len(names) if isinstance(parties, list) else parties
+    return deal(table, partition.iid_rows(table.rows, count, seed), names)
+
+
+def shares(table, fractions, seed):
+    return deal(
+        table, partition.share_rows(table.rows, list(fractions.values()), seed), list(fractions)
+    )
 
 
 def rows(parts):

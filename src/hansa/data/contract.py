@@ -60,21 +60,15 @@ class Contract(BaseModel):
 
 
 def check(table: Table, contract: Contract, *, needs: Iterable[str] = ()) -> None:
-    """Check a table against a contract.
+    """Check a table against a contract; of the columns in ``needs`` only that they exist.
 
     A message may quote one cell, so it is for the table's owner; it must not leave the party.
-
-    Args:
-        table: the party's own.
-        contract: what all parties agreed on.
-        needs: further columns that must exist, whatever they hold.
 
     Raises:
         ContractError: names the column and the data row (the first is row 1) of the first breach.
     """
     for name in (*contract.columns, *needs):
-        if name not in table.columns:
-            raise missing_column(name, table.names, ContractError)
+        _values(table, name)
     for name, rule in contract.columns.items():
         _check_column(table, name, rule)
     if table.rows < contract.minimum_rows:
@@ -89,9 +83,7 @@ def numbers(table: Table, name: str) -> NDArray[np.float64]:
     Raises:
         ContractError: there is no such column, or a cell is text (its row and value are named).
     """
-    if name not in table.columns:
-        raise missing_column(name, table.names, ContractError)
-    values = table.column(name)
+    values = _values(table, name)
     if table.kind(name) == "number":
         return values
     converted = np.full(table.rows, np.nan)
@@ -114,9 +106,7 @@ def texts(table: Table, name: str) -> NDArray[np.object_]:
     Raises:
         ContractError: there is no such column.
     """
-    if name not in table.columns:
-        raise missing_column(name, table.names, ContractError)
-    values = table.column(name)
+    values = _values(table, name)
     if table.kind(name) == "text":
         return values
     spelt = np.empty(table.rows, dtype=object)
@@ -158,6 +148,12 @@ def count_categories(
     counts[-1] += counts[:-1][rare].sum()
     counts[:-1][rare] = 0.0
     return counts
+
+
+def _values(table: Table, name: str) -> NDArray[Any]:
+    if name not in table.columns:
+        raise missing_column(name, table.names, ContractError)
+    return table.columns[name]
 
 
 def _check_column(table: Table, name: str, rule: ColumnRule) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hansa.data.duck import first_line
+from hansa.data.duck import OTHER_TYPE, distinct, first_line
 from hansa.data.table import Table
 from hansa.errors import DataError
 
@@ -50,16 +50,11 @@ def read_database(url: str, sql: str) -> Table:
             result = connection.execute(text(sql.replace(":", "\\:")))
             if not result.returns_rows:
                 raise DataError("the query gives no table", remedy="Write one SELECT.")
-            names, rows = list(result.keys()), result.fetchall()
+            names, rows = distinct(list(result.keys()), "the query"), result.fetchall()
     except SQLAlchemyError as error:
         raise DataError(f"{shown}: {first_line(getattr(error, 'orig', None) or error)}") from error
     finally:
         engine.dispose()
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated:
-        raise DataError(
-            f"the query has two columns {min(repeated)!r}", remedy="Give each its own name with AS."
-        )
     cells = list(zip(*rows, strict=True)) if rows else [()] * len(names)
     return Table({name: _column(name, column) for name, column in zip(names, cells, strict=True)})
 
@@ -99,9 +94,6 @@ def _text(name: str, row: int, cell: object) -> str:
     if isinstance(cell, (datetime.date, datetime.time)):
         return cell.isoformat()
     if isinstance(cell, (bytes, bytearray, memoryview, list, dict)):
-        raise DataError(
-            f"column {name!r}, row {row + 1} holds {type(cell).__name__}",
-            remedy="Select numbers, text or times; leave the column out or cast it.",
-            field=name,
-        )
+        found = f"column {name!r}, row {row + 1} holds {type(cell).__name__}"
+        raise DataError(found, remedy=OTHER_TYPE, field=name)
     return str(cell)

@@ -20,11 +20,21 @@ if TYPE_CHECKING:
 
 _NUMBERS = frozenset(
     ["boolean", "float", "double", "decimal", "null", "sqlnull"]
-    + [f"{sign}{size}int" for sign in ("", "u") for size in ("tiny", "small", "big", "huge")]
-    + ["integer", "uinteger"]
+    + [
+        f"{u}{size}"
+        for u in ("", "u")
+        for size in ["tinyint", "smallint", "integer", "bigint", "hugeint"]
+    ]
 )
+OTHER_TYPE = "Select numbers, text or times; leave the column out or cast it."
 _TEXTS = frozenset(["varchar", "enum", "uuid", "time"])
 _MOMENTS = ("date", "timestamp")
+_WRITTEN: dict[str, set[type]] = {
+    "BOOLEAN": {bool},
+    "BIGINT": {int},
+    "DOUBLE": {float, int, bool},
+    "VARCHAR": {str},
+}
 _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
@@ -64,6 +74,16 @@ def literal(path: Path) -> str:
 def quoted(name: str) -> str:
     """A name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def distinct(names: list[str], what: str) -> list[str]:
+    """The names of a query's columns; a DataError if two are the same."""
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise DataError(
+            f"{what} has two columns {min(repeated)!r}", remedy="Give each its own name with AS."
+        )
+    return names
 
 
 def read_parquet(path: Path) -> Table:
@@ -119,9 +139,8 @@ def write_parquet(path: str | Path, columns: Mapping[str, Sequence[Any] | NDArra
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with connection(f"cannot write {target.name}") as duck:
-            duck.execute(
-                f"CREATE TABLE written AS SELECT {select}", list(cells.values())
-            ).fetchall()
+            made = f"CREATE TABLE written AS SELECT {select}"
+            duck.execute(made, list(cells.values())).fetchall()
             duck.table("written").write_parquet(str(partial.absolute()))
         partial.replace(target)
     finally:
@@ -129,12 +148,7 @@ def write_parquet(path: str | Path, columns: Mapping[str, Sequence[Any] | NDArra
 
 
 def _typed(relation: DuckDBPyRelation, what: str) -> Table:
-    names = relation.columns
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated:
-        raise DataError(
-            f"{what} has two columns {min(repeated)!r}", remedy="Give each its own name with AS."
-        )
+    names = distinct(relation.columns, what)
     casts = [
         f"{_cast(quoted(name), str(kind.id), name)} AS c{i}"
         for i, (name, kind) in enumerate(zip(names, relation.types, strict=True))
@@ -149,11 +163,7 @@ def _cast(column: str, kind: str, name: str) -> str:
         return f"CAST({column} AS VARCHAR)"
     if kind.startswith(_MOMENTS):
         return f"replace(CAST({column} AS VARCHAR), ' ', 'T')"
-    raise DataError(
-        f"column {name!r} is of type {kind}",
-        remedy="Select numbers, text or times; leave the column out or cast it.",
-        field=name,
-    )
+    raise DataError(f"column {name!r} is of type {kind}", remedy=OTHER_TYPE, field=name)
 
 
 def _plain(array: NDArray[Any]) -> NDArray[Any]:
@@ -165,27 +175,17 @@ def _plain(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _cells(values: Sequence[Any] | NDArray[Any]) -> list[Any]:
-    return values.tolist() if isinstance(values, np.ndarray) else [_item(v) for v in values]
-
-
-def _item(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    listed = values.tolist() if isinstance(values, np.ndarray) else values
+    return [v.item() if isinstance(v, np.generic) else v for v in listed]
 
 
 def _sql_type(name: str, values: Sequence[Any]) -> str:
     kinds = {type(value) for value in values if value is not None}
-    for sql, allowed in (
-        ("BOOLEAN", {bool}),
-        ("BIGINT", {int}),
-        ("DOUBLE", {float, int, bool}),
-        ("VARCHAR", {str}),
-    ):
-        if kinds and kinds <= allowed:
-            return sql
     if not kinds:
         return "DOUBLE"
-    raise DataError(
-        f"column {name!r} holds {', '.join(sorted(kind.__name__ for kind in kinds))}",
-        remedy="Write numbers or text, one of them a column.",
-        field=name,
-    )
+    for sql, allowed in _WRITTEN.items():
+        if kinds <= allowed:
+            return sql
+    held = ", ".join(sorted(kind.__name__ for kind in kinds))
+    remedy = "Write numbers or text, one of them a column."
+    raise DataError(f"column {name!r} holds {held}", remedy=remedy, field=name)

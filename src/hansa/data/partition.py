@@ -8,12 +8,12 @@ rows, a share that is not positive) is a DataError with a remedy.
 from __future__ import annotations
 
 import heapq
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from rich.cells import cell_len
 
 from hansa.data.contract import texts
 from hansa.data.table import Table
@@ -61,30 +61,6 @@ def deal(table: Table, rows: Sequence[Rows], names: Sequence[str] = ()) -> dict[
             f"no row is left for {empty[0]}", remedy="Name fewer parties, or larger shares"
         )
     return {name: table.take(part) for name, part in zip(names, rows, strict=True)}
-
-
-def iid(table: Table, parties: int | Sequence[str], seed: int) -> dict[str, Table]:
-    """Rows dealt at random into parts of equal size (or one row less), keyed by the seed.
-
-    Args:
-        table: what is divided.
-        parties: their names, or how many (``party-1``, ``party-2`` ...).
-        seed: the study's.
-    """
-    names = () if isinstance(parties, int) else parties
-    count = parties if isinstance(parties, int) else len(parties)
-    return deal(table, iid_rows(table.rows, count, seed), names)
-
-
-def shares(table: Table, fractions: Mapping[str, float], seed: int) -> dict[str, Table]:
-    """Rows dealt at random in given shares, keyed by the seed; every row goes to one party.
-
-    Args:
-        table: what is divided.
-        fractions: party and its share of the rows; together 1.
-        seed: the study's.
-    """
-    return deal(table, share_rows(table.rows, list(fractions.values()), seed), list(fractions))
 
 
 def iid_rows(rows: int, parties: int, seed: int) -> list[Rows]:
@@ -202,7 +178,14 @@ def describe(parts: Mapping[str, Table], target: str | None = None) -> str:
         summary = [(name, *(column[at] for column in ranked)) for name, at in ends.items()]
         lines = [*lines[:_LISTED], more, *summary]
     cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in line] for line in lines]
-    return "\n".join(line.rstrip() for line in _aligned([header, *cells]).splitlines())
+    # The first column to the left, the others to the right; a Chinese character takes two columns.
+    widths = [max(map(cell_len, column)) for column in zip(header, *cells, strict=True)]
+    said = []
+    for line in (header, *cells):
+        gaps = [" " * (wide - cell_len(cell)) for wide, cell in zip(widths, line, strict=True)]
+        rest = (gap + cell for gap, cell in zip(gaps[1:], line[1:], strict=True))
+        said.append("  ".join((line[0] + gaps[0], *rest)).rstrip())
+    return "\n".join(said)
 
 
 def _alike(values: ArrayLike, count: int = 0) -> list[tuple[object, Rows]]:
@@ -251,19 +234,3 @@ def _filled(parts: list[Rows], minimum: int, random: np.random.Generator) -> lis
         np.sort(np.array(piles[i], dtype=np.intp)) if i in piles else part
         for i, part in enumerate(parts)
     ]
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """The first column to the left, the others to the right."""
-    widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
-    said = []
-    for line in lines:
-        gaps = [" " * (wide - _width(cell)) for wide, cell in zip(widths, line, strict=True)]
-        rest = (gap + cell for gap, cell in zip(gaps[1:], line[1:], strict=True))
-        said.append("  ".join((line[0] + gaps[0], *rest)))
-    return "\n".join(said)
-
-
-def _width(text: str) -> int:
-    """Columns of a terminal: a Chinese character takes two."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

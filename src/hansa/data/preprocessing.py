@@ -71,12 +71,9 @@ class Encoding:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the features: the numbers, then ``column=category``, then ``array[0]`` ..."""
-        one_hot = (
-            f"{name}={value}" for name, values in self.categories.items() for value in values
-        )
-        entries = (
-            f"{name}[{i}]" for name, shape in self.arrays.items() for i in range(math.prod(shape))
-        )
+        one_hot = (f"{name}={v}" for name, values in self.categories.items() for v in values)
+        sizes = {name: math.prod(shape) for name, shape in self.arrays.items()}
+        entries = (f"{name}[{i}]" for name, size in sizes.items() for i in range(size))
         return (*self.numbers, *one_hot, *entries)
 
     @property
