@@ -13,11 +13,12 @@ import os
 import secrets
 import socket
 import sys
-from collections import deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -145,17 +146,6 @@ class Worker:
         return list(self._room.answers(*said))
 
 
-@dataclass(eq=False)
-class _Flight:
-    """A shard under way: who has it, and the answer once it is there."""
-
-    shard: Any
-    actor: Any = None
-    ref: Any = None
-    answer: Any = None
-    tries: int = 0
-
-
 class Actors(Room):
     """Where parties work: the actors of a cluster. One that is lost is replaced, and its shards are repeated;
     until the new one is there, if it ever is, the others do its work.
@@ -226,50 +216,46 @@ class Actors(Room):
         # What nobody would look at does not travel.
         looked = ask.work != "evaluate" or self.crowd.course.scores_own
         size = max(1, min(most, -(-len(items) // len(self._ready))))
-        waiting = deque(_Flight(items[at : at + size]) for at in range(0, len(items), size))
-        flights: deque[_Flight] = deque()
+        shards = [items[at : at + size] for at in range(0, len(items), size)]
+        flights: dict[
+            Any, tuple[int, Any]
+        ] = {}  # by what is waited for: which shard, and who has it
+        answers, tries, begun = dict[int, Any](), Counter[int](), 0
 
-        def send(flight: _Flight) -> None:
+        def send(number: int) -> None:
             self._someone()
-            flight.tries += 1
-            flight.actor = self._ready[self._turn % len(self._ready)]
+            tries[number] += 1
+            actor = self._ready[self._turn % len(self._ready)]
             self._turn += 1
-            each = (
-                flight.shard if verb == "answers" else (n for block in flight.shard for n in block)
-            )
+            shard = shards[number]
+            each = shard if verb == "answers" else chain.from_iterable(shard)
             mine = {name: memories[name] for name in each if looked and name in memories}
-            flight.ref = flight.actor.do.remote(verb, told, flight.shard, mine)
+            flights[actor.do.remote(verb, told, shard, mine)] = number, actor
 
-        while waiting or flights:
-            while waiting and len(flights) < _AHEAD * max(1, len(self._ready)):
-                flights.append(waiting.popleft())
-                send(flights[-1])
-            while flights[0].answer is None:
-                lost = self._next(flights)
-                if lost is None:
+        for number in range(len(shards)):
+            while begun < len(shards) and begun - number < _AHEAD * max(1, len(self._ready)):
+                send(begun)
+                begun += 1
+            while number not in answers:
+                [ref] = self._ray.wait([*flights, *self._coming], num_returns=1)[0]
+                if ref in self._coming:
+                    self._join(ref)
                     continue
-                if lost in self._ready:
-                    self._replace(lost, ask)
-                for flight in flights:
-                    if flight.actor is lost and flight.answer is None:
-                        if flight.tries == _TRIES:
-                            raise RunError(
-                                f"{_TRIES} actors were lost over the same parties: {self._why}",
-                                round=ask.round,
-                                remedy="If memory ran out, say fewer actors; then resume the run",
-                            )
-                        send(flight)
-            yield flights.popleft().answer
-
-    def _next(self, flights: Sequence[_Flight]) -> Any:
-        """Wait for an answer or a newcomer; the actor that was lost instead, if one was."""
-        under_way = {flight.ref: flight for flight in flights if flight.answer is None}
-        [ref] = self._ray.wait([*under_way, *self._coming], num_returns=1)[0]
-        if ref in self._coming:
-            self._join(ref)
-            return None
-        under_way[ref].answer = self._had(ref)
-        return under_way[ref].actor if under_way[ref].answer is None else None
+                done, actor = flights.pop(ref)
+                if (answer := self._had(ref)) is not None:
+                    answers[done] = answer
+                    continue
+                self._replace(actor, ask)
+                lost = [ref for ref, (_, other) in flights.items() if other is actor]
+                for again in sorted([done, *(flights.pop(ref)[0] for ref in lost)]):
+                    if tries[again] == _TRIES:
+                        raise RunError(
+                            f"{_TRIES} actors were lost over the same parties: {self._why}",
+                            round=ask.round,
+                            remedy="If memory ran out, say fewer actors; then resume the run",
+                        )
+                    send(again)
+            yield answers.pop(number)
 
     def _had(self, ref: Any) -> Any:
         """What an actor answered; None if it was lost. An error that it met is raised here."""
@@ -335,13 +321,9 @@ def _files(federation: Federation) -> list[str]:
     """
     _portable(federation.task)
     parts = (federation.task, federation.method, federation.cohort, *federation.aggregation.stages)
-    held = [
-        v
-        for part in parts
-        for v in (*vars(part).values(), *(part.__pydantic_private__ or {}).values())
-    ]
+    inside = [held for part in parts for held in (vars(part), part.__pydantic_private__ or {})]
     homes: dict[str, Any] = {}
-    for value in (*parts, *held):
+    for value in chain(parts, *(held.values() for held in inside)):
         made = value if inspect.isclass(value) or inspect.isroutine(value) else type(value)
         homes[made.__module__ or ""] = made
     if "__main__" in homes:
@@ -377,9 +359,8 @@ def _connected(address: str, actors: int | None) -> Iterator[Any]:
                 ray.init(address="auto", **quietly)
         elif address != "local":
             host, _, port = address.removeprefix("ray://").rpartition(":")
-            socket.create_connection(
-                (host.strip("[]"), int(port)), 5
-            ).close()  # Ray tries for minutes
+            there = host.strip("[]"), int(port)
+            socket.create_connection(there, timeout=5).close()  # Ray tries for minutes
             ray.init(address=address, **quietly)
         if not ray.is_initialized():
             cores = max(os.cpu_count() or 1, actors or 1)
