@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hansa import keyed
 from hansa.aggregation.reduce import Reduction
 from hansa.backends.local import LocalExchange, Options
-from hansa.contribution import Algebra, Arrival, Ask, Contributions, Values
+from hansa.contribution import Algebra, Arrival, Ask, Contribution, Contributions, Values
 from hansa.errors import RunError
 from hansa.federation import Federation
 from hansa.methods.base import State
@@ -23,6 +24,16 @@ from hansa.run import UNDER_WAY, Run
 _TRIES = 1000  # draws of a party that is free and there, before a place stays empty
 
 
+class _Flight(NamedTuple):
+    """A party at work; those that end first sort first."""
+
+    end: float
+    number: int
+    party: str
+    version: int
+    """Of the ask that it began from."""
+
+
 class BufferedExchange(LocalExchange):
     """Parties begin and end when the clock says; an arrival is a full buffer, whatever its parties began from.
 
@@ -32,18 +43,11 @@ class BufferedExchange(LocalExchange):
     """
 
     def __init__(
-        self,
-        course: Course,
-        crowd: Crowd,
-        run: Run,
-        options: Options,
-        method: FedBuff,
+        self, course: Course, crowd: Crowd, run: Run, options: Options, method: FedBuff
     ) -> None:
         super().__init__(course, crowd, run, options)
         self._method, self._begun = method, 0
-        self._flights: list[
-            tuple[float, int, str, int]
-        ] = []  # end, number, party, version of its ask
+        self._flights: list[_Flight] = []
         self._asks: dict[int, Ask] = {}
         if run.progress and UNDER_WAY in run.progress.states:
             self._take_up(run.progress.states[UNDER_WAY])
@@ -65,7 +69,7 @@ class BufferedExchange(LocalExchange):
 
     def _take_up(self, state: State) -> None:
         self._now, self._begun = state.facts["now"], state.facts["begun"]
-        self._flights = [(e, n, party, v) for e, n, party, v in state.facts["flights"]]
+        self._flights = [_Flight(*flight) for flight in state.facts["flights"]]
         heapq.heapify(self._flights)
         for version, header in state.facts["asks"].items():
             self._asks[int(version)] = Ask.from_header(header, state.values.under(version))
@@ -74,85 +78,59 @@ class BufferedExchange(LocalExchange):
         if ask.work != "train":
             return super()._one(ask)
         self._asks[ask.version] = ask
-        excluded: dict[str, str] = {}
-        filled: list[tuple[float, int, str, int]] = []
-        counted: dict[str, Contributions] = {}
-        proposed: dict[str, Values] = {}
-        leaving = 0
-        while len(counted) < self._method.buffer:  # an answer that is refused fills no place
-            more = self._fill(ask, excluded, filled, self._method.buffer - len(counted))
-            asks = {version: self._asks[version] for _, _, _, version in more}
-            answered, left, remembered = self._work(asks, more, excluded)
-            counted |= answered
-            proposed |= remembered
-            leaving, filled = leaving + left, filled + more
-        filled.sort(key=lambda flight: flight[1])
-        used = {version: self._asks[version] for _, _, _, version in filled}
-        under_way = {version for _, _, _, version in self._flights}
+        counted, proposed = dict[str, Contribution](), dict[str, Values]()
+        excluded, leaving, landed = dict[str, str](), 0, list[_Flight]()
+        while (wanted := self._method.buffer - len(counted)) > 0:  # who is refused fills no place
+            more = self._landed(ask, excluded, landed, wanted)
+            for version in dict.fromkeys(flight.version for flight in more):
+                began = self._asks[version]
+                mine = [flight.party for flight in more if flight.version == version]
+                for outcome in self.room.answers(began, mine, self.memories):
+                    excluded |= outcome.excluded
+                    proposed |= outcome.memory
+                    leaving += outcome.leaving
+                    lag = ask.round - began.round
+                    stack = self._discounted(began, outcome.counted, self._method.discount(lag))
+                    counted |= {party: stack.one(i) for i, party in enumerate(stack.parties)}
+            landed += more
+        landed.sort(key=lambda flight: flight.number)
+        lags = [ask.round - self._asks[flight.version].round for flight in landed]
+        under_way = {flight.version for flight in self._flights}
         self._asks = {v: one for v, one in self._asks.items() if v in under_way}
-        order = tuple(party for _, _, party, _ in filled if party in counted)
+        order = tuple(flight.party for flight in landed if flight.party in counted)
         reduction = Reduction(self._course.signals(ask)[-1].fields, order)
         for party in order:
-            reduction.add(party, counted[party].one(0))
+            reduction.add(party, counted[party])
         self.remember([proposed])
-        lags = [ask.round - self._asks.get(v, used.get(v, ask)).round for _, _, _, v in filled]
         metrics = {
-            "bytes_out": float(ask.send.nbytes * len(filled)),
+            "bytes_out": float(ask.send.nbytes * len(landed)),
             "bytes_in": float(leaving),
-            "lag": float(np.mean(lags)) if lags else 0.0,
+            "lag": float(np.mean(lags)),
         }
         excluded = {name: why for name, why in excluded.items() if name not in counted}
         total = reduction.total(len(self._course.setup.parties))
         return Arrival(replace(ask, parties=order), total, excluded, metrics)
 
-    def _work(
-        self,
-        asks: dict[int, Ask],
-        filled: list[tuple[float, int, str, int]],
-        excluded: dict[str, str],
-    ) -> tuple[dict[str, Contributions], int, dict[str, Values]]:
-        """What the parties answer, each to the ask that it began from, discounted by its age."""
-        counted: dict[str, Contributions] = {}
-        proposed: dict[str, Values] = {}
-        leaving, newest = 0, max(one.round for one in self._asks.values())
-        for version, ask in asks.items():
-            mine = [party for _, _, party, began in filled if began == version]
-            factor = self._method.discount(newest - ask.round)
-            for outcome in self.room.answers(ask, mine, self.memories):
-                excluded |= outcome.excluded
-                proposed |= outcome.memory
-                leaving += outcome.leaving
-                scaled = self._discounted(ask, outcome.counted, factor)
-                for i, party in enumerate(scaled.parties):
-                    counted[party] = scaled.part(i, i + 1)
-        return counted, leaving, proposed
-
     def _discounted(self, ask: Ask, stack: Contributions, factor: float) -> Contributions:
         if factor == 1.0 or not stack.parties:
             return stack
         fields = self._course.signals(ask)[-1].fields
-        vectors = {
-            f.name for f in fields if f.like == "parameters" and f.algebra is not Algebra.SUM
-        }
-        values = {
-            n: v * v.dtype.type(factor) if n in vectors else v for n, v in stack.values.items()
-        }
+        values = dict(stack.values)
+        for field in fields:
+            if field.like == "parameters" and field.algebra is not Algebra.SUM:
+                values[field.name] = values[field.name] * values[field.name].dtype.type(factor)
         return stack.holding(values)
 
-    def _fill(
-        self,
-        ask: Ask,
-        excluded: dict[str, str],
-        before: list[tuple[float, int, str, int]],
-        number: int,
-    ) -> list[tuple[float, int, str, int]]:
+    def _landed(
+        self, ask: Ask, excluded: dict[str, str], before: Sequence[_Flight], number: int
+    ) -> list[_Flight]:
         """Let parties begin and end until so many more, beside those before, have ended; a RunError if nobody
-        is left who could fill it.
+        is left who could.
         """
-        filled: list[tuple[float, int, str, int]] = []
+        landed: list[_Flight] = []
         clock, seed, failed = self._options.clock, self._course.setup.seed, 0
-        while len(filled) < number:
-            self._start(ask, {flight[2] for flight in (*before, *filled)})
+        while len(landed) < number:
+            self._start(ask, {flight.party for flight in (*before, *landed)})
             if not self._flights:
                 reasons = "; ".join(f"{party}: {why}" for party, why in sorted(excluded.items()))
                 raise RunError(
@@ -162,36 +140,34 @@ class BufferedExchange(LocalExchange):
                     remedy="Lower method.buffer, or let parties be available more often",
                 )
             flight = heapq.heappop(self._flights)
-            self._now = flight[0]
-            if clock is not None and clock.fails([flight[2]], seed, flight[1])[0]:
-                excluded[flight[2]] = "it failed in the middle of its work"
-                failed += 1
-                if failed > 100 * self._method.buffer:
-                    raise RunError("parties fail faster than they fill the buffer", round=ask.round)
+            self._now = flight.end
+            if clock is None or not clock.fails([flight.party], seed, flight.number)[0]:
+                landed.append(flight)
                 continue
-            filled.append(flight)
-        return filled
+            excluded[flight.party] = "it failed in the middle of its work"
+            failed += 1
+            if failed > 100 * self._method.buffer:
+                raise RunError("parties fail faster than they fill the buffer", round=ask.round)
+        return landed
 
     def _start(self, ask: Ask, waiting: set[str]) -> None:
         """Let parties begin from the newest parameters, until as many are at work as may be."""
-        roster, clock, seed = (
-            self._course.setup.parties,
-            self._options.clock,
-            self._course.setup.seed,
-        )
-        busy = {flight[2] for flight in self._flights} | waiting
+        setup, clock = self._course.setup, self._options.clock
+        busy = {flight.party for flight in self._flights} | waiting
         tries = 0
-        while len(self._flights) < self._method.concurrency and len(busy) < len(roster):
-            drawn = keyed.generator(seed, "begins", self._begun, tries)
-            party = roster[int(drawn.integers(len(roster)))]
+        while len(self._flights) < self._method.concurrency and len(busy) < len(setup.parties):
+            drawn = keyed.generator(setup.seed, "begins", self._begun, tries)
+            party = setup.parties[int(drawn.integers(len(setup.parties)))]
             tries += 1
             if tries > _TRIES:
                 return
-            if party in busy:
-                continue
-            if clock and not clock.there([party], seed, self._begun + tries, self._now)[0]:
+            turn = self._begun + tries
+            if party in busy or (
+                clock and not clock.there([party], setup.seed, turn, self._now)[0]
+            ):
                 continue
             taken = float(self.durations(ask, [party], self._begun)[0])
-            heapq.heappush(self._flights, (self._now + taken, self._begun, party, ask.version))
+            flight = _Flight(self._now + taken, self._begun, party, ask.version)
+            heapq.heappush(self._flights, flight)
             busy.add(party)
             self._begun, tries = self._begun + 1, 0
