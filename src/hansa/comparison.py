@@ -46,12 +46,9 @@ class Scored:
 
 
 def compare(federation: Federation, tables: Mapping[str, Table], model: Model) -> list[Scored]:
-    """Score a federated model beside what each party, and all together, would have had.
+    """Score the model that a federation ended with beside what each party, and all together, would have had.
 
-    Args:
-        federation: what was run.
-        tables: the parties' tables; only possible where somebody may see them all.
-        model: what the run ended with.
+    Only possible where somebody may see all the parties' tables.
 
     Raises:
         StudyError: if no row is held out.
@@ -61,10 +58,8 @@ def compare(federation: Federation, tables: Mapping[str, Table], model: Model) -
     splits = {name: Party(name, table, course).split for name, table in sorted(tables.items())}
     held_out = [test for _, test in splits.values()]
     if not any(table.rows for table in held_out):
-        raise StudyError(
-            "no row is held out, so there is nothing to compare on",
-            remedy="Raise evaluation.holdout",
-        )
+        what = "no row is held out, so there is nothing to compare on"
+        raise StudyError(what, remedy="Raise evaluation.holdout")
     trained = {name: train for name, (train, _) in splits.items()}
     scored = [_alone(federation, name, table, held_out) for name, table in trained.items()]
     everything = _together(list(trained.values()))
@@ -143,35 +138,26 @@ def cross_matrix(run: Run, parties: Mapping[str, Table], metric: str = "accuracy
 
 def _alone(federation: Federation, name: str, table: Table, held_out: Sequence[Table]) -> Scored:
     """The best model, over the rates, that one table gives."""
-    best: Scored | None = None
-    exact = federation.method.exact  # no rate to choose
-    for rate in (None,) if exact else RATES:
-        local = getattr(federation.method, "local", FedAvg().local)
-        trained = FedAvg(local=local.model_copy(update={"lr": rate}))
-        method = federation.method if exact else trained
-        single = federation.model_copy(
-            update={
-                "method": method,
-                "aggregation": Aggregation(),
-                "cohort": All(minimum=1),
-                "evaluation": Evaluate(every=0, holdout=0.0),
-                "stop": None,
-            }
-        )
-        split = federation.evaluation.split
-        rows = table.drop(split) if split else table
+    method, split = federation.method, federation.evaluation.split
+    rows = table.drop(split) if split else table
+    by_itself = {"cohort": All(minimum=1), "evaluation": Evaluate(every=0, holdout=0.0)}
+    plain = federation.model_copy(update={**by_itself, "aggregation": Aggregation(), "stop": None})
+    tried = []
+    for rate in (None,) if method.exact else RATES:  # an exact method has no rate to choose
+        if not method.exact:
+            local = getattr(federation.method, "local", FedAvg().local)
+            method = FedAvg(local=local.model_copy(update={"lr": rate}))
         try:
-            metrics = score(single.run(Local({name: rows})).model, held_out)
+            run = plain.model_copy(update={"method": method}).run(Local({name: rows}))
+            metrics = score(run.model, held_out)
         except RunError:
-            if not exact:
+            if not method.exact:
                 raise
             metrics = dict.fromkeys(
                 federation.task.metric_names, math.nan
             )  # too little to estimate
-        if best is None or metrics["loss"] < best.metrics["loss"]:
-            best = Scored(name, table.rows, metrics, rate)
-    assert best is not None
-    return best
+        tried.append(Scored(name, table.rows, metrics, rate))
+    return min(tried, key=lambda scored: scored.metrics["loss"])
 
 
 def _together(tables: Sequence[Table]) -> Table:

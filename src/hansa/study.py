@@ -50,7 +50,8 @@ def load(path: str | Path) -> Federation:
     if path.is_dir():
         raise StudyError(f"{path} is a folder", remedy="Name the study file in it")
     if not path.is_file():
-        near = did_you_mean(path.name, [p.name for p in _beside(path)])
+        beside = (path.parent if path.parent.is_dir() else Path()).iterdir()
+        near = did_you_mean(path.name, [p.name for p in beside if p.suffix in {".toml", ".py"}])
         raise StudyError(f"no such file: {path}", remedy=near or "`hansa new` writes a study")
     try:
         return _from_python(path) if path.suffix == ".py" else _from_toml(path)
@@ -68,9 +69,8 @@ def from_mapping(body: Mapping[str, Any], folder: Path) -> Federation:
     _known(body, TABLES, "table [{}]")
     for name in body:
         if not isinstance(body[name], Mapping):
-            raise StudyError(
-                f"{name} is {body[name]!r}, not a table", remedy=f"Write [{name}] and its keys"
-            )
+            what = f"{name} is {body[name]!r}, not a table"
+            raise StudyError(what, remedy=f"Write [{name}] and its keys")
     study = dict(body.get("study", {}))
     _known(study, STUDY_KEYS, "key study.{}")
     if "task" not in body:
@@ -108,12 +108,10 @@ def build(values: Mapping[str, Any]) -> Federation:
         require_kinds(Federation, {k: v for k, v in values.items() if k not in PARTS}, "federation")
         return Federation(**values)
     except StudyError as error:
-        error.message = re.sub(r"\bfederation\.\w+", _place_in_file, error.message, count=1)
+        if place := re.search(r"\bfederation\.(\w+)", error.message):
+            in_file = IN_FILE.get(place[0], place[1])
+            error.message = error.message.replace(place[0], in_file, 1)
         raise
-
-
-def _place_in_file(place: re.Match[str]) -> str:
-    return IN_FILE.get(place[0], place[0].removeprefix("federation."))
 
 
 def _from_toml(path: Path) -> Federation:
@@ -124,9 +122,8 @@ def _from_toml(path: Path) -> Federation:
     except tomllib.TOMLDecodeError as error:
         raise StudyError(f"this is not TOML: {error}", remedy=_to_quote(text, error)) from None
     except UnicodeDecodeError as error:
-        raise StudyError(
-            f"this is not UTF-8: byte {error.start}", remedy="Save it as UTF-8"
-        ) from None
+        what = f"this is not UTF-8: byte {error.start}"
+        raise StudyError(what, remedy="Save it as UTF-8") from None
     return from_mapping(body, path.parent)
 
 
@@ -157,9 +154,8 @@ def _code(task: Mapping[str, Any], folder: Path) -> tuple[Task, str]:
         )
     name, _, attribute = str(task["module"]).partition(":")
     if not name.isidentifier() or not attribute.isidentifier():
-        raise StudyError(
-            f"task.module is {task['module']!r}", remedy='Write module = "file:object"'
-        )
+        what = f"task.module is {task['module']!r}"
+        raise StudyError(what, remedy='Write module = "file:object"')
     file = f"{name}.py"
     if not (folder / file).is_file():
         raise StudyError(f"task.module: no such file: {folder / file}")
@@ -192,8 +188,3 @@ def _known(body: Mapping[str, Any], known: Iterable[str], what: str) -> None:
     for key in body:
         if key not in known:
             raise StudyError(f"unknown {what.format(key)}", remedy=did_you_mean(key, known))
-
-
-def _beside(path: Path) -> list[Path]:
-    folder = path.parent if path.parent.is_dir() else Path()
-    return [p for p in folder.iterdir() if p.suffix in {".toml", ".py"}]

@@ -26,12 +26,7 @@ the row. A floor under the crudest questions, and no privacy guarantee."""
 
 
 class Desk:
-    """Answers asks; no network, no store.
-
-    Args:
-        party: this party's name.
-        offers: what the owner offers.
-    """
+    """Answers asks to the party of a name, from what its owner offers; no network, no store."""
 
     def __init__(self, party: str, offers: Sequence[Offer]) -> None:
         self._name, self._offers = party, tuple(offers)
@@ -51,11 +46,7 @@ class Desk:
         self._studies[run] = (hashed, parsed, Setup.from_json(setup))
 
     def work(self, asked: Asked, memory: bytes) -> Worked:
-        """Ask the gate, then do the work.
-
-        Args:
-            asked: what the coordinator wants.
-            memory: what this party remembers of the run, as tensors.
+        """Ask the gate, then do the work; ``memory`` is what this party remembers of the run, as tensors.
 
         Raises:
             HansaError: if it may not or cannot be done.
@@ -67,9 +58,7 @@ class Desk:
         party = self._party(asked.run, federation, setup, offer)
         remembered = Values(tensors.read(memory)) if memory else Values()
         answer = party.answer(asked.ask, remembered)
-        kept = b""
-        if answer.memory:
-            kept = tensors.write(Values({**remembered, **answer.memory}))
+        kept = tensors.write(Values({**remembered, **answer.memory})) if answer.memory else b""
         body = tensors.write(answer.contribution.values)
         return Worked(asked, answer.contribution.weight, body, kept)
 

@@ -20,10 +20,7 @@ class Left:
 
     A line says when, by which call, how many bytes with which BLAKE3 hash and, for an answer, of which
     run and round it is and which fields with which shapes are in it. The bytes are those of the
-    message; TLS and HTTP/2 add their own around them.
-
-    Args:
-        path: of the file, which only grows.
+    message; TLS and HTTP/2 add their own around them. The file only grows.
     """
 
     def __init__(self, path: Path) -> None:

@@ -104,13 +104,7 @@ class Latest:
 
 
 class Machine:
-    """The agent.
-
-    Args:
-        held: rows of the table ``answer``.
-        memories: rows of the table ``memory``.
-        latest: rows of the table ``latest``.
-    """
+    """The agent, from the rows of its tables ``answer``, ``memory`` and ``latest``."""
 
     def __init__(
         self,

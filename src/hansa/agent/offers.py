@@ -17,11 +17,7 @@ from hansa.task import BUILT_IN
 
 
 class Offers:
-    """An agent's offers, kept in its store.
-
-    Args:
-        home: the agent's folder.
-    """
+    """The offers of the agent in a folder, kept in its store."""
 
     def __init__(self, home: Path) -> None:
         self._store = AgentStore(home)

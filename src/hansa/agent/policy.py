@@ -31,7 +31,7 @@ class Offer:
 def admit(
     federation: Federation, ask: Ask, setup: Setup, offers: Sequence[Offer], party: str
 ) -> Offer:
-    """Decide whether an ask may be worked on; called before anything runs, for every ask.
+    """The offer whose table an ask to this party may use; called before anything runs, for every ask.
 
     Args:
         federation: read from the bytes whose hash the ask names.
@@ -39,9 +39,6 @@ def admit(
         setup: among whom, and on which columns.
         offers: what the owner offers.
         party: this party's name.
-
-    Returns:
-        the offer whose table may be used.
 
     Raises:
         ConsentError: with the reason: code, a kind or data set that the owner did not allow, columns

@@ -56,12 +56,9 @@ RENEWAL_CHECK = 60.0
 
 
 class Agent:
-    """A party's agent in its folder.
+    """A party's agent in its folder, with what its owner offers.
 
-    Args:
-        home: its folder, opened.
-        offers: tables, with what their owner allows.
-        say: told what a person should know: connected, waiting, removed.
+    ``say`` is told what a person should know: connected, waiting, removed.
     """
 
     def __init__(

@@ -25,11 +25,7 @@ sa.Table("memory", metadata, *columns({"run": str}, body=bytes))
 
 
 class AgentStore(Database):
-    """The agent's database.
-
-    Args:
-        home: its folder; made if it is not there.
-    """
+    """The agent's database in its folder, which is made if it is not there."""
 
     def __init__(self, home: Path) -> None:
         super().__init__(home / "agent.db", metadata, MIGRATIONS, HEAD)

@@ -16,11 +16,8 @@ LISTED = 10
 def admissible(
     federation: Federation, guests: Mapping[str, Guest]
 ) -> dict[str, tuple[ColumnSchema, ...]]:
-    """The listening parties that offer the data set and allow this kind of task, with its columns.
-
-    Args:
-        federation: what is to run.
-        guests: every party that the coordinator knows.
+    """Of the parties that the coordinator knows, those that listen, offer the data set and allow this kind of
+    task, with its columns.
 
     Raises:
         ConsentError: if the study brings code, or too few owners allow it.

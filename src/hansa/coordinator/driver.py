@@ -100,11 +100,7 @@ class Driver:
         self.store.close()
 
     async def put(self, event: ev.MachineEvent | Resume, *also: Put) -> None:
-        """Hand over an event; returns when what it changed is durable.
-
-        Args:
-            event: what happened.
-            also: rows for the same transaction.
+        """Hand over an event, with further rows for its transaction; returns when all is durable.
 
         Raises:
             HansaError: what the machine raised.

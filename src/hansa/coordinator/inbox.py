@@ -26,11 +26,7 @@ SLACK = 1 << 16
 
 
 class Inbox:
-    """Where the chunks of large answers gather.
-
-    Args:
-        store: whose folder they gather in.
-    """
+    """Where the chunks of large answers gather: in the folder of a store."""
 
     def __init__(self, store: CoordinatorStore) -> None:
         self._store = store
@@ -67,12 +63,7 @@ class Inbox:
 
 
 class Gathering:
-    """The chunks of one large answer, as long as somebody waits for it.
-
-    Args:
-        head: how it began.
-        path: where it gathers.
-    """
+    """The chunks of one large answer, in a file, as long as somebody waits for it."""
 
     def __init__(self, head: m.Head, path: Path) -> None:
         self.receiver = chunks.Receiver(head.size, head.digest, path)

@@ -27,9 +27,7 @@ class Listener:
     def tell(self, notice: Notice, under_way: int) -> bool:
         """Let the party hear a notice; False if it left too many unread and was cut off.
 
-        Args:
-            notice: what it is to hear.
-            under_way: runs that may have an open ask for it.
+        As many more may wait as there are runs ``under_way``, each with an open ask for it.
         """
         if self._over:
             return True

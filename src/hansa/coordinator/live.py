@@ -31,13 +31,8 @@ class Guest:
 
     def to_row(self) -> dict[str, Any]:
         """What is kept of it, without its name."""
-        offers = [offer.to_json() for offer in self.offers]
-        return {
-            "state": self.state,
-            "serial": self.serial,
-            "expires": self.expires,
-            "offers": offers,
-        }
+        kept = {"state": self.state, "serial": self.serial, "expires": self.expires}
+        return {**kept, "offers": [offer.to_json() for offer in self.offers]}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Guest:
@@ -96,14 +91,8 @@ def revived(
     ask: Mapping[str, Any] | None = None,
     answers: Sequence[Mapping[str, Any]] = (),
 ) -> Live:
-    """A run as it stood at its last commit.
-
-    Args:
-        row: of the table ``run``.
-        packed: its latest checkpoint.
-        seq: number of its last event.
-        ask: row of the exchange that was open.
-        answers: its rows.
+    """A run as it stood at its last commit, from its row, its latest checkpoint, the number of its last event,
+    and the rows of the exchange that was open and of the answers to it.
 
     Raises:
         StoreError: if an ask that is made again is not the one that parties were given.

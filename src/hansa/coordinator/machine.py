@@ -25,12 +25,7 @@ LONGEST_REASON = 600
 
 
 class Machine:
-    """The coordinator.
-
-    Args:
-        guests: the parties it knows.
-        runs: those under way; see `hansa.coordinator.live.revived`.
-    """
+    """The coordinator, with the parties that it knows and the runs under way (`live.revived`)."""
 
     def __init__(
         self, guests: Mapping[str, Guest] | None = None, runs: Mapping[str, Live] | None = None
@@ -275,10 +270,8 @@ class Machine:
         if live.ask is None or event.party not in live.ask.parties:
             return None, "the party was not asked"
         if (event.version, event.attempt) != (live.ask.version, live.attempt):
-            return None, (
-                f"stale: an answer to exchange {event.version}.{event.attempt}, "
-                f"and the run is at {live.ask.version}.{live.attempt}"
-            )
+            said, at = f"{event.version}.{event.attempt}", f"{live.ask.version}.{live.attempt}"
+            return None, f"stale: an answer to exchange {said}, and the run is at {at}"
         return live, ""
 
     def _exclude(self, effects: ev.Effects, live: Live, party: str, reason: str) -> None:

@@ -37,9 +37,7 @@ LOG = structlog.get_logger("hansa.coordinator")
 class Coordinator(Operators):
     """A coordinator in its folder.
 
-    Args:
-        home: its folder, opened.
-        host: the name or address under which parties reach it; it goes into certificate and tokens.
+    ``host`` is the name or address under which parties reach it; it goes into certificate and tokens.
     """
 
     def __init__(self, home: CoordinatorHome, host: str) -> None:
@@ -56,11 +54,8 @@ class Coordinator(Operators):
         self._server: Any = None
 
     async def start(self, listen: str, port: int) -> int:
-        """Restore, listen, and return the port.
-
-        Args:
-            listen: the address of this machine to listen on, such as ``0.0.0.0``.
-            port: 0 for a free one.
+        """Restore, listen on an address of this machine, such as ``0.0.0.0``, and return the port; 0 takes a
+        free one.
 
         Raises:
             UnreachableError: if the port is in use.

@@ -64,9 +64,7 @@ sa.Table(
 class CoordinatorStore(Database):
     """The coordinator's database, and the folder of its large blobs.
 
-    Args:
-        home: folder of the coordinator; made if it is not there.
-        url: of another database than the SQLite file in that folder.
+    It is the SQLite file in the coordinator's folder, which is made, unless a ``url`` names another.
     """
 
     def __init__(self, home: Path, url: str = "") -> None:

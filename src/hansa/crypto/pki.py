@@ -248,7 +248,10 @@ def identify(
     """
     try:
         certificate = x509.load_pem_x509_certificate(certificate_pem)
-        urls = _urls(certificate)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        urls = names.get_values_for_type(x509.UniformResourceIdentifier)
+    except x509.ExtensionNotFound:
+        urls = []
     except Exception:  # whatever a parser makes of a stranger's bytes
         raise TrustError("the certificate cannot be read") from None
     role, name = LOBBY, ""
@@ -291,14 +294,6 @@ def _signed_by(certificate: x509.Certificate, key: PublicKey) -> bool:
     except InvalidSignature:
         return False
     return True
-
-
-def _urls(certificate: x509.Certificate) -> list[str]:
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return []
-    return names.get_values_for_type(x509.UniformResourceIdentifier)
 
 
 def _check_validity(certificate: x509.Certificate, moment: dt.datetime) -> None:

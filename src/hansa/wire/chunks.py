@@ -49,28 +49,21 @@ class Receiver:
     """
 
     def __init__(self, size: int, digest: bytes, path: Path | None = None) -> None:
-        self.size = size
-        self.offset = 0
-        self._resumed = False
-        self._digest = digest
+        self.size, self._digest, self._path = size, digest, path
+        self.offset, self._resumed = 0, False
         self._hash: Any = blake3()
-        self._path = path
         self._part = path.with_name(f"{path.name}.part") if path else None
         self._memory = bytearray()
         self._file: BufferedWriter | None = None
         if self._part:
-            self._reopen(self._part)
-
-    def _reopen(self, part: Path) -> None:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        self._file = part.open("ab")
-        found = part.stat().st_size
-        if found > self.size:  # of another body: begin again
-            self._file.truncate(0)
-        elif found:
-            self._hash.update_mmap(part)
-            self.offset = found
-            self._resumed = True
+            self._part.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._part.open("ab")
+            found = self._part.stat().st_size
+            if found > self.size:  # of another body: begin again
+                self._file.truncate(0)
+            elif found:
+                self._hash.update_mmap(self._part)
+                self.offset, self._resumed = found, True
 
     def accept(self, chunk: Chunk) -> None:
         """Take the next chunk.
@@ -107,9 +100,8 @@ class Receiver:
             if self._part:
                 self._part.unlink()
             if self._resumed:
-                raise UnreachableError(
-                    "what was kept of an earlier transfer is damaged; begin anew"
-                )
+                what = "what was kept of an earlier transfer is damaged; begin anew"
+                raise UnreachableError(what)
             raise ContributionError("what arrived is not what was declared: its digest differs")
         if not self._path or not self._part:
             return bytes(self._memory)

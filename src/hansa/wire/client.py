@@ -32,8 +32,7 @@ class Client:
     """
 
     def __init__(self, channel: grpc.aio.Channel, *, record: Record | None = None) -> None:
-        self._channel = channel
-        self._record = record
+        self._channel, self._record = channel, record
 
     async def unary(self, rpc: Rpc[Q, R], request: Q, *, timeout: float = 30.0) -> R:
         """One request, one reply, within ``timeout`` seconds.
@@ -69,9 +68,8 @@ class Client:
     def _leave(self, rpc: Rpc[Any, Any], message: Message) -> bytes:
         """The one place at which a message becomes bytes that leave."""
         if not isinstance(message, rpc.request):
-            raise TypeError(
-                f"{rpc.name} sends {rpc.request.__name__}, not {type(message).__name__}"
-            )
+            said = f"{rpc.name} sends {rpc.request.__name__}, not {type(message).__name__}"
+            raise TypeError(said)
         data: bytes = message.SerializeToString()
         if self._record:
             self._record(rpc.name, data)

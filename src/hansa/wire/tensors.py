@@ -17,8 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +89,8 @@ def read(buffer: Buffer, *, limit: int | None = None) -> dict[str, NDArray[Any]]
     header.pop(_METADATA, None)
     entries = [_entry(name, claim) for name, claim in header.items()]
     _check_tiling(entries, len(view) - start)
-    return {entry.name: _array(entry, view[start:]) for entry in sorted(entries, key=_by_name)}
+    entries.sort(key=lambda entry: entry.name)
+    return {entry.name: _array(entry, view[start:]) for entry in entries}
 
 
 def metadata(buffer: Buffer) -> dict[str, str]:
@@ -104,17 +104,12 @@ def metadata(buffer: Buffer) -> dict[str, str]:
     return texts
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     begin: int
     end: int
-
-
-def _by_name(entry: _Entry) -> str:
-    return entry.name
 
 
 def _little_endian(name: str, array: NDArray[Any]) -> NDArray[Any]:
@@ -184,7 +179,7 @@ def _entry(name: str, claim: Any) -> _Entry:
         raise ContributionError("its shape is too large", field=field)
     if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
         raise ContributionError("its shape and its size in bytes disagree", field=field)
-    return _Entry(name, dtype, tuple(shape), offsets[0], offsets[1])
+    return _Entry(name, dtype, tuple(shape), *offsets)
 
 
 def _naturals(found: Any) -> bool:
