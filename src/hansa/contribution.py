@@ -137,6 +137,7 @@ class Field:
         dtype: ``"float64"`` or ``"float32"``, or an integer type if a codec made it.
         algebra: how the parties' values become one.
         low, high: the declared range of every entry; the contribution is refused outside it.
+        example: what one example adds to it at most, in L2 norm; infinite if there is no bound.
         secrecy: ``"party"`` if one party's value says something about its data (nearly always),
             ``"public"`` if it may be seen by everyone.
     """
@@ -148,6 +149,7 @@ class Field:
     algebra: Algebra = Algebra.MEAN
     low: float = -math.inf
     high: float = math.inf
+    example: float = math.inf
     secrecy: Literal["party", "public"] = "party"
 
     def bind(self, size: int, dtype: Dtype = "float64") -> Field:
@@ -163,26 +165,13 @@ class Field:
 
     def to_json(self) -> dict[str, Json]:
         """A canonical form: infinities are left out."""
-        body: dict[str, Json] = {
-            "name": self.name,
-            "shape": list(self.shape or ()),
-            "dtype": self.dtype,
-            "algebra": self.algebra.value,
-            "like": self.like,
-            "secrecy": self.secrecy,
-        }
-        if math.isfinite(self.low):
-            body["low"] = self.low
-        if math.isfinite(self.high):
-            body["high"] = self.high
-        return body
+        body = {**vars(self), "shape": list(self.shape or ()), "algebra": self.algebra.value}
+        return {key: value for key, value in body.items() if value not in (math.inf, -math.inf)}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Field:
         """The inverse of `to_json`."""
-        return cls(
-            **{**body, "shape": tuple(body["shape"]), "algebra": Algebra(body["algebra"])},
-        )
+        return cls(**{**body, "shape": tuple(body["shape"]), "algebra": Algebra(body["algebra"])})
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,11 +224,6 @@ class Contributions:
         parties = tuple(self.parties[i] for i in positions)
         return Contributions(parties, values, self.weights[chosen])
 
-    def part(self, begin: int, end: int) -> Contributions:
-        """Those of neighbours, without a copy."""
-        values = Values({name: value[begin:end] for name, value in self.values.items()})
-        return Contributions(self.parties[begin:end], values, self.weights[begin:end])
-
     def holding(self, values: Mapping[str, Array]) -> Contributions:
         """The same parties and weights with other values."""
         return replace(self, values=Values(values))
@@ -263,6 +247,7 @@ class Total:
 
 
 _MANY = 1 << 23  # bytes that are worth several threads
+_PLAIN = ("work", "version", "round", "through")  # what JSON says of an ask as it is
 
 
 @dataclass(frozen=True)
@@ -292,27 +277,16 @@ class Ask:
 
     def header(self) -> dict[str, Json]:
         """Everything but the arrays, as canonical JSON values."""
-        return {
-            "work": self.work,
-            "version": self.version,
-            "round": self.round,
-            "fields": [declared.to_json() for declared in self.fields],
-            "through": self.through,
-            "parties": list(self.parties),
-        }
+        fields = [declared.to_json() for declared in self.fields]
+        parts = {"fields": fields, "parties": list(self.parties)}
+        return {name: getattr(self, name) for name in _PLAIN} | parts
 
     @classmethod
     def from_header(cls, header: Mapping[str, Any], send: Values) -> Ask:
         """The inverse of `header`, with the arrays beside it."""
-        return cls(
-            work=header["work"],
-            version=header["version"],
-            round=header["round"],
-            send=send,
-            fields=tuple(Field.from_json(body) for body in header["fields"]),
-            through=header["through"],
-            parties=tuple(header["parties"]),
-        )
+        fields = tuple(Field.from_json(body) for body in header["fields"])
+        plain = {name: header[name] for name in _PLAIN}
+        return cls(**plain, send=send, fields=fields, parties=tuple(header["parties"]))
 
     @cached_property
     def digest(self) -> str:
