@@ -11,7 +11,8 @@
     ├── UnreachableError            6   a coordinator, a port or a file lock cannot be had
     ├── RunError                    7   a run ended without its result
     ├── ContributionError           8   what a party sent is not what was declared
-    └── StoreError                  9   a database or a blob is missing, damaged or too new
+    ├── StoreError                  9   a database or a blob is missing, damaged or too new
+    └── PrivacyError               10   a promise about privacy cannot be given, or its budget is spent
 
 An error says what is wrong, where (``party``, ``round``, ``field``) and, in ``remedy``, the way out.
 A failure that is none of these is a defect of Hansa and exits with status 1.
@@ -136,6 +137,12 @@ class StoreError(HansaError):
     """A database or a blob is missing, damaged or too new."""
 
     exit_status = 9
+
+
+class PrivacyError(HansaError):
+    """A promise about privacy cannot be given, or its budget is spent."""
+
+    exit_status = 10
 
 
 def reason_of(error: Exception) -> str:

@@ -1,0 +1,1 @@
+"""What happened to a protected population, what it costs, and the noise that a claim rests on."""
