@@ -84,7 +84,7 @@ def test_a_missing_library_is_named_with_its_extra(
     def no_module(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr("importlib.import_module", no_module)
+    monkeypatch.setattr("hansa.run.import_module", no_module)
     with pytest.raises(HansaError, match=r"polars is not installed. pip install 'hansa\[polars\]'"):
         run.metrics("polars")
 

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -70,11 +71,9 @@ class Record(Protocol):
 
     def event(self, kind: str, **body: Json) -> None:
         """Append an event."""
-        ...
 
     def checkpoint(self, progress: Progress, memories: Mapping[str, Values]) -> None:
         """Keep everything that is needed to go on from here."""
-        ...
 
 
 class Exchange(Protocol):
@@ -83,22 +82,18 @@ class Exchange(Protocol):
     @property
     def memories(self) -> Mapping[str, Values]:
         """What each party remembers, where the backend knows it: in simulation."""
-        ...
 
     def exchange(self, asks: Sequence[Ask]) -> Iterator[Arrival]:
         """Asks in, arrivals out. Asks of earlier calls that are still under way may arrive, too.
 
         An arrival in which no party was counted has no values; whether to go on is the schedule's.
         """
-        ...
 
     def draw(self, federation: Federation, ask: Ask) -> Ask:
         """The ask with its cohort, which may be empty if who works on it is decided on the way."""
-        ...
 
     def under_way(self) -> State | None:
         """Work that was begun and has not arrived, to be kept with the progress; None if there is none."""
-        ...
 
 
 def draw(federation: Federation, course: Course, ask: Ask) -> Ask:
@@ -109,8 +104,8 @@ def draw(federation: Federation, course: Course, ask: Ask) -> Ask:
     if ask.work == "evaluate" and evaluation.central:
         return ask  # whoever simulates has the rows
     if ask.work == "evaluate" and evaluation.sample:
-        random = keyed.generator(setup.seed, "evaluated", ask.round)
         size = min(evaluation.sample, len(setup.parties))
+        random = keyed.generator(setup.seed, "evaluated", ask.round)
         chosen = random.choice(len(setup.parties), size=size, replace=False)
         return replace(ask, parties=tuple(setup.parties[i] for i in np.sort(chosen)))
     return replace(ask, parties=tuple(setup.parties))
@@ -122,10 +117,9 @@ def enough(federation: Federation, arrival: Arrival) -> None:
     Raises:
         RunError: with every excluded party and why.
     """
-    counted, needed = len(arrival.total.parties), federation.cohort.minimum
-    if counted >= min(needed, len(arrival.ask.parties)):
-        return
-    raise too_few(federation, arrival.ask, counted, arrival.excluded)
+    counted = len(arrival.total.parties)
+    if counted < min(federation.cohort.minimum, len(arrival.ask.parties)):
+        raise too_few(federation, arrival.ask, counted, arrival.excluded)
 
 
 def too_few(
@@ -173,28 +167,20 @@ class Decision:
     excluded: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Decisions:
-    """The recorded decisions of a run, by the number of the exchange: they fix its bits.
+def decided(run: Run) -> dict[int, Decision]:
+    """The decisions of a run by the number of the exchange, from its events: they fix its bits.
 
-    Args:
-        made: of each exchange that was completed.
+    An exchange that was repeated after a crash counts as it ended.
     """
-
-    made: Mapping[int, Decision]
-
-    @classmethod
-    def of(cls, run: Run) -> Decisions:
-        """Those in its events; an exchange that was repeated after a crash counts as it ended."""
-        cohorts: dict[int, tuple[str, ...]] = {}
-        made: dict[int, Decision] = {}
-        for event in run.events:
-            if event.kind == "asked":
-                cohorts[event.body["version"]] = tuple(event.body["parties"])
-            elif event.kind == "arrived" and event.body["version"] in cohorts:
-                number = event.body["version"]
-                made[number] = Decision(cohorts[number], dict(event.body["excluded"]))
-        return cls(made)
+    cohorts: dict[int, tuple[str, ...]] = {}
+    made: dict[int, Decision] = {}
+    for event in run.events:
+        number = event.body.get("version", -1)
+        if event.kind == "asked":
+            cohorts[number] = tuple(event.body["parties"])
+        elif event.kind == "arrived" and number in cohorts:
+            made[number] = Decision(cohorts[number], dict(event.body["excluded"]))
+    return made
 
 
 def drive(
@@ -203,7 +189,7 @@ def drive(
     exchange: Exchange,
     record: Record,
     progress: Progress,
-    decisions: Decisions | None = None,
+    decisions: Mapping[int, Decision],
 ) -> Progress:
     """The schedule: one ask, one arrival, until the course is done.
 
@@ -213,7 +199,7 @@ def drive(
         exchange: among whom.
         record: where it is written down.
         progress: where to go on.
-        decisions: of another run, to be repeated instead of made anew.
+        decisions: of another run, to be repeated instead of made anew; by the number of the exchange.
 
     Returns:
         the last progress.
@@ -222,7 +208,7 @@ def drive(
         RunError: if too few parties could be counted, or the model is no longer finite.
     """
     while (ask := course.ask(progress)) is not None:
-        made = decisions.made.get(ask.version) if decisions else None
+        made = decisions.get(ask.version)
         ask = replace(ask, parties=made.parties) if made else exchange.draw(federation, ask)
         record.event("asked", **asked(ask))
         arrival = next(iter(exchange.exchange([ask])))
@@ -391,17 +377,12 @@ class Run:
 
 
 def _frame(columns: Mapping[str, Sequence[object]], form: str) -> Any:
-    from importlib import import_module
-
-    modules = {"pandas": "pandas", "polars": "polars", "arrow": "pyarrow"}
-    if form not in modules:
+    if form not in ("pandas", "polars", "arrow"):
         raise UsageError(f"unknown form {form!r}", remedy="Known: rows, pandas, polars, arrow")
+    name = "pyarrow" if form == "arrow" else form
     try:
-        module = import_module(modules[form])
+        module = import_module(name)
     except ImportError:
-        raise HansaError(
-            f"{modules[form]} is not installed", remedy=f"pip install 'hansa[{form}]'"
-        ) from None
-    if form == "arrow":
-        return module.table(dict(columns))
-    return module.DataFrame(dict(columns))
+        said = f"{name} is not installed"
+        raise HansaError(said, remedy=f"pip install 'hansa[{form}]'") from None
+    return (module.table if form == "arrow" else module.DataFrame)(dict(columns))

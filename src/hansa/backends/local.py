@@ -31,7 +31,7 @@ from hansa.methods.base import Method, Setup, State
 from hansa.methods.course import Course, Progress
 from hansa.methods.fedbuff import FedBuff
 from hansa.party import Crowd, Outcome, Party
-from hansa.run import UNDER_WAY, Decision, Decisions, Event, Run, draw, drive, new_id, now
+from hansa.run import UNDER_WAY, Decision, Event, Run, decided, draw, drive, new_id, now
 
 _LARGE = (
     1 << 23
@@ -98,7 +98,7 @@ class Local:
         self._test = test if test is None or isinstance(test, Table) else Table(test)
         self._seed, self._every, self._follow = seed, every, follow
         self._clock, self._keep, self._fork = clock, keep, fork
-        self._decisions = None if replay is None else Decisions.of(replay)
+        self._decisions = {} if replay is None else decided(replay)
         self._folder = None if folder is None else Path(folder)
 
     def run(self, federation: Federation) -> Run:
@@ -168,7 +168,7 @@ class Local:
         book: Book,
     ) -> Iterator[LocalExchange]:
         """The exchange of a run, and what must be put away after it."""
-        made = self._decisions.made if self._decisions else {}
+        made = self._decisions
         if made and isinstance(course.method, FedBuff):
             raise UsageError(
                 "a buffered run is repeated by its clock, not by its record",
