@@ -32,7 +32,7 @@ class Grid(Codec):
     def bind(self, signal: Signal) -> Signal:
         """The norm grows by what rounding may add: at most a step for each entry."""
         bound = super().bind(signal)
-        most = max(self._run(f) for f in signal.wire if f.like == "parameters")
+        most = max(self._run(size(f)) for f in signal.wire if f.like == "parameters")
         return replace(bound, norm=signal.norm * (1 + math.sqrt(most) / _top(self.bits)))
 
     def parts(self, field: Field) -> tuple[Field, ...]:
@@ -42,7 +42,7 @@ class Grid(Codec):
         high = 2.0 ** (16 if wide else 8) - 1
         return (
             part(field, "codes", (count,), "uint16" if wide else "uint8", high),
-            part(field, "step", self._steps(field), field.dtype, math.inf),
+            part(field, "step", (self._steps(size(field)),), field.dtype, math.inf),
         )
 
     def pack(self, x: Array, field: Field, draw: Draw) -> dict[str, Array]:
@@ -52,14 +52,14 @@ class Grid(Codec):
         inverse = np.divide(1, step, out=np.zeros_like(step), where=step != 0)
         dither = self._dither(draw, x)
         codes = rounded(x, self._spread(inverse, x), self.bits, dither)
-        return {"codes": pack_bits(codes, self.bits), "step": step.reshape(-1, *self._steps(field))}
+        return {"codes": pack_bits(codes, self.bits), "step": step}
 
     def unpack(self, parts: Mapping[str, Array], field: Field, draw: Draw) -> Array:
         """``(code - middle) step``."""
         codes = unpack_bits(parts["codes"], self.bits, size(field))
         x = codes.astype(parts["step"].dtype)
         x -= x.dtype.type(_middle(self.bits))
-        x *= self._spread(parts["step"].reshape(len(x), -1), x)
+        x *= self._spread(parts["step"], x)
         return x
 
     def _dither(self, draw: Draw, x: Array) -> Array:
@@ -70,21 +70,23 @@ class Grid(Codec):
             return np.asarray(zero + 0.5, dtype=dtype)
         return dithered(draw, x.shape[1], zero, dtype)
 
-    @abstractmethod
-    def _run(self, field: Field) -> int:
-        """Entries that share a step."""
+    def _steps(self, count: int) -> int:
+        """How many steps so many entries have."""
+        return -(-count // max(1, self._run(count)))
+
+    def _spread(self, step: Array, x: Array) -> Array:
+        """One step for each entry, to multiply ``[k, d]`` with."""
+        if step.shape[1] == 1:
+            return step
+        return np.repeat(step, self._run(x.shape[1]), axis=1)[:, : x.shape[1]]
 
     @abstractmethod
-    def _steps(self, field: Field) -> tuple[int, ...]:
-        """The shape of the steps of one party."""
+    def _run(self, count: int) -> int:
+        """How many entries share a step, of so many."""
 
     @abstractmethod
     def _reach(self, x: Array) -> Array:
         """The value of the highest level, ``[k, steps]``."""
-
-    @abstractmethod
-    def _spread(self, step: Array, x: Array) -> Array:
-        """One step for each entry, to multiply ``[k, d]`` with."""
 
 
 class Quantize(Grid):
@@ -111,18 +113,12 @@ class Quantize(Grid):
         """As it was said."""
         return self.rounding == "nearest"
 
-    def _run(self, field: Field) -> int:
-        return size(field)
-
-    def _steps(self, field: Field) -> tuple[int, ...]:
-        return ()
+    def _run(self, count: int) -> int:
+        return count
 
     def _reach(self, x: Array) -> Array:
         reach: Array = np.maximum(x.max(axis=1, keepdims=True), -x.min(axis=1, keepdims=True))
         return reach
-
-    def _spread(self, step: Array, x: Array) -> Array:
-        return step
 
 
 class QSGD(Grid):
@@ -141,11 +137,8 @@ class QSGD(Grid):
     bits: Annotated[int, Limits(ge=2, le=16)] = 4
     bucket: Annotated[int, Limits(ge=1)] = 512
 
-    def _run(self, field: Field) -> int:
-        return min(self.bucket, size(field))
-
-    def _steps(self, field: Field) -> tuple[int, ...]:
-        return (-(-size(field) // self.bucket),)
+    def _run(self, count: int) -> int:
+        return min(self.bucket, count)
 
     def _reach(self, x: Array) -> Array:
         edges = np.arange(0, x.shape[1], self.bucket)
@@ -153,9 +146,6 @@ class QSGD(Grid):
         scale = np.where(largest > 0, largest, x.dtype.type(1))
         squares = np.add.reduceat(np.square(x / self._spread(scale, x)), edges, axis=1)
         return largest * np.sqrt(squares)
-
-    def _spread(self, step: Array, x: Array) -> Array:
-        return np.repeat(step, self.bucket, axis=1)[:, : x.shape[1]]
 
 
 def rounded(x: Array, inverse: Array, bits: int, dither: Array) -> Array:
