@@ -5,7 +5,6 @@ import pytest
 
 import hansa as hs
 from hansa import Local, study
-from hansa.cli.demo import STUDY
 from hansa.comparison import compare, cross_matrix
 from hansa.data import wisconsin
 
@@ -17,7 +16,7 @@ def scores(tmp_path_factory):
     gathered = {}
     for seed in range(10):
         path = folder / f"{seed}.toml"
-        path.write_text(STUDY.format(seed=seed), "utf-8")
+        path.write_text(wisconsin.study(seed), "utf-8")
         federation, hospitals = study.load(path), wisconsin.hospitals(seed)
         model = federation.run(Local(hospitals)).model
         for scored in compare(federation, hospitals, model):

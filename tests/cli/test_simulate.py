@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hansa.cli import demo
 from hansa.data import wisconsin
 from hansa.data.source import write_csv
 from hansa.model import Model
@@ -98,7 +97,7 @@ def test_the_rows_of_one_hospital_of_the_demo_are_dealt_out(hansa, tmp_path, wor
     """The first ten minutes show these commands."""
     write_csv(tmp_path / "tumours.csv", wisconsin.hospitals(0)["north"])
     study = tmp_path / "study.toml"
-    study.write_text(demo.STUDY.format(seed=0), "utf-8")
+    study.write_text(wisconsin.study(), "utf-8")
     given = ("--data", tmp_path / "tumours.csv", "--output", tmp_path / "runs")
     answer = hansa("simulate", study, *given, *words, "--compare")
     assert (answer.status, answer.document["rounds"]) == (0, 30)

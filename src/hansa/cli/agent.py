@@ -12,7 +12,7 @@ from hansa.cli.data import offered
 from hansa.cli.home import AgentFolder, agent_home
 from hansa.cli.output import Json, Output
 from hansa.cli.serving import Leash, Verbose, log_to_stderr, serve, sole
-from hansa.errors import HansaError, TrustError, UsageError
+from hansa.errors import HansaError, TrustError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
     from hansa.agent.home import AgentHome
@@ -45,8 +45,6 @@ def start(
         token: the invitation, the first time; later the folder remembers.
         data: NAME=FILE (CSV or Parquet) or NAME=URL#SELECT ...; may be given several times.
         allow: a kind of task that may run on these tables; may be given several times.
-        verbose: log every step on standard error.
-        leash: stop when standard input closes.
     """
     from hansa.agent.offers import checked_kinds, named
 
@@ -66,10 +64,8 @@ async def _serve(out: Output, folder: Path, token: str, offers: Sequence[Offer])
     joined = await _join(out, folder, token)
     agent = Agent(joined, offers, say=out.say)
     for offer in offers:
-        out.say(
-            f"Offering {offer.dataset}: {offer.table.rows} rows, "
-            f"{len(offer.table.names)} columns, for {', '.join(offer.allow)}"
-        )
+        size = f"{offer.table.rows} rows, {len(offer.table.names)} columns"
+        out.say(f"Offering {offer.dataset}: {size}, for {', '.join(offer.allow)}")
     out.say(f"What leaves is written to {folder / 'left.jsonl'}")
     out.finish({"party": joined.party, "address": joined.address, "home": folder})
     try:
@@ -102,11 +98,8 @@ async def _join(out: Output, folder: Path, token: str) -> AgentHome:
         if earlier.joined_with == secret_hash(decoded.secret).hex():
             out.say(f"{earlier.party} has joined already; the token is not needed any more.")
             return earlier
-    left = Left(folder / "left.jsonl")
-    try:
+    with contextlib.closing(Left(folder / "left.jsonl")) as left:
         joined = await _reach(out, folder, decoded, left)
-    finally:
-        left.close()
     out.say(f"Joined {joined.federation} as {joined.party}.")
     return joined
 
@@ -114,16 +107,14 @@ async def _join(out: Output, folder: Path, token: str) -> AgentHome:
 async def _reach(out: Output, folder: Path, token: Token, left: Left) -> AgentHome:
     """Join; wait, and say so once, while the coordinator is down."""
     from hansa.agent.home import AgentHome
-    from hansa.errors import UnreachableError
 
-    pause, said = 0.2, False
+    pause = 0.2
     while True:
         try:
             return await AgentHome.join(folder, token, left)
         except UnreachableError as error:
-            if not said:
+            if pause == 0.2:  # the first time
                 out.say(f"Waiting for the coordinator: {error}")
-                said = True
         await asyncio.sleep(pause)
         pause = min(pause * 2, 5.0)
 
@@ -140,10 +131,8 @@ def _offers(
         if kinds and not data:
             offers.allow(kinds)
         if not offers:
-            raise UsageError(
-                "nothing is on offer",
-                remedy="Say --data NAME=FILE --allow KIND, or `hansa data add`.",
-            )
+            remedy = "Say --data NAME=FILE --allow KIND, or `hansa data add`."
+            raise UsageError("nothing is on offer", remedy=remedy)
         return offers.read()
 
 

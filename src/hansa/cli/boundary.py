@@ -8,7 +8,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 from cyclopts import App, CycloptsError, UnusedCliTokensError
 
@@ -89,7 +88,7 @@ def build_app() -> App:
     for command in COMMANDS:
         group_name, _, name = command.name.rpartition(" ")
         # Without help=: the page of a command is the docstring of its function.
-        groups.get(group_name, app).command(command.target, name=name)
+        groups.get(group_name, app).command(f"hansa.cli.{command.target}", name=name)
     return app
 
 
@@ -125,19 +124,13 @@ def _confess(error: Exception, output: Output) -> int:
         traceback.print_exception(error)
         remedy = "Please report it."
     else:
+        handle, name = tempfile.mkstemp(".txt", f"hansa-{time.strftime('%Y%m%d-%H%M%S')}-")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.writelines(traceback.format_exception(error))
         remedy = (
-            f"Please report it with {_keep_traceback(error)}; read that file first, it may quote"
-            " your data. HANSA_DEBUG=1 shows the traceback here."
+            f"Please report it with {name}; read that file first, it may quote your data."
+            " HANSA_DEBUG=1 shows the traceback here."
         )
     message = f"this is a defect of Hansa: {type(error).__name__}: {error}"
     output.fail(HansaError(message, remedy=remedy), kind="Defect")
     return DEFECT
-
-
-def _keep_traceback(error: Exception) -> Path:
-    handle, name = tempfile.mkstemp(
-        prefix=f"hansa-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".txt"
-    )
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.writelines(traceback.format_exception(error))
-    return Path(name)

@@ -12,7 +12,7 @@ SUMMARY = "Federated learning for organisations that may not pool their data."
 
 
 class Command(NamedTuple):
-    """One command: its words, the function behind it as ``module:function``, its line of help."""
+    """One command: its words, the function behind it in `hansa.cli`, its line of help."""
 
     name: str
     target: str
@@ -28,34 +28,30 @@ GROUPS = {
 
 SECTIONS = {
     "Start here": (
-        Command("demo", "hansa.cli.demo:demo", "Three hospitals learn one model, on this machine"),
-        Command("new", "hansa.cli.new:new", "Write a commented study to start from"),
-        Command("doctor", "hansa.cli.doctor:doctor", "Check that this machine can take part"),
+        Command("demo", "demo:demo", "Three hospitals learn one model, on this machine"),
+        Command("new", "new:new", "Write a commented study to start from"),
+        Command("doctor", "doctor:doctor", "Check that this machine can take part"),
     ),
     "Studies": (
-        Command(
-            "simulate", "hansa.cli.simulate:simulate", "Run a study on one machine, from one table"
-        ),
-        Command("run", "hansa.cli.study:run", "Run a study with the parties of a coordinator"),
-        Command("runs", "hansa.cli.study:runs", "List the runs and how they ended"),
-        Command("watch", "hansa.cli.study:watch", "Follow a run, round by round"),
-        Command("resume", "hansa.cli.study:resume", "Take up a run where it stopped"),
-        Command("predict", "hansa.cli.predict:predict", "Apply a learnt model to a table"),
+        Command("simulate", "simulate:simulate", "Run a study on one machine, from one table"),
+        Command("run", "study:run", "Run a study with the parties of a coordinator"),
+        Command("runs", "study:runs", "List the runs and how they ended"),
+        Command("watch", "study:watch", "Follow a run, round by round"),
+        Command("resume", "study:resume", "Take up a run where it stopped"),
+        Command("predict", "predict:predict", "Apply a learnt model to a table"),
     ),
     "Between organisations": (
-        Command("coordinator start", "hansa.cli.coordinator:start", "Start the coordinator"),
-        Command(
-            "coordinator status", "hansa.cli.coordinator:status", "Say how the coordinator is doing"
-        ),
-        Command("party invite", "hansa.cli.party:invite", "Make a one-time token for a new party"),
-        Command("party list", "hansa.cli.party:list_", "List the parties and who is connected"),
-        Command("party remove", "hansa.cli.party:remove", "Shut a party out, at once"),
-        Command("agent start", "hansa.cli.agent:start", "Join with a token, offer data, serve"),
-        Command("agent status", "hansa.cli.agent:status", "Say how the agent is doing"),
-        Command("data add", "hansa.cli.data:add", "Offer a table under a name"),
-        Command("data list", "hansa.cli.data:list_", "List the tables on offer, and for what"),
-        Command("data remove", "hansa.cli.data:remove", "Take a table off the offer"),
-        Command("data check", "hansa.cli.data:check", "Check a table against its contract"),
+        Command("coordinator start", "coordinator:start", "Start the coordinator"),
+        Command("coordinator status", "coordinator:status", "Say how the coordinator is doing"),
+        Command("party invite", "party:invite", "Make a one-time token for a new party"),
+        Command("party list", "party:list_", "List the parties and who is connected"),
+        Command("party remove", "party:remove", "Shut a party out, at once"),
+        Command("agent start", "agent:start", "Join with a token, offer data, serve"),
+        Command("agent status", "agent:status", "Say how the agent is doing"),
+        Command("data add", "data:add", "Offer a table under a name"),
+        Command("data list", "data:list_", "List the tables on offer, and for what"),
+        Command("data remove", "data:remove", "Take a table off the offer"),
+        Command("data check", "data:check", "Check a table against its contract"),
     ),
 }
 

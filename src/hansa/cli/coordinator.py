@@ -40,8 +40,6 @@ def start(
         port: the one port that it needs; 0 for any free one.
         listen: address of this machine to listen on; all of them, or loopback for a loopback address.
         name: of the federation, the first time.
-        verbose: log every step on standard error.
-        leash: stop when standard input closes.
     """
     out = Output(json)
     _require_reachable(address, port)

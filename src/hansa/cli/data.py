@@ -80,9 +80,8 @@ def remove(name: str, /, *, home: AgentFolder = None, json: Json = False) -> Non
     out = Output(json)
     folder = _there(home)
     if not offered(folder):
-        raise UsageError(
-            f"nothing is on offer in {folder}", remedy="--home names another agent's folder."
-        )
+        what = f"nothing is on offer in {folder}"
+        raise UsageError(what, remedy="--home names another agent's folder.")
     with contextlib.closing(Offers(folder)) as offers:
         offers.remove(name)
     out.say(f"{name} is not on offer any more.")
@@ -135,16 +134,11 @@ def offered(folder: Path) -> list[dict[str, Any]]:
 
 
 def _there(home: Path | None) -> Path:
-    """The folder of the agent; the default one need not be there yet, one that is named must.
-
-    Raises:
-        UsageError: if it is named, and is not there.
-    """
+    """The folder of the agent; the default one need not be there yet, one that is named must."""
     folder = agent_home(home)
     if home is not None and not folder.is_dir():
-        raise UsageError(
-            f"there is no folder {folder}", remedy="Correct --home: the folder of an agent."
-        )
+        what = f"there is no folder {folder}"
+        raise UsageError(what, remedy="Correct --home: the folder of an agent.")
     return folder
 
 
@@ -161,8 +155,8 @@ def keep(table: Table, federation: Federation) -> None:
     Raises:
         DataError: naming the column and, where one cell is to blame, its row.
     """
+    from hansa.cohort import All
     from hansa.data import contract
-    from hansa.federation import All
 
     contract.check(table, federation.contract)
     require_numbers(table, federation)

@@ -16,13 +16,8 @@ if TYPE_CHECKING:
     from hansa.data.table import Table
     from hansa.federation import Federation
 
-WAYS = {
-    "iid": "iid",
-    "dirichlet": "dirichlet:0.5",
-    "shards": "shards:2",
-    "quantity": "quantity:0.5",
-    "shares": "shares:0.6,0.3,0.1",
-}
+_WRITTEN = ("iid", "dirichlet:0.5", "shards:2", "quantity:0.5", "shares:0.6,0.3,0.1")
+WAYS = {word.partition(":")[0]: word for word in _WRITTEN}
 """What ``--partition`` knows, each as it is written."""
 
 
@@ -54,10 +49,8 @@ class Dealt:
         from hansa.data.population import Population
 
         if bool(self.by) == bool(self.partition):
-            raise UsageError(
-                "say in one way how rows become parties",
-                remedy="--by COLUMN, or --partition iid --parties 10",
-            )
+            remedy = "--by COLUMN, or --partition iid --parties 10"
+            raise UsageError("say in one way how rows become parties", remedy=remedy)
         parties: Mapping[str, Table] = {}
         if self.by:
             parties = partition.by_column(self.table, self.by)
@@ -94,15 +87,12 @@ class Dealt:
         wanted = WAYS[way].count(":") if way != "shares" else max(1, len(numbers))
         whole = way != "shards" or all(number.is_integer() for number in numbers)
         if len(numbers) != wanted or bool(said) != bool(wanted) or not whole:
-            raise UsageError(
-                f"--partition {self.partition} is not understood",
-                remedy=f"Write --partition {WAYS[way]}",
-            )
+            what = f"--partition {self.partition} is not understood"
+            raise UsageError(what, remedy=f"Write --partition {WAYS[way]}")
         if (way == "shares") == bool(self.count):
-            raise UsageError(
-                f"--partition {self.partition} with{'' if self.count else 'out'} --parties",
-                remedy="The shares say how many there are; else say --parties 10",
-            )
+            what = f"--partition {self.partition} with{'' if self.count else 'out'} --parties"
+            remedy = "The shares say how many there are; else say --parties 10"
+            raise UsageError(what, remedy=remedy)
         return way, numbers
 
     def _rows(self, way: str, numbers: list[float], federation: Federation) -> list[Rows]:

@@ -24,36 +24,6 @@ if TYPE_CHECKING:
     from hansa.federation import Federation
     from hansa.run import Run
 
-STUDY = """\
-# Whether a tumour is malignant, from 30 measurements of cell nuclei.
-[study]
-name = "tumours"
-dataset = "tumours"                  # the name under which each hospital offers its table
-seed = {seed}
-
-[task]
-kind = "logistic-regression"
-target = "malignant"
-features = ["*"]
-
-[method]
-kind = "fedavg"
-rounds = 30
-weights = "examples"
-local = {{ optimizer = "sgd", lr = 0.5, epochs = 1, batch_size = 32 }}
-server = {{ optimizer = "sgd", lr = 1.0, momentum = 0.0 }}
-
-[aggregation]
-stages = [{{ kind = "clip", norm = 1.0 }}]
-
-[evaluation]
-split = "split"                      # rows whose value is "test" are held out
-
-[cohort]
-kind = "all"
-minimum = 3
-"""
-
 
 def demo(
     *,
@@ -89,7 +59,7 @@ def demo(
         programs = Programs(Path(tempfile.mkdtemp(prefix="hansa-demo-")), leash=not keep)
         stack.callback(programs.close)
         study = programs.folder / "study.toml"
-        study.write_text(STUDY.format(seed=seed), encoding="utf-8")
+        study.write_text(wisconsin.study(seed), encoding="utf-8")
         federation = studies.load(study)
         began = time.monotonic()
         _up(out, programs, hospitals)

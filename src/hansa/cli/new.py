@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_text
 from pathlib import Path
+from string import Template
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -19,34 +20,6 @@ TARGETS = {
     "logistic-regression": ("auc", 0.995),
     "softmax-regression": ("accuracy", 0.95),
 }
-
-TEMPLATE = """\
-# A study: what is learnt, by which method, and what may leave a party.
-#   hansa simulate {file} --data table.csv --by COLUMN    tries it on one machine
-#   hansa run {file}                                      runs it with the parties of a coordinator
-
-[study]
-name = {name}
-dataset = {dataset}                  # the name under which each party offers its table
-
-[task]
-kind = "{kind}"   # or linear-regression, logistic-regression, softmax-regression
-target = {target}                   # the column to predict
-features = ["*"]                     # every other column, or a list of names
-
-[method]
-kind = "fedavg"                      # fedsgd: one gradient step a round
-rounds = 30                          # at most
-weights = "examples"                 # a party counts by its rows; "equal": the plain mean
-local = {{ optimizer = "sgd", lr = 0.1, epochs = 1, batch_size = 32 }}  # at a party, each round
-server = {{ optimizer = "sgd", lr = 1.0, momentum = 0.0 }}              # applies their mean
-# End early: at the target, or after so many rounds without a gain.
-# stop = {{ metric = "{metric}", target = {aim}, patience = 5 }}
-
-[aggregation]
-# What happens to a contribution before it leaves. `clip` bounds its Euclidean norm.
-stages = [{{ kind = "clip", norm = 1.0 }}]
-"""
 
 
 def new(
@@ -106,4 +79,5 @@ def study_text(
     # A JSON string without escapes for letters is a TOML basic string too.
     words = {"name": name, "dataset": dataset or name, "target": target}
     quoted = {key: json_text.dumps(word, ensure_ascii=False) for key, word in words.items()}
-    return TEMPLATE.format(**quoted, kind=kind, metric=metric, aim=aim, file=file)
+    template = Template(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+    return template.substitute(quoted, kind=kind, metric=metric, aim=aim, file=file)

@@ -42,22 +42,16 @@ def page_for(words: Sequence[str]) -> str | None:
 
 def root_page() -> str:
     """The start page: every command with its line of help."""
-    parts = ["Usage: hansa COMMAND [OPTIONS]", SUMMARY]
-    for title, commands in SECTIONS.items():
-        parts.append(section(title, ((command.name, command.summary) for command in commands)))
-    parts.append(
-        section("Options", (("--help, -h", "Show this page"), ("--version", "Show the version")))
-    )
-    return "\n\n".join([*parts, EPILOGUE])
+    rows = {name: [(c.name, c.summary) for c in commands] for name, commands in SECTIONS.items()}
+    rows["Options"] = [("--help, -h", "Show this page"), ("--version", "Show the version")]
+    sections = (section(title, lines) for title, lines in rows.items())
+    return "\n\n".join(["Usage: hansa COMMAND [OPTIONS]", SUMMARY, *sections, EPILOGUE])
 
 
 def group_page(group: str) -> str:
     """The page of one group of commands, such as ``agent``."""
-    rows = [
-        (command.name.removeprefix(f"{group} "), command.summary)
-        for command in COMMANDS
-        if command.name.startswith(f"{group} ")
-    ]
+    own = [command for command in COMMANDS if command.name.startswith(f"{group} ")]
+    rows = [(command.name.removeprefix(f"{group} "), command.summary) for command in own]
     usage = f"Usage: hansa {group} COMMAND [OPTIONS]"
     return "\n\n".join([usage, GROUPS[group], section("Commands", rows)])
 
@@ -90,10 +84,9 @@ class PageFormatter:
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
         """Draw one panel of a page: its arguments or its options."""
         if panel.entries:
-            rows = [
-                (_label(entry), _explanation(entry, _text(console, entry.description)))
-                for entry in panel.entries
-            ]
+            texts = (_text(console, entry.description) for entry in panel.entries)
+            labels = map(_label, panel.entries)
+            rows = zip(labels, map(_explanation, panel.entries, texts), strict=True)
             _write(console, section(_text(console, panel.title), rows) + "\n")
 
     def render_usage(self, console: Console, options: ConsoleOptions, usage: Any) -> None:

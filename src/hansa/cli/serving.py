@@ -18,8 +18,8 @@ from cyclopts import Parameter
 from hansa.cli.home import writable
 from hansa.errors import UnreachableError
 
-Verbose = Annotated[bool, Parameter(negative="")]
-Leash = Annotated[bool, Parameter(negative="", show=False)]
+Verbose = Annotated[bool, Parameter(negative="", help="log every step on standard error.")]
+Leash = Annotated[bool, Parameter(negative="", show=False, help="stop when standard input closes.")]
 
 
 def log_to_stderr(verbose: bool) -> None:
@@ -41,10 +41,7 @@ def log_to_stderr(verbose: bool) -> None:
 
 @contextlib.contextmanager
 def sole(folder: Path) -> Iterator[None]:
-    """Let one program at a time serve from a folder; however it ends, the folder is free again.
-
-    Args:
-        folder: made if it is not there.
+    """Let one program at a time serve from a folder, which is made; however it ends, it is free again.
 
     Raises:
         UnreachableError: if another one serves from it.
@@ -64,11 +61,8 @@ def sole(folder: Path) -> Iterator[None]:
 
 
 async def serve(program: Coroutine[Any, Any, None], *, leash: bool) -> None:
-    """Run a program until it ends, is told to stop (SIGTERM), or is interrupted.
-
-    Args:
-        program: the service.
-        leash: stop when standard input closes, so that it never outlives a parent that died.
+    """Run a program until it ends, is told to stop (SIGTERM), or is interrupted; on a leash also until
+    standard input closes, so that it never outlives a parent that died.
     """
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(program)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -57,12 +56,7 @@ class RoundsView:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Leave the last picture standing."""
         if self._live is not None:
             self._draw(last=True)
@@ -89,16 +83,12 @@ class RoundsView:
             case "metrics":
                 self._metrics({k: v for k, v in body.items() if k != "round"}, body["round"])
             case "refused":
-                self._say(
-                    f"{_where(body)}: {body['party']} is not counted: {body['reason']}",
-                    style="yellow",
-                )
+                said = f"{body['party']} is not counted: {body['reason']}"
+                self._say(f"{_where(body)}: {said}", style="yellow")
             case "waiting":
-                left = f"; it is left out after {body['seconds']:g} s"
-                where, party = _where(body), body["party"]
-                self._say(
-                    f"{where}: waiting for {party}, which is not connected{left}", style="yellow"
-                )
+                said = f"waiting for {body['party']}, which is not connected"
+                left = f"it is left out after {body['seconds']:g} s"
+                self._say(f"{_where(body)}: {said}; {left}", style="yellow")
             case "returned":
                 self._say(f"{body['party']} is connected again")
             case "restarted" | "resumed":

@@ -41,13 +41,9 @@ def connected(party: str, hello: m.Hello) -> Connected:
     _at_most(OFFERS, "data sets", len(hello.offers), party)
     _at_most(COLUMNS, "columns in all", sum(len(o.columns) for o in hello.offers), party)
     offers = tuple(_offer(offer, party) for offer in hello.offers)
-    pending = tuple(
-        # A database has limits that the wire has not.
-        Unsettled(said.run, said.version)
-        for said in hello.pending[:PENDING]
-        if said.version < 1 << 31 and said.run.isprintable()
-    )
-    return Connected(party, offers, pending)
+    # A database has limits that the wire has not.
+    kept = (p for p in hello.pending[:PENDING] if p.version < 1 << 31 and p.run.isprintable())
+    return Connected(party, offers, tuple(Unsettled(p.run, p.version) for p in kept))
 
 
 def _offer(offer: m.Offer, party: str) -> Offered:
@@ -71,8 +67,7 @@ def _at_most(most: int, what: str, count: int, party: str) -> None:
 
 
 def _short(names: Iterable[str], party: str) -> None:
-    long = next((name for name in names if len(name) > LONGEST_NAME), None)
-    if long is not None:
+    for long in (name for name in names if len(name) > LONGEST_NAME):
         raise TrustError(
             f"a name in its offers has {len(long)} characters, {long[:40]!r}...; at most"
             f" {LONGEST_NAME} are taken",

@@ -140,20 +140,17 @@ class Coordinator(Operators):
         if row["expires"] < time.time():
             raise TrustError("the token has expired", party=row["party"], remedy=remedy)
         self._joining.add(hashed)
+        authority = self.home.authority
         try:
-            certificate = self.home.authority.issue(request.csr, role=pki.PARTY, name=row["party"])
-            identity = pki.identify(certificate, self.home.authority.public_key)
+            certificate = authority.issue(request.csr, role=pki.PARTY, name=row["party"])
+            identity = pki.identify(certificate, authority.public_key)
             joined = ev.Joined(row["party"], identity.serial, identity.expires.isoformat())
             await self.driver.put(joined, Put("token", {**row, "used": True}))
         finally:
             self._joining.discard(hashed)
         LOG.info("joined", party=row["party"], serial=identity.serial)
-        return m.JoinReply(
-            certificate=certificate,
-            authority=self.home.authority.certificate_pem,
-            party=row["party"],
-            federation=self.home.name,
-        )
+        known = {"authority": authority.certificate_pem, "certificate": certificate}
+        return m.JoinReply(**known, party=row["party"], federation=self.home.name)
 
     async def renew(self, request: m.RenewRequest, peer: pki.Identity) -> m.RenewReply:
         """A new certificate for whoever has a valid one; the old one stays valid until the next."""
@@ -176,12 +173,8 @@ class Coordinator(Operators):
         try:
             yield m.Notice(welcome=m.Welcome(coordinator=self.home.name))
             await self.driver.put(event)
-            LOG.info(
-                "listening",
-                party=peer.name,
-                version=legible(request.version[:40]),
-                offers=[o.dataset for o in event.offers],
-            )
+            about = {"version": legible(request.version[:40]), "party": peer.name}
+            LOG.info("listening", **about, offers=[offer.dataset for offer in event.offers])
             while (notice := await listener.next()) is not None:
                 message = m.Notice()
                 while notice is not None:

@@ -21,11 +21,19 @@ rows, is held out, a third at each hospital: 41 and 78.
 """
 
 
+_BESIDE = resources.files("hansa.data").joinpath("wisconsin")
+
+
 def table() -> Table:
     """All 569 rows: 30 features of cell nuclei, and ``malignant`` (1 or 0); see SOURCE.md."""
-    packaged = resources.files("hansa.data").joinpath("wisconsin", "table.csv")
-    with resources.as_file(packaged) as path:
+    with resources.as_file(_BESIDE.joinpath("table.csv")) as path:
         return read(path)
+
+
+def study(seed: int = 0) -> str:
+    """The text of a study on them, in TOML."""
+    text = _BESIDE.joinpath("study.toml").read_text("utf-8")
+    return text.replace("seed = 0", f"seed = {seed}", 1)
 
 
 def hospitals(seed: int = 0) -> dict[str, Table]:
