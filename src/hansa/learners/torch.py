@@ -274,12 +274,19 @@ class Torch(Learner):
                 resident.train_stack(parameters, feed, local, correct, kept)
             return parameters, {name: value.cpu().numpy() for name, value in kept.items()}
         ends: Slots = {}
-        for i, row in enumerate(parameters):
+        for i, result in enumerate(parameters):
             mine = {name: value[i : i + 1] for name, value in kept.items()}
-            one = (start[i] if start.ndim == 2 else start, row, feed, i, local, correct, mine)
             with self._at_work(key=int(feed.keys[i]) >> 1) as resident:
-                moved = resident.train(*one)
-            for name, value in moved.items():
+                row = torch.from_numpy(result).to(self.device)
+                before = self.native(start[i] if start.ndim == 2 else start)
+                if type(local) is SGD and not local.momentum and correct is None:
+                    resident.descend(before, row, feed.batches(i), local.lr)
+                else:
+                    row.copy_(before)
+                    mine = resident.step(row, feed, i, local, correct, mine)
+                if self.device.type != "cpu":
+                    result[:] = row.cpu().numpy()
+            for name, value in mine.items():
                 ends.setdefault(name, []).append(value.cpu().numpy())
         return parameters, {name: np.concatenate(values) for name, values in ends.items()}
 
@@ -598,6 +605,8 @@ class _Resident:
         if learner.convolves:
             self.module.to(memory_format=torch.channels_last)
             self.own = {i: leaf.data for i, leaf in enumerate(self.leaves) if leaf.ndim == 4}
+        buffers = self.module.named_buffers()
+        self.tracked = [b for name, b in buffers if name.endswith("num_batches_tracked")]
         self.factors: dict[int, list[Any]] = {}  # of weights that are so large that it pays
         self.factoring = False
         for layer in self.module.modules():
@@ -612,8 +621,10 @@ class _Resident:
         return _Factored.apply(x, layer.weight.detach(), layer.bias, factors)
 
     def rest(self) -> None:
-        """Let go of the party's vector."""
+        """Let go of the party's vector, and of how many batches it had."""
         self.factoring = False
+        for tracked in self.tracked:
+            tracked.zero_()
         for leaf in self.leaves:
             leaf.data = leaf.data.new_empty(0)
         self._run_on([None] * len(self.learner.running))
@@ -650,16 +661,11 @@ class _Resident:
         return torch.autograd.grad(mean, self.leaves, allow_unused=True)
 
     def train_stack(
-        self,
-        parameters: Array,
-        feed: Feed,
-        local: FirstOrder,
-        correct: Correction | None,
-        kept: Slots,
+        self, result: Array, feed: Feed, local: FirstOrder, correct: Correction | None, kept: Slots
     ) -> None:
-        """Train all parties of a feed at once, from ``parameters [k, d]``; ``kept`` becomes their state."""
+        """Train all parties of a feed at once, from ``result [k, d]``; ``kept`` becomes their state."""
         learner = self.learner
-        whole = torch.from_numpy(parameters).to(learner.device)
+        whole = torch.from_numpy(result).to(learner.device)
         begun = None if kept else -1  # whose slots are not fresh
         for parties, x, y, weights in feed.stacked(learner.takes):
             theta, batch = whole[parties], (learner.features(x), learner.labels(y))
@@ -679,7 +685,7 @@ class _Resident:
                     kept[name] = torch.zeros_like(whole[:, : value.shape[1]])
                 kept[name][parties] = value
         if learner.device.type != "cpu":
-            parameters[:] = whole.cpu().numpy()
+            result[:] = whole.cpu().numpy()
 
     def stacked(self, theta: Any, x: Any, y: Any, weights: Any) -> Any:
         """Gradients ``[m, d]``: the forward pass is vectorised, the sum over parties differentiated."""
@@ -696,32 +702,7 @@ class _Resident:
         total = torch.func.vmap(one, randomness="error")(leaves, x, y, weights).sum()
         return torch.autograd.grad(total, flat)[0]
 
-    def train(
-        self,
-        start: Array,
-        result: Array,
-        feed: Feed,
-        i: int,
-        local: FirstOrder,
-        correct: Correction | None,
-        slots: Slots,
-    ) -> Slots:
-        """Train the i-th party of a feed into ``result [d]``; its optimiser's state after it."""
-        learner = self.learner
-        for name, buffer in self.module.named_buffers():
-            if name.endswith("num_batches_tracked"):
-                buffer.zero_()
-        row, before = torch.from_numpy(result).to(learner.device), learner.native(start)
-        if type(local) is SGD and not local.momentum and correct is None:
-            self._descend(before, row, feed.batches(i), local.lr)
-        else:
-            row.copy_(before)
-            slots = self._step(row, feed.batches(i), local, correct, slice(i, i + 1), slots)
-        if learner.device.type != "cpu":
-            result[:] = row.cpu().numpy()
-        return slots
-
-    def _descend(self, before: Any, row: Any, batches: Iterator[Any], lr: float) -> None:
+    def descend(self, before: Any, row: Any, batches: Iterator[Any], lr: float) -> None:
         """Plain SGD in place; its first step reads the start and writes the row."""
         source, views = self.learner.views(before), self.learner.views(row)
         learnt = len(self.leaves)
@@ -748,23 +729,24 @@ class _Resident:
         for i, own in self.own.items():
             views[i].copy_(own)
 
-    def _step(
+    def step(
         self,
         row: Any,
-        batches: Iterator[Any],
+        feed: Feed,
+        i: int,
         local: FirstOrder,
         correct: Correction | None,
-        party: slice,
         slots: Slots,
     ) -> Slots:
-        """Any optimiser and any correction, on the flat vector ``[1, d]``."""
+        """Any optimiser and any correction, on the i-th party's flat vector; the optimiser's state after it."""
         views, theta, gradient = self.learner.views(row), row[None], torch.zeros_like(row)
         leaves, learnt = self.learner.views(gradient), self.learner.learnt
         self.hold(views, training=True)
-        for x, y in batches:
+        for x, y in feed.batches(i):
             for leaf, slope in zip(leaves, self.slopes(self.mean(x, y)), strict=False):
                 leaf.copy_(torch.zeros_like(leaf) if slope is None else slope)
-            used = gradient[None] if correct is None else correct(gradient[None], theta, party)
+            used = gradient[None]
+            used = used if correct is None else correct(used, theta, slice(i, i + 1))
             statistics = row[learnt:].clone()
             moved, slots = local.step(theta, -used, slots)
             theta.copy_(moved)
