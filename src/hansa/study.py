@@ -138,10 +138,8 @@ def _to_quote(text: str, error: tomllib.TOMLDecodeError) -> str:
 def _from_python(path: Path) -> Federation:
     federation = getattr(run_module(path), "federation", None)
     if not isinstance(federation, Federation):
-        raise StudyError(
-            "the module exposes no `federation`",
-            remedy="Write federation = hansa.Federation(...) at its top level",
-        )
+        remedy = "Write federation = hansa.Federation(...) at its top level"
+        raise StudyError("the module exposes no `federation`", remedy=remedy)
     return federation
 
 

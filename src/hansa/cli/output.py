@@ -8,7 +8,6 @@ elsewhere and under ``NO_COLOR``.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -107,22 +106,14 @@ def describe(error: HansaError, *, kind: str = "") -> dict[str, object]:
 
 def encode(document: Mapping[str, Any]) -> str:
     """A document as JSON: NumPy scalars and arrays as numbers and lists, NaN and Inf as null."""
+    from pydantic_core import to_jsonable_python
+
+    def other(value: Any) -> Any:
+        return value.tolist() if hasattr(value, "tolist") else str(value)
+
+    plain = to_jsonable_python(document, inf_nan_mode="null", fallback=other)
     readable = (getattr(sys.stdout, "encoding", "") or "").lower().replace("-", "") == "utf8"
-    return json.dumps(_plain(document), indent=2, ensure_ascii=not readable, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return str(value)
+    return json.dumps(plain, indent=2, ensure_ascii=not readable, allow_nan=False)
 
 
 def _console(file: Any) -> Console:

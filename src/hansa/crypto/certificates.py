@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+from contextlib import suppress
 from urllib.parse import quote
 
 from cryptography import x509
@@ -33,10 +34,8 @@ def host_name(host: str) -> x509.GeneralName:
     Raises:
         UsageError: it can be neither.
     """
-    try:
+    with suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        pass
     try:
         return x509.DNSName(host.encode("idna").decode())
     except UnicodeError:

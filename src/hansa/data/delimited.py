@@ -7,9 +7,8 @@ import csv
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hansa.data.duck import connection, fetch, first_line, literal
 from hansa.data.table import Table
@@ -27,8 +26,7 @@ _SAMPLE = 20
 _CHUNK = 1 << 20
 
 
-@dataclass(frozen=True)
-class _Layout:
+class _Layout(NamedTuple):
     """How a file is laid out: the header's names, its delimiter, and its line end."""
 
     names: tuple[str, ...]
@@ -138,11 +136,10 @@ def _decoded(path: Path, encoding: str, decoder: codecs.IncrementalDecoder) -> I
 def _undecodable(path: Path, encoding: str, at: int) -> DataError:
     with path.open("rb") as source:
         start = source.read(2)
+    remedy = "Set encoding to the file's own, for example 'gb18030', 'utf-16-le' or 'latin-1'."
     marked = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     if marked and not encoding.lower().startswith("utf-16"):
         remedy = "It starts like UTF-16: set encoding = 'utf-16'."
-    else:
-        remedy = "Set encoding to the file's own, for example 'gb18030', 'utf-16-le' or 'latin-1'."
     return DataError(f"{path.name} is not text in {encoding} (at byte {at})", remedy=remedy)
 
 
@@ -215,20 +212,15 @@ def _fault(file: Path, name: str, layout: _Layout, error: Exception) -> DataErro
         try:
             for row in reader:
                 if row and len(row) != width:
-                    return DataError(
-                        f"{name}, line {line}: {len(row)} cells, where the header has {width}",
-                        remedy="Put quotes around a cell that holds the delimiter.",
-                    )
+                    what = f"{len(row)} cells, where the header has {width}"
+                    remedy = "Put quotes around a cell that holds the delimiter."
+                    return DataError(f"{name}, line {line}: {what}", remedy=remedy)
                 line = reader.line_num + 1
         except csv.Error as fault:
-            return DataError(
-                f"{name}, line {line}: {fault}",
-                remedy="A cell in quotes ends with a quote; a quote inside it is written twice.",
-            )
-    return DataError(
-        f"{name} cannot be read: {first_line(error)}",
-        remedy="Its line ends may be mixed: save it anew as CSV.",
-    )
+            remedy = "A cell in quotes ends with a quote; a quote inside it is written twice."
+            return DataError(f"{name}, line {line}: {fault}", remedy=remedy)
+    remedy = "Its line ends may be mixed: save it anew as CSV."
+    return DataError(f"{name} cannot be read: {first_line(error)}", remedy=remedy)
 
 
 def _typed(cells: DuckDBPyRelation, names: Sequence[str]) -> DuckDBPyRelation:

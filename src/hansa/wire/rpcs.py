@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from hansa.crypto.pki import LOBBY, OPERATOR, PARTY
 from hansa.wire import messages as m
 
+SERVICE = "hansa.Hansa"
 PROTOCOL = 1
 """Version of the protocol; the number in Hello and JoinRequest."""
 
@@ -41,7 +42,7 @@ class Rpc(Generic[Q, R]):
     @property
     def path(self) -> str:
         """The HTTP/2 path."""
-        return f"/hansa.Hansa/{self.name}"
+        return f"/{SERVICE}/{self.name}"
 
     @property
     def method(self) -> str:

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from hansa.crypto.pki import Identity
 from hansa.errors import ContributionError, TrustError, UnreachableError
 from hansa.wire.faults import refuse
-from hansa.wire.rpcs import RPCS, Rpc
+from hansa.wire.rpcs import RPCS, SERVICE, Rpc
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Authorise = Callable[[bytes], Identity]
@@ -40,16 +40,8 @@ def handlers(implementation: object, authorise: Authorise) -> grpc.GenericRpcHan
         method = getattr(implementation, rpc.method, None)
         if method is not None:
             made = _unary if rpc.kind == "unary" else _streamed
-            table[rpc.path] = made(rpc, method, authorise)
-    return _Table(table)
-
-
-class _Table(grpc.GenericRpcHandler):
-    def __init__(self, table: Mapping[str, Any]) -> None:
-        self._table = table
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        return self._table.get(handler_call_details.method)
+            table[rpc.name] = made(rpc, method, authorise)
+    return grpc.method_handlers_generic_handler(SERVICE, table)
 
 
 def _admit(rpc: Rpc[Any, Any], context: Context, authorise: Authorise) -> Identity:
