@@ -85,17 +85,13 @@ class FedPer(GradientMethod):
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
         """A step of the server; it does not move the head."""
+        body = np.concatenate([np.arange(*span) for span in state.facts["body"]])
         update = np.zeros_like(state.values["parameters"])
-        at = 0
-        for begin, end in state.facts["body"]:
-            update[begin:end] = total.values["update"][at : at + end - begin]
-            at += end - begin
+        update[body] = total.values["update"]
         after = state.step(self.server, update)
-        parameters = state.values["parameters"].astype(
-            np.float64
-        )  # of which weight decay takes nothing
-        for begin, end in state.facts["body"]:
-            parameters[begin:end] = after.values["parameters"][begin:end]
+        # Of the head, weight decay takes nothing.
+        parameters = state.values["parameters"].astype(np.float64)
+        parameters[body] = after.values["parameters"][body]
         return replace(after, values=Values({**after.values, "parameters": parameters}))
 
 
