@@ -88,28 +88,23 @@ class Signal:
         """The bytes of one party's values as they travel."""
         return sum(np.dtype(f.dtype).itemsize * math.prod(f.shape or ()) for f in self.wire)
 
-    def check(self, contribution: Contribution) -> None:
+    def check(self, contribution: Contribution, opened: bool = False) -> None:
         """Refuse what arrives, or is about to leave, if it breaks what its party's stages promise; a
         ContributionError if it is not what was declared, if its joint norm is above the bound, or if its weight
-        is not 1 where all count the same.
+        is not 1 where all count the same. The same of what a codec has ``opened``.
         """
-        check(contribution, self.wire)
-        if self.weights == "equal" and contribution.weight != 1:
-            raise ContributionError(
-                f"the weight is {contribution.weight:g} where all count the same"
-            )
-        if self.travel is None:
-            self._check_norm(contribution)
-
-    def check_opened(self, contribution: Contribution) -> None:
-        """The same for what a codec has unpacked."""
-        check(contribution, self.fields)
-        self._check_norm(contribution)
+        check(contribution, self.fields if opened else self.wire)
+        weight = contribution.weight
+        if self.weights == "equal" and weight != 1:
+            raise ContributionError(f"the weight is {weight:g} where all count the same")
+        if math.isfinite(self.norm) and (opened or self.travel is None):
+            norm = joint_norms([contribution.values[name][None] for name in self.vectors])[0]
+            if norm > self.norm * (1 + self._rounding):
+                said = f"the norm is {norm:g} where at most {self.norm:g} is allowed"
+                raise ContributionError(said)
 
     def faults(self, stack: Contributions, opened: bool = False) -> dict[int, ContributionError]:
-        """What `check`, or `check_opened`, would refuse, by position in the stack; most of a stack is found
-        to be fine at once.
-        """
+        """What `check` would refuse, by position in the stack; most of a stack is found to be fine at once."""
         fields = self.fields if opened else self.wire
         fine = np.full(len(stack.parties), set(stack.values) == {f.name for f in fields})
         fine &= (stack.weights == 1) if self.weights == "equal" else True
@@ -122,7 +117,7 @@ class Signal:
         faults = {}
         for position in np.flatnonzero(~fine).tolist():
             try:
-                (self.check_opened if opened else self.check)(stack.one(position))
+                self.check(stack.one(position), opened)
             except ContributionError as error:
                 faults[position] = error
         return faults
@@ -132,13 +127,6 @@ class Signal:
         """A party's rounding is not ours."""
         single = any(f.dtype == "float32" for f in self.fields if f.like == "parameters")
         return 1e-6 if single else 1e-9
-
-    def _check_norm(self, contribution: Contribution) -> None:
-        if math.isfinite(self.norm):
-            norm = joint_norms([contribution.values[name][None] for name in self.vectors])[0]
-            if norm > self.norm * (1 + self._rounding):
-                said = f"the norm is {norm:g} where at most {self.norm:g} is allowed"
-                raise ContributionError(said)
 
     @property
     def vectors(self) -> tuple[str, ...]:
