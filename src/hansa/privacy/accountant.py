@@ -210,7 +210,7 @@ def _pld(events: tuple[Any, ...], width: float) -> _Curve:
         else:
             others.append(event)
             span += 11 * far + far**2 / 2 * (1 + event.times * event.rate)
-    z = 1 / math.sqrt(square) if square else math.inf
+    z = 1 / math.sqrt(square) if square else 1e100  # which costs nothing
     if not others:
         return _Curve(lambda d: m.gaussian_epsilon(z, d), lambda e: m.gaussian_delta(z, e), "pld")
     step = max(width, span / 1e6)

@@ -98,13 +98,13 @@ class Table:
 @lru_cache(maxsize=8)
 def discrete_gaussian(sigma: float) -> Table:
     """``exp(-x^2 / (2 sigma^2))`` on the integers (Canonne, Kamath and Steinke 2020, arXiv 2004.00010)."""
-    return _exponential(2, 2 * Decimal(sigma) ** 2, 13.5 * sigma)
+    return _exponential(2, sigma, 13.5 * sigma)
 
 
 @lru_cache(maxsize=8)
 def discrete_laplace(scale: float) -> Table:
     """``exp(-|x| / scale)`` on the integers."""
-    return _exponential(1, Decimal(scale), 90 * scale)
+    return _exponential(1, scale, 90 * scale)
 
 
 @lru_cache(maxsize=8)
@@ -128,13 +128,14 @@ def skellam(variance: float) -> Table:
         return _table(1, Decimal(1), 0, plane[: half - 1 : -1])
 
 
-def _exponential(power: int, scale: Decimal, reach: float) -> Table:
+def _exponential(power: int, width: float, reach: float) -> Table:
     if not 1e-3 < reach < 2**36:
         said = f"noise that reaches out to {reach:g}"
         raise PrivacyError(said, remedy="Choose a grid on which it is less than 2^36, and not 0")
     half = min(_ROWS // 2, 1 << math.ceil(reach).bit_length())
     bits = max(0, math.ceil(math.log2((reach + 1) / half)))
     with localcontext(prec=60):
+        scale = power * Decimal(width) ** power
         here, ratio, plane = Decimal(1), (-(Decimal(1 << bits) ** power) / scale).exp(), []
         change = ratio ** (2 * power - 2)
         for _ in range(half + 1):
