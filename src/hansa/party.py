@@ -186,7 +186,7 @@ class Crowd:
         for name in names:
             alike.setdefault(frozenset(known[name]).difference(begins), []).append(name)
         if len(alike) > 1:
-            return _together([self.stack(ask, few, known) for few in alike.values()])
+            return together([self.stack(ask, few, known) for few in alike.values()])
         longest_first, rows, excluded = self._longest_first(names)
         if not longest_first:
             return Outcome(excluded=excluded)
@@ -201,7 +201,7 @@ class Crowd:
                 answer = self.course.work(ask, at)
         except HansaError as error:
             if len(longest_first) > 1:  # whose it is shows when each is by itself
-                return _together([self.stack(ask, [name], memory) for name in names])
+                return together([self.stack(ask, [name], memory) for name in names])
             return Outcome(excluded={**excluded, **dict.fromkeys(longest_first, error.reason)})
         excluded |= {longest_first[i]: error.reason for i, error in at.failed.items()}
         contribution = answer.contribution
@@ -325,7 +325,7 @@ def _stacked(memories: Sequence[Values], begins: Mapping[str, Array]) -> Values:
     return Values(stacked)
 
 
-def _together(outcomes: Sequence[Outcome]) -> Outcome:
+def together(outcomes: Sequence[Outcome]) -> Outcome:
     """Several stacks' outcomes as one."""
     some = [one.counted for one in outcomes if one.counted.parties]
     memory, excluded = dict[str, Values](), dict[str, str]()

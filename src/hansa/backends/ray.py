@@ -30,7 +30,7 @@ from hansa.data.population import Population
 from hansa.data.table import Table
 from hansa.errors import HansaError, RunError, StudyError, UnreachableError, UsageError
 from hansa.federation import Federation
-from hansa.party import Crowd, Outcome
+from hansa.party import Crowd, Outcome, together
 from hansa.run import Run
 from hansa.task import Task
 
@@ -132,14 +132,8 @@ class Worker:
 
     def outcomes(self, *said: Any) -> tuple[list[Block], Outcome]:
         """The sums of a shard, and what else there is to say of its parties."""
-        summed: list[Block] = []
-        memory, excluded, leaving = dict[str, Values](), dict[str, str](), 0
-        for block, outcome in self._room.outcomes(*said):
-            summed += [block] if block.parties else []
-            memory |= outcome.memory
-            excluded |= outcome.excluded
-            leaving += outcome.leaving
-        return summed, Outcome(memory=memory, excluded=excluded, leaving=leaving)
+        blocks, outcomes = zip(*self._room.outcomes(*said), strict=True)
+        return [block for block in blocks if block.parties], together(outcomes)
 
     def answers(self, *said: Any) -> list[Outcome]:
         """As in `Room`."""
@@ -217,9 +211,8 @@ class Actors(Room):
         looked = ask.work != "evaluate" or self.crowd.course.scores_own
         size = max(1, min(most, -(-len(items) // len(self._ready))))
         shards = [items[at : at + size] for at in range(0, len(items), size)]
-        flights: dict[
-            Any, tuple[int, Any]
-        ] = {}  # by what is waited for: which shard, and who has it
+        # By what is waited for: which shard, and who has it.
+        flights: dict[Any, tuple[int, Any]] = {}
         answers, tries, begun = dict[int, Any](), Counter[int](), 0
 
         def send(number: int) -> None:
