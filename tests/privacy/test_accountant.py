@@ -111,7 +111,7 @@ def test_the_tighter_accountant_is_tighter():
     ]
     tight = epsilon(events, 1e-5)
     assert 0.8 * epsilon(events, 1e-5, "rdp") < tight < epsilon(events, 1e-5, "rdp")
-    coarse = spent(events, 1e-5, discretisation=1e-2)
+    coarse = spent(events, 1e-5, step=1e-2)
     assert tight <= coarse.epsilon < tight * 1.01
     assert coarse.discretisation == 1e-2
 

@@ -22,13 +22,12 @@ from hansa.errors import PrivacyError
 from hansa.privacy import mechanisms as m
 from hansa.privacy.events import DiscreteGaussian, Event, Exact, Fixed, Gaussian, Laplace
 
-Accountant = Literal["pld", "rdp", "zcdp"]
+Accountant = Literal["pld", "rdp", "zcdp"] | None
+"""None is ``"pld"`` where it knows all the events, else ``"rdp"``."""
 DISCRETISATION = 1e-4
-"""Width of the grid of privacy losses. It is wider in the search for noise, and where a million points
-would not span them; that never makes an epsilon smaller.
-"""
+"""Width of the grid of privacy losses; more in the search for noise, or if a million points do not span them."""
 ROUNDING = 1e-13
-"""Kept back from delta for what the Fourier transforms err that compose distributions."""
+"""Kept back from delta for the Fourier transforms that compose distributions."""
 
 
 class Spent(NamedTuple):
@@ -47,30 +46,26 @@ class Spent(NamedTuple):
 class _Curve(NamedTuple):
     epsilon: Callable[[float], float]
     delta: Callable[[float], float]
-    accountant: Accountant
+    accountant: str
     discretisation: float = 0.0
 
 
 def spent(
     events: Iterable[Event],
     delta: float,
-    accountant: Accountant | None = None,
-    discretisation: float = DISCRETISATION,
+    accountant: Accountant = None,
+    step: float = DISCRETISATION,
 ) -> Spent:
-    """What they cost together at a delta.
+    """What they cost together at a delta, all of whatever went wrong included.
 
-    Args:
-        events: all under one adjacency, in any order. If they were chosen as a run went: a filter's business.
-        delta: of everything together.
-        accountant: None takes ``"pld"`` where it knows all the events, else ``"rdp"``.
-        discretisation: the least width of the grid of ``"pld"``.
+    Events may come in any order. (If they were chosen as a run went, a filter has to say when to stop.)
 
     Raises:
         PrivacyError: delta is out of range, adjacencies differ, or the accountant has no bound for an event.
     """
     m.within(delta=delta)
     merged, failure, adjacency = _merged(events)
-    curve = _curve(merged, accountant, discretisation)
+    curve = _curve(merged, accountant, step)
     highest = curve.epsilon(delta) + 1
     aside = _aside(failure, highest)
     epsilon = curve.epsilon(delta - aside) if aside < delta else math.inf
@@ -78,23 +73,24 @@ def spent(
     return Spent(epsilon, delta, adjacency, curve.accountant, curve.discretisation, aside)
 
 
-def epsilon(events: Iterable[Event], delta: float, accountant: Accountant | None = None) -> float:
+def epsilon(events: Iterable[Event], delta: float, accountant: Accountant = None) -> float:
     """The epsilon of `spent`."""
     return spent(events, delta, accountant).epsilon
 
 
-def delta(events: Iterable[Event], epsilon: float, accountant: Accountant | None = None) -> float:
+def delta(events: Iterable[Event], epsilon: float, accountant: Accountant = None) -> float:
     """Their delta at an epsilon, at most 1; errors as for `spent`."""
     m.within(epsilon=epsilon)
     merged, failure, _ = _merged(events)
-    return min(1.0, _curve(merged, accountant).delta(epsilon) + _aside(failure, epsilon))
+    found = _curve(merged, accountant, DISCRETISATION).delta(epsilon)
+    return min(1.0, found + _aside(failure, epsilon))
 
 
 def noise_multiplier(
     events_of: Callable[[float], Iterable[Event]],
     epsilon: float,
     delta: float,
-    accountant: Accountant | None = None,
+    accountant: Accountant = None,
     tolerance: float = 1e-3,
 ) -> float:
     """The smallest noise multiplier, or one up to ``tolerance`` (relative) above it, whose events cost at most
@@ -128,21 +124,19 @@ def _merged(events: Iterable[Event]) -> tuple[tuple[Event, ...], float, str]:
 
 
 @lru_cache(maxsize=16)
-def _curve(
-    events: tuple[Event, ...], accountant: Accountant | None, width: float = DISCRETISATION
-) -> _Curve:
+def _curve(events: tuple[Event, ...], accountant: Accountant, step: float) -> _Curve:
     if any(isinstance(event, Exact) for event in events):
         return _Curve(lambda d: math.inf, lambda e: 1.0, accountant or "pld")
     if accountant == "zcdp":
         rho = sum(event.times * _rho(event) for event in events)
         return _Curve(lambda d: m.zcdp_epsilon(rho, d), lambda e: m.zcdp_delta(rho, e), "zcdp")
     if accountant == "pld" or (accountant is None and all(map(_has_pld, events))):
-        return _pld(events, width)
+        return _pld(events, step)
     rdp = sum((event.times * _rdp(event) for event in events), np.zeros(len(m.ORDERS)))
     return _Curve(lambda d: m.rdp_epsilon(rdp, d), lambda e: m.rdp_delta(rdp, e), "rdp")
 
 
-def _refused(event: Event, accountant: Accountant) -> PrivacyError:
+def _refused(event: Event, accountant: str) -> PrivacyError:
     sample = f" on a {event.sampling.kind} sample" if event.sampling else ""
     said = f"the {accountant} accountant has no bound for {event.kind} noise{sample}"
     remedy = 'Use accountant "rdp", or leave the sampling out, which is always a bound'
@@ -197,7 +191,7 @@ def _has_pld(event: Event) -> bool:
     return isinstance(event, Gaussian) or (isinstance(event, Laplace) and alone)
 
 
-def _pld(events: tuple[Any, ...], width: float) -> _Curve:
+def _pld(events: tuple[Any, ...], step: float) -> _Curve:
     from dp_accounting.pld import privacy_loss_distribution as pld
 
     square, span, others = 0.0, 0.0, []
@@ -213,7 +207,7 @@ def _pld(events: tuple[Any, ...], width: float) -> _Curve:
     z = 1 / math.sqrt(square) if square else 1e100  # which costs nothing
     if not others:
         return _Curve(lambda d: m.gaussian_epsilon(z, d), lambda e: m.gaussian_delta(z, e), "pld")
-    step = max(width, span / 1e6)
+    step = max(step, span / 1e6)
     whole = pld.identity(step)
     if square:
         whole = pld.from_gaussian_mechanism(z, value_discretization_interval=step)

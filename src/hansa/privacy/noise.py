@@ -23,8 +23,7 @@ from hansa.errors import PrivacyError
 
 FAILURE = 2.0**-100
 """For every table: the cut tails (below 2^-125) and the rounding of 2^17 weights or fewer to 2^-128."""
-_ROWS = 2**14
-"""Of a table that has many numbers in a row."""
+_ROWS = 2**14  # of a table that has many numbers in a row
 
 
 def derived(key: bytes, *purpose: str | int) -> bytes:
@@ -67,9 +66,8 @@ class Table:
 
     def _rows(self, stream: Stream, count: int) -> Array:
         words = stream.words(count)
-        left = np.uint64(65 - len(self.other).bit_length())
-        rows = (words >> left).astype(np.int64)
-        rest = words & ((np.uint64(1) << left) - np.uint64(1))
+        left = 65 - len(self.other).bit_length()
+        rows, rest = (words >> left).astype(np.int64), words & ((1 << left) - 1)
         first = self.first[rows]
         own = rest < first
         if len(ties := np.flatnonzero(rest == first)):
@@ -79,10 +77,7 @@ class Table:
     def _kept(self, rows: Array, stream: Stream) -> Array:
         words, more = stream.words(2 * len(rows)).reshape(2, -1)
         sign = rows >> 63  # of a negative number, -1; and n ^ -1 is -1 - n
-        inner, beyond = (
-            (rows ^ sign) << self.bits,
-            (more >> np.uint64(64 - self.bits)).astype(np.int64),
-        )
+        inner, beyond = (rows ^ sign) << self.bits, (more >> (64 - self.bits)).astype(np.int64)
         less = beyond - sign
         if self.power == 2:
             less *= less + 2 * inner
@@ -110,15 +105,11 @@ def discrete_laplace(scale: float) -> Table:
 @lru_cache(maxsize=8)
 def skellam(variance: float) -> Table:
     """The difference of two Poisson variables of half the variance each."""
-
-    def tail(reach: float) -> float:  # Chernoff's bound on the logarithm of the mass above
-        return math.hypot(reach, variance) - variance - reach * math.asinh(reach / variance)
-
     if not 1e-9 < variance < 2e7:
         said = f"Skellam noise of variance {variance:g}"
         raise PrivacyError(said, remedy="Choose a grid on which it is above 1e-9 and below 2e7")
-    reach = 1.0
-    while tail(reach) > -90:
+    reach = 1.0  # until Chernoff's bound on the mass above it is exp(-90)
+    while math.hypot(reach, variance) - variance - reach * math.asinh(reach / variance) > -90:
         reach *= 1.02
     half, above, here, plane = 1 << math.ceil(reach).bit_length(), Decimal(0), Decimal(1), []
     with localcontext(prec=60):
