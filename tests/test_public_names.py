@@ -12,9 +12,10 @@ import pytest
 import hansa
 
 NAMES = [
-    "Adagrad", "Adam", "AdamW", "All", "Clock", "ColumnRule", "Contract", "Contribution", "CoxRegression",
+    "Adagrad", "Adam", "AdamW", "Adversary", "All", "Clock", "ColumnRule", "Contract", "Contribution", "CoxRegression",
     "Evaluate", "FedAvg", "FedSGD", "Federation", "Field", "Fixed", "LinearRegression", "Local",
-    "LogisticRegression", "Model", "Moments", "PoissonRegression", "Population", "Ray", "Remote", "Run",
+    "LogisticRegression", "Model", "Moments", "Poisson", "PoissonRegression", "Population", "Privacy",
+    "Ray", "Remote", "Run",
     "SGD", "SoftmaxRegression", "Stop", "Table", "Task", "Yogi", "aggregation", "errors", "load",
     "methods", "partition", "read", "tasks",
     "wisconsin",

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from hansa.backends.local import Local
     from hansa.backends.ray import Ray
     from hansa.backends.remote import Remote
+    from hansa.cohort import All, Fixed, Poisson
     from hansa.contribution import Contribution, Field
     from hansa.data import partition, wisconsin
     from hansa.data.contract import ColumnRule, Contract
     from hansa.data.population import Population
     from hansa.data.source import read
     from hansa.data.table import Table
-    from hansa.federation import All, Federation, Fixed
+    from hansa.federation import Federation
     from hansa.learners.optimizer import SGD, Adagrad, Adam, AdamW, Yogi
     from hansa.methods.course import Stop
     from hansa.methods.evaluate import Evaluate
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from hansa.methods.fedsgd import FedSGD
     from hansa.methods.moments import Moments
     from hansa.model import Model
+    from hansa.privacy.claim import Adversary, Privacy
     from hansa.run import Run
     from hansa.study import load
     from hansa.task import (
@@ -51,13 +53,14 @@ _HOMES = {
         "hansa.backends.local": "Local",
         "hansa.backends.ray": "Ray",
         "hansa.backends.remote": "Remote",
+        "hansa.cohort": "All Fixed Poisson",
         "hansa.contribution": "Contribution Field",
         "hansa.data": "partition wisconsin",
         "hansa.data.contract": "ColumnRule Contract",
         "hansa.data.population": "Population",
         "hansa.data.source": "read",
         "hansa.data.table": "Table",
-        "hansa.federation": "All Federation Fixed",
+        "hansa.federation": "Federation",
         "hansa.learners.optimizer": "Adagrad Adam AdamW SGD Yogi",
         "hansa.methods.course": "Stop",
         "hansa.methods.evaluate": "Evaluate",
@@ -65,6 +68,7 @@ _HOMES = {
         "hansa.methods.fedsgd": "FedSGD",
         "hansa.methods.moments": "Moments",
         "hansa.model": "Model",
+        "hansa.privacy.claim": "Adversary Privacy",
         "hansa.run": "Run",
         "hansa.study": "load",
         "hansa.task": "CoxRegression LinearRegression LogisticRegression PoissonRegression "
@@ -74,9 +78,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "SGD", "Adagrad", "Adam", "AdamW", "All", "Clock", "ColumnRule", "Contract", "Contribution",
+    "SGD", "Adagrad", "Adam", "AdamW", "Adversary", "All", "Clock", "ColumnRule", "Contract", "Contribution",
     "CoxRegression", "Evaluate", "FedAvg", "FedSGD", "Federation", "Field", "Fixed", "LinearRegression",
-    "Local", "LogisticRegression", "Model", "Moments", "PoissonRegression", "Population", "Ray", "Remote",
+    "Local", "LogisticRegression", "Model", "Moments", "Poisson", "PoissonRegression", "Population", "Privacy",
+    "Ray", "Remote",
     "Run", "SoftmaxRegression", "Stop", "Table", "Task", "Yogi", "aggregation", "errors", "load", "methods",
     "partition", "read", "tasks", "wisconsin",
 ]  # fmt: skip

@@ -15,10 +15,11 @@ import numpy as np
 
 from hansa.aggregation.stage import Aggregation
 from hansa.backends.local import Local
+from hansa.cohort import All
 from hansa.contribution import Array, Values
 from hansa.data.table import Table
 from hansa.errors import RunError, StudyError, did_you_mean
-from hansa.federation import All, Federation
+from hansa.federation import Federation
 from hansa.methods.evaluate import Evaluate
 from hansa.methods.fedavg import FedAvg
 from hansa.model import Model
@@ -62,7 +63,10 @@ def compare(federation: Federation, tables: Mapping[str, Table], model: Model) -
         raise StudyError(what, remedy="Raise evaluation.holdout")
     trained = {name: train for name, (train, _) in splits.items()}
     scored = [_alone(federation, name, table, held_out) for name, table in trained.items()]
-    everything = _together(list(trained.values()))
+    parts = list(trained.values())
+    everything = Table.of(
+        {name: np.concatenate([part.column(name) for part in parts]) for name in parts[0].names}
+    )
     scored.append(Scored("federated", everything.rows, score(model, held_out), None))
     return [*scored, _alone(federation, "pooled", everything, held_out)]
 
@@ -153,13 +157,8 @@ def _alone(federation: Federation, name: str, table: Table, held_out: Sequence[T
         except RunError:
             if not method.exact:
                 raise
-            metrics = dict.fromkeys(
-                federation.task.metric_names, math.nan
-            )  # too little to estimate
+            too_little = federation.task.metric_names
+            metrics = dict.fromkeys(too_little, math.nan)
         tried.append(Scored(name, table.rows, metrics, rate))
-    return min(tried, key=lambda scored: scored.metrics["loss"])
-
-
-def _together(tables: Sequence[Table]) -> Table:
-    names = tables[0].names
-    return Table.of({n: np.concatenate([table.column(n) for table in tables]) for n in names})
+    # Only where there is one rate, none, may there be no loss either.
+    return min(tried, key=lambda scored: scored.metrics.get("loss", math.nan))

@@ -6,88 +6,31 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic import Field as Limits
 
-from hansa import keyed
-from hansa.aggregation.signal import Signal
+from hansa.aggregation.signal import Among, Signal
 from hansa.aggregation.stage import Aggregation, Reducer
+from hansa.cohort import All, AnyCohort
 from hansa.contribution import canonical
 from hansa.data.contract import Contract
 from hansa.data.table import ColumnSchema
-from hansa.errors import ConsentError, DataError, PipelineError, StudyError
+from hansa.errors import ConsentError, DataError, PipelineError, PrivacyError, StudyError
 from hansa.methods.base import AnyMethod, Setup, UpdateMethod
 from hansa.methods.course import Course, Stop
 from hansa.methods.evaluate import Evaluate
 from hansa.methods.fedavg import FedAvg
 from hansa.methods.moments import Moments
-from hansa.part import Catalogue, Part, explain
+from hansa.part import explain
+from hansa.privacy.claim import Adversary, Privacy
+from hansa.privacy.guarantee import Guarantee, guarantee
 from hansa.task import BUILT_IN, WITH_CODE, AnyTask
 
 if TYPE_CHECKING:
     from hansa.backends import Backend
     from hansa.run import Run
-
-
-class All(Part):
-    """Every party of the roster takes part in every round.
-
-    Args:
-        minimum: a run stops with an error below so many counted contributions.
-        deadline: seconds after which a party that has not answered is left out of the round.
-    """
-
-    kind: ClassVar[str] = "all"
-    minimum: Annotated[int, Limits(ge=1)] = 2
-    deadline: Annotated[float, Limits(gt=0)] = 600.0
-
-    def draw(self, setup: Setup, round: int) -> tuple[str, ...]:
-        """The cohort of a round, in roster order."""
-        return tuple(setup.parties)
-
-
-class Fixed(All):
-    """A sample of fixed size, drawn anew each round by (seed, round), without replacement.
-
-    Args:
-        size: parties a round.
-    """
-
-    kind: ClassVar[str] = "fixed"
-    size: Annotated[int, Limits(ge=1)]
-
-    def model_post_init(self, context: Any) -> None:
-        """Refuse a cohort that could never reach its minimum."""
-        if self.size < self.minimum:
-            raise StudyError(
-                f"a cohort of {self.size} is smaller than its minimum of {self.minimum}",
-                remedy="Raise cohort.size, or lower cohort.minimum",
-            )
-
-    def draw(self, setup: Setup, round: int) -> tuple[str, ...]:
-        """The cohort of a round, in roster order; a StudyError if the roster is smaller than the cohort."""
-        if self.size > len(setup.parties):
-            raise StudyError(
-                f"a cohort of {self.size} from {len(setup.parties)} parties",
-                remedy="Lower cohort.size, or invite more parties",
-            )
-        random = keyed.generator(setup.seed, "cohort", round)
-        chosen = random.choice(len(setup.parties), size=self.size, replace=False)
-        return tuple(setup.parties[i] for i in np.sort(chosen).tolist())
-
-
-COHORTS: Catalogue[All] = Catalogue(
-    "cohort",
-    All,
-    {"all": "hansa.federation:All", "fixed": "hansa.federation:Fixed"},
-    default="all",
-)
-AnyCohort = Annotated[
-    All, PlainValidator(COHORTS.build), PlainSerializer(COHORTS.spec, return_type=dict[str, Any])
-]
 
 
 class BundledFile(BaseModel):
@@ -129,6 +72,8 @@ class Federation(BaseModel):
         preprocessing: federated standardisation before round 1.
         evaluation: which rows are held out, and how often the model is scored on them.
         contract: what each party's table must be.
+        privacy: what a guarantee speaks of, and what it may cost.
+        adversary: against whom.
         seed: of all public randomness.
         bundle: the study's files, by content. A federation with code names them here.
     """
@@ -145,6 +90,8 @@ class Federation(BaseModel):
     preprocessing: Moments = Moments()
     evaluation: Evaluate = Evaluate()
     contract: Contract = Contract()
+    privacy: Privacy = Privacy()
+    adversary: Adversary = Adversary()
     seed: int = 0
     bundle: tuple[BundledFile, ...] = ()
 
@@ -167,7 +114,7 @@ class Federation(BaseModel):
             )
         if isinstance(self.method, UpdateMethod):
             fields = tuple(field.bind(1) for field in self.method.fields)
-            self.aggregation.bind(Signal(fields, weights=self.method.weights))
+            self.aggregation.bind(Signal(fields, weights=self.method.weights, privacy=self.privacy))
             for stage in self.aggregation.stages:
                 if isinstance(stage, Reducer) and not self.method.reducible:
                     raise PipelineError(
@@ -230,6 +177,7 @@ class Federation(BaseModel):
 
         Raises:
             StudyError: if there are fewer parties than the study or its cohort needs.
+            PrivacyError: if it costs more than its own ``privacy.epsilon``.
             DataError: naming the party whose columns do not fit, and which columns it has.
         """
         parties = tuple(sorted(offers))
@@ -271,10 +219,21 @@ class Federation(BaseModel):
                 )
         setup = Setup(roster, numbers, categories, self.seed, arrays)
         self.cohort.draw(setup, 1)  # refuses a cohort that the roster cannot fill
+        cap = self.privacy.epsilon
+        if cap and (cost := self.guaranteed(setup)["public"].epsilon) > cap:
+            raise PrivacyError(
+                f"the models cost an epsilon of {cost:.4g}, and privacy.epsilon is {cap:g}",
+                remedy="Add noise to the aggregation, run fewer rounds, or raise privacy.epsilon",
+            )
         return setup
 
-    def course(self, setup: Setup) -> Course:
-        """The run among these parties, as pure functions."""
+    def course(self, setup: Setup, secret: bytes = b"") -> Course:
+        """The run among these parties, as pure functions.
+
+        Args:
+            setup: who they are, and their columns.
+            secret: a key of the one who adds noise, 32 bytes; in simulation noise comes from the seed.
+        """
         return Course(
             task=self.task,
             method=self.method,
@@ -284,6 +243,58 @@ class Federation(BaseModel):
             rounds=self.rounds,
             stop=self.stop,
             setup=setup,
+            privacy=self.privacy,
+            among=self._among(len(setup.parties)),
+            secret=secret,
+        )
+
+    def _among(self, parties: int) -> Among:
+        """How many of so many parties are in one sum."""
+        cohort = self.cohort
+        honest = max(0, cohort.minimum - self.adversary.colluding)
+        return Among(cohort.most(parties), cohort.expected(parties), honest)
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What is protected, from whom, and what it costs: derived from everything that leaves a party.
+
+        Raises:
+            PrivacyError: if it depends on the parties, which `guaranteed` is told.
+        """
+        return self.guaranteed(None)
+
+    def guaranteed(self, setup: Setup | None) -> Guarantee:
+        """The same among known parties, where a sample of fixed size hides something, too."""
+        signal = Signal((), privacy=self.privacy)
+        if setup is not None:
+            signal = self.course(setup).leaves
+        elif isinstance(self.method, UpdateMethod):
+            fields = tuple(field.bind(1) for field in self.method.fields)
+            signal = Signal(fields, weights=self.method.weights, privacy=self.privacy)
+            signal = self.aggregation.bind(signal)[-1]
+            if any(noised.where == "shares" for noised in signal.noise):
+                raise PrivacyError(
+                    "what shares of noise are worth depends on the parties and on the model's size",
+                    remedy="Ask a run for its guarantee, or federation.guaranteed(setup)",
+                )
+        summed = []
+        if self.preprocessing.standardise:
+            summed.append("sums of each column, for the standardisation")
+        if not self.evaluation.central and self.evaluation.due(self.rounds, last=True):
+            summed.append("sums of each evaluation, for the metrics")
+        sampling = self.cohort.sampling(len(setup.parties)) if setup else None
+        if self.method.kind == "fedbuff":  # who is quick is counted: no sample
+            sampling = None
+        elif setup is None and self.cohort.kind == "poisson":
+            sampling = self.cohort.sampling(0)
+        return guarantee(
+            self.privacy,
+            self.adversary,
+            rounds=self.rounds,
+            noise=tuple((n.where, n.event, n.stage) for n in signal.noise),
+            hidden=signal.hidden,
+            sampling=sampling,
+            exact=tuple(summed),
         )
 
     def run(self, backend: Backend) -> Run:

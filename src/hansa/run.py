@@ -27,6 +27,7 @@ from hansa.inference import Estimate
 from hansa.methods.base import Setup, State
 from hansa.methods.course import Course, Progress
 from hansa.model import Model
+from hansa.privacy.guarantee import Guarantee
 
 UNDER_WAY = "under way"  # the state of work that was begun and has not arrived
 CHECKPOINT = "round-{}.safetensors"
@@ -255,6 +256,11 @@ class Run:
     def parameters(self) -> Array:
         """The global model's parameters, ``[d]``."""
         return self._progress.parameters
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What is protected, from whom, and what it costs."""
+        return self.federation.guaranteed(self.setup)
 
     @property
     def model(self) -> Model:

@@ -21,11 +21,24 @@ from hansa.part import reading
 from hansa.task import CodeTask, Task
 
 TABLES = frozenset(
-    {"study", "task", "method", "aggregation", "cohort", "preprocessing", "evaluation", "contract"}
+    [
+        "study",
+        "task",
+        "method",
+        "aggregation",
+        "cohort",
+        "preprocessing",
+        "evaluation",
+        "contract",
+        "privacy",
+        "adversary",
+    ]
 )
 MOVED = ("rounds", "stop")
 """Keys of [method] that are the federation's own."""
-PARTS = frozenset({"task", "method", "cohort", "preprocessing", "evaluation", "bundle"})
+PARTS = frozenset(
+    ["task", "method", "cohort", "preprocessing", "evaluation", "bundle", "privacy", "adversary"]
+)
 """Fields of a federation that look at the types of their values themselves."""
 PREFIX = "hansa_study_"
 """Of the names of the modules that studies are written in."""
@@ -38,10 +51,7 @@ IN_FILE = {
 
 
 def load(path: str | Path) -> Federation:
-    """Read a study.
-
-    Args:
-        path: of a ``.toml`` file, or of a ``.py`` file that exposes ``federation``.
+    """Read a study: a ``.toml`` file, or a ``.py`` file that exposes ``federation``.
 
     Raises:
         StudyError: with the file, the place in it, and the nearest known word.

@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from hansa.aggregation.stage import STAGES
+from hansa.cohort import COHORTS
 from hansa.errors import StudyError, did_you_mean
-from hansa.federation import COHORTS, Federation
+from hansa.federation import Federation
 from hansa.learners.optimizer import OPTIMIZERS
 from hansa.methods.base import METHODS
 from hansa.methods.course import Stop

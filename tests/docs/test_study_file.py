@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 import hansa as hs
 from hansa.aggregation.stage import STAGES
-from hansa.federation import COHORTS
+from hansa.cohort import COHORTS
 from hansa.learners.optimizer import OPTIMIZERS
 from hansa.methods.base import METHODS
 from hansa.part import Catalogue, Part
@@ -95,6 +95,8 @@ def test_every_table_is_described_with_all_its_keys_and_defaults():
     assert SECTIONS["[cohort]"] == {"kind": '`"all"`'}
     assert SECTIONS["[preprocessing]"] == defaults(hs.Moments)
     assert SECTIONS["[evaluation]"] == defaults(hs.Evaluate)
+    assert SECTIONS["[privacy]"] == defaults(hs.Privacy)
+    assert SECTIONS["[adversary]"] == defaults(hs.Adversary)
     assert SECTIONS["[contract]"] == defaults(hs.Contract)
     assert SECTIONS["[contract.columns.NAME]"] == defaults(hs.ColumnRule)
     assert {heading[1:-1] for heading in SECTIONS if re.fullmatch(r"\[\w+\]", heading)} == TABLES

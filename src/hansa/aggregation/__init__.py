@@ -7,8 +7,26 @@ from hansa.aggregation.coordinatewise import Median, TrimmedMean, median, trimme
 from hansa.aggregation.geometric_median import GeometricMedian, geometric_median
 from hansa.aggregation.krum import Krum, MultiKrum, krum, multi_krum
 from hansa.aggregation.low_rank import LowRank, low_rank
+from hansa.aggregation.noise import (
+    Gaussian,
+    LocalGaussian,
+    LocalLaplace,
+    gaussian,
+    local_gaussian,
+    local_laplace,
+)
 from hansa.aggregation.quantization import QSGD, Quantize, qsgd, quantize
 from hansa.aggregation.reduce import Reduction, weighted_mean
+from hansa.aggregation.ring import (
+    DiscreteGaussian,
+    Grid,
+    SecureSum,
+    Skellam,
+    discrete_gaussian,
+    grid,
+    secure_sum,
+    skellam,
+)
 from hansa.aggregation.rotation import Rotate, rotate
 from hansa.aggregation.signal import Signal
 from hansa.aggregation.sparsification import (
@@ -24,9 +42,11 @@ from hansa.aggregation.sparsification import (
 from hansa.aggregation.stage import Aggregation, Reducer, Stage
 
 __all__ = [
-    "QSGD", "Aggregation", "CenteredClip", "Clip", "Codec", "GeometricMedian", "Krum", "LowRank", "Median",
-    "MultiKrum", "NormBound", "Quantize", "RandomK", "RandomMask", "Reducer", "Reduction", "Rotate",
-    "Signal", "Stage", "Subsample", "TopK", "TrimmedMean", "centered_clip", "clip", "geometric_median", "krum",
+    "QSGD", "Aggregation", "CenteredClip", "Clip", "Codec", "DiscreteGaussian", "Gaussian",
+    "GeometricMedian", "Grid", "Krum", "LocalGaussian", "LocalLaplace", "LowRank", "Median", "MultiKrum",
+    "NormBound", "Quantize", "RandomK", "RandomMask", "Reducer", "Reduction", "Rotate", "SecureSum",
+    "Signal", "Skellam", "Stage", "Subsample", "TopK", "TrimmedMean", "centered_clip", "clip",
+    "discrete_gaussian", "gaussian", "geometric_median", "grid", "krum", "local_gaussian", "local_laplace",
     "low_rank", "median", "multi_krum", "norm_bound", "qsgd", "quantize", "random_k", "random_mask",
-    "rotate", "subsample", "top_k", "trimmed_mean", "weighted_mean",
+    "rotate", "secure_sum", "skellam", "subsample", "top_k", "trimmed_mean", "weighted_mean",
 ]  # fmt: skip

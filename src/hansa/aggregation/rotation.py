@@ -44,7 +44,7 @@ class Rotate(Stage):
 
     def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
         """Turn back, the total or what was gathered for a reducer."""
-        turned = self._turned(total.values, context, back=True) if total.parties else {}
+        turned = self._turned(total.values, context, back=True) if total.values else {}
         return replace(total, values=Values({**total.values, **turned})), state
 
     def _turned(

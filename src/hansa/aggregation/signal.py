@@ -11,6 +11,8 @@ import numpy as np
 
 from hansa.contribution import WEIGHT_LIMIT, Array, Contribution, Contributions, Field, check
 from hansa.errors import ContributionError
+from hansa.privacy.claim import PARTY, Privacy
+from hansa.privacy.events import Event
 
 
 def joint_norms(arrays: Sequence[Array]) -> Array:
@@ -48,30 +50,70 @@ _RUN = 512
 
 
 @dataclass(frozen=True)
+class Among:
+    """How many parties are in one sum: public numbers.
+
+    Args:
+        most: at most.
+        expected: the denominator of a mean behind a claim.
+        honest: at least so many that keep to the protocol, and whose shares of noise count.
+    """
+
+    most: int
+    expected: float
+    honest: int
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Noise that a stage adds.
+
+    Args:
+        where: at each ``"party"``, in ``"shares"`` that count together, or at the ``"coordinator"``.
+        event: what its release costs once, without sampling.
+        stage: the kind of the stage.
+    """
+
+    where: Literal["party", "shares", "coordinator"]
+    event: Event
+    stage: str
+
+
+@dataclass(frozen=True)
 class Signal:
     """The type of what flows through a pipeline; a stage maps one to the next or refuses.
 
     Args:
         fields: the declared fields, shapes bound.
         view: ``"party"`` while single contributions exist, ``"sum"`` once only their sum does.
-        domain: ``"real"``, or the modulus of an integer ring.
+        domain: ``"real"``, ``"integer"``, or the modulus of an integer ring.
         norm: bound on the joint L2 norm of the parameter-like fields of one party; infinite if none.
         weights: ``"examples"`` if a party's weight depends on its data, ``"equal"`` if it is public.
         linear: whether the aggregate is still a linear function of the contributions.
-        noise: standard deviation of the noise already in the parameter-like fields.
+        noise: what stages add.
         travel: what travels in place of the fields once a codec has packed them; see `wire`.
         mixed: the stage after which an entry of a vector is no longer the same parameter at every party.
+        privacy: what is to be protected.
+        among: how many parties are in one sum; None while that is not known.
+        apart: on the grid, bound on the L2 norm of what one unit adds, whose ``norm`` is a party's.
+        reach: on the grid, how large a sum with noise may be, but for a negligible chance; 0 without noise.
+        hidden: whether nobody, the coordinator included, sees a single contribution.
     """
 
     fields: tuple[Field, ...]
     view: Literal["party", "sum"] = "party"
-    domain: Literal["real"] | int = "real"
+    domain: Literal["real", "integer"] | int = "real"
     norm: float = math.inf
     weights: Literal["examples", "equal"] = "examples"
     linear: bool = True
-    noise: float = 0.0
+    noise: tuple[Noised, ...] = ()
     travel: tuple[Field, ...] | None = None
     mixed: str = ""
+    privacy: Privacy = PARTY
+    among: Among | None = None
+    apart: float = math.inf
+    reach: float = 0.0
+    hidden: bool = False
 
     @property
     def wire(self) -> tuple[Field, ...]:

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Annotated, Any, Literal, ParamSpec
+from typing import Annotated, Any, ClassVar, Literal, ParamSpec
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
@@ -30,6 +30,7 @@ class Context:
         parties: whose contributions are encoded or opened; empty after the sum.
         signal: what the stage was bound to.
         bound: what it made of that.
+        secret: a key of whoever adds noise; empty in simulation, where noise comes from the seed.
     """
 
     seed: int
@@ -38,6 +39,7 @@ class Context:
     parties: tuple[str, ...]
     signal: Signal
     bound: Signal
+    secret: bytes = b""
 
 
 class Stage(Part):
@@ -46,6 +48,9 @@ class Stage(Part):
     A stage overrides what it needs; one that overrides nothing changes nothing. At the parties it sees
     stacks ``[k, *shape]``; a party that works alone is a stack of one.
     """
+
+    protects: ClassVar[bool] = False
+    """Whether it is there to hide something, so that a guarantee is worth reading."""
 
     def bind(self, signal: Signal) -> Signal:
         """What it does to the type of the values; a PipelineError with a remedy if it cannot hold."""
@@ -146,8 +151,13 @@ STAGES: Catalogue[Stage] = Catalogue(
         for kind, place in {
             "centered-clip": "centered_clip:CenteredClip",
             "clip": "clip:Clip",
+            "gaussian": "noise:Gaussian",
+            "discrete-gaussian": "ring:DiscreteGaussian",
             "geometric-median": "geometric_median:GeometricMedian",
+            "grid": "ring:Grid",
             "krum": "krum:Krum",
+            "local-gaussian": "noise:LocalGaussian",
+            "local-laplace": "noise:LocalLaplace",
             "low-rank": "low_rank:LowRank",
             "median": "coordinatewise:Median",
             "multi-krum": "krum:MultiKrum",
@@ -157,6 +167,8 @@ STAGES: Catalogue[Stage] = Catalogue(
             "random-k": "sparsification:RandomK",
             "random-mask": "sparsification:RandomMask",
             "rotate": "rotation:Rotate",
+            "secure-sum": "ring:SecureSum",
+            "skellam": "ring:Skellam",
             "subsample": "sparsification:Subsample",
             "top-k": "sparsification:TopK",
             "trimmed-mean": "coordinatewise:TrimmedMean",

@@ -171,7 +171,7 @@ def told(
     out.say(f"Model, metrics and events are in {folder}")
     out.say(f"Next: hansa predict {folder / 'model.safetensors'} --data FILE")
     told = {"comparison": scored, "plan": plan, "estimates": estimates}
-    out.finish({**_summary(run, output), **told})
+    out.finish({**summary(run, output), **told})
 
 
 def _estimates(out: Output, run: Run) -> list[dict[str, Any]] | None:
@@ -218,6 +218,8 @@ def _run(
     def resolved(setup: Setup) -> None:
         plans.append(Plan.of(federation, setup, rows))
         out.say(str(plans[0]))
+        if any(stage.protects for stage in federation.aggregation.stages):
+            out.say(str(federation.guaranteed(setup)))
 
     with RoundsView(out, federation.rounds, resolved) as view:
         backend = local(parties, folder=writable(output, "--output"), follow=view)
@@ -253,7 +255,7 @@ def _sweep(
         parties, rows = dealt.parties(out, federation), dealt.table.rows
         try:
             run, _, scored = _run(out, federation, parties, rows, local, output, compare)
-            results.append({"values": point, **_summary(run, output), "comparison": scored})
+            results.append({"values": point, **summary(run, output), "comparison": scored})
         except HansaError as error:
             out.say(f"error: {error}", style="red")
             failure = failure or error
@@ -286,7 +288,8 @@ def _results(out: Output, results: Sequence[Mapping[str, Any]], aims: bool) -> N
     out.table(columns, rows, title="Results, after the last round of each run")
 
 
-def _summary(run: Run, output: Path) -> dict[str, Any]:
+def summary(run: Run, output: Path) -> dict[str, Any]:
+    """A run as a document, with where it lies under the folder of runs."""
     from datetime import datetime
 
     metrics, folder = run.metrics(), output / run.id

@@ -219,7 +219,8 @@ class Work:
         feed = self.feed(local)
 
         def corrected(gradient: Any, theta: Any, parties: slice) -> Any:
-            assert correct is not None and not isinstance(correct, Affine)
+            assert correct is not None
+            assert not isinstance(correct, Affine)
             if beside is None:
                 return correct(gradient, theta)
             return correct(gradient, theta, Named({n: v[parties] for n, v in native.items()}))

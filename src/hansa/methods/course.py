@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Limits
 
-from hansa.aggregation.signal import Signal
+from hansa.aggregation.signal import Among, Signal
 from hansa.aggregation.stage import Aggregation, Context
 from hansa.contribution import Array, Ask, Contributions, Json, Total, Values, canonical
 from hansa.data.preprocessing import Encoding
@@ -26,6 +26,7 @@ from hansa.learners.base import Learner
 from hansa.methods.base import Answer, At, Method, Setup, Stack, State
 from hansa.methods.evaluate import Evaluate
 from hansa.methods.moments import Moments
+from hansa.privacy.claim import PARTY, Privacy
 from hansa.task import Task
 from hansa.wire import tensors
 
@@ -139,6 +140,9 @@ class Course:
     rounds: int
     stop: Stop | None
     setup: Setup
+    privacy: Privacy = PARTY
+    among: Among | None = None
+    secret: bytes = b""
 
     @cached_property
     def learner(self) -> Learner:
@@ -312,12 +316,23 @@ class Course:
         Raises:
             PipelineError: if a stage refuses.
         """
-        signal = Signal(ask.fields, weights=getattr(self.method, "weights", "examples"))
+        signal = Signal(
+            ask.fields,
+            weights=getattr(self.method, "weights", "examples"),
+            privacy=self.privacy,
+            among=self.among,
+        )
         if ask.through == "plain":
             return (signal,)
         if signal not in self._bound:
             self._bound[signal] = self.aggregation.bind(signal)
         return self._bound[signal]
+
+    @cached_property
+    def leaves(self) -> Signal:
+        """What leaves a party in a training round, and what stages did to it."""
+        start = self.begin()
+        return self.signals(self._asked_at(start, "train", 0, {"train": start.states["train"]}))[-1]
 
     def apply(self, progress: Progress, ask: Ask, total: Total) -> Progress:
         """The progress after an exchange; ``metrics`` are new if it was an evaluation.
@@ -333,7 +348,10 @@ class Course:
             states["stages"] = State(ask.round, stages)
         phase = progress.phase
         with np.errstate(over="ignore", invalid="ignore"):  # said below, once
-            states[phase] = self._method(phase).apply(states[phase], ask, total)
+            if total.values or not ask.fields:
+                states[phase] = self._method(phase).apply(states[phase], ask, total)
+            else:  # a sample that happened to be empty
+                states[phase] = replace(states[phase], round=states[phase].round + 1)
         if phase == "train":
             states[phase] = self._stored(states[phase])
         progress = replace(progress, version=progress.version + 1, states=states)
@@ -409,7 +427,9 @@ class Course:
 
     def _context(self, ask: Ask, parties: tuple[str, ...], signals: Sequence[Signal]) -> Context:
         first = signals[0]
-        return Context(self.setup.seed, ask.round, ask.version, parties, first, first)
+        return Context(
+            self.setup.seed, ask.round, ask.version, parties, first, first, self.secret
+        )
 
 
 def _alike(ask: Ask, own: Ask) -> bool:

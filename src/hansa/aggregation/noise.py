@@ -1,0 +1,227 @@
+"""Noise: on the sum at the coordinator, or on each contribution before it leaves its party.
+
+The noise of a run that is simulated is drawn from the run's seed, so that it repeats, and is worth as much as
+the seed is secret. A coordinator or an agent draws it as integers from a key that it keeps, and from what the
+noise is put on: the same numbers get the same noise however often they are sent, other numbers other noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
+
+import numpy as np
+from blake3 import blake3
+from pydantic import Field as Limits
+
+from hansa import keyed
+from hansa.aggregation.signal import Noised, Signal
+from hansa.aggregation.stage import Context, Stage, chain
+from hansa.contribution import Algebra, Array, Contributions, Total, Values
+from hansa.errors import PipelineError
+from hansa.privacy import events, noise
+
+_GRID = 2.0**20  # standard deviation of secret normal noise, in steps of the grid that it lies on
+
+
+@dataclass(frozen=True)
+class Group:
+    """Fields that one unit moves by a bounded L2 norm, jointly.
+
+    Args:
+        names: of the fields.
+        bound: on the norm of what one unit adds to them.
+        size: how many numbers they have.
+    """
+
+    names: tuple[str, ...]
+    bound: float
+    size: int
+
+
+def groups(signal: Signal, kind: str) -> tuple[Group, ...]:
+    """What one unit adds to a sum, at most; a PipelineError if that has no bound."""
+    whole = signal.privacy.unit == "party"
+    sizes = {f.name: math.prod(f.shape or (1,)) for f in signal.fields}
+    found = []
+    if signal.vectors:
+        examples = [f.example for f in signal.fields if f.like == "parameters"]
+        bound = signal.norm if whole else min(2 * signal.norm, math.hypot(*examples))
+        found.append(Group(signal.vectors, bound, sum(sizes[n] for n in signal.vectors)))
+    for field in signal.fields:
+        if field.like != "parameters":
+            largest = max(abs(field.low), abs(field.high)) * math.sqrt(sizes[field.name])
+            found.append(
+                Group((field.name,), largest if whole else field.example, sizes[field.name])
+            )
+    gathered = any(f.algebra is Algebra.GATHER for f in signal.fields)
+    unbounded = [", ".join(group.names) for group in found if not math.isfinite(group.bound)]
+    clip = f"Put clip(norm) before {kind}"
+    by_example = 'Say privacy.unit = "party", or use a method that clips each example\'s gradient'
+    for refused, reason, remedy in (
+        (
+            not signal.linear or gathered,
+            "needs a sum, and what comes is robust or gathered: one party moves it without a bound",
+            "Leave the robust reducer out, or the noise",
+        ),
+        (
+            signal.weights != "equal",
+            "needs a public weight of each party, and they weigh by their examples",
+            'Say method.weights = "equal"',
+        ),
+        (
+            bool(unbounded),
+            f"needs a bound on what one {signal.privacy.unit} adds, and {'; '.join(unbounded)} has none",
+            clip if whole else by_example,
+        ),
+    ):
+        if refused:
+            raise PipelineError(f"{kind} {reason}", remedy=remedy)
+    return tuple(found)
+
+
+class Noise(Stage):
+    """What mechanisms share.
+
+    Args:
+        noise_multiplier: the standard deviation of the noise (Laplace: its scale) over what one unit adds at
+            most. Fields of different bounds are scaled to the same before, and so share it.
+    """
+
+    protects: ClassVar[bool] = True
+    noise_multiplier: Annotated[float, Limits(gt=0)]
+
+    def spread(self, signal: Signal) -> dict[str, float]:
+        """Standard deviation, or scale, of the noise on each field."""
+        found = groups(signal, self.kind)
+        spread = self.noise_multiplier * math.sqrt(len(found))
+        # The grid of secret noise moves each number by half a step, which counts as if a unit had done it.
+        size = sum(group.size for group in found)
+        spread /= 1 - min(0.5, self.noise_multiplier * math.sqrt(size) / _GRID)
+        return {name: spread * group.bound for group in found for name in group.names}
+
+
+class Gaussian(Noise):
+    """Normal noise on the sum, at the coordinator (Dwork et al. 2006; central differential privacy).
+
+    It hides a unit from whoever sees only the models: not from the coordinator. The mean is over the expected
+    number of parties, since how many came says something, too.
+    """
+
+    kind: ClassVar[str] = "gaussian"
+
+    def bind(self, signal: Signal) -> Signal:
+        """Bounded contributions in; behind it there are only sums."""
+        self.needs(signal, "any")
+        groups(signal, self.kind)
+        failure = noise.FAILURE * sum(math.prod(f.shape or (1,)) for f in signal.fields)
+        event = events.Gaussian(
+            adjacency=signal.privacy.adjacency,
+            noise_multiplier=self.noise_multiplier,
+            failure=failure,
+        )
+        return replace(
+            signal, view="sum", noise=(*signal.noise, Noised("coordinator", event, self.kind))
+        )
+
+    def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
+        """Noise on each sum, which is then divided by the expected number."""
+        signal = context.signal
+        expected = signal.among.expected if signal.among else max(1.0, total.weight)
+        sums = {}
+        for field in signal.fields:
+            value = total.values.get(field.name, np.zeros(field.shape or ()))
+            sums[field.name] = value * total.weight if field.algebra is Algebra.MEAN else value
+        noised = _noised(sums, self.spread(signal), context, self.kind)
+        means = {f.name for f in signal.fields if f.algebra is Algebra.MEAN}
+        values = {n: v / expected if n in means else v for n, v in noised.items()}
+        return replace(total, values=Values(values), weight=expected), state
+
+
+class LocalGaussian(Noise):
+    """Normal noise on each contribution, at its party (local differential privacy): against everybody."""
+
+    kind: ClassVar[str] = "local-gaussian"
+    event: ClassVar[type[events.Gaussian] | type[events.Laplace]] = events.Gaussian
+
+    def bind(self, signal: Signal) -> Signal:
+        """Bounded real contributions in; noisy ones out, whose norm nobody can check."""
+        self.needs(signal, "whole")
+        groups(signal, self.kind)
+        failure = noise.FAILURE * sum(math.prod(f.shape or (1,)) for f in signal.fields)
+        event = self.event(
+            adjacency=signal.privacy.adjacency,
+            noise_multiplier=self.noise_multiplier,
+            failure=failure,
+        )
+        fields = tuple(replace(f, low=-math.inf, high=math.inf) for f in signal.fields)
+        noised = (*signal.noise, Noised("party", event, self.kind))
+        return replace(signal, fields=fields, norm=math.inf, noise=noised)
+
+    def encode(
+        self, stack: Contributions, announced: Values, memory: Values, context: Context
+    ) -> tuple[Contributions, Values]:
+        """Noise on all fields of each party."""
+        spread = self.spread(context.signal)
+        rows = []
+        for i, party in enumerate(stack.parties):
+            own = {name: value[i] for name, value in stack.values.items()}
+            rows.append(_noised(own, spread, context, self.kind, party))
+        values = {
+            name: np.stack([row[name] for row in rows]).astype(value.dtype)
+            for name, value in stack.values.items()
+        }
+        return stack.holding(values), memory
+
+
+class LocalLaplace(LocalGaussian):
+    """Laplace noise on each contribution, at its party: pure epsilon. Its scale is the L1 norm of what a unit
+    adds, at most ``sqrt(d)`` times the L2 norm, times the noise multiplier (the scale is sensitivity / epsilon).
+    """
+
+    kind: ClassVar[str] = "local-laplace"
+    event = events.Laplace
+
+    def spread(self, signal: Signal) -> dict[str, float]:
+        """Scale of the noise on each field."""
+        found = groups(signal, self.kind)
+        return {
+            name: self.noise_multiplier * len(found) * math.sqrt(group.size) * group.bound
+            for group in found
+            for name in group.names
+        }
+
+
+def _noised(
+    values: Mapping[str, Array],
+    spread: Mapping[str, float],
+    context: Context,
+    kind: str,
+    party: str = "",
+) -> dict[str, Array]:
+    """The values with noise of that spread on each."""
+    laplace = kind == LocalLaplace.kind
+    if not context.secret:
+        random = keyed.generator(context.seed, "noise", kind, context.version, party)
+        draw = random.laplace if laplace else random.normal
+        return {n: values[n] + draw(0.0, spread[n], np.shape(values[n])) for n in sorted(values)}
+    digest = blake3()
+    for name in sorted(values):
+        digest.update(name.encode() + b"\0" + np.ascontiguousarray(values[name]).tobytes())
+    stream = noise.Stream(
+        noise.derived(context.secret, kind, context.version, party, digest.hexdigest())
+    )
+    table = noise.discrete_laplace(_GRID) if laplace else noise.discrete_gaussian(_GRID)
+    noised = {}
+    for name in sorted(values):
+        step = spread[name] / _GRID
+        drawn = table.draw(stream, np.size(values[name])).reshape(np.shape(values[name]))
+        noised[name] = (np.rint(np.asarray(values[name], np.float64) / step) + drawn) * step
+    return noised
+
+
+gaussian = chain(Gaussian)
+local_gaussian = chain(LocalGaussian)
+local_laplace = chain(LocalLaplace)

@@ -1,0 +1,255 @@
+"""Integers that add up: a public grid, noise in shares on it, and sums of which nobody sees a part.
+
+``clip >> rotate >> grid >> skellam >> secure_sum`` is the distributed mechanism of Agarwal, Kairouz and Liu 2021
+(arXiv 2110.04995), and with ``discrete_gaussian`` that of Kairouz, Liu and Steinke 2021 (arXiv 2102.06387).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field as Limits
+
+from hansa import keyed
+from hansa.aggregation.noise import groups
+from hansa.aggregation.signal import Noised, Signal
+from hansa.aggregation.stage import Context, Stage, chain
+from hansa.contribution import Algebra, Array, Contributions, Field, Total, Values
+from hansa.errors import PipelineError
+from hansa.privacy import events, mechanisms, noise
+
+BETA = math.exp(-0.5)
+"""The chance with which rounding is drawn again; it buys a smaller norm."""
+OVERFLOW = 2.0**-40
+"""The chance that noise takes any sum of a round out of the ring: it is then wrong, and no less private."""
+
+
+class Grid(Stage):
+    """Round each field onto a public grid, up or down at random, so that the mean error is 0.
+
+    A field, or all parameter-like ones together, is divided by the bound on what one party adds, so that its
+    norm is at most 1, and the step is ``2^-bits``. Rounding makes the norm larger; it is drawn again while it
+    exceeds a bound that it stays below with chance ``1 - exp(-1/2)`` at least, and noise is calibrated to that.
+
+    Args:
+        bits: the step is one over this power of two.
+    """
+
+    kind: ClassVar[str] = "grid"
+    bits: Annotated[int, Limits(ge=1, le=24)] = 16
+
+    def bind(self, signal: Signal) -> Signal:
+        """Bounded real fields in, integers that are summed out."""
+        self.needs(signal, "whole")
+        found = _party_groups(signal, self.kind)
+        size = sum(group.size for group in found)
+        l2 = mechanisms.rounded_norms(math.sqrt(len(found)) * 2**self.bits, size, BETA)[0]
+        apart = l2
+        if signal.privacy.unit == "example":  # two neighbours' roundings, coupled
+            own = zip(groups(signal, self.kind), found, strict=True)
+            share = math.hypot(*(g.bound / whole.bound for g, whole in own))
+            apart = mechanisms.rounded_norms(share * 2**self.bits, size, 0)[0]
+        fields = tuple(_integer(f, math.ceil(l2), "int32") for f in signal.fields)
+        return replace(
+            signal, fields=fields, norm=l2, apart=apart, domain="integer", mixed=self.kind
+        )
+
+    def encode(
+        self, stack: Contributions, announced: Values, memory: Values, context: Context
+    ) -> tuple[Contributions, Values]:
+        """Round, party by party."""
+        rows = []
+        for i, party in enumerate(stack.parties):
+            own = {name: value[i].astype(np.float64) for name, value in stack.values.items()}
+            rows.append(self._rounded(own, party, context))
+        return stack.holding({n: np.stack([row[n] for row in rows]) for n in rows[0]}), memory
+
+    def _rounded(self, own: dict[str, Array], party: str, context: Context) -> dict[str, Array]:
+        steps = self._steps(context.signal)
+        for attempt in range(1000):
+            random = keyed.generator(context.seed, self.kind, context.version, party, attempt)
+            rounded, square = {}, 0.0
+            for name in sorted(own):
+                exact = own[name] / steps[name]
+                drawn = np.floor(exact + random.random(exact.shape))
+                square += float(np.square(drawn).sum())
+                rounded[name] = drawn
+            if not square > context.bound.norm**2:  # a NaN passes, and is refused by the check
+                break
+        with np.errstate(invalid="ignore"):
+            return {name: value.astype(np.int32) for name, value in rounded.items()}
+
+    def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
+        """The sums in their own unit; means are over the expected number of parties."""
+        signal, steps = context.signal, self._steps(context.signal)
+        expected = signal.among.expected if signal.among else max(1.0, total.weight)
+        values = {}
+        for field in signal.fields:
+            summed = total.values.get(field.name, np.zeros(field.shape or ())) * steps[field.name]
+            values[field.name] = summed / expected if field.algebra is Algebra.MEAN else summed
+        return replace(total, values=Values(values), weight=expected), state
+
+    def _steps(self, signal: Signal) -> dict[str, float]:
+        found = _party_groups(signal, self.kind)
+        return {name: group.bound / 2**self.bits for group in found for name in group.names}
+
+
+class Shares(Stage):
+    """Integer noise, of which each party adds its share; those of the honest ones that surely stay to the end
+    are enough for the claim.
+
+    Args:
+        noise_multiplier: standard deviation of the noise of the honest over what one unit adds at most.
+    """
+
+    protects: ClassVar[bool] = True
+    noise_multiplier: Annotated[float, Limits(gt=0)]
+
+    def bind(self, signal: Signal) -> Signal:
+        """Integers in and out; their norm is no longer bounded, but very likely."""
+        if signal.domain != "integer" or signal.view != "party":
+            raise PipelineError(
+                f"{self.kind} adds integers, and what comes is not on a grid",
+                remedy=f"Put grid(bits) before {self.kind}",
+            )
+        if signal.noise:
+            raise PipelineError(f"{self.kind} comes after other noise", remedy="Write one of them")
+        size = sum(math.prod(f.shape or (1,)) for f in signal.fields)
+        honest = signal.among.honest if signal.among else 1
+        if honest < 1:
+            raise PipelineError(
+                f"{self.kind}: no party's noise is sure to count",
+                remedy="Raise cohort.minimum above adversary.colluding",
+            )
+        variance = self.variance(signal)
+        l1 = signal.apart * min(math.sqrt(size), signal.apart)
+        event = _EVENTS[self.kind](
+            adjacency=signal.privacy.adjacency,
+            variance=variance,
+            shares=honest,
+            dimension=size,
+            l2=signal.apart,
+            l1=l1,
+            failure=min(0.5, noise.FAILURE * size * honest),
+        )
+        most = signal.among.most if signal.among else 1
+        tail = math.sqrt(2 * most * variance * math.log(2 * size / OVERFLOW))
+        fields = tuple(_integer(f, 2**31 - 1, "int32") for f in signal.fields)
+        noised = (*signal.noise, Noised("shares", event, self.kind))
+        reach = most * signal.norm + tail
+        return replace(signal, fields=fields, norm=math.inf, reach=reach, noise=noised)
+
+    def variance(self, signal: Signal) -> float:
+        """Of one share."""
+        honest = signal.among.honest if signal.among else 1
+        return (self.noise_multiplier * signal.apart) ** 2 / honest
+
+    def encode(
+        self, stack: Contributions, announced: Values, memory: Values, context: Context
+    ) -> tuple[Contributions, Values]:
+        """Each party's share, on every number."""
+        variance = self.variance(context.signal)
+        values = {name: value.astype(np.int64) for name, value in stack.values.items()}
+        for i, party in enumerate(stack.parties):
+            random = keyed.generator(context.seed, self.kind, context.version, party)
+            for name in sorted(values):
+                values[name][i] += self._drawn(variance, values[name][i].shape, random)
+        # What leaves the ring comes in again at its other end, which the sum does anyway: no claim suffers.
+        return stack.holding({name: v.astype(np.int32) for name, v in values.items()}), memory
+
+    def _drawn(self, variance: float, shape: Any, random: np.random.Generator) -> Array:
+        count = math.prod(shape)
+        if self.kind == "skellam":
+            pair = random.poisson(variance / 2, (2, count))
+            drawn: Array = pair[0] - pair[1]
+        else:
+            key = random.bytes(32)
+            drawn = noise.discrete_gaussian(math.sqrt(variance)).draw(noise.Stream(key), count)
+        return drawn.reshape(shape)
+
+
+class Skellam(Shares):
+    """The difference of two Poisson variables: sums of shares are of the same kind (Agarwal et al. 2021)."""
+
+    kind: ClassVar[str] = "skellam"
+
+
+class DiscreteGaussian(Shares):
+    """Normal noise on the integers: sums of shares are nearly so (Kairouz, Liu and Steinke 2021)."""
+
+    kind: ClassVar[str] = "discrete-gaussian"
+
+
+_EVENTS: dict[str, type[events.Skellam] | type[events.DiscreteGaussian]] = {
+    "skellam": events.Skellam,
+    "discrete-gaussian": events.DiscreteGaussian,
+}
+
+
+class SecureSum(Stage):
+    """Only the sum leaves the parties: numbers modulo ``2^32`` under masks that cancel (Bonawitz et al. 2017).
+
+    A simulation computes the same sum without the masks.
+
+    Args:
+        threshold: share of the cohort without which a round fails, above one half.
+    """
+
+    kind: ClassVar[str] = "secure-sum"
+    protects: ClassVar[bool] = True
+    threshold: Annotated[float, Limits(gt=0.5, le=1)] = 0.7
+
+    def bind(self, signal: Signal) -> Signal:
+        """Bounded integers in; behind it there are only sums, modulo ``2^32``."""
+        if signal.domain != "integer" or signal.view != "party":
+            raise PipelineError(
+                f"{self.kind} adds whole numbers under masks, and what comes is not on a grid",
+                remedy=f"Put clip(norm) >> grid(bits) before {self.kind}",
+            )
+        most = signal.among.most if signal.among else 1
+        largest = signal.reach or most * signal.norm
+        if largest >= 2**31:
+            over = math.ceil(math.log2(largest / 2**31))
+            raise PipelineError(
+                f"{self.kind}: the sum of {most} parties may be as large as {largest:.3g}, and the ring "
+                "ends at 2^31",
+                remedy=f"Lower the grid's bits by {max(1, over)}, or the noise",
+            )
+        fields = tuple(_integer(f, 2**32 - 1, "uint32") for f in signal.fields)
+        return replace(signal, fields=fields, norm=math.inf, view="sum", domain=2**32, hidden=True)
+
+    def encode(
+        self, stack: Contributions, announced: Values, memory: Values, context: Context
+    ) -> tuple[Contributions, Values]:
+        """Into the ring."""
+        return stack.holding({n: v.view(np.uint32) for n, v in stack.values.items()}), memory
+
+    def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
+        """Out of it: from ``[0, 2^32)`` to ``[-2^31, 2^31)``."""
+        values = {}
+        for name, summed in total.values.items():
+            residue = np.asarray(summed).astype(np.int64) % 2**32
+            values[name] = np.where(residue >= 2**31, residue - 2**32, residue).astype(np.float64)
+        return replace(total, values=Values(values)), state
+
+
+def _party_groups(signal: Signal, kind: str) -> tuple[Any, ...]:
+    """The groups by what a whole party adds, whichever unit is protected."""
+    if signal.privacy.unit == "party":
+        return groups(signal, kind)
+    whole = signal.privacy.model_copy(update={"unit": "party"})
+    return groups(replace(signal, privacy=whole), kind)
+
+
+def _integer(field: Field, most: int, dtype: Any) -> Field:
+    low = 0.0 if dtype == "uint32" else -float(most)
+    return replace(field, dtype=dtype, algebra=Algebra.SUM, low=low, high=float(most))
+
+
+grid = chain(Grid)
+skellam = chain(Skellam)
+discrete_gaussian = chain(DiscreteGaussian)
+secure_sum = chain(SecureSum)

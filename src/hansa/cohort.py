@@ -1,0 +1,129 @@
+"""Who takes part in a round."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field as Limits
+from pydantic import PlainSerializer, PlainValidator
+
+from hansa import keyed
+from hansa.contribution import Array
+from hansa.errors import StudyError
+from hansa.methods.base import Setup
+from hansa.part import Catalogue, Part
+from hansa.privacy import events
+
+
+class All(Part):
+    """Every party of the roster takes part in every round.
+
+    Args:
+        minimum: a run stops with an error below so many counted contributions.
+        deadline: seconds after which a party that has not answered is left out of the round.
+    """
+
+    kind: ClassVar[str] = "all"
+    minimum: Annotated[int, Limits(ge=1)] = 2
+    deadline: Annotated[float, Limits(gt=0)] = 600.0
+
+    def draw(self, setup: Setup, round: int) -> tuple[str, ...]:
+        """The cohort of a round, in roster order."""
+        return tuple(setup.parties)
+
+    def expected(self, parties: int) -> float:
+        """How many of so many parties take part, or are expected to: a number that is public."""
+        return float(parties)
+
+    def most(self, parties: int) -> int:
+        """How many may take part at most."""
+        return parties
+
+    def sampling(self, parties: int) -> events.AnySampling:
+        """The sampling that hides who took part from whoever does not see the cohort."""
+        return None
+
+
+class Fixed(All):
+    """A sample of fixed size, drawn anew each round by (seed, round), without replacement.
+
+    Args:
+        size: parties a round.
+    """
+
+    kind: ClassVar[str] = "fixed"
+    size: Annotated[int, Limits(ge=1)]
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuse a cohort that could never reach its minimum."""
+        if self.size < self.minimum:
+            raise StudyError(
+                f"a cohort of {self.size} is smaller than its minimum of {self.minimum}",
+                remedy="Raise cohort.size, or lower cohort.minimum",
+            )
+
+    def draw(self, setup: Setup, round: int) -> tuple[str, ...]:
+        """The cohort of a round, in roster order; a StudyError if the roster is smaller than the cohort."""
+        if self.size > len(setup.parties):
+            raise StudyError(
+                f"a cohort of {self.size} from {len(setup.parties)} parties",
+                remedy="Lower cohort.size, or invite more parties",
+            )
+        random = keyed.generator(setup.seed, "cohort", round)
+        chosen = random.choice(len(setup.parties), size=self.size, replace=False)
+        return _named(setup, np.sort(chosen))
+
+    def expected(self, parties: int) -> float:
+        """Its size."""
+        return float(self.size)
+
+    def most(self, parties: int) -> int:
+        """Its size."""
+        return self.size
+
+    def sampling(self, parties: int) -> events.AnySampling:
+        """A sample of fixed size, which hides which parties took part, and not that one is missing."""
+        return events.Fixed(size=self.size, population=parties)
+
+
+class Poisson(All):
+    """Each party takes part by itself with the same chance, drawn anew each round by (seed, round).
+
+    A round may be small, or empty; it then moves the model by little, or by its noise.
+
+    Args:
+        rate: the chance, above 0 and at most 1.
+    """
+
+    kind: ClassVar[str] = "poisson"
+    rate: Annotated[float, Limits(gt=0, le=1)]
+    minimum: Annotated[int, Limits(ge=0)] = 0
+
+    def draw(self, setup: Setup, round: int) -> tuple[str, ...]:
+        """The cohort of a round, in roster order; it may be empty."""
+        random = keyed.generator(setup.seed, "cohort", round)
+        return _named(setup, np.flatnonzero(random.random(len(setup.parties)) < self.rate))
+
+    def expected(self, parties: int) -> float:
+        """The mean number; how many came is not public."""
+        return self.rate * parties
+
+    def sampling(self, parties: int) -> events.AnySampling:
+        """A Poisson sample."""
+        return events.Poisson(rate=self.rate)
+
+
+def _named(setup: Setup, chosen: Array) -> tuple[str, ...]:
+    return tuple(setup.parties[i] for i in chosen.tolist())
+
+
+COHORTS: Catalogue[All] = Catalogue(
+    "cohort",
+    All,
+    {c.kind: f"{__name__}:{c.__name__}" for c in (All, Fixed, Poisson)},
+    default="all",
+)
+AnyCohort = Annotated[
+    All, PlainValidator(COHORTS.build), PlainSerializer(COHORTS.spec, return_type=dict[str, Any])
+]
