@@ -39,8 +39,13 @@ class Drop:
 
 
 _TYPES: Mapping[Any, Any] = {
-    bool: sa.Boolean, int: sa.Integer, float: sa.Float, str: sa.String,
-    bytes: sa.LargeBinary, dict: sa.JSON, list: sa.JSON,
+    bool: sa.Boolean,
+    int: sa.Integer,
+    float: sa.Float,
+    str: sa.String,
+    bytes: sa.LargeBinary,
+    dict: sa.JSON,
+    list: sa.JSON,
 }
 
 
@@ -56,15 +61,10 @@ def columns(key: Mapping[str, type], **others: Any) -> Iterator[sa.Column[Any]]:
 
 
 class Database:
-    """A migrated database of known tables.
+    """A migrated database of known tables, at the path of a SQLite file or a SQLAlchemy URL.
 
-    Not safe for several threads at once: its owner serialises calls.
-
-    Args:
-        url: a path of a SQLite file, or a SQLAlchemy URL.
-        metadata: the tables.
-        migrations: folder of alembic's scripts that build them.
-        head: the newest revision there.
+    ``migrations`` is the folder of alembic's scripts that build the tables, ``head`` the newest revision
+    there. Not safe for several threads at once: its owner serialises calls.
     """
 
     def __init__(self, url: str | Path, metadata: sa.MetaData, migrations: Path, head: str) -> None:
@@ -83,10 +83,9 @@ class Database:
             raise
         except sa.exc.DBAPIError as error:
             self._engine.dispose()
-            raise StoreError(
-                f"the database {self._engine.url} cannot be opened: {error.orig}",
-                remedy="Check its permissions and the disk, or restore it from a backup",
-            ) from error
+            what = f"the database {self._engine.url} cannot be opened: {error.orig}"
+            remedy = "Check its permissions and the disk, or restore it from a backup"
+            raise StoreError(what, remedy=remedy) from error
 
     def apply(self, changes: Iterable[Put | Drop]) -> None:
         """All changes in one transaction; when this returns they are durable.
@@ -99,10 +98,9 @@ class Database:
                 for change in changes:
                     self._connection.execute(self._statement(change), dict(change.values))
         except sa.exc.DBAPIError as error:
-            raise StoreError(
-                f"the database refuses to write: {error.orig}",
-                remedy="Check the free space and the permissions of its folder",
-            ) from error
+            remedy = "Check the free space and the permissions of its folder"
+            what = f"the database refuses to write: {error.orig}"
+            raise StoreError(what, remedy=remedy) from error
 
     def rows(
         self,
@@ -113,7 +111,7 @@ class Database:
         columns: Sequence[str] = (),
         **where: Any,
     ) -> list[dict[str, Any]]:
-        """Rows of a table whose columns have these values.
+        """Rows of a table whose columns have these values, where a list means any of them.
 
         Args:
             table: its name.
@@ -121,20 +119,18 @@ class Database:
             after: a column and the number that it must exceed.
             limit: rows at most.
             columns: which ones; all if empty.
-            where: columns and their values; a list means any of them.
+            where: columns and their values.
         """
         of = self._metadata.tables[table].c
         query = sa.select(*(of[name] for name in columns) if columns else of)
         for name, value in where.items():
-            query = query.where(
-                of[name].in_(value) if isinstance(value, list) else of[name] == value
-            )
+            same = of[name].in_(value) if isinstance(value, list) else of[name] == value
+            query = query.where(same)
         if after is not None:
             query = query.where(of[after[0]] > after[1])
         if order is not None:
             query = query.order_by(of[order])
-        if limit is not None:
-            query = query.limit(limit)
+        query = query.limit(limit)
         with self._connection.begin():
             return [dict(row) for row in self._connection.execute(query).mappings()]
 

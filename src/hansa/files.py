@@ -21,10 +21,8 @@ def sync_folder(folder: Path) -> None:
 def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write a file so that readers, and a crash, find the old one or the new one, durably.
 
-    Args:
-        path: its folder is made if it is not there.
-        data: all of it.
-        private: only its owner may read it, where the system can say so.
+    Its folder is made if it is not there. A ``private`` file only its owner may read, where the system can
+    say so.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

@@ -17,6 +17,7 @@ from cyclopts import Parameter
 from hansa.cli.home import writable
 from hansa.cli.output import Json, Output
 from hansa.cli.programs import PATIENCE, Programs, interruptible
+from hansa.cli.simulate import summary
 from hansa.errors import UnreachableError
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def demo(
         keep: leave the programs running, to try commands on them.
     """
     from hansa import study as studies
+    from hansa.backends.remote import Remote
+    from hansa.cli.view import RoundsView
     from hansa.data import wisconsin
 
     out = Output(json)
@@ -64,7 +67,8 @@ def demo(
         began = time.monotonic()
         _up(out, programs, hospitals)
         out.say(f"All four programs are up after {time.monotonic() - began:.1f} s.")
-        run = _run(out, programs, federation)
+        with programs.watched(), RoundsView(out, federation.rounds) as view:
+            run = federation.run(Remote(programs.folder / "coordinator", follow=view))
         interrupts.check()
         results = stack.enter_context(_kept_if_whole(output / run.id))
         _results(results, run, programs, hospitals, study)
@@ -72,16 +76,8 @@ def demo(
         left = _left(out, results, hospitals)
         interrupts.check()
         programs.kept = keep
-    document = {
-        "run": run.id,
-        "status": run.status,
-        "rounds": run.progress.round if run.progress else 0,
-        "metrics": run.metrics()[-1],
-        "comparison": scored,
-        "left": left,
-        "folder": results,
-        "seconds": time.monotonic() - began,
-    }
+    document = {**summary(run, output), "comparison": scored, "left": left}
+    document["seconds"] = time.monotonic() - began
     _next(out, results, programs if keep else None)
     if keep:
         document |= {"home": programs.folder, "pids": [p.pid for p in programs.running.values()]}
@@ -120,14 +116,6 @@ def _up(out: Output, programs: Programs, hospitals: Mapping[str, Table]) -> None
     raise UnreachableError(f"not all hospitals connected within {PATIENCE:g} s")
 
 
-def _run(out: Output, programs: Programs, federation: Federation) -> Run:
-    from hansa.backends.remote import Remote
-    from hansa.cli.view import RoundsView
-
-    with programs.watched(), RoundsView(out, federation.rounds) as view:
-        return federation.run(Remote(programs.folder / "coordinator", follow=view))
-
-
 def _results(
     folder: Path, run: Run, programs: Programs, hospitals: Mapping[str, Table], study: Path
 ) -> None:
@@ -154,32 +142,27 @@ def _table(
         shown = (f"{s.metrics[n]:.4f}" for n in ("accuracy", "auc", "loss"))
         rows.append((what, s.rows, *shown))
     out.say("")
-    out.table(
-        ("model", "rows it learnt from", "accuracy", "AUC", "log loss"),
-        rows,
-        title="What it was worth, on the held-out rows of all hospitals",
-    )
+    columns = ("model", "rows it learnt from", "accuracy", "AUC", "log loss")
+    out.table(columns, rows, title="What it was worth, on the held-out rows of all hospitals")
     return [{"model": s.name, "rows": s.rows, "rate": s.rate, **s.metrics} for s in scored]
 
 
 def _left(out: Output, results: Path, hospitals: Mapping[str, Table]) -> list[dict[str, Any]]:
     """A summary of the record of what left each hospital."""
-    summary = []
+    lines = []
     for name in hospitals:
-        lines = (results / name / "left.jsonl").read_text(encoding="utf-8").splitlines()
-        messages = [json_text.loads(line) for line in lines]
+        record = (results / name / "left.jsonl").read_text(encoding="utf-8").splitlines()
+        messages = [json_text.loads(line) for line in record]
         fields = sorted({f for m in messages if m["call"] == "Upload" for f in m["fields"]})
         size = sum(message["bytes"] for message in messages)
-        summary.append({"party": name, "messages": len(messages), "bytes": size, "fields": fields})
-    out.table(
-        ("hospital", "messages", "bytes"),
-        [(s["party"], s["messages"], s["bytes"]) for s in summary],
-        title="What left each hospital: sums and updates, never a row",
-    )
-    fields = sorted({field for s in summary for field in s["fields"]})
+        lines.append({"party": name, "messages": len(messages), "bytes": size, "fields": fields})
+    rows = [(s["party"], s["messages"], s["bytes"]) for s in lines]
+    title = "What left each hospital: sums and updates, never a row"
+    out.table(("hospital", "messages", "bytes"), rows, title=title)
+    fields = sorted({field for s in lines for field in s["fields"]})
     out.say(f"The fields in them: {', '.join(fields)}")
     out.say("")
-    return summary
+    return lines
 
 
 def _next(out: Output, results: Path, programs: Programs | None) -> None:

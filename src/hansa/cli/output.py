@@ -36,11 +36,7 @@ UNWATCHED_WIDTH = 120
 
 
 class Output:
-    """What a command says.
-
-    Args:
-        json: True for one document on standard output and chatter on standard error.
-    """
+    """What a command says; with ``json`` one document on standard output, and chatter on standard error."""
 
     finished: ClassVar[bool] = False
     """Whether the running command has printed its document: it prints one, even if it then fails."""

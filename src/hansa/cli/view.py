@@ -29,12 +29,9 @@ REDRAWN = 0.1
 
 
 class RoundsView:
-    """Shows a run's events; use it in a ``with`` block and hand it to ``follow``.
+    """Shows the events of a run of so many rounds at most; use it in a ``with`` block and hand it to ``follow``.
 
-    Args:
-        out: where to.
-        rounds: how many there are at most.
-        resolved: called once it is known who takes part, before the first exchange.
+    ``resolved`` is called once it is known who takes part, before the first exchange.
     """
 
     def __init__(

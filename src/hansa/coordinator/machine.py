@@ -96,7 +96,9 @@ class Machine:
                 effects.notices.append((event.party, notice))
         for live in self.runs.values():
             if live.waits_for(event.party):
-                self._returned(effects, live, event.party)
+                if live.missing.get(event.party):
+                    live.missing[event.party] = False
+                    self._event(effects, live, "returned", **live.about(event.party))
                 self._tell(effects, live, event.party)
 
     def _disconnected(self, effects: ev.Effects, party: str) -> None:
@@ -113,11 +115,6 @@ class Machine:
             live.missing[party] = True
             seconds = live.federation.cohort.deadline
             self._event(effects, live, "waiting", **live.about(party), seconds=seconds)
-
-    def _returned(self, effects: ev.Effects, live: Live, party: str) -> None:
-        if live.missing.get(party):
-            live.missing[party] = False
-            self._event(effects, live, "returned", **live.about(party))
 
     def _joined(self, effects: ev.Effects, party: str, serial: str, expires: str) -> None:
         known = self.guests.get(party)
@@ -278,7 +275,9 @@ class Machine:
         """The party is not counted in this exchange; the run goes on with the others."""
         if live.ask is None:
             return
-        reason = _tidy(reason)
+        # On one line and not too long: what a party says goes into events, logs and terminals.
+        short = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
+        reason = "".join(c if c.isprintable() else " " for c in short)
         answer = Answered(live.attempt, "", 0.0, taken=False, reason=reason)
         live.answers[party] = answer
         self._save_answer(effects, live, party, answer)
@@ -371,9 +370,3 @@ class Machine:
         live.seq += 1
         row = {"run": live.id, "seq": live.seq, "at": now(), "kind": kind, "body": body}
         effects.changes.append(Put("event", row))
-
-
-def _tidy(reason: str) -> str:
-    """What a party says, on one line and not too long: it goes into events, logs and terminals."""
-    short = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
-    return "".join(c if c.isprintable() else " " for c in short)

@@ -118,21 +118,16 @@ def texts(table: Table, name: str) -> NDArray[np.object_]:
 def count_categories(
     values: Sequence[str | None] | NDArray[Any], categories: Sequence[str], minimum: int = 10
 ) -> NDArray[np.float64]:
-    """Count categories so that a rare one does not leave the party by its name.
+    """Count the texts of a column, [rows], so that a rare category does not leave the party by its name.
 
     A declared category with fewer than ``minimum`` rows here counts 0 under its name, and its rows
     are counted as `OTHER`; so are the rows whose value is not declared. Missing values (``None``)
     are not counted at all. The count of `OTHER` itself may be small: it says that rare rows exist,
     not what they are.
 
-    Args:
-        values: the column's texts, shape [rows].
-        categories: those declared, in order.
-        minimum: least number of rows under which a category is named.
-
     Returns:
-        float64 of shape [len(categories) + 1], the last being `OTHER`; the sum is the number of
-        rows that are not missing.
+        float64 of shape [len(categories) + 1], in declared order, the last being `OTHER`; the sum is the
+        number of rows that are not missing.
 
     Raises:
         ContractError: a category is declared twice, or is called `OTHER`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -75,8 +75,10 @@ def from_status(error: grpc.aio.AioRpcError) -> HansaError:
     if code is grpc.StatusCode.UNAVAILABLE and "WRONG_VERSION_NUMBER" in details:
         return UnreachableError("there is no coordinator of Hansa's at this address")
     if code is grpc.StatusCode.UNAVAILABLE:
+        # The last reason in gRPC's account of a failed connection.
+        last = details.rpartition("last error: ")[2].rpartition(": ")[2]
         return UnreachableError(
-            f"the coordinator cannot be reached ({_short(details)})",
+            f"the coordinator cannot be reached ({last or 'no reason given'})",
             remedy="Is it running, and does it still accept this machine's certificate?",
         )
     if code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
@@ -97,15 +99,5 @@ def _rebuilt(problem: Problem) -> HansaError:
     kind = getattr(errors, problem.kind, HansaError)
     if not (isinstance(kind, type) and issubclass(kind, HansaError)):
         kind = HansaError
-    return kind(
-        problem.message,
-        remedy=problem.remedy,
-        party=problem.party,
-        round=problem.round or None,
-        field=problem.field,
-    )
-
-
-def _short(details: str) -> str:
-    """The last reason in gRPC's account of a failed connection."""
-    return details.rpartition("last error: ")[2].rpartition(": ")[2] or "no reason given"
+    where: Any = {"party": problem.party, "round": problem.round or None, "field": problem.field}
+    return kind(problem.message, remedy=problem.remedy, **where)

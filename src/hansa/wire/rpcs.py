@@ -23,14 +23,9 @@ Kind = Literal["unary", "server_stream", "bidi"]
 
 @dataclass(frozen=True)
 class Rpc(Generic[Q, R]):
-    """One remote procedure.
+    """One remote procedure: its name in `RPCS`, the classes of what the client sends and the server answers.
 
-    Attributes:
-        name: as in :data:`RPCS`.
-        kind: ``unary``, ``server_stream`` or ``bidi``.
-        request: class of what the client sends.
-        reply: class of what the server answers.
-        roles: who may call it; nobody else is let through to the implementation.
+    Nobody but the roles that may call it is let through to the implementation.
     """
 
     name: str
