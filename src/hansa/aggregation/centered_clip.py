@@ -1,7 +1,5 @@
 """Centered clipping."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 import numpy as np

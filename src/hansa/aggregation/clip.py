@@ -1,7 +1,5 @@
 """Bounds on what one party can move: its own, which is checked, and one that the coordinator sets."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar

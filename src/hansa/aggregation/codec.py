@@ -1,7 +1,5 @@
 """What codecs have in common: packed at the party, opened at the coordinator before anything is summed."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Mapping

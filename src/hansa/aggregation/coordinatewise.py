@@ -1,7 +1,5 @@
 """Coordinate median and trimmed mean (Yin et al. 2018, arXiv 1803.01498)."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from typing import Annotated, ClassVar

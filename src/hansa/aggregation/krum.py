@@ -1,7 +1,5 @@
 """Krum and Multi-Krum."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Structured updates of low rank."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace

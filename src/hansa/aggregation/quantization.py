@@ -1,7 +1,5 @@
 """Codes of a few bits in place of numbers: uniform quantisation, and QSGD."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Robust aggregation as a mixture: the reducers that only look at distances between parties."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """The randomised Hadamard rotation, which makes all entries of about the same size."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What is known about the values between two stages."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Some entries in place of all: top-k, random-k, random masks, subsampling."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Mapping

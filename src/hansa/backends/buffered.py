@@ -1,7 +1,5 @@
 """Buffered asynchrony in virtual time: the schedule of FedBuff."""
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Sequence
 from dataclasses import replace

@@ -5,8 +5,6 @@ whole blocks of the cohort, and the driver adds the blocks in roster order, as `
 the same whatever the number of actors, and whichever of them are lost on the way.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 import os

@@ -1,7 +1,5 @@
 """A deployed federation: the coordinator drives the run, this side submits it and follows."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """Proportional hazards: the hazard of a row is a common baseline times ``exp(x w)`` (Cox 1972)."""
 
-from __future__ import annotations
-
 from typing import NoReturn
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Cox's proportional hazards (Cox 1972) among parties: the partial likelihood of the pooled table, from sums."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Ditto: a model of one's own beside the common one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar

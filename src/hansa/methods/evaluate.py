@@ -1,7 +1,5 @@
 """Federated evaluation: metrics of the global model from sums over held-out rows."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace

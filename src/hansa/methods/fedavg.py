@@ -1,7 +1,5 @@
 """Federated averaging."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from hansa.methods.base import GradientMethod

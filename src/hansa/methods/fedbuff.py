@@ -1,7 +1,5 @@
 """FedBuff: buffered asynchrony."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 from pydantic import Field as Limits

@@ -1,7 +1,5 @@
 """FedNova: averaging that does not favour those who take more steps."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import numpy as np

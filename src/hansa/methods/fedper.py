@@ -1,7 +1,5 @@
 """FedPer: a body that is shared, and a head that never leaves."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from fnmatch import fnmatchcase

@@ -1,7 +1,5 @@
 """FedProx: local training that is held to where it started."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 from pydantic import Field as Limits

@@ -1,7 +1,5 @@
 """FedRep: own heads and a shared body, trained one after the other."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, ClassVar
 
 import numpy as np

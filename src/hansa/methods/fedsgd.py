@@ -1,7 +1,5 @@
 """Federated gradient descent."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from hansa.contribution import Contribution, Values

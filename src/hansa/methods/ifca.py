@@ -1,7 +1,5 @@
 """IFCA: several models, each party with the one that fits it best."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Generalised linear models by iteratively reweighted least squares, with standard errors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Federated preprocessing: means, variances, missing counts, counts over categories."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Estimates and their uncertainty by Newton's method on exact sums, as a statistics package computes them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar

@@ -1,7 +1,5 @@
 """SCAFFOLD: local training whose drift is corrected."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, ClassVar
 
