@@ -1,0 +1,51 @@
+"""Masks: streams of AES-256-CTR added to vectors of integers modulo 2^32 or 2^64.
+
+A mask is the key stream under a key of 256 bits that is used for this one mask, its counter from zero, read as
+little-endian integers. It is made and added in blocks that stay in a core's second-level cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+from numpy.typing import NDArray
+
+DTYPES: dict[int, np.dtype[Any]] = {32: np.dtype("<u4"), 64: np.dtype("<u8")}  # by modulus bits
+BLOCK = 256 << 10  # bytes; three buffers of it fit in 1 MiB
+_ZEROS = bytes(BLOCK)
+_OPEN = 1024  # streams open at a time: a vector is passed over once for so many masks
+
+
+def stream(key: bytes, length: int) -> bytes:
+    """The first ``length`` bytes of the key stream under a key of 32 bytes."""
+    return _opened(key).update(bytes(length))
+
+
+def apply(vector: NDArray[Any], masks: Iterable[tuple[bytes, bool]]) -> None:
+    """Add masks to ``[d]`` of one of :data:`DTYPES`, contiguous, or take them off it, in place.
+
+    ``masks``: the key of each, 32 bytes that no other use may share, and whether it is added.
+    """
+    step, waiting = BLOCK // vector.itemsize, iter(masks)
+    buffer = bytearray(BLOCK + 15)  # older releases of `cryptography` ask for a block more
+    made = np.frombuffer(buffer, vector.dtype, count=step)
+    while streams := [
+        (_opened(key).update_into, np.add if added else np.subtract)
+        for key, added in islice(waiting, _OPEN)
+    ]:
+        for begin in range(0, len(vector), step):
+            part = vector[begin : begin + step]
+            zeros, mask = memoryview(_ZEROS)[: part.nbytes], made[: len(part)]
+            for expand, put in streams:
+                expand(zeros, buffer)
+                put(part, mask, out=part)
+
+
+def _opened(key: bytes) -> CipherContext:
+    return Cipher(AES256(key), CTR(bytes(16))).encryptor()

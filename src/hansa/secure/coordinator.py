@@ -1,0 +1,217 @@
+"""The coordinator's side of an attempt: it relays, has one set of survivors signed, and opens that set's sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hansa.crypto import masks, shares
+from hansa.crypto.agreement import KEY, SIGNATURE, agree, derive, digest, public, signed
+from hansa.errors import StudyError
+from hansa.secure.graph import across
+from hansa.secure.party import BLIND, DEALT, MASKING, Certificate, promises
+from hansa.secure.terms import Envelope, Kept, Out, Phase, Terms, encode
+
+
+@dataclass(frozen=True)
+class Desk(Kept):
+    """The coordinator's state in one attempt; the masked vectors are kept beside it."""
+
+    terms: Terms
+    phase: int = 0  # of the requests that are out
+    told: bytes = b""  # their payload; of MASK the parcels of all, in the order of the receivers
+    answers: tuple[bytes, ...] = ()  # of this phase, in the roster's order; empty while missing
+    coins: bytes = b""  # the parts by which the graph was drawn
+    promised: bytes = b""  # commitments to the shares, by dealer and neighbour, 64 bytes each
+    chosen: bytes = b""  # the survivors, once they are fixed
+    opened: bytes = b""  # 32 of each member: a survivor's seed, the masking key of a lost one
+    refused: tuple[str, ...] = ()  # what was wrong with whom, for people to read
+    ended: Literal["", "summed", "abandoned", "failed"] = ""  # abandoned: no sum will be, signed
+
+    @property
+    def survivors(self) -> tuple[str, ...]:
+        """Whose vectors are in the sum; nobody's before that is fixed."""
+        chosen = self.chosen or bytes(len(self.terms.names))
+        return tuple(n for n, there in zip(self.terms.names, chosen, strict=True) if there)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Whose answers are out; none after the end."""
+        asked = set(self.survivors or self.terms.names)
+        answers = zip(self.terms.names, self.answers, strict=True)
+        return () if self.ended else tuple(n for n, got in answers if not got and n in asked)
+
+
+def opening(terms: Terms) -> tuple[Desk, Out]:
+    """Begin an attempt among parties that advertised; a StudyError if so few cannot hold the rules."""
+    if list(terms.names) != sorted(set(terms.names)) or not terms.numbers:
+        raise StudyError("a roster is in order of different names")
+    desk = _asked(Desk(terms), Phase.ROSTER, encode(terms))
+    return desk, requests(desk)
+
+
+def step(desk: Desk, inbox: Sequence[Envelope]) -> tuple[Desk, Out]:
+    """Take answers; make the desk durable before the requests leave.
+
+    An answer that is wrong is noted against its sender, who counts as missing. A vector that is taken, which
+    shows in ``answers``, is to be durable before the desk is, and never overwritten.
+    """
+    terms, waiting = desk.terms, set(desk.missing)
+    place = (terms.run, terms.session, terms.attempt, desk.phase, "")
+    answers, refused = list(desk.answers), list(desk.refused)
+    for e in inbox:
+        if (e.run, e.session, e.attempt, e.phase, e.receiver) != place or e.sender not in waiting:
+            continue  # late, repeated, or of another attempt
+        i = terms.names.index(e.sender)
+        if wrong := _wrong(desk, i, e.payload):
+            refused.append(f"{e.sender}: {wrong}")
+        else:
+            answers[i] = b"\1" if desk.phase == Phase.MASK else e.payload
+            waiting.discard(e.sender)
+    desk = replace(desk, answers=tuple(answers), refused=tuple(refused))
+    signed = sum(map(bool, answers)) >= terms.numbers.signers and desk.phase == Phase.SURVIVORS
+    return advance(desk) if not desk.ended and (signed or not waiting) else (desk, ())
+
+
+def requests(desk: Desk) -> Out:
+    """The requests that are out, to those who did not answer; after the end, to everyone, that it is over."""
+    terms, size = desk.terms, len(desk.told)
+    step = size // len(terms.roster) if desk.phase == Phase.MASK else 0
+    place = (terms.run, terms.session, terms.attempt, desk.phase, "")
+    asked = set(terms.names if desk.ended else desk.missing)
+    return tuple(
+        Envelope(*place, name, desk.told[i * step : i * step + (step or size)])
+        for i, name in enumerate(terms.names)
+        if name in asked
+    )
+
+
+def advance(desk: Desk) -> tuple[Desk, Out]:
+    """Go on without those who are missing: all are there, or their time is up.
+
+    Before the vectors that is the end, nothing was given; after them the survivors are fixed, once.
+    """
+    terms, whole = desk.terms, b"".join(desk.answers)
+    there = [n for n, got in zip(terms.names, desk.answers, strict=True) if got]
+    if desk.ended:
+        pass
+    elif desk.phase <= Phase.SHARE and desk.missing:
+        desk = _asked(desk, Phase.CLOSE, ended="failed")
+    elif desk.phase == Phase.ROSTER:
+        coins = b"".join(answer[:KEY] for answer in desk.answers)
+        desk = _asked(desk, Phase.SHARE, whole, coins=coins)
+    elif desk.phase == Phase.SHARE:
+        around = terms.bound(desk.coins).graph
+        parcels = np.frombuffer(whole, np.uint8).reshape(*around.shape, DEALT)
+        promised, told = parcels[:, :, : 2 * KEY].tobytes(), across(parcels, around).tobytes()
+        desk = _asked(desk, Phase.MASK, told, promised=promised)
+    elif desk.phase == Phase.MASK:
+        chosen = terms.marks(there if len(there) >= terms.numbers.survivors else ())
+        desk = _asked(desk, Phase.SURVIVORS, chosen, chosen=chosen)
+    elif desk.phase == Phase.UNMASK:
+        desk, opened = _opened(desk)
+        ended = "summed" if opened else "failed"
+        desk = _asked(desk, Phase.CLOSE, opened=opened, ended=ended)
+    elif len(there) < (need := terms.numbers.signers):
+        desk = _asked(desk, Phase.CLOSE, ended="failed")
+    else:
+        first = terms.marks(there[:need])
+        said = tuple(got if one else b"" for got, one in zip(desk.answers, first, strict=True))
+        certificate = Certificate(desk.chosen, said)
+        ended = "" if desk.survivors else "abandoned"
+        desk = _asked(desk, Phase.UNMASK, encode(certificate), ended=ended)
+    return desk, requests(desk)
+
+
+def total(desk: Desk, vectors: Mapping[str, bytes]) -> NDArray[Any]:
+    """The sum of the survivors' vectors, ``[d]``, modulo 2^bits, from the payloads of MASK by party."""
+    if desk.ended != "summed":
+        raise StudyError(f"this attempt has no sum: it {desk.ended or 'has not ended'}")
+    dtype = masks.DTYPES[desk.terms.work.bits]
+    out = np.zeros(desk.terms.work.length, dtype)
+    given = [np.frombuffer(vectors[name], dtype) for name in desk.survivors]
+    for at in range(0, len(out), masks.BLOCK):
+        for vector in given:
+            out[at : at + masks.BLOCK] += vector[at : at + masks.BLOCK]
+    masks.apply(out, _left_over(desk))
+    return out
+
+
+def _left_over(desk: Desk) -> Iterator[tuple[bytes, bool]]:
+    """The masks that the sum of masked vectors still has, and whether each is to be added to take it off."""
+    bound, inside = desk.terms.bound(desk.coins), np.frombuffer(desk.chosen, bool)
+    for i, row in enumerate(bound.graph):
+        secret = desk.opened[i * KEY : (i + 1) * KEY]
+        if inside[i]:
+            yield derive(secret, bound.digest, BLIND), False
+            continue
+        others = row[inside[row]].tolist()
+        agreed = agree(secret, (desk.terms.roster[other].advert.masking for other in others))
+        for other, shared in zip(others, agreed, strict=True):
+            yield bound.key(shared, MASKING, i, other), i < other
+
+
+def _wrong(desk: Desk, i: int, data: bytes) -> str:
+    """What is wrong with an answer, empty if nothing can be seen to be."""
+    terms, k, member = desk.terms, desk.terms.numbers.degree, desk.terms.roster[i]
+    phase = Phase(desk.phase)
+    lengths = (KEY + SIGNATURE, k * DEALT, terms.work.length * terms.work.bits // 8)
+    length = (*lengths, SIGNATURE, KEY + k * shares.SHARE)[phase - Phase.ROSTER]
+    if len(data) != length:
+        return f"an answer of {len(data)} bytes where {length} are due"
+    if phase == Phase.ROSTER and digest(b"coin", data[:KEY]) != member.advert.coin:
+        return "a coin that it did not commit to"
+    survivors = (b"survivors", terms.digest, desk.chosen)
+    what = {Phase.ROSTER: (b"roster", terms.digest), Phase.SURVIVORS: survivors}.get(phase)
+    signs = not what or signed(member.identity, data[-SIGNATURE:], *what)
+    return "" if signs else "a signature on something else"
+
+
+def _asked(desk: Desk, phase: Phase, told: bytes = b"", **known: Any) -> Desk:
+    nobody = (b"",) * len(desk.terms.roster)
+    return replace(desk, phase=phase.value, told=told, answers=nobody, **known)
+
+
+def _opened(desk: Desk) -> tuple[Desk, bytes]:
+    """One secret of each member, 32 bytes each, and who gave what is none noted; nothing if one stays shut."""
+    terms, bound, refused = desk.terms, desk.terms.bound(desk.coins), list(desk.refused)
+    k, t = terms.numbers.degree, terms.numbers.threshold
+    there = np.array([bool(got) for got in desk.answers])
+    given = np.zeros((len(there), k, shares.SHARE), np.uint8)
+    for i in np.flatnonzero(there):
+        given[i] = np.frombuffer(desk.answers[i][KEY:], np.uint8).reshape(k, -1)
+    given = across(given, bound.graph)  # by dealer, as the commitments are
+    promised = np.frombuffer(desk.promised, np.uint8).reshape(len(there), k, 2, KEY)
+
+    def opened(i: int) -> bytes:
+        advert, half, name = terms.roster[i].advert, int(not desk.chosen[i]), terms.names[i]
+        row, own = bound.graph[i], desk.answers[i][:KEY]
+
+        def fits(secret: bytes) -> bool:
+            return (public(secret) if half else digest(BLIND, secret)) == advert[2 - 2 * half]
+
+        if own and fits(own):
+            return own
+        refused.extend([f"{name}: a seed that it did not commit to"] if own else [])
+        left = np.flatnonzero(there[row])
+        while len(left) >= t:
+            secret = shares.combine(given[i, left[:t]], row[left[:t]] + 1)
+            if secret and fits(secret):
+                return secret
+            both = [promises(bound, i, row[p], given[i, p].tobytes() * 2) for p in left]
+            dealt = [promised[i, p, half].tobytes() for p in left]
+            good = [b[half * KEY :][:KEY] == d for b, d in zip(both, dealt, strict=True)]
+            said = f"a share of {name!r} that is not the one dealt"
+            refused.extend(f"{terms.names[j]}: {said}" for j in row[left[np.invert(good)]])
+            if all(good):
+                refused.append(f"{name}: shares that open no secret it committed to")
+                break
+            left = left[good]
+        return b""
+
+    secrets = [opened(i) for i in range(len(there))]
+    return replace(desk, refused=tuple(refused)), b"".join(secrets) if all(secrets) else b""
