@@ -61,7 +61,7 @@ import sys
 from hansa.cli.boundary import run
 for words in sys.argv[1:]:
     assert run([*words.split(), "--help"]) == 0
-    heavy = {"torch", "sqlalchemy", "grpc", "fastapi", "scipy", "duckdb"} & set(sys.modules)
+    heavy = {"torch", "sqlalchemy", "grpc", "fastapi", "scipy", "dp_accounting", "duckdb"} & set(sys.modules)
     assert not heavy, f"{words} --help loads {heavy}"
 """
     names = [command.name for command in COMMANDS]

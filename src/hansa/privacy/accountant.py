@@ -25,7 +25,7 @@ from hansa.privacy.events import DiscreteGaussian, Event, Exact, Fixed, Gaussian
 Accountant = Literal["pld", "rdp", "zcdp"] | None
 """None is ``"pld"`` where it knows all the events, else ``"rdp"``."""
 DISCRETISATION = 1e-4
-"""Width of the grid of privacy losses; more in the search for noise, or if a million points do not span them."""
+"""Width of the grid of privacy losses; more in the search for noise, and if too many points would span them."""
 ROUNDING = 1e-13
 """Kept back from delta for the Fourier transforms that compose distributions."""
 
@@ -203,7 +203,7 @@ def _pld(events: tuple[Any, ...], step: float) -> _Curve:
             square += event.times * far**2
         else:
             others.append(event)
-            span += 11 * far + far**2 / 2 * (1 + event.times * event.rate)
+            span += 3 * (11 * far + far**2 / 2) + event.times * event.rate * far**2 / 2
     z = 1 / math.sqrt(square) if square else 1e100  # which costs nothing
     if not others:
         return _Curve(lambda d: m.gaussian_epsilon(z, d), lambda e: m.gaussian_delta(z, e), "pld")
