@@ -4,13 +4,11 @@ A task knows columns and labels; the mathematics is its learner's. What it count
 sums (`tallies`), so that a metric of the federation is computed from totals and never from rows.
 """
 
-from __future__ import annotations
-
 import bisect
 import fnmatch
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field as Limits
@@ -444,7 +442,7 @@ class CodeTask(Task):
     tally = _authors("tally")
     metrics = _authors("metrics")
 
-    def bound_to(self, task: Task) -> CodeTask:
+    def bound_to(self, task: Task) -> Self:
         """The same task with its code loaded."""
         bound = self.model_copy(update={"target": task.target, "features": task.features})
         bound._task = task

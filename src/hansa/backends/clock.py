@@ -1,12 +1,10 @@
 """A virtual clock: how long parties take, when they are there, and when they fail, in simulation."""
 
-from __future__ import annotations
-
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Self, TypeAlias
 
 import numpy as np
 from pydantic import Field as Limits
@@ -51,7 +49,7 @@ class Clock(Part):
     period: Annotated[float, Limits(gt=0)] = math.inf
 
     @classmethod
-    def read(cls, path: str | Path) -> Clock:
+    def read(cls, path: str | Path) -> Self:
         """A clock from a TOML file with these keys.
 
         Raises:
