@@ -30,6 +30,7 @@ from hansa.privacy.claim import PARTY, Privacy
 from hansa.task import Task
 from hansa.wire import tensors
 
+_KEPT = ("version", "phase", "best", "since", "reason")  # of a checkpoint, as it is
 Phase = Literal["moments", "train", "evaluate", "done"]
 
 
@@ -96,16 +97,10 @@ class Progress:
             for name, array in sorted(values.items()):
                 index.append([group, name])
                 arrays[str(len(index) - 1)] = array
-        facts: dict[str, Json] = {
-            "version": self.version,
-            "phase": self.phase,
-            "states": {
-                n: {"round": s.round, "facts": dict(s.facts)} for n, s in self.states.items()
-            },
+        states = {n: {"round": s.round, "facts": dict(s.facts)} for n, s in self.states.items()}
+        facts: dict[str, Json] = {name: getattr(self, name) for name in _KEPT} | {
             "metrics": dict(self.metrics),
-            "best": self.best,
-            "since": self.since,
-            "reason": self.reason,
+            "states": states,
             "index": index,
             "memories": sorted(memories or {}),
         }
@@ -124,7 +119,7 @@ class Progress:
             for name, body in facts["states"].items()
         }
         memories = {p: Values(groups.get(f"memory {p}")) for p in facts["memories"]}
-        kept = {k: facts[k] for k in ("version", "phase", "metrics", "best", "since", "reason")}
+        kept = {name: facts[name] for name in (*_KEPT, "metrics")}
         return cls(states=states, **kept), memories
 
 
