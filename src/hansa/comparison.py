@@ -154,11 +154,10 @@ def _alone(federation: Federation, name: str, table: Table, held_out: Sequence[T
         try:
             run = plain.model_copy(update={"method": method}).run(Local({name: rows}))
             metrics = score(run.model, held_out)
-        except RunError:
+        except RunError:  # too little to estimate
             if not method.exact:
                 raise
-            too_little = federation.task.metric_names
-            metrics = dict.fromkeys(too_little, math.nan)
+            metrics = dict.fromkeys(federation.task.metric_names, math.nan)
         tried.append(Scored(name, table.rows, metrics, rate))
     # Only where there is one rate, none, may there be no loss either.
     return min(tried, key=lambda scored: scored.metrics.get("loss", math.nan))

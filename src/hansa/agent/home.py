@@ -85,12 +85,9 @@ class AgentHome:
 
     @classmethod
     async def join(cls, folder: Path, token: Token, record: Record) -> AgentHome:
-        """Make a key here, and exchange the token for a certificate.
+        """Make a key here, and exchange the operator's token for a certificate.
 
-        Args:
-            folder: where the party will live.
-            token: from the coordinator's operator.
-            record: told of every message that leaves.
+        ``record`` is told of every message that leaves.
 
         Raises:
             TrustError: if the coordinator is not the token's, or does not accept it.

@@ -29,12 +29,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Worked:
-    """The work is done.
-
-    Args:
-        body: the contribution's tensors.
-        memory: what to remember if it is counted, as tensors; empty for nothing new.
-    """
+    """The work is done: the contribution, and what to remember if it is counted, if anything; both as tensors."""
 
     asked: Asked
     weight: float

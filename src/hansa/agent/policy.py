@@ -15,12 +15,8 @@ from hansa.run import draw
 
 @dataclass(frozen=True)
 class Offer:
-    """What a table's owner offers.
-
-    Args:
-        dataset: the name under which studies ask for it.
-        table: its rows.
-        allow: kinds of task that may run on it.
+    """What a table's owner offers: its rows, the name under which studies ask for them, and the kinds of task
+    that may run on them.
     """
 
     dataset: str

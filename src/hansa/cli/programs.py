@@ -61,9 +61,7 @@ class Programs:
             )
 
     def document(self, name: str) -> dict[str, Any]:
-        """What a program printed when it was up; a RunError if it ended instead, with the last lines of its
-        log.
-        """
+        """What a program printed when it was up; a RunError, with the end of its log, if it ended instead."""
         give_up = time.monotonic() + PATIENCE
         while time.monotonic() < give_up:
             said = (self.folder / f"{name}.json").read_bytes()

@@ -109,11 +109,7 @@ class Gathering:
 
     async def _next(self, requests: AsyncIterator[m.UploadPart]) -> m.UploadPart | None:
         """The next part; None if there is none, or nobody waits for it any more."""
-
-        async def coming_part() -> m.UploadPart | None:
-            return await anext(aiter(requests), None)
-
-        coming = asyncio.create_task(coming_part())
+        coming = asyncio.ensure_future(anext(aiter(requests), None))
         waits: set[asyncio.Future[Any]] = {coming, self._closed}
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -28,13 +28,8 @@ LOG = structlog.get_logger("hansa.coordinator")
 
 
 class Operators:
-    """The operators' calls of a coordinator.
-
-    Attributes:
-        home: the coordinator's folder.
-        driver: its machine at work.
-        address: under which parties reach it.
-        started: since when it is up.
+    """The operators' calls of a coordinator: its folder, its machine at work, the address under which parties
+    reach it, and since when it is up.
     """
 
     home: CoordinatorHome

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hansa.data.duck import connection, fetch, first_line, literal
+from hansa.data.duck import connection, fetch, first_line, literal, quoted
 from hansa.data.table import Table
 from hansa.errors import DataError
 
@@ -77,18 +77,14 @@ def write_csv(path: str | Path, table: Table) -> None:
     # A line of nothing would be a blank line, not a row.
     missing = "" if len(table.names) > 1 else '""'
     columns = [
-        [missing if cell is None else _in_quotes(cell) for cell in values]
+        [missing if cell is None else quoted(cell) for cell in values]
         if table.kind(name) == "text"
         else [missing if v != v else repr(v).removesuffix(".0") for v in values.tolist()]
         for name, values in table.columns.items()
     ]
     with Path(path).open("w", encoding="utf-8", newline="") as file:
-        for row in (map(_in_quotes, table.names), *zip(*columns, strict=True)):
+        for row in (map(quoted, table.names), *zip(*columns, strict=True)):
             file.write(",".join(row) + "\r\n")
-
-
-def _in_quotes(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"'
 
 
 def _as_utf8(path: Path, encoding: str, folder: Path) -> Path:

@@ -72,7 +72,7 @@ def literal(path: Path) -> str:
 
 
 def quoted(name: str) -> str:
-    """A name as an SQL identifier."""
+    """A text in double quotes, as an SQL identifier or a cell of a CSV file."""
     return '"' + name.replace('"', '""') + '"'
 
 

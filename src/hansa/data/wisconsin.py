@@ -39,8 +39,7 @@ def study(seed: int = 0) -> str:
 def hospitals(seed: int = 0) -> dict[str, Table]:
     """Every row given to one of three hospitals, by `TRAINING` and keyed by the seed.
 
-    Returns:
-        hospital and its table, with a further text column ``split``: ``train`` or ``test``.
+    Their tables have a further text column ``split``: ``train`` or ``test``.
     """
     whole = table()
     random = generator(seed, "wisconsin", "hospitals")
