@@ -12,13 +12,11 @@ import pytest
 import hansa
 
 NAMES = [
-    "Adagrad", "Adam", "AdamW", "Adversary", "All", "Clock", "ColumnRule", "Contract", "Contribution", "CoxRegression",
-    "Evaluate", "FedAvg", "FedSGD", "Federation", "Field", "Fixed", "LinearRegression", "Local",
-    "LogisticRegression", "Model", "Moments", "Poisson", "PoissonRegression", "Population", "Privacy",
-    "Ray", "Remote", "Run",
-    "SGD", "SoftmaxRegression", "Stop", "Table", "Task", "Yogi", "aggregation", "errors", "load",
-    "methods", "partition", "read", "tasks",
-    "wisconsin",
+    "Adagrad", "Adam", "AdamW", "Adversary", "All", "Clock", "ColumnRule", "Contract", "Contribution",
+    "CoxRegression", "DPAdam", "DPSGD", "Evaluate", "FedAvg", "FedSGD", "Federation", "Field", "Fixed",
+    "LinearRegression", "Local", "LogisticRegression", "Model", "Moments", "Poisson", "PoissonRegression",
+    "Population", "Privacy", "Ray", "Remote", "Run", "SGD", "SoftmaxRegression", "Stop", "Table", "Task",
+    "Yogi", "aggregation", "errors", "load", "methods", "partition", "read", "tasks", "wisconsin",
 ]  # fmt: skip
 
 

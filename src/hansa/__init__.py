@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hansa.data.source import read
     from hansa.data.table import Table
     from hansa.federation import Federation
-    from hansa.learners.optimizer import SGD, Adagrad, Adam, AdamW, Yogi
+    from hansa.learners.optimizer import DPSGD, SGD, Adagrad, Adam, AdamW, DPAdam, Yogi
     from hansa.methods.course import Stop
     from hansa.methods.evaluate import Evaluate
     from hansa.methods.fedavg import FedAvg
@@ -61,7 +61,7 @@ _HOMES = {
         "hansa.data.source": "read",
         "hansa.data.table": "Table",
         "hansa.federation": "Federation",
-        "hansa.learners.optimizer": "Adagrad Adam AdamW SGD Yogi",
+        "hansa.learners.optimizer": "Adagrad Adam AdamW DPAdam DPSGD SGD Yogi",
         "hansa.methods.course": "Stop",
         "hansa.methods.evaluate": "Evaluate",
         "hansa.methods.fedavg": "FedAvg",
@@ -78,12 +78,12 @@ _HOMES = {
 }
 
 __all__ = [
-    "SGD", "Adagrad", "Adam", "AdamW", "Adversary", "All", "Clock", "ColumnRule", "Contract", "Contribution",
-    "CoxRegression", "Evaluate", "FedAvg", "FedSGD", "Federation", "Field", "Fixed", "LinearRegression",
-    "Local", "LogisticRegression", "Model", "Moments", "Poisson", "PoissonRegression", "Population", "Privacy",
-    "Ray", "Remote",
-    "Run", "SoftmaxRegression", "Stop", "Table", "Task", "Yogi", "aggregation", "errors", "load", "methods",
-    "partition", "read", "tasks", "wisconsin",
+    "DPSGD", "SGD", "Adagrad", "Adam", "AdamW", "Adversary", "All", "Clock", "ColumnRule", "Contract",
+    "Contribution", "CoxRegression", "DPAdam", "Evaluate", "FedAvg", "FedSGD", "Federation", "Field",
+    "Fixed", "LinearRegression", "Local", "LogisticRegression", "Model", "Moments", "Poisson",
+    "PoissonRegression", "Population", "Privacy", "Ray", "Remote", "Run", "SoftmaxRegression", "Stop",
+    "Table", "Task", "Yogi", "aggregation", "errors", "load", "methods", "partition", "read", "tasks",
+    "wisconsin",
 ]  # fmt: skip
 
 

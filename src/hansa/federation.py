@@ -270,7 +270,8 @@ class Federation(BaseModel):
             signal = self.course(setup).leaves
         elif isinstance(self.method, UpdateMethod):
             fields = tuple(field.bind(1) for field in self.method.fields)
-            signal = Signal(fields, weights=self.method.weights, privacy=self.privacy)
+            weights, own = self.method.weights, self.method.noise(self.privacy)
+            signal = Signal(fields, weights=weights, privacy=self.privacy, noise=own)
             signal = self.aggregation.bind(signal)[-1]
             if any(noised.where == "shares" for noised in signal.noise):
                 raise PrivacyError(
@@ -278,6 +279,9 @@ class Federation(BaseModel):
                     remedy="Ask a run for its guarantee, or federation.guaranteed(setup)",
                 )
         summed = []
+        counts = (self.privacy.unit, self.privacy.adjacency) == ("example", "add-remove")
+        if counts and getattr(self.method, "weights", "") == "examples":
+            summed.append("each party's number of examples, its weight")
         if self.preprocessing.standardise:
             summed.append("sums of each column, for the standardisation")
         if not self.evaluation.central and self.evaluation.due(self.rounds, last=True):

@@ -284,6 +284,7 @@ def _told(course: Course, ask: Ask) -> dict[str, Any]:
         "setup": course.setup,
         "learner": course.learner,
         "received": ask.send,
+        "secret": course.secret,
     }
 
 

@@ -173,7 +173,7 @@ def test_weight_decay_is_decoupled_at_the_server_as_well() -> None:
 def test_an_optimizer_is_found_by_its_name_and_a_misspelt_one_is_answered_with_the_nearest() -> (
     None
 ):
-    assert list(OPTIMIZERS) == ["adagrad", "adam", "adamw", "sgd", "yogi"]
+    assert list(OPTIMIZERS) == ["adagrad", "adam", "adamw", "dp-adam", "dp-sgd", "sgd", "yogi"]
     assert OPTIMIZERS.build({"optimizer": "adamw", "lr": 0.1}) == AdamW(lr=0.1)
     with pytest.raises(StudyError, match=r"unknown optimizer 'adan'. Did you mean 'adam'"):
         OPTIMIZERS.build({"optimizer": "adan", "lr": 0.1})

@@ -23,8 +23,6 @@ from hansa.contribution import Algebra, Array, Contributions, Total, Values
 from hansa.errors import PipelineError
 from hansa.privacy import events, noise
 
-_GRID = 2.0**20  # standard deviation of secret normal noise, in steps of the grid that it lies on
-
 
 @dataclass(frozen=True)
 class Group:
@@ -96,10 +94,8 @@ class Noise(Stage):
     def spread(self, signal: Signal) -> dict[str, float]:
         """Standard deviation, or scale, of the noise on each field."""
         found = groups(signal, self.kind)
-        spread = self.noise_multiplier * math.sqrt(len(found))
-        # The grid of secret noise moves each number by half a step, which counts as if a unit had done it.
-        size = sum(group.size for group in found)
-        spread /= 1 - min(0.5, self.noise_multiplier * math.sqrt(size) / _GRID)
+        spread = noise.grown(self.noise_multiplier, sum(group.size for group in found))
+        spread *= math.sqrt(len(found))
         return {name: spread * group.bound for group in found for name in group.names}
 
 
@@ -203,23 +199,14 @@ def _noised(
 ) -> dict[str, Array]:
     """The values with noise of that spread on each."""
     laplace = kind == LocalLaplace.kind
-    if not context.secret:
-        random = keyed.generator(context.seed, "noise", kind, context.version, party)
-        draw = random.laplace if laplace else random.normal
-        return {n: values[n] + draw(0.0, spread[n], np.shape(values[n])) for n in sorted(values)}
-    digest = blake3()
-    for name in sorted(values):
-        digest.update(name.encode() + b"\0" + np.ascontiguousarray(values[name]).tobytes())
-    stream = noise.Stream(
-        noise.derived(context.secret, kind, context.version, party, digest.hexdigest())
-    )
-    table = noise.discrete_laplace(_GRID) if laplace else noise.discrete_gaussian(_GRID)
-    noised = {}
-    for name in sorted(values):
-        step = spread[name] / _GRID
-        drawn = table.draw(stream, np.size(values[name])).reshape(np.shape(values[name]))
-        noised[name] = (np.rint(np.asarray(values[name], np.float64) / step) + drawn) * step
-    return noised
+    chance: noise.Chance = keyed.generator(context.seed, "noise", kind, context.version, party)
+    if context.secret:
+        digest = blake3()
+        for name in sorted(values):
+            digest.update(name.encode() + b"\0" + np.ascontiguousarray(values[name]).tobytes())
+        purpose = (kind, context.version, party, digest.hexdigest())
+        chance = noise.Stream(noise.derived(context.secret, *purpose))
+    return {n: noise.noised(values[n], spread[n], chance, laplace) for n in sorted(values)}
 
 
 gaussian = chain(Gaussian)

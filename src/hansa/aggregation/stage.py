@@ -6,10 +6,10 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Annotated, Any, ClassVar, Literal, ParamSpec
+from typing import Annotated, ClassVar, Literal, ParamSpec
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
+from pydantic import BaseModel, ConfigDict
 
 from hansa.aggregation.signal import Signal
 from hansa.contribution import Algebra, Array, Contributions, Total, Values
@@ -175,9 +175,7 @@ STAGES: Catalogue[Stage] = Catalogue(
         }.items()
     },
 )
-AnyStage = Annotated[
-    Stage, PlainValidator(STAGES.build), PlainSerializer(STAGES.spec, return_type=dict[str, Any])
-]
+AnyStage = Annotated[Stage, STAGES]
 
 
 class Aggregation(BaseModel):

@@ -267,6 +267,12 @@ class Affine:
         return used + self.pull * parameters if self.pull else used
 
 
+def factors(norms: Array, norm: float) -> Array:
+    """What rows of these gradient norms are multiplied by, so that none is longer, ``[n]``."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.minimum(1.0, norm / norms))
+
+
 Correction = Callable[[Any, Any, slice], Any] | Affine
 Slots = dict[str, Any]
 Engine = Literal["stacked", "resident"]
@@ -313,6 +319,31 @@ class Learner(ABC):
         gradient = self.gradient(parameters, x, y, weights)
         gradient *= gradient.dtype.type(lr)
         return gradient
+
+    def clipped(self, parameters: Array, x: Array, y: Array, norm: float) -> Array:
+        """The sum over rows of their gradients, each scaled down to an L2 norm, ``[d]``, penalties left out.
+
+        Args:
+            parameters: one model's, ``[d]``.
+            x: features of the rows, ``[n, ...]``.
+            y: labels of the rows, ``[n, ...]``.
+            norm: the bound, positive.
+        """
+        total = np.zeros(parameters.size)
+        many = max(1, (1 << 22) // parameters.size)
+        for at in range(0, len(y), many):  # each row as a party of its own
+            few = slice(at, at + many)
+            thetas = np.broadcast_to(parameters, (len(y[few]), parameters.size))
+            with np.errstate(over="ignore", invalid="ignore"):
+                gradients = self.gradient(thetas, x[few, None], y[few, None]).astype(np.float64)
+                norms = np.linalg.norm(gradients, axis=1)
+            fine = np.isfinite(norms)  # a row that has no gradient adds nothing
+            total += factors(norms[fine], norm) @ gradients[fine]
+        return total
+
+    def penalty(self, parameters: Array) -> Array | float:
+        """The gradient of what the loss has beside the rows, ``[..., d]``; 0 if there is nothing."""
+        return 0.0
 
     def takes(self, dtype: Any) -> Any:
         """The dtype in which features of this dtype are worked on."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hansa.contribution import Array, Dtype
-from hansa.learners.base import Layout, Learner
+from hansa.learners.base import Layout, Learner, factors
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,24 @@ class Glm(Learner):
         if self.l2:
             return super().scaled(parameters, x, y, weights, lr)
         return self.gradient(parameters, x, y, weights * weights.dtype.type(lr))
+
+    def clipped(self, parameters: Array, x: Array, y: Array, norm: float) -> Array:
+        """The same without a gradient for each row: its norm is that of the residual times that of ``(x, 1)``."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            residual = self.residual(self._eta(parameters, x)[1], y)
+            lengths = np.sqrt(np.vecdot(x, x) + 1) * np.linalg.norm(residual, axis=-2)
+        if not (fine := np.isfinite(lengths)).all():  # a row that has no gradient adds nothing
+            x, residual, lengths = x[fine], residual[:, fine], lengths[fine]
+        residual *= factors(lengths, norm).astype(residual.dtype)
+        total = np.concatenate([(residual @ x).reshape(-1), residual.sum(axis=-1)])
+        return total.astype(np.float64)
+
+    def penalty(self, parameters: Array) -> Array | float:
+        """Of the coefficients alone."""
+        if not self.l2:
+            return 0.0
+        inner = np.arange(parameters.shape[-1]) < self.width * self.outputs
+        return np.asarray(self.l2 * parameters * inner)
 
     def predict(self, parameters: Array, x: Array) -> Array:
         """The mean of each row: ``[..., n]`` for one output, else ``[..., n, outputs]``."""

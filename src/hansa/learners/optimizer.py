@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field as Limits
-from pydantic import PlainSerializer, PlainValidator
 
 from hansa.contribution import Array
 from hansa.errors import StudyError
@@ -204,6 +203,74 @@ class Yogi(Adam):
         return next_
 
 
+class Private(FirstOrder):
+    """Steps along noisy sums of clipped gradients: one example is hidden from whoever sees the model.
+
+    In each step every row joins by itself with the same chance, its gradient is scaled down to a norm, and the
+    sum gets normal noise before it is divided by a public number (Abadi et al. 2016, arXiv 1607.00133).
+
+    Args:
+        clip: the largest L2 norm of one row's gradient.
+        noise_multiplier: standard deviation of the noise over ``clip``.
+        rate: the chance of a row to join a step.
+        steps: in one round.
+        batch_size: what the sum is divided by: about ``rate`` times the rows of a party, and public, as
+            the exact number is a secret, too.
+    """
+
+    clip: Positive
+    noise_multiplier: Positive
+    rate: Annotated[float, Limits(gt=0, le=1)]
+    steps: Annotated[int, Limits(ge=1)]
+    batch_size: Annotated[int, Limits(ge=1)]
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuse what means nothing for rows that are drawn anew in each step."""
+        super().model_post_init(context)
+        for name in ("epochs", "shuffle"):
+            if getattr(self, name) is not None:
+                raise StudyError(
+                    f"method.local.{name}: rows are drawn anew in each step",
+                    remedy="Leave it out; `rate` and `steps` say how many rows are seen",
+                )
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the noise on each entry of the gradient."""
+        return self.noise_multiplier * self.clip / self.batch_size
+
+
+class DPSGD(Private):
+    """DP-SGD: plain gradient descent along noisy sums of clipped gradients (see `Private`)."""
+
+    kind: ClassVar[str] = "dp-sgd"
+
+    def step(self, parameters: Array, update: Array, slots: Slots) -> Stepped:
+        """One step; there is no state."""
+        return parameters + self.lr * update, {}
+
+
+class DPAdam(Private, Adam):
+    """Adam on such sums, with the known variance of the noise taken off the mean of squares (DP-AdamBC, Tang et
+    al. 2024, arXiv 2312.14334).
+
+    Args:
+        beta1: decay of the mean.
+        beta2: decay of the mean of squares, 0.999 unless said.
+        epsilon: of what is left of the mean of squares, the root is at least this; unless said, a tenth of the
+            noise's standard deviation.
+    """
+
+    kind: ClassVar[str] = "dp-adam"
+
+    def step(self, parameters: Array, update: Array, slots: Slots) -> Stepped:
+        """One step; the state is Adam's."""
+        _, kept = super().step(parameters, update, slots)
+        second = kept["second"] / kept["second_mass"] - self.spread**2
+        root = np.sqrt(np.maximum(second, (self.epsilon or self.spread / 10) ** 2))
+        return parameters + self.lr * (kept["first"] / kept["first_mass"]) / root, kept
+
+
 def afresh(local: FirstOrder, why: str) -> None:
     """Refuse (StudyError) kept moments in a method in which it is not clear whose they would be."""
     if local.moments == "keep":
@@ -223,14 +290,10 @@ OPTIMIZERS: Catalogue[FirstOrder] = Catalogue(
     "optimizer",
     FirstOrder,  # type: ignore[type-abstract]  # only instances are asked for
     {
-        name.lower(): f"hansa.learners.optimizer:{name}"
-        for name in ("Adagrad", "Adam", "AdamW", "SGD", "Yogi")
+        name.lower().replace("dp", "dp-"): f"hansa.learners.optimizer:{name}"
+        for name in ("Adagrad", "Adam", "AdamW", "DPAdam", "DPSGD", "SGD", "Yogi")
     },
     tag="optimizer",
     default="sgd",
 )
-Optimizer = Annotated[
-    FirstOrder,
-    PlainValidator(OPTIMIZERS.build),
-    PlainSerializer(OPTIMIZERS.spec, return_type=dict[str, Any]),
-]
+Optimizer = Annotated[FirstOrder, OPTIMIZERS]

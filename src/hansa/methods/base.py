@@ -12,17 +12,21 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
-from pydantic import PlainSerializer, PlainValidator
+from blake3 import blake3
 
 from hansa import keyed
+from hansa.aggregation.signal import Noised
 from hansa.contribution import Array, Ask, Contribution, Field, Json, Total, Values
 from hansa.data.population import listed, unlisted
 from hansa.data.preprocessing import Encoding
 from hansa.data.table import Table
 from hansa.errors import ContributionError, HansaError, StudyError
 from hansa.learners.base import Affine, Correction, Feed, Learner, sizes
-from hansa.learners.optimizer import BATCH_SIZE, SGD, FirstOrder, Optimizer
+from hansa.learners.optimizer import BATCH_SIZE, SGD, FirstOrder, Optimizer, Private
+from hansa.learners.private import by_example, train_privately
 from hansa.part import Catalogue, Part
+from hansa.privacy.claim import Privacy
+from hansa.privacy.noise import Chance, Stream, derived
 from hansa.task import Task
 
 
@@ -146,6 +150,7 @@ class Work:
         learner: the model's mathematics.
         received: what the ask brought; the same for all.
         memory: what this method remembers at the parties.
+        secret: a party's key for noise; empty in simulation, where it comes from the seed.
     """
 
     round: int
@@ -155,6 +160,7 @@ class Work:
     learner: Learner
     received: Values
     memory: Values
+    secret: bytes = b""
 
     alone: ClassVar[bool] = False
     """Whether it is one party by itself, whose arrays have no leading axis."""
@@ -215,8 +221,8 @@ class Work:
             slots: state of the optimiser to start from; fresh if not given.
         """
         lead: Any = None if self.alone else ...  # of what is one party's, or a stack's already
-        native = {name: self.learner.native(v[lead]) for name, v in (beside or {}).items()}
-        feed = self.feed(local)
+        own = np.asarray if isinstance(local, Private) else self.learner.native
+        native = {name: own(v[lead]) for name, v in (beside or {}).items()}
 
         def corrected(gradient: Any, theta: Any, parties: slice) -> Any:
             assert correct is not None
@@ -227,18 +233,37 @@ class Work:
 
         hook: Correction | None = corrected if correct is not None else None
         if isinstance(correct, Affine):
-            hook = replace(correct, shift=self.learner.native(correct.shift))
+            hook = replace(correct, shift=own(correct.shift))
         start = np.asarray(parameters, self.learner.dtype)
         begin = {name: value[lead] for name, value in (slots or {}).items()}
-        trained, kept = self.learner.train(start, feed, local, hook, begin, not self.alone)
+        if isinstance(local, Private):
+            steps = np.full(len(self.names), local.steps)
+            rows, whence = self.all_rows, self._chance
+            trained, kept = train_privately(self.learner, start, rows, local, hook, begin, whence)
+        else:
+            feed = self.feed(local)
+            steps = feed.steps
+            trained, kept = self.learner.train(start, feed, local, hook, begin, not self.alone)
         with np.errstate(over="ignore", invalid="ignore"):
             fine = np.isfinite(np.vecdot(trained, trained))
         for i in np.flatnonzero(~fine).tolist():
             if not np.isfinite(trained[i]).all():
                 self.fail(i, diverged(self.names[i], self.round))
         if self.alone:
-            return Trained(trained[0], int(feed.steps[0]), {n: v[0] for n, v in kept.items()})
-        return Trained(trained, feed.steps[:, None], kept)
+            return Trained(trained[0], int(steps[0]), {n: v[0] for n, v in kept.items()})
+        return Trained(trained, steps[:, None], kept)
+
+    def _chance(self, position: int) -> Chance:
+        """Where the sample and the noise of a party's training come from."""
+        party = self.names[position]
+        if not self.secret:
+            return keyed.generator(self.seed, "private", self.round, party)
+        asked = blake3()
+        for name in sorted(self.received):  # asked otherwise, it draws other noise
+            asked.update(
+                name.encode() + b"\0" + np.ascontiguousarray(self.received[name]).tobytes()
+            )
+        return Stream(derived(self.secret, "private", self.round, party, asked.hexdigest()))
 
     def _over_all(self, of: Callable[..., Array], parameters: Array) -> Array:
         """A function of parameters and rows over all training rows, ``[k, ...]``."""
@@ -383,6 +408,10 @@ class Method(Part):
         """
         return (start,)
 
+    def noise(self, privacy: Privacy) -> tuple[Noised, ...]:
+        """The noise that is in what a party answers, before any stage; of training, that of the optimiser."""
+        return ()
+
     def facts(self, state: State, encoding: Encoding) -> dict[str, Json]:
         """What the model's file tells beside its parameters."""
         return {}
@@ -515,6 +544,10 @@ class GradientMethod(UpdateMethod):
             kept = {**kept, **Values(trained.slots).named("local")}
         return Answer(Contribution(Values(values), self.weight(at)), Values(kept))
 
+    def noise(self, privacy: Privacy) -> tuple[Noised, ...]:
+        """That of a private optimiser; what leaves depends on rows only through training."""
+        return by_example(privacy, self.local)
+
     def begins(self, received: Values) -> Mapping[str, Array]:
         """What a party remembers before its first round, ``[d]`` each: zeros, unless overridden."""
         return {name: np.zeros_like(received["parameters"]) for name in self.memory}
@@ -546,6 +579,4 @@ METHODS: Catalogue[Method] = Catalogue(
         )
     },
 )
-AnyMethod = Annotated[
-    Method, PlainValidator(METHODS.build), PlainSerializer(METHODS.spec, return_type=dict[str, Any])
-]
+AnyMethod = Annotated[Method, METHODS]

@@ -313,6 +313,7 @@ class Course:
         """
         signal = Signal(
             ask.fields,
+            noise=self.method.noise(self.privacy),
             weights=getattr(self.method, "weights", "examples"),
             privacy=self.privacy,
             among=self.among,
@@ -422,9 +423,7 @@ class Course:
 
     def _context(self, ask: Ask, parties: tuple[str, ...], signals: Sequence[Signal]) -> Context:
         first = signals[0]
-        return Context(
-            self.setup.seed, ask.round, ask.version, parties, first, first, self.secret
-        )
+        return Context(self.setup.seed, ask.round, ask.version, parties, first, first, self.secret)
 
 
 def _alike(ask: Ask, own: Ask) -> bool:

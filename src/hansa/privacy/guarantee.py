@@ -153,6 +153,9 @@ def _less_one(event: Event) -> Event | None:
 
 def _sampled(event: Event, times: int, sampling: AnySampling) -> Event:
     """The event, so many times, on a sample; where no bound is known for the sample, without it."""
+    times *= event.times
+    if event.sampling is not None:  # a party's own rows; one sample of another is not counted
+        return type(event)(**{**event.model_dump(), "times": times})
     fits = sampling is None or (sampling.kind == "fixed") == (event.adjacency == "replace")
     more = {"times": times, "sampling": sampling if fits else None}
     return type(event)(**{**event.model_dump(), **more})

@@ -44,6 +44,38 @@ class Stream:
         return np.frombuffer(self._cipher.update(bytes(8 * count)), dtype="<u8")
 
 
+Chance = np.random.Generator | Stream
+"""Where noise comes from: a seed, in simulation, or a cryptographic stream."""
+GRID = 2.0**20
+"""Standard deviation (for Laplace the scale) of noise from a stream, in steps of the grid that it lies on."""
+
+
+def noised(values: Array, spread: float, chance: Chance, laplace: bool = False) -> Array:
+    """The values with normal or Laplace noise of that spread on each, in float64.
+
+    From a stream the noise is of integers, and the values are rounded to their grid: nothing of them is left in
+    the low bits of a float (Mironov 2012, doi 10.1145/2382196.2382264). `grown` says what that rounding costs.
+    """
+    values = np.asarray(values, np.float64)
+    if not isinstance(chance, Stream):
+        draw = chance.laplace if laplace else chance.normal
+        return values + draw(0.0, spread, values.shape)
+    table = discrete_laplace(GRID) if laplace else discrete_gaussian(GRID)
+    drawn = table.draw(chance, values.size).reshape(values.shape)
+    return np.asarray((np.rint(values * (GRID / spread)) + drawn) * (spread / GRID))
+
+
+def grown(noise_multiplier: float, size: int) -> float:
+    """The noise multiplier for so many numbers with which rounding to the grid is paid for, too: it moves each
+    by half a step at most, and neighbours by two halves. A PrivacyError for more noise on more numbers than that.
+    """
+    moved = noise_multiplier * math.sqrt(size) / GRID
+    if moved > 0.5:
+        said = f"a noise multiplier of {noise_multiplier:g} on {size} numbers"
+        raise PrivacyError(said, remedy="Lower it, or learn a smaller model: the grid is too wide")
+    return noise_multiplier / (1 - moved)
+
+
 @dataclass(frozen=True, eq=False)
 class Table:
     """A distribution over integers; made by `discrete_gaussian`, `discrete_laplace` and `skellam`."""

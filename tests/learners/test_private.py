@@ -1,0 +1,160 @@
+"""Training that hides one example."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hansa as hs
+from hansa.errors import StudyError
+from hansa.learners.base import Learner
+from hansa.learners.glm import Linear, Logistic, Poisson, Softmax
+from hansa.learners.private import train_privately
+from hansa.privacy.noise import Chance, Stream
+
+CHANCES: tuple[Chance, ...] = (np.random.default_rng(3), Stream(bytes(32)))
+MODELS: list[Learner] = [Linear(5), Logistic(5), Poisson(5), Softmax(5, 3), Logistic(5, l2=0.3)]
+
+
+def rows(model: Learner, count: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(4)
+    x = random.normal(size=(count, 5)) * random.exponential(2.0, size=(count, 1))
+    return x, random.integers(0, 3 if isinstance(model, Softmax) else 2, count)
+
+
+def at(chance: Chance, position: int) -> Chance:
+    return chance
+
+
+def local(**keys: Any) -> hs.DPSGD:
+    known = {
+        "lr": 0.1,
+        "clip": 1.0,
+        "noise_multiplier": 1.0,
+        "rate": 0.5,
+        "steps": 3,
+        "batch_size": 20,
+    }
+    return hs.DPSGD(**{**known, **keys})
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: f"{type(m).__name__} {m.l2}")
+def test_the_sum_of_clipped_gradients_is_that_of_each_row_by_itself(model: Learner) -> None:
+    x, y = rows(model)
+    theta = np.random.default_rng(1).normal(size=model.layout.size)
+    expected = np.zeros(theta.size)
+    for i in range(len(y)):
+        gradient = model.gradient(theta, x[i : i + 1], y[i : i + 1]) - model.penalty(theta)
+        expected += gradient * min(1.0, 0.7 / float(np.linalg.norm(gradient)))
+    np.testing.assert_allclose(model.clipped(theta, x, y, 0.7), expected, rtol=1e-12, atol=1e-12)
+    if not getattr(model, "l2", 0):
+        general = Learner.clipped(model, theta, x, y, 0.7)
+        np.testing.assert_allclose(general, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: f"{type(m).__name__} {m.l2}")
+def test_one_row_moves_the_sum_by_the_clip_at_most_and_nearly_so(model: Learner) -> None:
+    x, y = rows(model)
+    theta = np.random.default_rng(1).normal(size=model.layout.size)
+    moved = []
+    for scale, label in itertools.product((1e-3, 1.0, -8.0, 1e6, 1e300, np.inf), (0, 1)):
+        more = np.vstack([x, np.full((1, 5), scale)])
+        whole = model.clipped(theta, more, np.append(y, label), 0.7)
+        moved.append(float(np.linalg.norm(whole - model.clipped(theta, x, y, 0.7))))
+    assert max(moved) <= 0.7 * (1 + 1e-9)
+    assert max(moved) > 0.9 * 0.7
+
+
+def test_without_noise_and_clip_it_is_gradient_descent() -> None:
+    model, (x, y) = Logistic(5, l2=0.1), rows(Logistic(5))
+    still = local(rate=1.0, clip=1e9, noise_multiplier=1e-18, batch_size=len(y), steps=5)
+    chance = np.random.default_rng(0)
+    [found], _ = train_privately(model, np.zeros(6), [(x, y)], still, None, {}, partial(at, chance))
+    theta = np.zeros(6)
+    for _ in range(5):
+        theta -= 0.1 * model.gradient(theta, x, y)
+    np.testing.assert_allclose(found, theta, rtol=1e-6)
+
+
+def test_noise_has_its_spread_and_rows_join_with_their_chance() -> None:
+    """Rows without a gradient leave the noise; the model of a constant counts who joins."""
+    width = 3000
+    model, zeros = Linear(width), (np.zeros((10, width)), np.zeros(10))
+    for chance in CHANCES:
+        one = local(steps=1, clip=2.0, noise_multiplier=3.0, batch_size=5, lr=1.0)
+        [moved], _ = train_privately(
+            model, np.zeros(width + 1), [zeros], one, None, {}, partial(at, chance)
+        )
+        assert np.std(moved) == pytest.approx(3.0 * 2.0 / 5, rel=0.05)
+    counting, ones = Linear(1), (np.zeros((4000, 1)), -np.ones(4000))
+    for chance in CHANCES:
+        one = local(steps=1, clip=1.0, noise_multiplier=1e-9, batch_size=1, lr=1.0, rate=0.25)
+        [moved], _ = train_privately(
+            counting, np.zeros(2), [ones], one, None, {}, partial(at, chance)
+        )
+        assert abs(moved[1]) == pytest.approx(1000, abs=5 * math.sqrt(750))
+
+
+def test_adam_takes_the_noise_off_its_mean_of_squares() -> None:
+    """On noise alone, what is left of the mean of squares is the least root, not the noise."""
+    keys: dict[str, Any] = {
+        "clip": 1.0,
+        "noise_multiplier": 1.0,
+        "rate": 1.0,
+        "steps": 1,
+        "batch_size": 10,
+    }
+    adam = hs.DPAdam(lr=0.1, **keys, beta2=0.5)
+    constant = np.full((1, 3), 0.3)
+    moved, _ = adam.step(np.zeros((1, 3)), constant, {})
+    np.testing.assert_allclose(moved, 0.1 * 0.3 / math.sqrt(0.3**2 - 0.1**2))
+    small, _ = adam.step(np.zeros((1, 3)), np.full((1, 3), 0.05), {})
+    np.testing.assert_allclose(small, 0.1 * 0.05 / 0.01)
+
+
+def test_both_engines_and_any_number_of_workers_give_the_same_bits() -> None:
+    x, y = rows(Logistic(5), 90)
+    columns = {f"x{i}": x[:, i] for i in range(5)} | {"y": y.astype(float)}
+    tables = hs.Population.of_sizes(columns, [20, 30, 40])
+    federation = hs.Federation(
+        task=hs.LogisticRegression(target="y"),
+        method=hs.FedAvg(local=local(), weights="equal"),
+        rounds=2,
+        privacy=hs.Privacy(unit="example"),
+    )
+    ways: list[Any] = [("stacked", 1), ("stacked", 2), ("resident", 2)]
+    runs = [
+        federation.run(hs.Local(tables, engine=engine, workers=workers)).parameters
+        for engine, workers in ways
+    ]
+    assert all(np.array_equal(runs[0], other) for other in runs[1:])
+
+
+@pytest.mark.parametrize("key", ["epochs", "shuffle"])
+def test_passes_over_rows_are_refused(key: str) -> None:
+    with pytest.raises(StudyError, match="rows are drawn anew in each step"):
+        local(**{key: 1 if key == "epochs" else True})
+
+
+def test_examples_are_hidden_from_everybody_and_weights_are_told_otherwise() -> None:
+    def guarantee(weights: Any, adjacency: Any = "add-remove", method: Any = hs.FedAvg) -> Any:
+        federation = hs.Federation(
+            task=hs.LogisticRegression(target="y"),
+            method=method(local=local(rate=0.05, steps=20), weights=weights),
+            rounds=15,
+            preprocessing=hs.Moments(standardise=False),
+            evaluation=hs.Evaluate(every=0),
+            privacy=hs.Privacy(unit="example", adjacency=adjacency),
+        )
+        return federation.guarantee
+
+    assert guarantee("equal")["coordinator"].epsilon == pytest.approx(5.795, abs=0.01)
+    assert guarantee("examples")["coordinator"].epsilon == math.inf
+    assert "its weight" in str(guarantee("examples"))
+    assert guarantee("examples", "replace")["public"].epsilon < 20
+    assert guarantee("equal", method=hs.methods.IFCA)["coordinator"].epsilon == math.inf
