@@ -6,7 +6,6 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field as Limits
-from pydantic import PlainSerializer, PlainValidator
 
 from hansa import keyed
 from hansa.contribution import Array
@@ -124,6 +123,4 @@ COHORTS: Catalogue[All] = Catalogue(
     {c.kind: f"{__name__}:{c.__name__}" for c in (All, Fixed, Poisson)},
     default="all",
 )
-AnyCohort = Annotated[
-    All, PlainValidator(COHORTS.build), PlainSerializer(COHORTS.spec, return_type=dict[str, Any])
-]
+AnyCohort = Annotated[All, COHORTS]

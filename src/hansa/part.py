@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 from pydantic import (
     BaseModel,
     ConfigDict,
+    GetCoreSchemaHandler,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -22,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.functional_validators import ModelWrapValidatorHandler
-from pydantic_core import PydanticKnownError
+from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from hansa.contribution import Json
 from hansa.errors import StudyError, did_you_mean
@@ -79,7 +80,7 @@ P = TypeVar("P", bound=Part)
 
 
 class Catalogue(Generic[P]):
-    """Parts of one sort, by kind.
+    """Parts of one sort, by kind; a field of type ``Annotated[base, catalogue]`` is read and written by it.
 
     Args:
         noun: what an unknown kind is called in an error, such as ``"method"``.
@@ -147,6 +148,10 @@ class Catalogue(Generic[P]):
                         f"unknown key {PLACE.get() or self.noun}.{key} for {self.tag} {kind!r}",
                         remedy=f'It belongs to {self.tag} = "{other}"',
                     )
+
+    def __get_pydantic_core_schema__(self, part: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        written = core_schema.plain_serializer_function_ser_schema(self.spec)
+        return core_schema.no_info_plain_validator_function(self.build, serialization=written)
 
     def spec(self, part: P) -> dict[str, Json]:
         """The inverse of `build`."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field as Limits
-from pydantic import PlainSerializer, PlainValidator, PrivateAttr
+from pydantic import PrivateAttr
 
 from hansa.contribution import Algebra, Array, Field, Values
 from hansa.data.table import Table
@@ -475,6 +475,4 @@ WITH_CODE = ("code", "torch")
 BUILT_IN = tuple(kind for kind in TASKS if kind not in WITH_CODE)
 """Kinds of task that run no code of a study's author: all that an agent works on."""
 
-AnyTask = Annotated[
-    Task, PlainValidator(TASKS.build), PlainSerializer(TASKS.spec, return_type=dict[str, Any])
-]
+AnyTask = Annotated[Task, TASKS]

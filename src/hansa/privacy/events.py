@@ -11,7 +11,6 @@ import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field as Limits
-from pydantic import PlainSerializer, PlainValidator
 
 from hansa.errors import PrivacyError
 from hansa.part import Catalogue, Part
@@ -44,11 +43,7 @@ class Fixed(Part):
 SAMPLINGS: Catalogue[Part] = Catalogue(
     "sampling", Part, {part.kind: f"{__name__}:{part.__name__}" for part in (Poisson, Fixed)}
 )
-AnySampling = Annotated[
-    Poisson | Fixed | None,
-    PlainValidator(lambda body: body if body is None else SAMPLINGS.build(body)),
-    PlainSerializer(lambda sampling: sampling and SAMPLINGS.spec(sampling)),
-]
+AnySampling = Annotated[Poisson | Fixed, SAMPLINGS] | None
 
 
 class Event(Part):
