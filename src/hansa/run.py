@@ -4,8 +4,6 @@ A run is its record. Whatever chance or timing decided is an event in it, so tha
 read by console, command line and notebook alike.
 """
 
-from __future__ import annotations
-
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, Self, cast
 
 import numpy as np
 
@@ -168,7 +166,7 @@ class Decision:
     excluded: Mapping[str, str] = field(default_factory=dict)
 
 
-def decided(run: Run) -> dict[int, Decision]:
+def decided(run: "Run") -> dict[int, Decision]:
     """The decisions of a run by the number of the exchange, from its events: they fix its bits.
 
     An exchange that was repeated after a crash counts as it ended.
@@ -337,7 +335,7 @@ class Run:
         return folder
 
     @classmethod
-    def load(cls, folder: str | Path, *, round: int | None = None) -> Run:
+    def load(cls, folder: str | Path, *, round: int | None = None) -> Self:
         """Read what `save` wrote.
 
         Args:

@@ -3,14 +3,12 @@
 PyTorch itself is imported when a model is needed, and no sooner.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field as Limits
@@ -43,7 +41,7 @@ def torch(
     precision: Precision = "float32",
     start: Literal["seed", "given"] = "seed",
     **arguments: Any,
-) -> Torch:
+) -> "Torch":
     """A task that learns a PyTorch module as it is.
 
     Args:
@@ -142,7 +140,7 @@ class Torch(Task):
                 if name not in known and ":" not in name:
                     raise StudyError(f"unknown {what} {name!r}", remedy=did_you_mean(name, known))
 
-    def load(self) -> Torch:
+    def load(self) -> Self:
         """The same task with its code imported, in another process of the same owner.
 
         Raises:

@@ -1,7 +1,5 @@
 """The contract of a stage, and the chain of them."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -187,7 +185,7 @@ class Aggregation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     stages: tuple[AnyStage, ...] = ()
 
-    def __rshift__(self, after: Aggregation) -> Aggregation:
+    def __rshift__(self, after: "Aggregation") -> "Aggregation":
         return Aggregation(stages=(*self.stages, *after.stages))
 
     def bind(self, signal: Signal) -> tuple[Signal, ...]:

@@ -7,8 +7,6 @@ one core, and parties share the cores, so that neither their number nor whose ro
 changes its bits.
 """
 
-from __future__ import annotations
-
 import copy
 import threading
 import warnings
@@ -388,7 +386,7 @@ class Torch(Learner):
         training: bool = False,
         key: int | None = None,
         few: bool = True,
-    ) -> Iterator[_Resident]:
+    ) -> Iterator["_Resident"]:
         """A resident module, of which there are as many as threads that ask at once; with these parameters,
         drawing under this key if it draws, and on one core unless it has more than a few rows.
         """
