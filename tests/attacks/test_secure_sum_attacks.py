@@ -427,3 +427,19 @@ def test_terms_from_a_stranger_that_are_none_are_refused(play):
         with pytest.raises(HansaError):
             hall.answer(one, hall.say(one, Phase.ROSTER, payload))
     assert isinstance(decode(encode(hall.terms), Terms).work, Work)
+
+
+def test_who_signed_another_roster_is_named_when_everybody_refused_it(play):
+    hall = play.Hall()
+    said = [e for request in hall.out for e in hall.answer(request.receiver, request)]
+    for i, flip in ((1, 0), (3, 40)):  # a coin, and a signature
+        bad = bytearray(said[i].payload)
+        bad[flip] ^= 1
+        said[i] = replace(said[i], payload=bytes(bad))
+    hall.desk, hall.out = coordinator.step(hall.desk, said)
+    for request in hall.out:
+        with pytest.raises(TrustError, match="'party 001'"):
+            hall.answer(request.receiver, request)
+    hall.desk, _ = coordinator.advance(hall.desk)
+    assert hall.desk.ended == "failed"
+    assert [line[:9] for line in hall.desk.refused] == ["party 001", "party 003"]

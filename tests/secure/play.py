@@ -10,7 +10,7 @@ from hansa.crypto.shares import SHARE
 from hansa.errors import HansaError
 from hansa.secure import coordinator
 from hansa.secure.coordinator import Desk
-from hansa.secure.party import BLIND, MASKING, Party, Seat, promises
+from hansa.secure.party import BLIND, DEALT, MASKING, Party, Seat, promises
 from hansa.secure.terms import Envelope, Member, Phase, Rules, Terms, Work, decode, encode
 
 
@@ -193,12 +193,12 @@ def revealed(hall, answers):
         found[said.sender][BLIND] |= set(range(hall.terms.numbers.threshold))
         for place, dealer in enumerate(bound.graph[holder]):
             share = said.payload[32 + place * SHARE :][:SHARE]
-            at = (dealer * k + int(np.searchsorted(bound.graph[dealer], holder))) * 64
+            at = (dealer * k + int(np.searchsorted(bound.graph[dealer], holder))) * DEALT
             kinds = [
                 kind
                 for half, kind in enumerate((BLIND, MASKING))
                 if promises(bound, int(dealer), holder, share * 2)[half * 32 :][:32]
-                == desk.promised[at + half * 32 :][:32]
+                == desk.dealt[at + half * 32 :][:32]
             ]
             assert len(kinds) == 1
             found[hall.names[dealer]][kinds[0]].add(holder)
@@ -220,7 +220,7 @@ def check(hall):
         said = {(e.sender, e.payload) for e in hall.heard if e.phase == phase}
         assert len({sender for sender, _ in said}) == len(said)
     t = hall.terms.numbers.threshold
-    if desk.promised:
+    if desk.dealt:
         for name, kinds in revealed(hall, hall.heard).items():
             assert min(len(kinds[BLIND]), len(kinds[MASKING])) < t, name
             assert not (kinds[BLIND] and kinds[MASKING]), name

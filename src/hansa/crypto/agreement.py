@@ -4,8 +4,6 @@ X25519 (RFC 7748), HKDF-SHA256 (RFC 5869) bound to what both must see alike, AES
 other through a coordinator, Ed25519 (RFC 8032) for who is who. Keys and digests have 32 bytes.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 

@@ -4,8 +4,6 @@ A mask is the key stream under a key of 256 bits that is used for this one mask,
 little-endian integers. It is made and added in blocks that stay in a core's second-level cache.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
@@ -19,7 +17,6 @@ from numpy.typing import NDArray
 DTYPES: dict[int, np.dtype[Any]] = {32: np.dtype("<u4"), 64: np.dtype("<u8")}  # by modulus bits
 BLOCK = 256 << 10  # bytes; three buffers of it fit in 1 MiB
 _ZEROS = bytes(BLOCK)
-_OPEN = 1024  # streams open at a time: a vector is passed over once for so many masks
 
 
 def stream(key: bytes, length: int) -> bytes:
@@ -37,7 +34,7 @@ def apply(vector: NDArray[Any], masks: Iterable[tuple[bytes, bool]]) -> None:
     made = np.frombuffer(buffer, vector.dtype, count=step)
     while streams := [
         (_opened(key).update_into, np.add if added else np.subtract)
-        for key, added in islice(waiting, _OPEN)
+        for key, added in islice(waiting, 1024)  # open at a time
     ]:
         for begin in range(0, len(vector), step):
             part = vector[begin : begin + step]

@@ -5,8 +5,6 @@ of degree t - 1 with uniform coefficients; a share is the nine values at its hol
 secret back, by Lagrange's weights at 0, the same for all secrets of the same holders; fewer say nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TypeAlias

@@ -1,7 +1,5 @@
 """The coordinator's side of an attempt: it relays, has one set of survivors signed, and opens that set's sum."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,9 +10,11 @@ from numpy.typing import NDArray
 from hansa.crypto import masks, shares
 from hansa.crypto.agreement import KEY, SIGNATURE, agree, derive, digest, public, signed
 from hansa.errors import StudyError
-from hansa.secure.graph import across
+from hansa.secure.graph import edges
 from hansa.secure.party import BLIND, DEALT, MASKING, Certificate, promises
 from hansa.secure.terms import Envelope, Kept, Out, Phase, Terms, encode
+
+_SAID = KEY + SIGNATURE  # bytes of an answer to ROSTER: a coin and a signature
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Desk(Kept):
 
     terms: Terms
     phase: int = 0  # of the requests that are out
-    told: bytes = b""  # their payload; of MASK the parcels of all, in the order of the receivers
+    told: bytes = b""  # their payload, but of MASK, where each gets what was dealt to it
     answers: tuple[bytes, ...] = ()  # of this phase, in the roster's order; empty while missing
     coins: bytes = b""  # the parts by which the graph was drawn
-    promised: bytes = b""  # commitments to the shares, by dealer and neighbour, 64 bytes each
+    dealt: bytes = b""  # parcels by dealer and neighbour: commitments, and the shares sealed
     chosen: bytes = b""  # the survivors, once they are fixed
     opened: bytes = b""  # 32 of each member: a survivor's seed, the masking key of a lost one
     refused: tuple[str, ...] = ()  # what was wrong with whom, for people to read
@@ -63,7 +63,11 @@ def step(desk: Desk, inbox: Sequence[Envelope]) -> tuple[Desk, Out]:
     terms, waiting = desk.terms, set(desk.missing)
     place = (terms.run, terms.session, terms.attempt, desk.phase, "")
     answers, refused = list(desk.answers), list(desk.refused)
+    asked = len(desk.survivors or terms.names)  # of whom so many need not answer:
+    spare = asked - terms.numbers.signers if desk.phase == Phase.SURVIVORS else 0
     for e in inbox:
+        if len(waiting) <= spare:
+            break
         if (e.run, e.session, e.attempt, e.phase, e.receiver) != place or e.sender not in waiting:
             continue  # late, repeated, or of another attempt
         i = terms.names.index(e.sender)
@@ -73,19 +77,21 @@ def step(desk: Desk, inbox: Sequence[Envelope]) -> tuple[Desk, Out]:
             answers[i] = b"\1" if desk.phase == Phase.MASK else e.payload
             waiting.discard(e.sender)
     desk = replace(desk, answers=tuple(answers), refused=tuple(refused))
-    signed = sum(map(bool, answers)) >= terms.numbers.signers and desk.phase == Phase.SURVIVORS
-    return advance(desk) if not desk.ended and (signed or not waiting) else (desk, ())
+    return advance(desk) if len(waiting) <= spare and not desk.ended else (desk, ())
 
 
 def requests(desk: Desk) -> Out:
     """The requests that are out, to those who did not answer; after the end, to everyone, that it is over."""
-    terms, size = desk.terms, len(desk.told)
-    step = size // len(terms.roster) if desk.phase == Phase.MASK else 0
+    terms = desk.terms
     place = (terms.run, terms.session, terms.attempt, desk.phase, "")
     asked = set(terms.names if desk.ended else desk.missing)
+    told = [desk.told] * len(terms.names)
+    if desk.phase == Phase.MASK:
+        parcels = np.frombuffer(desk.dealt, np.uint8).reshape(-1, DEALT)
+        told = [parcels[row].tobytes() for row in edges(terms.bound(desk.coins).graph)]
     return tuple(
-        Envelope(*place, name, desk.told[i * step : i * step + (step or size)])
-        for i, name in enumerate(terms.names)
+        Envelope(*place, name, payload)
+        for name, payload in zip(terms.names, told, strict=True)
         if name in asked
     )
 
@@ -95,20 +101,17 @@ def advance(desk: Desk) -> tuple[Desk, Out]:
 
     Before the vectors that is the end, nothing was given; after them the survivors are fixed, once.
     """
-    terms, whole = desk.terms, b"".join(desk.answers)
+    terms = desk.terms
     there = [n for n, got in zip(terms.names, desk.answers, strict=True) if got]
     if desk.ended:
         pass
     elif desk.phase <= Phase.SHARE and desk.missing:
-        desk = _asked(desk, Phase.CLOSE, ended="failed")
+        desk = _asked(desk, Phase.CLOSE, ended="failed", refused=desk.refused + _unsigned(desk))
     elif desk.phase == Phase.ROSTER:
         coins = b"".join(answer[:KEY] for answer in desk.answers)
-        desk = _asked(desk, Phase.SHARE, whole, coins=coins)
+        desk = _asked(desk, Phase.SHARE, b"".join(desk.answers), coins=coins)
     elif desk.phase == Phase.SHARE:
-        around = terms.bound(desk.coins).graph
-        parcels = np.frombuffer(whole, np.uint8).reshape(*around.shape, DEALT)
-        promised, told = parcels[:, :, : 2 * KEY].tobytes(), across(parcels, around).tobytes()
-        desk = _asked(desk, Phase.MASK, told, promised=promised)
+        desk = _asked(desk, Phase.MASK, dealt=b"".join(desk.answers))
     elif desk.phase == Phase.MASK:
         chosen = terms.marks(there if len(there) >= terms.numbers.survivors else ())
         desk = _asked(desk, Phase.SURVIVORS, chosen, chosen=chosen)
@@ -157,18 +160,26 @@ def _left_over(desk: Desk) -> Iterator[tuple[bytes, bool]]:
 
 def _wrong(desk: Desk, i: int, data: bytes) -> str:
     """What is wrong with an answer, empty if nothing can be seen to be."""
-    terms, k, member = desk.terms, desk.terms.numbers.degree, desk.terms.roster[i]
-    phase = Phase(desk.phase)
-    lengths = (KEY + SIGNATURE, k * DEALT, terms.work.length * terms.work.bits // 8)
-    length = (*lengths, SIGNATURE, KEY + k * shares.SHARE)[phase - Phase.ROSTER]
+    terms, k = desk.terms, desk.terms.numbers.degree
+    lengths = (_SAID, k * DEALT, terms.work.length * terms.work.bits // 8)
+    length = (*lengths, SIGNATURE, KEY + k * shares.SHARE)[desk.phase - Phase.ROSTER]
     if len(data) != length:
         return f"an answer of {len(data)} bytes where {length} are due"
-    if phase == Phase.ROSTER and digest(b"coin", data[:KEY]) != member.advert.coin:
-        return "a coin that it did not commit to"
-    survivors = (b"survivors", terms.digest, desk.chosen)
-    what = {Phase.ROSTER: (b"roster", terms.digest), Phase.SURVIVORS: survivors}.get(phase)
-    signs = not what or signed(member.identity, data[-SIGNATURE:], *what)
-    return "" if signs else "a signature on something else"
+    what, key = (b"survivors", terms.digest, desk.chosen), terms.roster[i].identity
+    wrong = desk.phase == Phase.SURVIVORS and not signed(key, data, *what)
+    return "a signature on other survivors" if wrong else ""
+
+
+def _unsigned(desk: Desk) -> tuple[str, ...]:
+    """Who made everybody refuse the roster; looked for when an attempt fails, for no party believes it."""
+    told = desk.told if desk.phase == Phase.SHARE else b""
+    found = []
+    for i, at in enumerate(range(0, len(told), _SAID)):
+        member, coin, name = desk.terms.roster[i], told[at : at + KEY], told[at + KEY : at + _SAID]
+        fits = signed(member.identity, name, b"roster", desk.terms.digest)
+        if not fits or digest(b"coin", coin) != member.advert.coin:
+            found.append(f"{member.name}: signed another roster, or committed to another coin")
+    return tuple(found)
 
 
 def _asked(desk: Desk, phase: Phase, told: bytes = b"", **known: Any) -> Desk:
@@ -184,8 +195,8 @@ def _opened(desk: Desk) -> tuple[Desk, bytes]:
     given = np.zeros((len(there), k, shares.SHARE), np.uint8)
     for i in np.flatnonzero(there):
         given[i] = np.frombuffer(desk.answers[i][KEY:], np.uint8).reshape(k, -1)
-    given = across(given, bound.graph)  # by dealer, as the commitments are
-    promised = np.frombuffer(desk.promised, np.uint8).reshape(len(there), k, 2, KEY)
+    flat, lies = given.reshape(-1, shares.SHARE), edges(bound.graph)
+    dealt = np.frombuffer(desk.dealt, np.uint8).reshape(len(there), k, DEALT)
 
     def opened(i: int) -> bytes:
         advert, half, name = terms.roster[i].advert, int(not desk.chosen[i]), terms.names[i]
@@ -197,14 +208,14 @@ def _opened(desk: Desk) -> tuple[Desk, bytes]:
         if own and fits(own):
             return own
         refused.extend([f"{name}: a seed that it did not commit to"] if own else [])
-        left = np.flatnonzero(there[row])
+        left, held = np.flatnonzero(there[row]), flat[lies[i]]
         while len(left) >= t:
-            secret = shares.combine(given[i, left[:t]], row[left[:t]] + 1)
+            secret = shares.combine(held[left[:t]], row[left[:t]] + 1)
             if secret and fits(secret):
                 return secret
-            both = [promises(bound, i, row[p], given[i, p].tobytes() * 2) for p in left]
-            dealt = [promised[i, p, half].tobytes() for p in left]
-            good = [b[half * KEY :][:KEY] == d for b, d in zip(both, dealt, strict=True)]
+            part = slice(half * KEY, half * KEY + KEY)
+            both = [promises(bound, i, row[p], held[p].tobytes() * 2)[part] for p in left]
+            good = [dealt[i, p, part].tobytes() == b for p, b in zip(left, both, strict=True)]
             said = f"a share of {name!r} that is not the one dealt"
             refused.extend(f"{terms.names[j]}: {said}" for j in row[left[np.invert(good)]])
             if all(good):

@@ -4,11 +4,9 @@ After Bell, Bonawitz, Gascón, Lepoint and Raykova 2020 ("Secure single-server a
 overhead", CCS, eprint 2020/704), with exact hypergeometric tails in place of bounds on them.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from math import comb, floor
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,10 +37,10 @@ def neighbours(n: int, k: int, seed: bytes) -> NDArray[np.int64]:
     return np.sort(found, axis=1)
 
 
-def across(blocks: NDArray[Any], graph: NDArray[np.int64]) -> NDArray[Any]:
-    """From what each has for its neighbours, ``[n, k, ...]``, what each gets from them, in their order."""
-    edges = np.argsort(graph.ravel(), kind="stable")
-    return blocks.reshape(-1, *blocks.shape[2:])[edges].reshape(blocks.shape)
+def edges(graph: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where, among all that parties have for their neighbours, lies what each gets from them: ``[n, k]``."""
+    small = graph.ravel().astype(np.min_scalar_type(len(graph)))  # of 16 bits, a sort is by radix
+    return np.argsort(small, kind="stable").reshape(graph.shape)
 
 
 @lru_cache(maxsize=256)

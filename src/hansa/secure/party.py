@@ -1,7 +1,5 @@
 """A party's side of an attempt: what it answers, once, and what it refuses."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn
@@ -155,7 +153,7 @@ class Party:
 
     def _roster(self, seat: Seat, said: bytes) -> Seat:
         """Sign the terms, if they are those that it would agree to, and show its coin."""
-        terms = decode(said, Terms)
+        terms: Terms = decode(said, Terms)
         place, names = (terms.run, terms.session, terms.attempt), terms.names
         known = [self.pins.get(m.name) == m.identity and len(m.said) == 128 for m in terms.roster]
         strangers = [name for name, pinned in zip(names, known, strict=True) if not pinned]
@@ -235,7 +233,7 @@ class Party:
 
     def _unmask(self, seat: Seat, said: bytes) -> Seat:
         """Give of each neighbour the one secret that the certified set calls for, then forget everything."""
-        certificate = decode(said, Certificate)
+        certificate: Certificate = decode(said, Certificate)
         terms, inside = self._known(seat), self._inside(seat, certificate.chosen)
         if not certificate.holds(terms):
             self._refuse(f"survivors that fewer than {terms.numbers.signers} of the roster signed")
@@ -278,9 +276,8 @@ class Party:
 
 def promises(bound: Bound, dealer: int, holder: int, both: bytes) -> bytes:
     """Commitments to the two shares that a neighbour is dealt, 64 bytes."""
-    place, half = b"%d %d" % (dealer, holder), shares.SHARE
-    halves = ((BLIND, both[:half]), (MASKING, both[half:]))
-    return b"".join(digest(purpose, bound.digest, place, share) for purpose, share in halves)
+    place, half = b"%b%d %d " % (bound.digest, dealer, holder), shares.SHARE
+    return digest(BLIND, place + both[:half]) + digest(MASKING, place + both[half:])
 
 
 def _erased(seat: Seat, ended: str, **kept: Any) -> Seat:

@@ -1,12 +1,10 @@
 """What is said in an attempt: envelopes, the terms that everybody must see alike, and what follows from them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache, cached_property
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +14,6 @@ from hansa.crypto.agreement import KEY, derive, digest
 from hansa.errors import ContributionError, StudyError
 from hansa.secure import graph as graphs
 from hansa.secure.graph import Adversary
-
-T = TypeVar("T")
-Out: TypeAlias = "tuple[Envelope, ...]"
 
 
 class Phase(IntEnum):
@@ -46,6 +41,7 @@ class Envelope(Kept):
     payload: bytes
 
 
+Out: TypeAlias = tuple[Envelope, ...]
 _adapter: Callable[[type], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
@@ -54,13 +50,12 @@ def encode(value: Kept) -> bytes:
     return _adapter(type(value)).dump_json(value)
 
 
-def decode(data: bytes, kind: type[T]) -> T:
+def decode(data: bytes, kind: type) -> Any:
     """The value of this kind in ``data``; a ContributionError if there is none."""
     try:
-        value: T = _adapter(kind).validate_json(data, strict=True)
+        return _adapter(kind).validate_json(data, strict=True)
     except (ValidationError, StudyError):
         raise ContributionError(f"these bytes are no {kind.__name__}") from None
-    return value
 
 
 class Numbers(NamedTuple):
@@ -136,6 +131,18 @@ class Member(Kept):
         return Advert(*(self.said[i : i + KEY] for i in range(0, 4 * KEY, KEY)))
 
 
+class Bound(NamedTuple):
+    """A digest of terms and graph, to which every key is bound, and the graph: neighbours ``[n, k]``."""
+
+    digest: bytes
+    graph: NDArray[np.int64]
+
+    def key(self, secret: bytes, purpose: bytes, one: int, other: int) -> bytes:
+        """A key of a pair of parties, which no other pair has, from what X25519 gave them."""
+        low, high = sorted((one, other))
+        return derive(secret, self.digest, b"%s %d %d" % (purpose, low, high))
+
+
 @dataclass(frozen=True)
 class Terms(Kept):
     """What every party signs before it deals a share; the roster is in order of names."""
@@ -177,15 +184,3 @@ class Terms(Kept):
         """Who is in a set, ``[n]``; None if these are not marks."""
         fits = len(marks) == len(self.roster) and not marks.strip(b"\0\1")
         return np.frombuffer(marks, bool) if fits else None
-
-
-class Bound(NamedTuple):
-    """A digest of terms and graph, to which every key is bound, and the graph: neighbours ``[n, k]``."""
-
-    digest: bytes
-    graph: NDArray[np.int64]
-
-    def key(self, secret: bytes, purpose: bytes, one: int, other: int) -> bytes:
-        """A key of a pair of parties, which no other pair has, from what X25519 gave them."""
-        low, high = sorted((one, other))
-        return derive(secret, self.digest, b"%s %d %d" % (purpose, low, high))
