@@ -263,7 +263,7 @@ class Ask:
         send: what the parties receive.
         fields: what they may answer, shapes bound.
         through: which of the federation's chains the answer goes through: ``"update"`` for the
-            study's aggregation, ``"plain"`` for none.
+            study's aggregation, ``"statistics"`` for its statistics, ``"plain"`` for none.
         parties: who is asked, in roster order; empty until the cohort has been drawn.
     """
 
@@ -272,7 +272,7 @@ class Ask:
     round: int
     send: Values
     fields: tuple[Field, ...]
-    through: Literal["update", "plain"] = "plain"
+    through: Literal["update", "plain", "statistics"] = "plain"
     parties: tuple[str, ...] = ()
 
     def header(self) -> dict[str, Json]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic import Field as Limits
 
 from hansa.aggregation.signal import Among, Signal
-from hansa.aggregation.stage import Aggregation, Reducer
+from hansa.aggregation.stage import NO_STAGES, Aggregation, Reducer
 from hansa.cohort import All, AnyCohort
 from hansa.contribution import canonical
 from hansa.data.contract import Contract
@@ -25,8 +26,8 @@ from hansa.methods.fedavg import FedAvg
 from hansa.methods.moments import Moments
 from hansa.part import explain
 from hansa.privacy.claim import Adversary, Privacy
-from hansa.privacy.guarantee import Guarantee, guarantee
-from hansa.task import BUILT_IN, WITH_CODE, AnyTask
+from hansa.privacy.guarantee import Guarantee, Release, guarantee
+from hansa.task import BUILT_IN, WITH_CODE, AnyTask, counted
 
 if TYPE_CHECKING:
     from hansa.backends import Backend
@@ -72,6 +73,7 @@ class Federation(BaseModel):
         preprocessing: federated standardisation before round 1.
         evaluation: which rows are held out, and how often the model is scored on them.
         contract: what each party's table must be.
+        statistics: stages between the sums of preprocessing and evaluation and the coordinator.
         privacy: what a guarantee speaks of, and what it may cost.
         adversary: against whom.
         seed: of all public randomness.
@@ -90,6 +92,7 @@ class Federation(BaseModel):
     preprocessing: Moments = Moments()
     evaluation: Evaluate = Evaluate()
     contract: Contract = Contract()
+    statistics: Aggregation = Aggregation()
     privacy: Privacy = Privacy()
     adversary: Adversary = Adversary()
     seed: int = 0
@@ -112,6 +115,9 @@ class Federation(BaseModel):
                 + ("aggregation stage" if self.aggregation.stages else "cohort but all of them"),
                 remedy="Leave [aggregation] and [cohort] out, or choose another method",
             )
+        if self.statistics.stages and not self.evaluation.central:
+            tallies = self.evaluation.fields(self.task, self.evaluation.own)
+            self.statistics.bind(Signal(tallies, weights="equal", privacy=self.privacy))
         if isinstance(self.method, UpdateMethod):
             fields = tuple(field.bind(1) for field in self.method.fields)
             self.aggregation.bind(Signal(fields, weights=self.method.weights, privacy=self.privacy))
@@ -217,7 +223,7 @@ class Federation(BaseModel):
                     remedy="Run `hansa data check` there to see the row, declare the column's categories "
                     "in the study's [contract], or leave it out of `features`",
                 )
-        setup = Setup(roster, numbers, categories, self.seed, arrays)
+        setup = Setup(roster, numbers, categories, self.seed, arrays, self._bounds(numbers))
         self.cohort.draw(setup, 1)  # refuses a cohort that the roster cannot fill
         cap = self.privacy.epsilon
         if cap and (cost := self.guaranteed(setup)["public"].epsilon) > cap:
@@ -226,6 +232,26 @@ class Federation(BaseModel):
                 remedy="Add noise to the aggregation, run fewer rounds, or raise privacy.epsilon",
             )
         return setup
+
+    def _bounds(self, numbers: Sequence[str]) -> dict[str, tuple[float, float]]:
+        """The declared range of each number column, if sums of them pass stages, which need bounds.
+
+        Raises:
+            StudyError: if a column has none.
+        """
+        if not self.preprocessing.standardise or not self.statistics.stages:
+            return {}
+        bounds = {}
+        for name in numbers:
+            rule = self.contract.columns.get(name)
+            if rule is None or rule.low is None or rule.high is None or rule.low == rule.high:
+                raise StudyError(
+                    f"sums of the column {name!r} pass [statistics], and nothing bounds its numbers",
+                    remedy=f"Declare low and high of contract.columns.{name}, or set "
+                    "preprocessing.standardise = false",
+                )
+            bounds[name] = (rule.low, rule.high)
+        return bounds
 
     def course(self, setup: Setup, secret: bytes = b"") -> Course:
         """The run among these parties, as pure functions.
@@ -243,6 +269,7 @@ class Federation(BaseModel):
             rounds=self.rounds,
             stop=self.stop,
             setup=setup,
+            statistics=self.statistics,
             privacy=self.privacy,
             among=self._among(len(setup.parties)),
             secret=secret,
@@ -265,41 +292,63 @@ class Federation(BaseModel):
 
     def guaranteed(self, setup: Setup | None) -> Guarantee:
         """The same among known parties, where a sample of fixed size hides something, too."""
-        signal = Signal((), privacy=self.privacy)
-        if setup is not None:
-            signal = self.course(setup).leaves
-        elif isinstance(self.method, UpdateMethod):
-            fields = tuple(field.bind(1) for field in self.method.fields)
-            weights, own = self.method.weights, self.method.noise(self.privacy)
-            signal = Signal(fields, weights=weights, privacy=self.privacy, noise=own)
-            signal = self.aggregation.bind(signal)[-1]
-            if any(noised.where == "shares" for noised in signal.noise):
+        among = self._among(len(setup.parties)) if setup else None
+        releases = []
+        for what, times, chain, signal in self._released(setup):
+            bound = chain.bind(replace(signal, privacy=self.privacy, among=among))[-1]
+            if among is None and any(noised.where == "shares" for noised in bound.noise):
                 raise PrivacyError(
                     "what shares of noise are worth depends on the parties and on the model's size",
                     remedy="Ask a run for its guarantee, or federation.guaranteed(setup)",
                 )
-        summed = []
-        counts = (self.privacy.unit, self.privacy.adjacency) == ("example", "add-remove")
-        if counts and getattr(self.method, "weights", "") == "examples":
-            summed.append("each party's number of examples, its weight")
+            noise = tuple((noised.where, noised.event) for noised in bound.noise)
+            trains, sampling = chain is self.aggregation, None
+            # Who is quick is counted in a buffered run: no sample.
+            if (
+                trains
+                and self.method.kind != "fedbuff"
+                and (setup or self.cohort.kind == "poisson")
+            ):
+                sampling = self.cohort.sampling(len(setup.parties) if setup else 0)
+            held_out = "evaluations" in what
+            releases.append(Release(what, times, noise, bound.hidden, sampling, held_out))
+        return guarantee(self.privacy, self.adversary, releases)
+
+    def _released(self, setup: Setup | None) -> Iterator[tuple[str, int, Aggregation, Signal]]:
+        """What leaves the parties: in words, how often, through which stages, and as what."""
+        course: Course | None = None
+        weights: Any = getattr(self.method, "weights", "examples")
+        if setup is not None:
+            course = self.course(setup)
         if self.preprocessing.standardise:
-            summed.append("sums of each column, for the standardisation")
+            signal = Signal((counted("rows", example=1.0),), weights="equal")
+            if course is None:
+                yield "the columns' sums", 1, self.statistics, signal
+            else:
+                begun = course.begin()
+                ask = course.ask(begun)
+                assert ask is not None
+                for state in course.moments.phases(begun.states["moments"], ask):
+                    asked = course.moments.ask(state)
+                    assert asked is not None
+                    signal = replace(signal, fields=asked.fields)
+                    yield "the columns' sums", 1, self.statistics, signal
+        signal = Signal(())
+        if course is not None:
+            signal = course.trained
+        elif isinstance(self.method, UpdateMethod):
+            fields = tuple(field.bind(1) for field in self.method.fields)
+            signal = Signal(fields, weights=weights, noise=self.method.noise(self.privacy))
+        yield f"the models of {self.rounds} rounds", self.rounds, self.aggregation, signal
+        private = (self.privacy.unit, self.privacy.adjacency) == ("example", "add-remove")
+        if private and weights == "examples":
+            yield "the weights, which count examples", self.rounds, NO_STAGES, Signal(())
         if not self.evaluation.central and self.evaluation.due(self.rounds, last=True):
-            summed.append("sums of each evaluation, for the metrics")
-        sampling = self.cohort.sampling(len(setup.parties)) if setup else None
-        if self.method.kind == "fedbuff":  # who is quick is counted: no sample
-            sampling = None
-        elif setup is None and self.cohort.kind == "poisson":
-            sampling = self.cohort.sampling(0)
-        return guarantee(
-            self.privacy,
-            self.adversary,
-            rounds=self.rounds,
-            noise=tuple((n.where, n.event, n.stage) for n in signal.noise),
-            hidden=signal.hidden,
-            sampling=sampling,
-            exact=tuple(summed),
-        )
+            times = -(-self.rounds // self.evaluation.every)
+            own = self.evaluation.own and self.method.personalises
+            fields = self.evaluation.fields(self.task, own)
+            signal = Signal(fields, weights="equal")
+            yield f"{times} evaluations", times, self.statistics, signal
 
     def run(self, backend: Backend) -> Run:
         """Run it: simulated by `hansa.Local`, deployed by `hansa.Remote`; notebooks included."""

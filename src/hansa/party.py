@@ -312,7 +312,11 @@ def _held_out(course: Course, name: str, rows: int) -> tuple[Array | None, Array
     held_out = _holds(course, rows)
     if not held_out:
         return None, np.empty(0, np.intp)
-    order = keyed.generator(course.setup.seed, "holdout", name).permutation(rows)
+    random = keyed.generator(course.setup.seed, "holdout", name)
+    if course.privacy.unit == "example":  # each row by itself: one more moves no other
+        held = random.random(rows) < course.evaluate.holdout
+        return np.flatnonzero(~held), np.flatnonzero(held)
+    order = random.permutation(rows)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 

@@ -29,6 +29,7 @@ TABLES = frozenset(
         "cohort",
         "preprocessing",
         "evaluation",
+        "statistics",
         "contract",
         "privacy",
         "adversary",

@@ -6,6 +6,7 @@ sums (`tallies`), so that a metric of the federation is computed from totals and
 
 import bisect
 import fnmatch
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -110,17 +111,23 @@ def _matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
-def counted(name: str, *shape: int, low: float = 0.0, high: float = 2.0**40) -> Field:
-    """A declared sum over rows."""
-    return Field(name, shape=shape, algebra=Algebra.SUM, low=low, high=high)
+def counted(
+    name: str, *shape: int, low: float = 0.0, high: float = 2.0**40, example: float = math.inf
+) -> Field:
+    """A declared sum over rows, to which one row adds ``example`` at most."""
+    return Field(name, shape=shape, algebra=Algebra.SUM, low=low, high=high, example=example)
 
 
 def _summed(**sums: Any) -> Values:
     return Values({name: np.asarray(value, dtype=np.float64) for name, value in sums.items()})
 
 
-_HITS = (counted("rows"), counted("correct"), counted("loss"))
-SIDES = (counted("positives", BINS), counted("negatives", BINS))
+_LEAST = 1e-12  # of a probability in a log loss
+_HITS = (
+    *(counted(name, example=1.0) for name in ("rows", "correct")),
+    counted("loss", example=-math.log(_LEAST)),
+)
+SIDES = tuple(counted(name, BINS, example=1.0) for name in ("positives", "negatives"))
 """What `histograms` gives."""
 
 
@@ -167,8 +174,8 @@ class _Glm(Task):
         return self.sums
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
-        """The means over rows."""
-        rows = float(totals["rows"])
+        """The means over rows, of which noise may leave less than one."""
+        rows = max(1.0, float(totals["rows"]))
         return {name: float(totals[of]) / rows for name, of in self.means.items()}
 
     def _numbers(self, table: Table, column: str = "") -> Array:
@@ -253,7 +260,7 @@ class LogisticRegression(_Glm):
 
     def tally(self, predicted: Array, y: Array) -> Values:
         """Sums over rows. Probabilities are kept 1e-12 away from 0 and 1."""
-        p = np.clip(predicted, 1e-12, 1 - 1e-12)
+        p = np.clip(predicted, _LEAST, 1 - _LEAST)
         losses = -(y * np.log(p) + (1 - y) * np.log1p(-p))
         return _summed(
             rows=len(y),
@@ -308,7 +315,7 @@ class SoftmaxRegression(_Glm):
 
     def tally(self, predicted: Array, y: Array) -> Values:
         """Sums over rows."""
-        chosen = np.clip(predicted[np.arange(len(y)), y], 1e-12, 1.0)
+        chosen = np.clip(predicted[np.arange(len(y)), y], _LEAST, 1.0)
         return _summed(
             rows=len(y),
             correct=(predicted.argmax(axis=-1) == y).sum(),

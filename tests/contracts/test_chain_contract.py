@@ -253,7 +253,7 @@ def test_a_guarantee_says_who_sees_what() -> None:
     )
     found = federation.guarantee
     assert found["coordinator"].epsilon == math.inf
-    assert "every contribution by itself" in found["coordinator"].sees
+    assert found["coordinator"].sees == ("each party's part of the models of 10 rounds",)
     assert found["party"].epsilon == pytest.approx(17.85, rel=0.02)
     assert found["public"].epsilon < 3 < found["party"].epsilon
     assert "not protected" in str(found)

@@ -95,6 +95,7 @@ def test_every_table_is_described_with_all_its_keys_and_defaults():
     assert SECTIONS["[cohort]"] == {"kind": '`"all"`'}
     assert SECTIONS["[preprocessing]"] == defaults(hs.Moments)
     assert SECTIONS["[evaluation]"] == defaults(hs.Evaluate)
+    assert SECTIONS["[statistics]"] == {"stages": "`[]`"}
     assert SECTIONS["[privacy]"] == defaults(hs.Privacy)
     assert SECTIONS["[adversary]"] == defaults(hs.Adversary)
     assert SECTIONS["[contract]"] == defaults(hs.Contract)

@@ -23,6 +23,8 @@ from hansa.contribution import Algebra, Array, Contributions, Total, Values
 from hansa.errors import PipelineError
 from hansa.privacy import events, noise
 
+_ABSURD = 2.0**40  # a bound that is none: it is there to refuse nonsense
+
 
 @dataclass(frozen=True)
 class Group:
@@ -32,11 +34,14 @@ class Group:
         names: of the fields.
         bound: on the norm of what one unit adds to them.
         size: how many numbers they have.
+        portion: of what the noise protects, spent on them: the square of one over their noise multiplier is that
+            part of the whole.
     """
 
     names: tuple[str, ...]
     bound: float
     size: int
+    portion: float = 1.0
 
 
 def groups(signal: Signal, kind: str) -> tuple[Group, ...]:
@@ -55,7 +60,7 @@ def groups(signal: Signal, kind: str) -> tuple[Group, ...]:
                 Group((field.name,), largest if whole else field.example, sizes[field.name])
             )
     gathered = any(f.algebra is Algebra.GATHER for f in signal.fields)
-    unbounded = [", ".join(group.names) for group in found if not math.isfinite(group.bound)]
+    unbounded = [", ".join(group.names) for group in found if not group.bound < _ABSURD]
     clip = f"Put clip(norm) before {kind}"
     by_example = 'Say privacy.unit = "party", or use a method that clips each example\'s gradient'
     for refused, reason, remedy in (
@@ -77,7 +82,9 @@ def groups(signal: Signal, kind: str) -> tuple[Group, ...]:
     ):
         if refused:
             raise PipelineError(f"{kind} {reason}", remedy=remedy)
-    return tuple(found)
+    own = dict(signal.portions)
+    rest = (1 - sum(own.values())) / max(1, len(found) - len(own))
+    return tuple(replace(group, portion=own.get(group.names[0], rest)) for group in found)
 
 
 class Noise(Stage):
@@ -94,9 +101,16 @@ class Noise(Stage):
     def spread(self, signal: Signal) -> dict[str, float]:
         """Standard deviation, or scale, of the noise on each field."""
         found = groups(signal, self.kind)
-        spread = noise.grown(self.noise_multiplier, sum(group.size for group in found))
-        spread *= math.sqrt(len(found))
-        return {name: spread * group.bound for group in found for name in group.names}
+        spread = self.multiplier(signal, sum(group.size for group in found))
+        return {
+            name: spread * group.bound / math.sqrt(group.portion)
+            for group in found
+            for name in group.names
+        }
+
+    def multiplier(self, signal: Signal, size: int) -> float:
+        """With which the rounding of so many numbers is paid for, too."""
+        return noise.grown(self.noise_multiplier, size)
 
 
 class Gaussian(Noise):
@@ -110,16 +124,20 @@ class Gaussian(Noise):
 
     def bind(self, signal: Signal) -> Signal:
         """Bounded contributions in; behind it there are only sums."""
-        self.needs(signal, "any")
+        self.needs(signal, "any", vectors=False)
         groups(signal, self.kind)
         failure = noise.FAILURE * sum(math.prod(f.shape or (1,)) for f in signal.fields)
-        event = events.Gaussian(
+        event = self.release(signal, failure)
+        return replace(
+            signal, view="sum", noise=(*signal.noise, Noised("coordinator", event, self.kind))
+        )
+
+    def release(self, signal: Signal, failure: float) -> events.Event:
+        """The event of one round, whose noise strays with that chance."""
+        return events.Gaussian(
             adjacency=signal.privacy.adjacency,
             noise_multiplier=self.noise_multiplier,
             failure=failure,
-        )
-        return replace(
-            signal, view="sum", noise=(*signal.noise, Noised("coordinator", event, self.kind))
         )
 
     def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
@@ -130,10 +148,16 @@ class Gaussian(Noise):
         for field in signal.fields:
             value = total.values.get(field.name, np.zeros(field.shape or ()))
             sums[field.name] = value * total.weight if field.algebra is Algebra.MEAN else value
-        noised = _noised(sums, self.spread(signal), context, self.kind)
+        noised, state = self.added(sums, state, context)
         means = {f.name for f in signal.fields if f.algebra is Algebra.MEAN}
         values = {n: v / expected if n in means else v for n, v in noised.items()}
         return replace(total, values=Values(values), weight=expected), state
+
+    def added(
+        self, sums: Mapping[str, Array], state: Values, context: Context
+    ) -> tuple[dict[str, Array], Values]:
+        """The sums with noise, and the next state."""
+        return _noised(sums, self.spread(context.signal), context, self.kind), state
 
 
 class LocalGaussian(Noise):
@@ -144,7 +168,7 @@ class LocalGaussian(Noise):
 
     def bind(self, signal: Signal) -> Signal:
         """Bounded real contributions in; noisy ones out, whose norm nobody can check."""
-        self.needs(signal, "whole")
+        self.needs(signal, "whole", vectors=False)
         groups(signal, self.kind)
         failure = noise.FAILURE * sum(math.prod(f.shape or (1,)) for f in signal.fields)
         event = self.event(
@@ -184,7 +208,7 @@ class LocalLaplace(LocalGaussian):
         """Scale of the noise on each field."""
         found = groups(signal, self.kind)
         return {
-            name: self.noise_multiplier * len(found) * math.sqrt(group.size) * group.bound
+            name: self.noise_multiplier * math.sqrt(group.size) * group.bound / group.portion
             for group in found
             for name in group.names
         }

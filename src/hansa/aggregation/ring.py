@@ -33,25 +33,33 @@ class Grid(Stage):
     A field, or all parameter-like ones together, is divided by the bound on what one party adds, so that its
     norm is at most 1, and the step is ``2^-bits``. Rounding makes the norm larger; it is drawn again while it
     exceeds a bound that it stays below with chance ``1 - exp(-1/2)`` at least, and noise is calibrated to that.
+    Where examples are protected, the bound is on what one of them adds, and a party has several.
 
     Args:
         bits: the step is one over this power of two.
+        examples: so many may be in one party's sums, if examples are protected; more are scaled down.
     """
 
     kind: ClassVar[str] = "grid"
     bits: Annotated[int, Limits(ge=1, le=24)] = 16
+    examples: Annotated[int, Limits(ge=1)] | None = None
 
     def bind(self, signal: Signal) -> Signal:
         """Bounded real fields in, integers that are summed out."""
-        self.needs(signal, "whole")
-        found = _party_groups(signal, self.kind)
+        self.needs(signal, "whole", vectors=False)
+        found = groups(signal, self.kind)
         size = sum(group.size for group in found)
-        l2 = mechanisms.rounded_norms(math.sqrt(len(found)) * 2**self.bits, size, BETA)[0]
-        apart = l2
-        if signal.privacy.unit == "example":  # two neighbours' roundings, coupled
-            own = zip(groups(signal, self.kind), found, strict=True)
-            share = math.hypot(*(g.bound / whole.bound for g, whole in own))
-            apart = mechanisms.rounded_norms(share * 2**self.bits, size, 0)[0]
+        one = 2**self.bits / math.sqrt(max(group.portion for group in found))
+        if signal.privacy.unit == "party":
+            l2 = apart = mechanisms.rounded_norms(one, size, BETA)[0]
+        elif self.examples is None:
+            raise PipelineError(
+                f"{self.kind} does not know how many examples a party may sum",
+                remedy="Say grid(examples=...), above the number of rows of any party",
+            )
+        else:  # a party's sums, and how far one more example takes them, with the same roundings
+            l2 = self.examples * one + math.sqrt(size)
+            apart = mechanisms.rounded_norms(one, size, 0)[0]
         fields = tuple(_integer(f, math.ceil(l2), "int32") for f in signal.fields)
         return replace(
             signal, fields=fields, norm=l2, apart=apart, domain="integer", mixed=self.kind
@@ -69,6 +77,11 @@ class Grid(Stage):
 
     def _rounded(self, own: dict[str, Array], party: str, context: Context) -> dict[str, Array]:
         steps = self._steps(context.signal)
+        if self.examples is not None:
+            for group in groups(context.signal, self.kind):
+                length = math.hypot(*(float(np.linalg.norm(own[name])) for name in group.names))
+                factor = min(1.0, self.examples * group.bound / max(length, group.bound))
+                own |= {name: own[name] * factor for name in group.names}
         for attempt in range(1000):
             random = keyed.generator(context.seed, self.kind, context.version, party, attempt)
             rounded, square = {}, 0.0
@@ -93,8 +106,13 @@ class Grid(Stage):
         return replace(total, values=Values(values), weight=expected), state
 
     def _steps(self, signal: Signal) -> dict[str, float]:
-        found = _party_groups(signal, self.kind)
-        return {name: group.bound / 2**self.bits for group in found for name in group.names}
+        found = groups(signal, self.kind)
+        most = max(group.portion for group in found)
+        return {
+            name: group.bound * math.sqrt(most / group.portion) / 2**self.bits
+            for group in found
+            for name in group.names
+        }
 
 
 class Shares(Stage):
@@ -234,14 +252,6 @@ class SecureSum(Stage):
             residue = np.asarray(summed).astype(np.int64) % 2**32
             values[name] = np.where(residue >= 2**31, residue - 2**32, residue).astype(np.float64)
         return replace(total, values=Values(values)), state
-
-
-def _party_groups(signal: Signal, kind: str) -> tuple[Any, ...]:
-    """The groups by what a whole party adds, whichever unit is protected."""
-    if signal.privacy.unit == "party":
-        return groups(signal, kind)
-    whole = signal.privacy.model_copy(update={"unit": "party"})
-    return groups(replace(signal, privacy=whole), kind)
 
 
 def _integer(field: Field, most: int, dtype: Any) -> Field:

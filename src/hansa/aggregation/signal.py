@@ -63,12 +63,28 @@ class Among:
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """When something is summed: public numbers.
+
+    Args:
+        rounds: how often at most.
+        period: a party takes part only in sums that lie so many apart, or a multiple of that; 1 is no promise.
+    """
+
+    rounds: int = 1
+    period: int = 1
+
+
+ONCE = Schedule()
+
+
+@dataclass(frozen=True)
 class Noised:
     """Noise that a stage adds.
 
     Args:
         where: at each ``"party"``, in ``"shares"`` that count together, or at the ``"coordinator"``.
-        event: what its release costs once, without sampling.
+        event: what its release costs once, without sampling; a matrix mechanism's, what all of them cost.
         stage: the kind of the stage.
     """
 
@@ -96,6 +112,8 @@ class Signal:
         apart: on the grid, bound on the L2 norm of what one unit adds, whose ``norm`` is a party's.
         reach: on the grid, how large a sum with noise may be, but for a negligible chance; 0 without noise.
         hidden: whether nobody, the coordinator included, sees a single contribution.
+        portions: fields that take a part of their own of what noise protects; the others share the rest evenly.
+        schedule: how often this is summed.
     """
 
     fields: tuple[Field, ...]
@@ -112,6 +130,8 @@ class Signal:
     apart: float = math.inf
     reach: float = 0.0
     hidden: bool = False
+    portions: tuple[tuple[str, float], ...] = ()
+    schedule: Schedule = ONCE
 
     @property
     def wire(self) -> tuple[Field, ...]:
@@ -137,7 +157,7 @@ class Signal:
         weight = contribution.weight
         if self.weights == "equal" and weight != 1:
             raise ContributionError(f"the weight is {weight:g} where all count the same")
-        if math.isfinite(self.norm) and (opened or self.travel is None):
+        if self.vectors and math.isfinite(self.norm) and (opened or self.travel is None):
             norm = joint_norms([contribution.values[name][None] for name in self.vectors])[0]
             if norm > self.norm * (1 + self._rounding):
                 said = f"the norm is {norm:g} where at most {self.norm:g} is allowed"
@@ -151,7 +171,12 @@ class Signal:
         fine &= (stack.weights > 0) & (stack.weights <= WEIGHT_LIMIT)
         for declared in fields if fine.any() else ():
             fine &= _surely_fine(stack.values[declared.name], declared)
-        if math.isfinite(self.norm) and (opened or self.travel is None) and fine.any():
+        if (
+            self.vectors
+            and math.isfinite(self.norm)
+            and (opened or self.travel is None)
+            and fine.any()
+        ):
             norms = joint_norms([stack.values[name] for name in self.vectors])
             fine &= norms <= self.norm * (1 + self._rounding)
         faults = {}

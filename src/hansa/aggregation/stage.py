@@ -49,16 +49,23 @@ class Stage(Part):
 
     protects: ClassVar[bool] = False
     """Whether it is there to hide something, so that a guarantee is worth reading."""
+    whole_rounds: ClassVar[bool] = False
+    """Whether all that it sums must answer the same ask, and no party twice."""
 
     def bind(self, signal: Signal) -> Signal:
         """What it does to the type of the values; a PipelineError with a remedy if it cannot hold."""
         return signal
 
-    def needs(self, signal: Signal, form: Literal["any", "real", "whole"] = "real") -> None:
-        """Refuse (PipelineError) a signal without single parameter-like vectors in that form: real numbers in
-        some form, or whole ones that no codec has packed.
+    def needs(
+        self,
+        signal: Signal,
+        form: Literal["any", "real", "whole"] = "real",
+        vectors: bool = True,
+    ) -> None:
+        """Refuse (PipelineError) a signal without single contributions in that form: real numbers in some form,
+        or whole ones that no codec has packed; parameter-like ones, if ``vectors`` are needed.
         """
-        packed = signal.domain != "real" or not signal.carriers
+        packed = signal.domain != "real" or (vectors and not signal.carriers)
         for refused, reason, remedy in (
             (
                 signal.view != "party",
@@ -66,7 +73,7 @@ class Stage(Part):
                 "Put {} before the stage that sums",
             ),
             (
-                not signal.vectors,
+                vectors and not signal.vectors,
                 "has nothing to work on: the method sends no parameter-like field",
                 "Leave {} out",
             ),
@@ -147,6 +154,8 @@ STAGES: Catalogue[Stage] = Catalogue(
     {
         kind: f"hansa.aggregation.{place}"
         for kind, place in {
+            "adaptive-clip": "adaptive_clip:AdaptiveClip",
+            "banded": "matrix:Banded",
             "centered-clip": "centered_clip:CenteredClip",
             "clip": "clip:Clip",
             "gaussian": "noise:Gaussian",
@@ -169,6 +178,7 @@ STAGES: Catalogue[Stage] = Catalogue(
             "skellam": "ring:Skellam",
             "subsample": "sparsification:Subsample",
             "top-k": "sparsification:TopK",
+            "tree": "matrix:Tree",
             "trimmed-mean": "coordinatewise:TrimmedMean",
         }.items()
     },
@@ -216,6 +226,11 @@ class Aggregation(BaseModel):
         return stack, _merge(memories)
 
     @property
+    def protects(self) -> bool:
+        """Whether a stage is there to hide something."""
+        return any(stage.protects for stage in self.stages)
+
+    @property
     def opens(self) -> bool:
         """Whether a stage does something to single contributions at the coordinator."""
         return any(type(stage).open is not Stage.open for stage in self.stages)
@@ -243,6 +258,9 @@ class Aggregation(BaseModel):
             at = replace(context, signal=signals[i], bound=signals[i + 1])
             total, states[i] = self.stages[i].decode(total, state.under(str(i)), at)
         return total, _merge(states)
+
+
+NO_STAGES = Aggregation()
 
 
 def chain(stage: Callable[P, Stage]) -> Callable[P, Aggregation]:

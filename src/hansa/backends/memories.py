@@ -60,6 +60,8 @@ class Memories(Mapping[str, Values]):
             for party, memory in memories.items():
                 self.settle(Rows((party,), {name: value[None] for name, value in memory.items()}))
             return
+        if not memories.parties:
+            return
         columns = {}
         places = [self._places.setdefault(name, len(self._places)) for name in memories.parties]
         for name, values in memories.arrays.items():

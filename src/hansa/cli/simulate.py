@@ -218,7 +218,7 @@ def _run(
     def resolved(setup: Setup) -> None:
         plans.append(Plan.of(federation, setup, rows))
         out.say(str(plans[0]))
-        if any(stage.protects for stage in federation.aggregation.stages):
+        if federation.aggregation.protects or federation.statistics.protects:
             out.say(str(federation.guaranteed(setup)))
 
     with RoundsView(out, federation.rounds, resolved) as view:

@@ -40,6 +40,7 @@ class Setup:
         categories: feature columns that hold categories, each with its declared values.
         seed: of all public randomness.
         arrays: feature columns that hold an array in each row, with its shape.
+        bounds: of each number column, where sums get noise that is scaled to them.
     """
 
     parties: Sequence[str]
@@ -47,6 +48,7 @@ class Setup:
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     seed: int = 0
     arrays: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def encoding(self) -> Encoding:
@@ -66,6 +68,7 @@ class Setup:
             "categories": {name: list(values) for name, values in self.categories.items()},
             "seed": self.seed,
             **({"arrays": {n: list(s) for n, s in self.arrays.items()}} if self.arrays else {}),
+            **({"bounds": {n: list(b) for n, b in self.bounds.items()}} if self.bounds else {}),
         }
 
     @classmethod
@@ -77,6 +80,7 @@ class Setup:
             categories={name: tuple(values) for name, values in body["categories"].items()},
             seed=body["seed"],
             arrays={name: tuple(shape) for name, shape in body.get("arrays", {}).items()},
+            bounds={name: tuple(pair) for name, pair in body.get("bounds", {}).items()},
         )
 
 

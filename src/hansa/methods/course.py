@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Limits
 
 from hansa.aggregation.signal import Among, Signal
-from hansa.aggregation.stage import Aggregation, Context
+from hansa.aggregation.stage import NO_STAGES, Aggregation, Context
 from hansa.contribution import Array, Ask, Contributions, Json, Total, Values, canonical
 from hansa.data.preprocessing import Encoding
 from hansa.errors import RunError, StudyError, did_you_mean
@@ -135,6 +135,7 @@ class Course:
     rounds: int
     stop: Stop | None
     setup: Setup
+    statistics: Aggregation = NO_STAGES
     privacy: Privacy = PARTY
     among: Among | None = None
     secret: bytes = b""
@@ -152,7 +153,7 @@ class Course:
         return learner
 
     @cached_property
-    def _bound(self) -> dict[Signal, tuple[Signal, ...]]:
+    def _bound(self) -> dict[tuple[Signal, str], tuple[Signal, ...]]:
         return {}
 
     @property
@@ -203,9 +204,12 @@ class Course:
             encoding = self.encoding(progress)
             if encoding.numbers:
                 send |= {"encoding.mean": encoding.mean, "encoding.scale": encoding.scale}
-        if ask.through == "update":
-            announced = self.aggregation.announce(progress.states["stages"].values)
-            send |= announced.named("announced")
+        if phase != "train" and self.statistics.stages and not self.evaluate.central:
+            ask = replace(ask, through="statistics")
+        chain, known = self._chain(ask)
+        if chain.stages:
+            kept = progress.states.get(known, State())
+            send |= chain.announce(kept.values).named("announced")
         number = progress.round + (phase == "train")
         return replace(ask, work=phase, version=progress.version, round=number, send=Values(send))
 
@@ -226,8 +230,7 @@ class Course:
     def _own(self, asked: Ask) -> Iterator[Ask]:
         """The asks that this course makes for that work in that round, but for their values."""
         work, round, start = asked.work, asked.round, self.begin()
-        sums = [start.states["moments"], self.moments.halfway(start.states["moments"])]
-        sums = sums if self.moments.wanted(start.states["moments"]) else []
+        sums = self.moments.phases(start.states["moments"], asked)
         if work == "moments" and round == 0:
             for step, state in enumerate(sums):
                 yield self._asked_at(start, "moments", step, {"moments": state})
@@ -264,16 +267,18 @@ class Course:
         kept = Values({k: v for k, v in at.received.items() if not k.startswith(around)})
         remembered = at.memory.under("train" if scores else ask.work)
         mine = replace(at, received=kept, memory=remembered)
+        chain, known = self._chain(ask)
         if scores and isinstance(mine, At):
             models = {"": mine.received["parameters"]}
             if self.scores_own:
                 models["own."] = self.method.personal(mine)
-            return self.evaluate.score(mine, models)
-        answer = self._method(ask.work).work(mine)
+            answer = self.evaluate.score(mine, models)
+        else:
+            answer = self._method(ask.work).work(mine)
         memory = answer.memory.named(ask.work)
-        if ask.through != "update":
+        if not chain.stages:
             return replace(answer, memory=Values(memory))
-        contribution, before = answer.contribution, at.memory.under("stages")
+        contribution, before = answer.contribution, at.memory.under(known)
         if isinstance(at, At):
             stack = Contributions.of(at.party, contribution)
             before = Values({name: value[None] for name, value in before.items()})
@@ -281,28 +286,28 @@ class Course:
             stack = Contributions(at.parties, contribution.values, np.asarray(contribution.weight))
         signals = self.signals(ask)
         context = self._context(ask, at.names, signals)
-        stack, stages = self.aggregation.encode(stack, announced, before, signals, context)
+        stack, stages = chain.encode(stack, announced, before, signals, context)
         if at.alone:
             stages = Values({name: value[0] for name, value in stages.items()})
         contribution = stack.one(0) if at.alone else replace(contribution, values=stack.values)
-        return Answer(contribution, Values(memory | stages.named("stages")))
+        return Answer(contribution, Values(memory | stages.named(known)))
 
     def open(self, ask: Ask, stack: Contributions) -> tuple[Contributions, dict[str, str]]:
         """At the coordinator: contributions as they arrived, unpacked; and who is not counted, and why."""
         signals = self.signals(ask)
         excluded: dict[str, str] = {}
-        opens = ask.through == "update" and self.aggregation.opens
+        chain, _ = self._chain(ask)
         for opened in (False, True):
             faults = signals[-1].faults(stack, opened)
             if faults:
                 excluded |= {stack.parties[i]: error.reason for i, error in faults.items()}
                 stack = stack.take([i for i in range(len(stack.parties)) if i not in faults])
-            if not opens or not stack.parties:
+            if not chain.opens or not stack.parties:
                 break
             if not opened:
                 context = self._context(ask, stack.parties, signals)
                 announced = ask.send.under("announced")
-                stack = self.aggregation.open(stack, announced, signals, context)
+                stack = chain.open(stack, announced, signals, context)
         return stack, excluded
 
     def signals(self, ask: Ask) -> tuple[Signal, ...]:
@@ -313,22 +318,31 @@ class Course:
         """
         signal = Signal(
             ask.fields,
-            noise=self.method.noise(self.privacy),
+            noise=self.method.noise(self.privacy) if ask.through == "update" else (),
             weights=getattr(self.method, "weights", "examples"),
             privacy=self.privacy,
             among=self.among,
         )
         if ask.through == "plain":
             return (signal,)
-        if signal not in self._bound:
-            self._bound[signal] = self.aggregation.bind(signal)
-        return self._bound[signal]
+        if ask.through == "statistics":  # sums, in which all parties count the same
+            signal = replace(signal, weights="equal")
+        chain, known = self._chain(ask)
+        if (signal, known) not in self._bound:
+            self._bound[signal, known] = chain.bind(signal)
+        return self._bound[signal, known]
+
+    def _chain(self, ask: Ask) -> tuple[Aggregation, str]:
+        """The stages that an answer passes, and under which name their state and memory are kept."""
+        if ask.through == "update":
+            return self.aggregation, "stages"
+        return (self.statistics if ask.through == "statistics" else NO_STAGES), "statistics"
 
     @cached_property
-    def leaves(self) -> Signal:
-        """What leaves a party in a training round, and what stages did to it."""
+    def trained(self) -> Signal:
+        """What a party makes in a training round, before any stage."""
         start = self.begin()
-        return self.signals(self._asked_at(start, "train", 0, {"train": start.states["train"]}))[-1]
+        return self.signals(self._asked_at(start, "train", 0, {"train": start.states["train"]}))[0]
 
     def apply(self, progress: Progress, ask: Ask, total: Total) -> Progress:
         """The progress after an exchange; ``metrics`` are new if it was an evaluation.
@@ -337,11 +351,12 @@ class Course:
             RunError: if the model is no longer finite.
         """
         states = dict(progress.states)
-        if ask.through == "update":
-            signals = self.signals(ask)
-            before, context = states["stages"].values, self._context(ask, (), signals)
-            total, stages = self.aggregation.decode(total, before, signals, context)
-            states["stages"] = State(ask.round, stages)
+        chain, known = self._chain(ask)
+        if chain.stages:
+            signals, before = self.signals(ask), states.get(known, State()).values
+            context = self._context(ask, (), signals)
+            total, stages = chain.decode(total, before, signals, context)
+            states[known] = State(ask.round, stages)
         phase = progress.phase
         with np.errstate(over="ignore", invalid="ignore"):  # said below, once
             if total.values or not ask.fields:

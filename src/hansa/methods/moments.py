@@ -1,5 +1,6 @@
 """Federated preprocessing: means, variances, missing counts, counts over categories."""
 
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -22,6 +23,9 @@ class Moments(Method):
     (Chan, Golub and LeVeque 1983). A category with fewer than ten rows at a party is counted there as
     ``other`` before it leaves. Training rows only.
 
+    Where the sums get noise (`bounds` of the setup), there is one ask only: each number is moved from its
+    declared range to [-1, 1], so that a row adds no more than that, and squares are summed at once.
+
     Args:
         standardise: whether features are scaled to mean 0 and variance 1 of the federation.
     """
@@ -32,7 +36,9 @@ class Moments(Method):
     def init(self, setup: Setup, learner: Learner) -> State:
         """Nothing is known but the columns."""
         categories = {name: list(values) for name, values in setup.categories.items()}
-        return State(facts={"step": 0, "numbers": list(setup.numbers), "categories": categories})
+        facts = {"step": 0, "numbers": list(setup.numbers), "categories": categories}
+        bounds = {"bounds": [list(setup.bounds[n]) for n in setup.numbers]} if setup.bounds else {}
+        return State(facts={**facts, **bounds})
 
     def ask(self, state: State) -> Ask | None:
         """Sums, then squared distances; nothing at all if there is nothing to standardise."""
@@ -45,13 +51,19 @@ class Moments(Method):
         numbers, categories = state.facts["numbers"], state.facts["categories"]
         width = len(numbers)
         counted = sum(len(values) + 1 for values in categories.values())
+        each, more = math.sqrt(width), []
+        if "bounds" in state.facts:
+            more = [_field("squares", width, low=0.0, example=each)]
         fields = (
-            _field("rows", low=0.0),
-            _field("missing", width, low=0.0),
-            _field("total", width),
-            _field("categories", counted, low=0.0),
+            _field("rows", low=0.0, example=1.0),
+            _field("missing", width, low=0.0, example=each),
+            _field("total", width, example=each if more else math.inf),
+            _field("categories", counted, low=0.0, example=math.sqrt(len(categories))),
+            *more,
         )
-        return Ask("", 0, 0, Values(), fields)
+        return Ask(
+            "", 0, 0, Values(), tuple(f for f in fields if not more or 0 not in (f.shape or ()))
+        )
 
     def work(self, at: At) -> Answer:
         """Sums over the party's training rows."""
@@ -61,23 +73,38 @@ class Moments(Method):
         if "mean" in at.received:
             squares = np.nansum(np.square(x - at.received["mean"]), axis=0)
             return Answer(Contribution(Values({"squares": squares})))
-        declared = at.setup.categories.items()
-        counts = [count_categories(texts(rows, name), values) for name, values in declared]
+        declared, more = at.setup.categories.items(), {}
+        rare = 10
+        if at.setup.bounds:
+            low, high = np.asarray([at.setup.bounds[name] for name in at.setup.numbers]).T
+            x, rare = np.clip(2 * (x - low) / (high - low) - 1, -1, 1), 0
+            more = {"squares": np.nansum(np.square(x), axis=0)}
+        counts = [count_categories(texts(rows, name), values, rare) for name, values in declared]
         values = {
             "rows": np.asarray(float(rows.rows)),
             "missing": np.isnan(x).sum(axis=0).astype(np.float64),
             "total": np.nansum(x, axis=0),
             "categories": np.concatenate(counts) if counts else np.empty(0),
+            **more,
         }
-        return Answer(Contribution(Values(values)))
+        return Answer(Contribution(Values({n: v for n, v in values.items() if not more or v.size})))
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
         """Means, then scales; a column without a value anywhere keeps mean 0 and scale 1."""
         if state.facts["step"] == 0:
-            sums = total.values
+            empty = np.zeros(len(state.facts["numbers"]))
+            sums = {"missing": empty, "total": empty, **total.values}
             count = sums["rows"] - sums["missing"]
             mean = sums["total"] / np.maximum(count, 1.0)
             values = {**sums, "count": count, "mean": mean}
+            if "bounds" in state.facts:
+                low, high = np.asarray(state.facts["bounds"]).T
+                half, mean = (high - low) / 2, np.clip(mean, -1, 1)
+                variance = sums["squares"] / np.maximum(count, 1.0) - np.square(mean)
+                # Noise may leave less than nothing: a scale is at least a twentieth of the range.
+                spread = np.sqrt(np.clip(variance, 1e-2, 1))
+                values |= {"mean": low + (mean + 1) * half, "scale": spread * half}
+                return State(0, Values(values), {**state.facts, "step": 2})
             return State(0, Values(values), {**state.facts, "step": 1})
         variance = total.values["squares"] / np.maximum(state.values["count"], 1.0)
         # What rounding leaves of a constant column is no variance (the bound of scikit-learn's scaler).
@@ -90,10 +117,14 @@ class Moments(Method):
         """Whether there is anything to sum."""
         return self.standardise and bool(state.facts["numbers"] or state.facts["categories"])
 
-    def halfway(self, state: State) -> State:
-        """A state whose next ask is the second one, to know what it declares."""
-        zeros = np.zeros(len(state.facts["numbers"]))
-        return State(0, Values({"mean": zeros}), {**state.facts, "step": 1})
+    def phases(self, start: State, ask: Ask) -> tuple[State, ...]:
+        """States from which it asks, one after the other; of their values only shapes matter."""
+        if not self.wanted(start):
+            return ()
+        if "bounds" in start.facts:
+            return (start,)
+        zeros = np.zeros(len(start.facts["numbers"]))
+        return start, State(0, Values({"mean": zeros}), {**start.facts, "step": 1})
 
     def encoding(self, state: State, setup: Setup) -> Encoding:
         """What turns a table into features, as far as it is known."""
@@ -102,5 +133,5 @@ class Moments(Method):
         return setup.scaled(state.values["mean"], state.values["scale"])
 
 
-def _field(name: str, *shape: int, low: float = -WIDE) -> Field:
-    return Field(name, shape=shape, algebra=Algebra.SUM, low=low, high=WIDE)
+def _field(name: str, *shape: int, low: float = -WIDE, example: float = math.inf) -> Field:
+    return Field(name, shape=shape, algebra=Algebra.SUM, low=low, high=WIDE, example=example)

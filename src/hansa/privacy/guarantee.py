@@ -10,7 +10,7 @@ from hansa.contribution import Json
 from hansa.privacy import accountant
 from hansa.privacy.accountant import Spent
 from hansa.privacy.claim import Adversary, Privacy
-from hansa.privacy.events import AnySampling, Event, Exact
+from hansa.privacy.events import AnySampling, Event, Exact, Gaussian
 
 SEED = "noise and samples of a simulation come from its seed: who knows the seed knows them"
 
@@ -98,50 +98,74 @@ class Guarantee:
         return "\n".join([*lines, f"({SEED[0].upper()}{SEED[1:]}.)"])
 
 
-def guarantee(
-    privacy: Privacy,
-    adversary: Adversary,
-    *,
-    rounds: int,
-    noise: Sequence[tuple[str, Event, str]],
-    hidden: bool,
-    sampling: AnySampling,
-    exact: Sequence[str],
-) -> Guarantee:
-    """What the observers of a federation see of a unit.
+@dataclass(frozen=True)
+class Release:
+    """Something that is made of what leaves the parties.
 
     Args:
-        privacy: what is to be protected.
-        adversary: against whom.
-        rounds: releases of the model.
-        noise: where each noise is added (``"party"``, ``"shares"``, ``"coordinator"``), its event, its stage.
+        what: in words, such as ``"the models of 30 rounds"``.
+        times: how often.
+        noise: where each noise is added (``"party"``, ``"shares"``, ``"coordinator"``), and its event.
         hidden: whether only sums reach the coordinator.
-        sampling: which hides the cohort from the public; parties and coordinator know it.
-        exact: sums that are released without noise, beside the model, to everybody.
+        sampling: which hides from the public whose rows it is made of.
+        held_out: whether it is made of the rows held out, and not of those that the models learn from.
     """
-    models = f"the models of {rounds} rounds"
-    against_all = [e for where, e, _ in noise if where == "party" or (where == "shares" and hidden)]
-    against_others = [e for _, e, _ in noise]
-    single = "sums of contributions" if hidden else "every contribution by itself"
-    unprotected = "it is summed without noise" if hidden else "nothing is added before it leaves"
+
+    what: str
+    times: int
+    noise: tuple[tuple[str, Event], ...]
+    hidden: bool = False
+    sampling: AnySampling = None
+    held_out: bool = False
+
+    def event(self, observer: str, delta: float) -> Event | None:
+        """What it costs in the eyes of an observer: of the noises that this one cannot know, the one that
+        protects best; None if there is none.
+        """
+        events = []
+        for where, event in self.noise:
+            mine: Event | None = event
+            if observer == "coordinator" and (where == "coordinator" or not self.hidden):
+                mine = event if where == "party" else None
+            elif observer == "party":  # it knows its own share
+                mine = _less_one(event)
+            if mine is not None:
+                hides = self.sampling if observer == "public" else None
+                events.append(_sampled(mine, self.times, hides))
+        return min(events, key=lambda e: accountant.epsilon([e], delta), default=None)
+
+
+def guarantee(privacy: Privacy, adversary: Adversary, releases: Sequence[Release]) -> Guarantee:
+    """What the observers of these releases learn of a unit.
+
+    A row is either learnt from or held out, so of the two kinds of releases only the dearer counts for it.
+    """
     observers = []
-    for name, sees, mine, hides in (
-        ("coordinator", (single, models), against_all, None),
-        ("party", (models,), against_others, None),
-        ("public", (models,), against_others, sampling),
-    ):
-        if name == "party":  # it knows its own share of the noise
-            mine = [e for e in map(_less_one, mine) if e is not None]
-        missing = () if mine else ((unprotected if name == "coordinator" else "no noise is added"),)
-        mine = [_sampled(event, rounds, hides) for event in mine]
-        costs = [accountant.spent([event], privacy.delta) for event in mine]
-        best = min(range(len(costs)), key=lambda i: costs[i].epsilon, default=None)
-        left = (*missing, *exact)
-        infinite = accountant.spent([Exact(adjacency=privacy.adjacency)], privacy.delta)
-        events = None if left or best is None else (mine[best],)
-        spent = infinite if left or best is None else costs[best]
-        observers.append(Observer(name, (*sees, *exact), events, left, spent))
+    for name in ("coordinator", "party", "public"):
+        kinds: dict[bool, list[Event]] = {False: [], True: []}
+        missing, sees = [], []
+        for release in releases:
+            how = "only the total of " if release.hidden else "each party's part of "
+            sees.append(how + release.what if name == "coordinator" else release.what)
+            event = release.event(name, privacy.delta)
+            if event is None:
+                missing.append(f"there is no noise in {sees[-1]}")
+            else:
+                together = privacy.unit == "party"
+                kinds[release.held_out and not together].append(event)
+        exact = Exact(adjacency=privacy.adjacency)
+        dearer: list[Event] = [exact]
+        if not missing:
+            costs = {k: accountant.epsilon(e, privacy.delta) for k, e in kinds.items() if e}
+            dearer = kinds[max(costs, key=lambda k: costs[k])] if costs else []
+        spent = accountant.spent(dearer or [_nothing(privacy)], privacy.delta)
+        events = None if missing else tuple(dearer)
+        observers.append(Observer(name, tuple(sees), events, tuple(missing), spent))
     return Guarantee(privacy, adversary, tuple(observers))
+
+
+def _nothing(privacy: Privacy) -> Event:
+    return Gaussian(adjacency=privacy.adjacency, noise_multiplier=1e6)
 
 
 def _less_one(event: Event) -> Event | None:
