@@ -13,7 +13,7 @@ import hansa
 
 NAMES = [
     "Adagrad", "Adam", "AdamW", "Adversary", "All", "Clock", "ColumnRule", "Contract", "Contribution",
-    "CoxRegression", "DPAdam", "DPSGD", "Evaluate", "FedAvg", "FedSGD", "Federation", "Field", "Fixed",
+    "CoxRegression", "Cyclic", "DPAdam", "DPSGD", "Evaluate", "FedAvg", "FedSGD", "Federation", "Field", "Fixed",
     "LinearRegression", "Local", "LogisticRegression", "Model", "Moments", "Poisson", "PoissonRegression",
     "Population", "Privacy", "Ray", "Remote", "Run", "SGD", "SoftmaxRegression", "Stop", "Table", "Task",
     "Yogi", "aggregation", "errors", "load", "methods", "partition", "read", "tasks", "wisconsin",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hansa.backends.local import Local
     from hansa.backends.ray import Ray
     from hansa.backends.remote import Remote
-    from hansa.cohort import All, Fixed, Poisson
+    from hansa.cohort import All, Cyclic, Fixed, Poisson
     from hansa.contribution import Contribution, Field
     from hansa.data import partition, wisconsin
     from hansa.data.contract import ColumnRule, Contract
@@ -53,7 +53,7 @@ _HOMES = {
         "hansa.backends.local": "Local",
         "hansa.backends.ray": "Ray",
         "hansa.backends.remote": "Remote",
-        "hansa.cohort": "All Fixed Poisson",
+        "hansa.cohort": "All Cyclic Fixed Poisson",
         "hansa.contribution": "Contribution Field",
         "hansa.data": "partition wisconsin",
         "hansa.data.contract": "ColumnRule Contract",
@@ -79,7 +79,7 @@ _HOMES = {
 
 __all__ = [
     "DPSGD", "SGD", "Adagrad", "Adam", "AdamW", "Adversary", "All", "Clock", "ColumnRule", "Contract",
-    "Contribution", "CoxRegression", "DPAdam", "Evaluate", "FedAvg", "FedSGD", "Federation", "Field",
+    "Contribution", "CoxRegression", "Cyclic", "DPAdam", "Evaluate", "FedAvg", "FedSGD", "Federation", "Field",
     "Fixed", "LinearRegression", "Local", "LogisticRegression", "Model", "Moments", "Poisson",
     "PoissonRegression", "Population", "Privacy", "Ray", "Remote", "Run", "SoftmaxRegression", "Stop",
     "Table", "Task", "Yogi", "aggregation", "errors", "load", "methods", "partition", "read", "tasks",

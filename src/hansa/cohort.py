@@ -43,6 +43,11 @@ class All(Part):
         """The sampling that hides who took part from whoever does not see the cohort."""
         return None
 
+    @property
+    def period(self) -> int:
+        """Rounds in which a party takes part lie so many apart, or a multiple of that."""
+        return 1
+
 
 class Fixed(All):
     """A sample of fixed size, drawn anew each round by (seed, round), without replacement.
@@ -113,6 +118,41 @@ class Poisson(All):
         return events.Poisson(rate=self.rate)
 
 
+class Cyclic(All):
+    """Groups of about the same size take turns; who is in which is drawn by the seed, once.
+
+    Args:
+        groups: how many; each party takes part in every so many-th round.
+    """
+
+    kind: ClassVar[str] = "cyclic"
+    groups: Annotated[int, Limits(ge=1)]
+
+    def draw(self, setup: Setup, round: int) -> tuple[str, ...]:
+        """The cohort of a round, in roster order; a StudyError if a group would not reach the minimum."""
+        parties = len(setup.parties)
+        if parties // self.groups < max(1, self.minimum):
+            raise StudyError(
+                f"{self.groups} groups of {parties} parties are smaller than the minimum of {self.minimum}",
+                remedy="Lower cohort.groups or cohort.minimum, or invite more parties",
+            )
+        order = keyed.generator(setup.seed, "cohort").permutation(parties)
+        return _named(setup, np.sort(order[(round - 1) % self.groups :: self.groups]))
+
+    def expected(self, parties: int) -> float:
+        """The mean size of a group."""
+        return parties / self.groups
+
+    def most(self, parties: int) -> int:
+        """The size of the largest group."""
+        return -(-parties // self.groups)
+
+    @property
+    def period(self) -> int:
+        """The number of groups."""
+        return self.groups
+
+
 def _named(setup: Setup, chosen: Array) -> tuple[str, ...]:
     return tuple(setup.parties[i] for i in chosen.tolist())
 
@@ -120,7 +160,7 @@ def _named(setup: Setup, chosen: Array) -> tuple[str, ...]:
 COHORTS: Catalogue[All] = Catalogue(
     "cohort",
     All,
-    {c.kind: f"{__name__}:{c.__name__}" for c in (All, Fixed, Poisson)},
+    {c.kind: f"{__name__}:{c.__name__}" for c in (All, Cyclic, Fixed, Poisson)},
     default="all",
 )
 AnyCohort = Annotated[All, COHORTS]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic import Field as Limits
 
-from hansa.aggregation.signal import Among, Signal
+from hansa.aggregation.signal import Among, Schedule, Signal
 from hansa.aggregation.stage import NO_STAGES, Aggregation, Reducer
 from hansa.cohort import All, AnyCohort
 from hansa.contribution import canonical
@@ -122,6 +122,11 @@ class Federation(BaseModel):
             fields = tuple(field.bind(1) for field in self.method.fields)
             self.aggregation.bind(Signal(fields, weights=self.method.weights, privacy=self.privacy))
             for stage in self.aggregation.stages:
+                if stage.whole_rounds and self.method.kind == "fedbuff":
+                    raise PipelineError(
+                        f"{stage.kind} goes by rounds, and {self.method.kind} has none",
+                        remedy=f"Leave {stage.kind} out, or use another method",
+                    )
                 if isinstance(stage, Reducer) and not self.method.reducible:
                     raise PipelineError(
                         f"{stage.kind} would not bound what one party does to {self.method.kind}, which "
@@ -272,6 +277,7 @@ class Federation(BaseModel):
             statistics=self.statistics,
             privacy=self.privacy,
             among=self._among(len(setup.parties)),
+            period=self.cohort.period,
             secret=secret,
         )
 
@@ -338,7 +344,9 @@ class Federation(BaseModel):
             signal = course.trained
         elif isinstance(self.method, UpdateMethod):
             fields = tuple(field.bind(1) for field in self.method.fields)
-            signal = Signal(fields, weights=weights, noise=self.method.noise(self.privacy))
+            schedule = Schedule(self.rounds, self.cohort.period)
+            added = self.method.noise(self.privacy)
+            signal = Signal(fields, weights=weights, noise=added, schedule=schedule)
         yield f"the models of {self.rounds} rounds", self.rounds, self.aggregation, signal
         private = (self.privacy.unit, self.privacy.adjacency) == ("example", "add-remove")
         if private and weights == "examples":

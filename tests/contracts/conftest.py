@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +16,7 @@ import pytest
 import hansa as hs
 from hansa.aggregation import (
     QSGD,
+    AdaptiveClip,
     CenteredClip,
     Clip,
     GeometricMedian,
@@ -28,7 +29,6 @@ from hansa.aggregation import (
     RandomK,
     RandomMask,
     Rotate,
-    Signal,
     Stage,
     Subsample,
     TopK,
@@ -37,12 +37,9 @@ from hansa.aggregation import (
 from hansa.aggregation.stage import STAGES, Context
 from hansa.backends import Backend
 from hansa.contribution import (
-    Algebra,
     Array,
     Contributions,
     Dtype,
-    Field,
-    Total,
     Values,
 )
 from hansa.learners import Layout, Learner
@@ -113,40 +110,6 @@ class TopEntries(Stage):
         return stack.holding(values), Values(kept)
 
 
-class AdaptiveClip(Stage):
-    """A clip at a quantile of the norms (Andrew et al. 2021, arXiv 1905.03871), without noise.
-
-    It announces its norm, adds a field of its own, and takes it out again.
-    """
-
-    kind: ClassVar[str] = "adaptive-clip"
-    norm: float = 1.0
-    quantile: float = 0.5
-
-    def bind(self, signal: Signal) -> Signal:
-        inside = Field("inside", shape=(), algebra=Algebra.SUM, low=0.0, high=1.0)
-        return replace(signal, fields=(*signal.fields, inside))
-
-    def announce(self, state: Values) -> Values:
-        return Values({"norm": state.get("norm", np.asarray(self.norm))})
-
-    def encode(
-        self, stack: Contributions, announced: Values, memory: Values, context: Context
-    ) -> tuple[Contributions, Values]:
-        clip = Clip(norm=float(announced.norm))
-        clipped, _ = clip.encode(stack, Values(), Values(), context)
-        names = context.signal.vectors
-        same = [(clipped.values[n] == stack.values[n]).all(axis=-1) for n in names]
-        inside = np.logical_and.reduce(same).astype(float)
-        return clipped.holding({**clipped.values, "inside": inside}), memory
-
-    def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
-        share = total.values.inside / len(total.parties)
-        norm = self.announce(state).norm * np.exp(0.2 * (self.quantile - share))
-        rest = {name: value for name, value in total.values.items() if name != "inside"}
-        return replace(total, values=Values(rest)), Values({"norm": np.asarray(norm)})
-
-
 LEARNERS: dict[str, Learner] = {
     "linear": Linear(3, l2=0.1),
     "logistic": Logistic(3, l2=0.1),
@@ -176,7 +139,7 @@ STAGE_LIST: dict[str, Stage] = {
     "clip": Clip(norm=0.5),
     "nothing": Stage(),
     "top-entries": TopEntries(),
-    "adaptive-clip": AdaptiveClip(),
+    "adaptive-clip": AdaptiveClip(norm=0.5),
     "centered-clip": CenteredClip(radius=2.0),
     "geometric-median": GeometricMedian(),
     "krum": Krum(byzantine=0),
@@ -249,7 +212,6 @@ def throw_away_parts_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
         known: Any = dict(catalogue._known)
         monkeypatch.setattr(catalogue, "_known", known)
     STAGES.register(TopEntries)
-    STAGES.register(AdaptiveClip)
 
 
 @pytest.fixture(scope="session")

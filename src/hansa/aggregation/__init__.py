@@ -1,5 +1,6 @@
 """Typed stages between a party's contribution and the method's total."""
 
+from hansa.aggregation.adaptive_clip import AdaptiveClip, adaptive_clip
 from hansa.aggregation.centered_clip import CenteredClip, centered_clip
 from hansa.aggregation.clip import Clip, NormBound, clip, norm_bound
 from hansa.aggregation.codec import Codec
@@ -7,6 +8,7 @@ from hansa.aggregation.coordinatewise import Median, TrimmedMean, median, trimme
 from hansa.aggregation.geometric_median import GeometricMedian, geometric_median
 from hansa.aggregation.krum import Krum, MultiKrum, krum, multi_krum
 from hansa.aggregation.low_rank import LowRank, low_rank
+from hansa.aggregation.matrix import Banded, Tree, banded, tree
 from hansa.aggregation.noise import (
     Gaussian,
     LocalGaussian,
@@ -42,11 +44,12 @@ from hansa.aggregation.sparsification import (
 from hansa.aggregation.stage import Aggregation, Reducer, Stage
 
 __all__ = [
-    "QSGD", "Aggregation", "CenteredClip", "Clip", "Codec", "DiscreteGaussian", "Gaussian",
-    "GeometricMedian", "Grid", "Krum", "LocalGaussian", "LocalLaplace", "LowRank", "Median", "MultiKrum",
-    "NormBound", "Quantize", "RandomK", "RandomMask", "Reducer", "Reduction", "Rotate", "SecureSum",
-    "Signal", "Skellam", "Stage", "Subsample", "TopK", "TrimmedMean", "centered_clip", "clip",
-    "discrete_gaussian", "gaussian", "geometric_median", "grid", "krum", "local_gaussian", "local_laplace",
-    "low_rank", "median", "multi_krum", "norm_bound", "qsgd", "quantize", "random_k", "random_mask",
-    "rotate", "secure_sum", "skellam", "subsample", "top_k", "trimmed_mean", "weighted_mean",
+    "QSGD", "AdaptiveClip", "Aggregation", "Banded", "CenteredClip", "Clip", "Codec", "DiscreteGaussian",
+    "Gaussian", "GeometricMedian", "Grid", "Krum", "LocalGaussian", "LocalLaplace", "LowRank", "Median",
+    "MultiKrum", "NormBound", "Quantize", "RandomK", "RandomMask", "Reducer", "Reduction", "Rotate",
+    "SecureSum", "Signal", "Skellam", "Stage", "Subsample", "TopK", "Tree", "TrimmedMean",
+    "adaptive_clip", "banded", "centered_clip", "clip", "discrete_gaussian", "gaussian",
+    "geometric_median", "grid", "krum", "local_gaussian", "local_laplace", "low_rank", "median",
+    "multi_krum", "norm_bound", "qsgd", "quantize", "random_k", "random_mask", "rotate", "secure_sum",
+    "skellam", "subsample", "top_k", "tree", "trimmed_mean", "weighted_mean",
 ]  # fmt: skip

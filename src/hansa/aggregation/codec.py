@@ -103,7 +103,8 @@ class Codec(Stage):
 
     def open(self, stack: Contributions, announced: Values, context: Context) -> Contributions:
         """The fields in place of the parts."""
-        values = {f.name: stack.values[f.name] for f in context.signal.wire if f.like == ""}
+        packed = tuple(f"{f.name}." for f in context.signal.wire if f.like == "parameters")
+        values = {n: v for n, v in stack.values.items() if not n.startswith(packed)}
         for field in context.signal.wire:
             if field.like == "parameters":
                 parts = stack.values.under(field.name)

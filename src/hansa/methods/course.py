@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Limits
 
-from hansa.aggregation.signal import Among, Signal
+from hansa.aggregation.signal import ONCE, Among, Schedule, Signal
 from hansa.aggregation.stage import NO_STAGES, Aggregation, Context
 from hansa.contribution import Array, Ask, Contributions, Json, Total, Values, canonical
 from hansa.data.preprocessing import Encoding
@@ -138,6 +138,7 @@ class Course:
     statistics: Aggregation = NO_STAGES
     privacy: Privacy = PARTY
     among: Among | None = None
+    period: int = 1
     secret: bytes = b""
 
     @cached_property
@@ -322,11 +323,12 @@ class Course:
             weights=getattr(self.method, "weights", "examples"),
             privacy=self.privacy,
             among=self.among,
+            schedule=Schedule(self.rounds, self.period),
         )
         if ask.through == "plain":
             return (signal,)
         if ask.through == "statistics":  # sums, in which all parties count the same
-            signal = replace(signal, weights="equal")
+            signal = replace(signal, weights="equal", schedule=ONCE)
         chain, known = self._chain(ask)
         if (signal, known) not in self._bound:
             self._bound[signal, known] = chain.bind(signal)

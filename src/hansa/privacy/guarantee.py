@@ -10,7 +10,7 @@ from hansa.contribution import Json
 from hansa.privacy import accountant
 from hansa.privacy.accountant import Spent
 from hansa.privacy.claim import Adversary, Privacy
-from hansa.privacy.events import AnySampling, Event, Exact, Gaussian
+from hansa.privacy.events import AnySampling, Event, Exact, Gaussian, MatrixMechanism
 
 SEED = "noise and samples of a simulation come from its seed: who knows the seed knows them"
 
@@ -177,6 +177,8 @@ def _less_one(event: Event) -> Event | None:
 
 def _sampled(event: Event, times: int, sampling: AnySampling) -> Event:
     """The event, so many times, on a sample; where no bound is known for the sample, without it."""
+    if isinstance(event, MatrixMechanism):  # of all rounds already, whoever is in which
+        return event
     times *= event.times
     if event.sampling is not None:  # a party's own rows; one sample of another is not counted
         return type(event)(**{**event.model_dump(), "times": times})
