@@ -108,7 +108,7 @@ def test_a_quantiser_is_its_naive_loop(dtype: type) -> None:
     draw = Draw(7, ("quantize", 1, "update"), PARTIES[:4])
     dither = dithered(draw, 700, 128.0, dtype).astype(np.float64) - 128
     for i in range(4):
-        step = float(sent.values["update.step"][i])
+        step = sent.values["update.step"][i].item()
         assert step == pytest.approx(max(abs(float(v)) for v in x[i]) / top, rel=1e-6)
         for j in range(700):
             exact = float(x[i, j]) / step + middle + float(dither[i, j])
