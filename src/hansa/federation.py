@@ -27,11 +27,29 @@ from hansa.methods.moments import Moments
 from hansa.part import explain
 from hansa.privacy.claim import Adversary, Privacy
 from hansa.privacy.guarantee import Guarantee, Release, guarantee
+from hansa.privacy.noise import derived
 from hansa.task import BUILT_IN, WITH_CODE, AnyTask, counted
 
 if TYPE_CHECKING:
     from hansa.backends import Backend
     from hansa.run import Run
+
+
+def deployed(federation: Federation, setup: Setup, secret: bytes, run: str) -> Course:
+    """The course of a run between machines, with noise from a key of this one's own.
+
+    Raises:
+        PrivacyError: if there is to be noise, and no key.
+    """
+    private = bool(federation.method.noise(federation.privacy))
+    if secret:
+        return federation.course(setup, derived(secret, "run", run))
+    if private or federation.aggregation.protects or federation.statistics.protects:
+        raise PrivacyError(
+            "there is no key for the noise, and the study's seed is public",
+            remedy="Run an agent and a coordinator from their own folders, which keep one",
+        )
+    return federation.course(setup)
 
 
 class BundledFile(BaseModel):
@@ -165,11 +183,19 @@ class Federation(BaseModel):
         Raises:
             ConsentError: if running it means running its author's code.
             StudyError: if its evaluation is central: nobody but a simulation holds the test table.
+            PipelineError: if it sums securely, which only a simulation pretends to.
         """
         if self.evaluation.central:
             raise StudyError(
                 "evaluation.central is of a test table, which only a simulation has",
                 remedy="Leave evaluation.central out, or `hansa simulate`",
+            )
+        chains = (*self.aggregation.stages, *self.statistics.stages)
+        if any(stage.kind == "secure-sum" for stage in chains):
+            raise PipelineError(
+                "secure-sum is simulated only: between machines there are no masks yet, and the coordinator "
+                "would see every contribution",
+                remedy="`hansa simulate`, or use local-gaussian, which needs none",
             )
         if self.has_code or self.task.kind not in BUILT_IN:
             raise ConsentError(

@@ -18,6 +18,13 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def kept_key(path: Path) -> bytes:
+    """The 32 secret bytes of a file; drawn, and written for its owner alone, the first time."""
+    if not path.exists():
+        write_whole(path, secrets.token_bytes(32), private=True)
+    return path.read_bytes()
+
+
 def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write a file so that readers, and a crash, find the old one or the new one, durably.
 

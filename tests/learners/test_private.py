@@ -155,6 +155,6 @@ def test_examples_are_hidden_from_everybody_and_weights_are_told_otherwise() -> 
 
     assert guarantee("equal")["coordinator"].epsilon == pytest.approx(5.795, abs=0.01)
     assert guarantee("examples")["coordinator"].epsilon == math.inf
-    assert "its weight" in str(guarantee("examples"))
+    assert "the weights" in str(guarantee("examples"))
     assert guarantee("examples", "replace")["public"].epsilon < 20
     assert guarantee("equal", method=hs.methods.IFCA)["coordinator"].epsilon == math.inf

@@ -11,7 +11,7 @@ from hansa.contribution import Json, Values
 from hansa.data.contract import check
 from hansa.data.table import Table
 from hansa.errors import ConsentError, HansaError
-from hansa.federation import Federation
+from hansa.federation import Federation, deployed
 from hansa.methods.base import Setup
 from hansa.party import Party
 from hansa.wire import tensors
@@ -28,8 +28,8 @@ the row. A floor under the crudest questions, and no privacy guarantee."""
 class Desk:
     """Answers asks to the party of a name, from what its owner offers; no network, no store."""
 
-    def __init__(self, party: str, offers: Sequence[Offer]) -> None:
-        self._name, self._offers = party, tuple(offers)
+    def __init__(self, party: str, offers: Sequence[Offer], secret: bytes = b"") -> None:
+        self._name, self._offers, self._secret = party, tuple(offers), secret
         self._studies: dict[str, tuple[str, Federation, Setup]] = {}
         self._parties: dict[str, Party] = {}
 
@@ -71,7 +71,8 @@ class Desk:
                 raise
             while len(self._parties) >= PARTIES:
                 del self._parties[next(iter(self._parties))]
-            party = Party(self._name, offer.table, federation.course(setup))
+            course = deployed(federation, setup, self._secret, run)
+            party = Party(self._name, offer.table, course)
             _enough_rows(*party.split)
             self._parties[run] = party
         return self._parties[run]

@@ -31,6 +31,7 @@ from hansa.errors import (
     TrustError,
     UnreachableError,
 )
+from hansa.files import kept_key
 from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
@@ -67,7 +68,7 @@ class Agent:
         self.home, self._offers, self._say = home, tuple(offers), say
         self._store = AgentStore(home.folder)
         self._machine = Machine(*map(self._store.rows, ("answer", "memory", "latest")))
-        self._desk = Desk(home.party, offers)
+        self._desk = Desk(home.party, offers, kept_key(home.folder / "noise.key"))
         self._left = Left(home.folder / "left.jsonl")
         self._worker = ThreadPoolExecutor(1, "work")
         self._pause, self._waiting = FIRST_PAUSE, False

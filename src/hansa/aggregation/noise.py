@@ -222,15 +222,19 @@ def _noised(
     party: str = "",
 ) -> dict[str, Array]:
     """The values with noise of that spread on each."""
-    laplace = kind == LocalLaplace.kind
-    chance: noise.Chance = keyed.generator(context.seed, "noise", kind, context.version, party)
-    if context.secret:
-        digest = blake3()
-        for name in sorted(values):
-            digest.update(name.encode() + b"\0" + np.ascontiguousarray(values[name]).tobytes())
-        purpose = (kind, context.version, party, digest.hexdigest())
-        chance = noise.Stream(noise.derived(context.secret, *purpose))
-    return {n: noise.noised(values[n], spread[n], chance, laplace) for n in sorted(values)}
+    laplace, drawn = kind == LocalLaplace.kind, chance(context, kind, party, values)
+    return {n: noise.noised(values[n], spread[n], drawn, laplace) for n in sorted(values)}
+
+
+def chance(context: Context, kind: str, party: str, values: Mapping[str, Array]) -> noise.Chance:
+    """Where a stage's noise or rounding of these values comes from: the seed, or the secret and the values."""
+    if not context.secret:
+        return keyed.generator(context.seed, "noise", kind, context.version, party)
+    digest = blake3()
+    for name in sorted(values):
+        digest.update(name.encode() + b"\0" + np.ascontiguousarray(values[name]).tobytes())
+    purpose = (kind, context.version, party, digest.hexdigest())
+    return noise.Stream(noise.derived(context.secret, *purpose))
 
 
 gaussian = chain(Gaussian)

@@ -13,8 +13,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field as Limits
 
-from hansa import keyed
-from hansa.aggregation.noise import groups
+from hansa.aggregation.noise import chance, groups
 from hansa.aggregation.signal import Noised, Signal
 from hansa.aggregation.stage import Context, Stage, chain
 from hansa.contribution import Algebra, Array, Contributions, Field, Total, Values
@@ -82,12 +81,12 @@ class Grid(Stage):
                 length = math.hypot(*(float(np.linalg.norm(own[name])) for name in group.names))
                 factor = min(1.0, self.examples * group.bound / max(length, group.bound))
                 own |= {name: own[name] * factor for name in group.names}
-        for attempt in range(1000):
-            random = keyed.generator(context.seed, self.kind, context.version, party, attempt)
+        drawing = chance(context, self.kind, party, own)
+        for _ in range(1000):
             rounded, square = {}, 0.0
             for name in sorted(own):
                 exact = own[name] / steps[name]
-                drawn = np.floor(exact + random.random(exact.shape))
+                drawn = np.floor(exact + noise.uniform(drawing, exact.shape))
                 square += float(np.square(drawn).sum())
                 rounded[name] = drawn
             if not square > context.bound.norm**2:  # a NaN passes, and is refused by the check
@@ -172,21 +171,22 @@ class Shares(Stage):
         variance = self.variance(context.signal)
         values = {name: value.astype(np.int64) for name, value in stack.values.items()}
         for i, party in enumerate(stack.parties):
-            random = keyed.generator(context.seed, self.kind, context.version, party)
+            drawing = chance(context, self.kind, party, {n: v[i] for n, v in values.items()})
             for name in sorted(values):
-                values[name][i] += self._drawn(variance, values[name][i].shape, random)
+                values[name][i] += self._drawn(variance, values[name][i].shape, drawing)
         # What leaves the ring comes in again at its other end, which the sum does anyway: no claim suffers.
         return stack.holding({name: v.astype(np.int32) for name, v in values.items()}), memory
 
-    def _drawn(self, variance: float, shape: Any, random: np.random.Generator) -> Array:
+    def _drawn(self, variance: float, shape: Any, drawing: noise.Chance) -> Array:
         count = math.prod(shape)
-        if self.kind == "skellam":
-            pair = random.poisson(variance / 2, (2, count))
-            drawn: Array = pair[0] - pair[1]
-        else:
-            key = random.bytes(32)
-            drawn = noise.discrete_gaussian(math.sqrt(variance)).draw(noise.Stream(key), count)
-        return drawn.reshape(shape)
+        if not isinstance(drawing, noise.Stream):
+            if self.kind == "skellam":
+                pair = drawing.poisson(variance / 2, (2, count))
+                return np.asarray(pair[0] - pair[1]).reshape(shape)
+            drawing = noise.Stream(drawing.bytes(32))
+        skellam = self.kind == "skellam"
+        table = noise.skellam(variance) if skellam else noise.discrete_gaussian(math.sqrt(variance))
+        return table.draw(drawing, count).reshape(shape)
 
 
 class Skellam(Shares):

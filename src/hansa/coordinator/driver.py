@@ -58,6 +58,7 @@ class Driver:
         store: the coordinator's.
         tell: hands a notice to a party, if it listens.
         over: hears of the exchanges that settled and the runs that ended, before their files go.
+        secret: the key that the noise of all runs is derived from.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Driver:
         store: CoordinatorStore,
         tell: Callable[[str, ev.Notice], None],
         over: Over = lambda settled, ended: None,
+        secret: bytes = b"",
     ) -> None:
         self.store = store
         self._tell = tell
@@ -79,7 +81,8 @@ class Driver:
         self._task: asyncio.Task[None] | None = None
         self._alarms: dict[tuple[str, int, int], asyncio.TimerHandle] = {}
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.machine = Machine()
+        self._secret = secret
+        self.machine = Machine(secret=secret)
 
     async def start(self) -> None:
         """Restore the machine, do what a restart left undone, and begin."""
@@ -316,7 +319,7 @@ class Driver:
                 runs[row["id"]] = self._revive(row)
             except Exception as error:  # whatever is damaged in one run, the others go on
                 self._give_up(row["id"], reason_of(error))
-        return Machine(guests, runs)
+        return Machine(guests, runs, self._secret)
 
     def _give_up(self, run: str, why: str) -> None:
         """Let a run that cannot be restored end, so that its operator learns why."""
@@ -336,8 +339,8 @@ class Driver:
         seq = len(self.store.rows("event", columns=("seq",), run=run))
         ask = self.store.row("ask", run=run, version=version)
         if row["status"] != "running":
-            live = revived(row, packed, seq)
+            live = revived(row, packed, seq, secret=self._secret)
             live.attempt = ask["attempt"] if ask else 1
             return live
         answers = self.store.rows("answer", run=run, version=version)
-        return revived(row, packed, seq, ask, answers)
+        return revived(row, packed, seq, ask, answers, self._secret)

@@ -9,7 +9,7 @@ from typing import Any
 from hansa.contribution import Ask, Json
 from hansa.coordinator.events import Offered
 from hansa.errors import StoreError
-from hansa.federation import Federation
+from hansa.federation import Federation, deployed
 from hansa.methods.base import Setup
 from hansa.methods.course import Course, Progress
 from hansa.run import draw
@@ -90,6 +90,7 @@ def revived(
     seq: int,
     ask: Mapping[str, Any] | None = None,
     answers: Sequence[Mapping[str, Any]] = (),
+    secret: bytes = b"",
 ) -> Live:
     """A run as it stood at its last commit, from its row, its latest checkpoint, the number of its last event,
     and the rows of the exchange that was open and of the answers to it.
@@ -98,7 +99,7 @@ def revived(
         StoreError: if an ask that is made again is not the one that parties were given.
     """
     federation = Federation.from_json(row["federation"])
-    course = federation.course(Setup.from_json(row["setup"]))
+    course = deployed(federation, Setup.from_json(row["setup"]), secret, row["id"])
     progress, _ = Progress.unpack(packed)
     live = Live(row["id"], federation, federation.hash, course, progress, seq, row["status"])
     if ask is None:

@@ -16,7 +16,7 @@ from hansa.coordinator.admission import admissible
 from hansa.coordinator.live import Answered, Guest, Live
 from hansa.database import Drop, Put
 from hansa.errors import RunError, StudyError, TrustError, did_you_mean, reason_of
-from hansa.federation import Federation
+from hansa.federation import Federation, deployed
 from hansa.run import arrived, asked, draw, enough, now, too_few
 from hansa.wire import tensors
 
@@ -28,8 +28,12 @@ class Machine:
     """The coordinator, with the parties that it knows and the runs under way (`live.revived`)."""
 
     def __init__(
-        self, guests: Mapping[str, Guest] | None = None, runs: Mapping[str, Live] | None = None
+        self,
+        guests: Mapping[str, Guest] | None = None,
+        runs: Mapping[str, Live] | None = None,
+        secret: bytes = b"",
     ) -> None:
+        self._secret = secret
         self.guests = dict(guests or {})
         self.runs = dict(runs or {})
         self._applied: dict[str, int] = {}  # exchanges of the runs that ended since the start
@@ -158,7 +162,7 @@ class Machine:
     def _submitted(self, effects: ev.Effects, run: str, federation: Federation) -> None:
         offers = admissible(federation, self.guests)
         setup = federation.resolve(offers)
-        course = federation.course(setup)
+        course = deployed(federation, setup, self._secret, run)
         live = Live(run, federation, federation.hash, course, course.begin(), seq=0)
         self.runs[run] = live
         row = {"id": run, "federation": federation.to_json(), "setup": setup.to_json()}

@@ -24,6 +24,7 @@ from hansa.crypto import pki
 from hansa.crypto.token import secret_hash
 from hansa.database import Put
 from hansa.errors import ContributionError, HansaError, RunError, TrustError
+from hansa.files import kept_key
 from hansa.run import now
 from hansa.text import legible
 from hansa.wire import chunks, tensors
@@ -44,7 +45,8 @@ class Coordinator(Operators):
         self.home, self.host, self.address = home, host, ""
         store = CoordinatorStore(home.folder)
         self._inbox = inbox.Inbox(store)
-        self.driver = Driver(store, self._tell, self._inbox.settle)
+        secret = kept_key(home.folder / "noise.key")
+        self.driver = Driver(store, self._tell, self._inbox.settle, secret)
         self._listeners: dict[str, Listener] = {}
         self._identities: dict[bytes, pki.Identity] = {}
         self._lobby_key = home.lobby.public_key

@@ -13,7 +13,7 @@ from hansa.learners.base import Correction, Learner, Slots
 from hansa.learners.optimizer import Private
 from hansa.privacy import events
 from hansa.privacy.claim import Privacy
-from hansa.privacy.noise import Chance, Stream, grown, noised
+from hansa.privacy.noise import Chance, grown, noised, uniform
 
 
 def train_privately(
@@ -64,9 +64,7 @@ def train_privately(
 
 def _joins(chance: Chance, rows: int, rate: float) -> Any:
     """Which rows join a step."""
-    if isinstance(chance, Stream):
-        return rate == 1 or chance.words(rows) < np.uint64(rate * 2.0**64)
-    return chance.random(rows) < rate
+    return uniform(chance, (rows,)) < rate
 
 
 def by_example(privacy: Privacy, local: Any) -> tuple[Noised, ...]:

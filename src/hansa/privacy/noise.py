@@ -65,6 +65,14 @@ def noised(values: Array, spread: float, chance: Chance, laplace: bool = False) 
     return np.asarray((np.rint(values * (GRID / spread)) + drawn) * (spread / GRID))
 
 
+def uniform(chance: Chance, shape: tuple[int, ...]) -> Array:
+    """Numbers from 0 to below 1, evenly."""
+    if isinstance(chance, Stream):
+        words = chance.words(math.prod(shape)) >> np.uint64(11)
+        return np.asarray(words * 2.0**-53).reshape(shape)
+    return chance.random(shape)
+
+
 def grown(noise_multiplier: float, size: int) -> float:
     """The noise multiplier for so many numbers with which rounding to the grid is paid for, too: it moves each
     by half a step at most, and neighbours by two halves. A PrivacyError for more noise on more numbers than that.
