@@ -34,6 +34,7 @@ NOISY: dict[str, dict[str, Any]] = {
         "privacy": hs.Privacy(unit="example"),
         "contract": BOUNDED,
         "statistics": agg.local_gaussian(noise_multiplier=1.0),
+        "evaluation": hs.Evaluate(holdout=0.5),
     },
 }
 
