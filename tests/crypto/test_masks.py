@@ -10,9 +10,9 @@ KEYS = [bytes([i]) * 32 for i in range(1, 6)]
 
 
 def counted(key, length, dtype):
-    """The key stream of CTR written out: AES of 0, 1, 2 ... as big-endian blocks."""
+    """The key stream of CTR written out: AES of 2, 3, 4 ... as big-endian blocks."""
     blocks = -(-length * np.dtype(dtype).itemsize // 16)
-    counter = b"".join(i.to_bytes(16, "big") for i in range(blocks))
+    counter = b"".join(i.to_bytes(16, "big") for i in range(2, blocks + 2))
     made = Cipher(AES256(key), ECB()).encryptor().update(counter)  # the definition of CTR
     return np.frombuffer(made, dtype)[:length]
 

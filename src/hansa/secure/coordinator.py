@@ -63,6 +63,7 @@ def step(desk: Desk, inbox: Sequence[Envelope]) -> tuple[Desk, Out]:
     terms, waiting = desk.terms, set(desk.missing)
     place = (terms.run, terms.session, terms.attempt, desk.phase, "")
     answers, refused = list(desk.answers), list(desk.refused)
+    at = {name: i for i, name in enumerate(terms.names)}
     asked = len(desk.survivors or terms.names)  # of whom so many need not answer:
     spare = asked - terms.numbers.signers if desk.phase == Phase.SURVIVORS else 0
     for e in inbox:
@@ -70,7 +71,7 @@ def step(desk: Desk, inbox: Sequence[Envelope]) -> tuple[Desk, Out]:
             break
         if (e.run, e.session, e.attempt, e.phase, e.receiver) != place or e.sender not in waiting:
             continue  # late, repeated, or of another attempt
-        i = terms.names.index(e.sender)
+        i = at[e.sender]
         if wrong := _wrong(desk, i, e.payload):
             refused.append(f"{e.sender}: {wrong}")
         else:
@@ -87,7 +88,7 @@ def requests(desk: Desk) -> Out:
     asked = set(terms.names if desk.ended else desk.missing)
     told = [desk.told] * len(terms.names)
     if desk.phase == Phase.MASK:
-        parcels = np.frombuffer(desk.dealt, np.uint8).reshape(-1, DEALT)
+        parcels = np.frombuffer(desk.dealt, f"V{DEALT}")
         told = [parcels[row].tobytes() for row in edges(terms.bound(desk.coins).graph)]
     return tuple(
         Envelope(*place, name, payload)
