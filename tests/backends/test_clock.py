@@ -166,6 +166,14 @@ party-01 = [[0.0, 3600.0], [7200.0, 9000.0]]
         Clock.read(path)
 
 
+@pytest.mark.parametrize("key", ["latency", "available"])
+def test_a_trace_of_nobody_is_answered_with_the_nearest_name(key, tables):
+    trace = {"party-002": [(0, 10)] if key == "available" else 1.0}
+    clock = Clock(**{key: {**dict.fromkeys(tables, trace["party-002"]), **trace}})
+    with pytest.raises(UsageError, match=r"names 'party-002', no party. Did you mean 'party-02'"):
+        federation().run(hs.Local(tables, clock=clock))
+
+
 def test_a_trace_that_lacks_a_party_names_it(tables):
     clock = Clock(seconds_per_example={"party-01": 1.0})
     with pytest.raises(UsageError, match="party-02"):

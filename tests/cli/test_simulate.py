@@ -67,6 +67,13 @@ def test_rows_become_parties_by_a_column(simulate):
     assert (Model.load(other.document["model"]).parameters != first).any()
 
 
+def test_a_number_of_parties_beside_a_column_is_refused(bench, hansa):
+    words = ["--data", bench / "rows.csv", "--by", "医院", "--parties", "3"]
+    refused = hansa("simulate", bench / "study.toml", *words)
+    assert refused.status == 2
+    assert "--by makes a party of each value" in refused.message
+
+
 @pytest.mark.parametrize(
     ("words", "parties"),
     [

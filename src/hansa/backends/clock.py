@@ -11,7 +11,7 @@ from pydantic import Field as Limits
 
 from hansa import keyed
 from hansa.contribution import Array
-from hansa.errors import UsageError
+from hansa.errors import UsageError, did_you_mean
 from hansa.part import Part
 
 Seconds = Annotated[float, Limits(ge=0)]
@@ -60,6 +60,15 @@ class Clock(Part):
             return cls(**tomllib.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise UsageError(f"the clock {path} cannot be read: {error}") from None
+
+    def knows(self, parties: Sequence[str]) -> None:
+        """A UsageError if a trace is of somebody who is no party: a misspelt one would be without a trace."""
+        for key in ("seconds_per_example", "bandwidth", "latency", "available"):
+            trace = getattr(self, key)
+            for name in trace if isinstance(trace, Mapping) else ():
+                if name not in parties:
+                    near = did_you_mean(name, list(parties)[:1000])
+                    raise UsageError(f"the clock's {key} names {name!r}, no party", remedy=near)
 
     def durations(
         self, parties: Sequence[str], seed: int, turn: int, work: Array, down: float, up: float

@@ -112,6 +112,8 @@ class Local:
         if self._seed is not None:
             federation = federation.model_copy(update={"seed": self._seed})
         resume, setup = self._resume, self._resolve(federation)
+        if self._clock is not None:
+            self._clock.knows(setup.parties)
         course = federation.course(setup)
         run = resume or Run(new_id(federation.name), federation)
         if run.federation.hash != federation.hash:
@@ -425,7 +427,7 @@ class LocalExchange:
         if self._options.test is None:
             raise UsageError(
                 "the evaluation is central, and there is no test table",
-                remedy="Say Local(..., test=TABLE), or leave evaluation.central out",
+                remedy="Say Local(..., test=TABLE) or --test FILE, or leave evaluation.central out",
             )
         answer = Party("test", self._options.test, self._course).tested(ask)
         return Total(answer.values, (), len(self._course.setup.parties), 0.0)

@@ -51,6 +51,11 @@ class Dealt:
         if bool(self.by) == bool(self.partition):
             remedy = "--by COLUMN, or --partition iid --parties 10"
             raise UsageError("say in one way how rows become parties", remedy=remedy)
+        if self.by and self.count:
+            remedy = "Leave one of the two out; --partition deals rows out to --parties"
+            raise UsageError(
+                "--by makes a party of each value, so --parties says nothing", remedy=remedy
+            )
         parties: Mapping[str, Table] = {}
         if self.by:
             parties = partition.by_column(self.table, self.by)
