@@ -176,7 +176,7 @@ columns.stage = { type = "category", categories = ["I", "II"] }
         ('"logistic-', '"logistical-', "Did you mean 'logistic-regression'?"),
         ('"sgd", lr = 0.1', '"sdg", lr = 0.1', "unknown optimizer 'sdg'. Did you mean 'sgd'?"),
         ('kind = "clip"', 'kind = "clap"', "unknown aggregation stage 'clap'. Did you mean 'clip'?"),
-        ('kind = "clip", ', "", "the aggregation stage has no kind. Known: centered-clip, clip, "),
+        ('kind = "clip", ', "", "the aggregation stage has no kind. Known: adaptive-clip, banded, "),
         ('kind = "fedavg"', "", "the method has no kind. Known: "),
         ("lr = 0.1,", "lr = -0.1,", "method.local.lr must be greater than 0, not -0.1"),
         ("lr = 0.1,", "lr = nan,", "method.local.lr must be a finite number, not nan"),

@@ -33,11 +33,11 @@ class All(Part):
 
     def expected(self, parties: int) -> float:
         """How many of so many parties take part, or are expected to: a number that is public."""
-        return float(parties)
+        return parties / self.period
 
     def most(self, parties: int) -> int:
         """How many may take part at most."""
-        return parties
+        return -(-parties // self.period)
 
     def sampling(self, parties: int) -> events.AnySampling:
         """The sampling that hides who took part from whoever does not see the cohort."""
@@ -131,21 +131,14 @@ class Cyclic(All):
     def draw(self, setup: Setup, round: int) -> tuple[str, ...]:
         """The cohort of a round, in roster order; a StudyError if a group would not reach the minimum."""
         parties = len(setup.parties)
-        if parties // self.groups < max(1, self.minimum):
-            raise StudyError(
-                f"{self.groups} groups of {parties} parties are smaller than the minimum of {self.minimum}",
-                remedy="Lower cohort.groups or cohort.minimum, or invite more parties",
+        if parties // self.groups < self.minimum:
+            said = (
+                f"{parties} parties in {self.groups} groups are fewer than cohort.minimum in each"
             )
+            remedy = "Lower cohort.groups or cohort.minimum, or invite more parties"
+            raise StudyError(said, remedy=remedy)
         order = keyed.generator(setup.seed, "cohort").permutation(parties)
         return _named(setup, np.sort(order[(round - 1) % self.groups :: self.groups]))
-
-    def expected(self, parties: int) -> float:
-        """The mean size of a group."""
-        return parties / self.groups
-
-    def most(self, parties: int) -> int:
-        """The size of the largest group."""
-        return -(-parties // self.groups)
 
     @property
     def period(self) -> int:

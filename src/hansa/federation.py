@@ -141,10 +141,9 @@ class Federation(BaseModel):
             self.aggregation.bind(Signal(fields, weights=self.method.weights, privacy=self.privacy))
             for stage in self.aggregation.stages:
                 if stage.whole_rounds and self.method.kind == "fedbuff":
-                    raise PipelineError(
-                        f"{stage.kind} goes by rounds, and {self.method.kind} has none",
-                        remedy=f"Leave {stage.kind} out, or use another method",
-                    )
+                    said = f"{stage.kind} goes by rounds, and {self.method.kind} has none"
+                    remedy = f"Leave {stage.kind} out, or use another method"
+                    raise PipelineError(said, remedy=remedy)
                 if isinstance(stage, Reducer) and not self.method.reducible:
                     raise PipelineError(
                         f"{stage.kind} would not bound what one party does to {self.method.kind}, which "

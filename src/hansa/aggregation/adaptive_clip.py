@@ -16,16 +16,15 @@ from hansa.errors import ConsentError, PipelineError
 
 INSIDE = Field("inside", shape=(), low=-0.5, high=0.5, example=1.0)
 """Half one if the norm was within the clip, else minus that: around 0 a sum moves half as far as by 0 or 1."""
-_RANGE = 1e-30, 1e30
+_LOGS = -69, 69
+"""Of the smallest and the largest clip."""
 
 
 class AdaptiveClip(Stage):
-    """Scale to norms of at most 1, in units of a clip that the coordinator announces for the round.
+    """``x / max(C, |x|)``, all parameter-like fields jointly; the coordinator announces ``C`` for the round.
 
-    ``x <- x / max(C, |x|)``, all parameter-like fields jointly, and after the sum ``C`` times that. Lengths that
-    later stages name are in units of ``C``, so their bounds stand still while it moves. A party adds whether
-    ``|x| <= C``; with the noise of the stages behind, the mean of that is the fraction ``b``, and
-    ``C <- C exp(-lr (b - quantile))``.
+    After the sum that is multiplied by ``C``: lengths of later stages are in units of it, and stand still while
+    it moves, ``C <- C exp(-lr (b - quantile))``; ``b`` is the fraction with ``|x| <= C``, with noise.
 
     Args:
         norm: the clip of round 1.
@@ -37,7 +36,7 @@ class AdaptiveClip(Stage):
 
     kind: ClassVar[str] = "adaptive-clip"
     whole_rounds: ClassVar[bool] = True
-    norm: Annotated[float, Limits(ge=_RANGE[0], le=_RANGE[1])] = 0.1
+    norm: Annotated[float, Limits(ge=1e-29, le=1e29)] = 0.1
     quantile: Annotated[float, Limits(ge=0, le=1)] = 0.5
     lr: Annotated[float, Limits(gt=0, le=10)] = 0.2
     portion: Annotated[float, Limits(gt=0, lt=1)] = 0.01
@@ -46,14 +45,9 @@ class AdaptiveClip(Stage):
         """Real, single contributions in; a norm of 1 and one more field out."""
         self.needs(signal)
         if any(field.name == INSIDE.name for field in signal.wire):
-            raise PipelineError(
-                f"{self.kind}: there is a field named {INSIDE.name!r} already",
-                remedy="Write only one such stage",
-            )
-        fields = (
-            replace(f, low=-math.inf, high=math.inf, example=math.inf) if f.like else f
-            for f in signal.fields
-        )
+            said = f"{self.kind}: there is a field named {INSIDE.name!r} already"
+            raise PipelineError(said, remedy="Write only one such stage")
+        fields = (replace(f, example=math.inf) if f.like else f for f in signal.fields)
         return replace(
             signal,
             fields=(*fields, INSIDE),
@@ -69,26 +63,19 @@ class AdaptiveClip(Stage):
     def encode(
         self, stack: Contributions, announced: Values, memory: Values, context: Context
     ) -> tuple[Contributions, Values]:
-        """Scaled by one factor for each party, and whether it was within the clip; a ConsentError if the clip is
-        none.
-        """
+        """Scaled, and whether within the clip; a ConsentError if that is not positive and finite."""
         clip = float(announced["norm"])
         if not 0 < clip < math.inf:
-            raise ConsentError(
-                f"a clip of {clip:g} is announced, where it has to be positive and finite",
-                round=context.round,
-                remedy="Ask the coordinator's operator what it runs",
-            )
+            said = f"a clip of {clip:g} is announced, where it has to be positive and finite"
+            remedy = "Ask the coordinator's operator what it runs"
+            raise ConsentError(said, round=context.round, remedy=remedy)
         names, values = context.signal.carriers, dict(stack.values)
         norms = joint_norms([values[name] for name in names])
-        factors = 1 / np.clip(norms, max(clip, _RANGE[0]), None)
+        factors = 1 / np.clip(norms, max(clip, 1e-30), None)
         with np.errstate(over="ignore", invalid="ignore"):  # of what the check refuses
             for name in names:
                 x = values[name]
-                scaled = x * factors.reshape(
-                    -1, *[1] * (x.ndim - 1)
-                )  # in float64, and then rounded
-                values[name] = scaled.astype(x.dtype)
+                values[name] = (x * factors.reshape(-1, *[1] * (x.ndim - 1))).astype(x.dtype)
         values[INSIDE.name] = np.where(norms <= clip, INSIDE.high, INSIDE.low)
         return stack.holding(values), memory
 
@@ -99,9 +86,8 @@ class AdaptiveClip(Stage):
             return total, state
         fraction = float(values.pop(INSIDE.name)) + INSIDE.high
         values |= {name: values[name] * clip for name in context.signal.vectors}
-        step = float(np.clip(self.lr * (self.quantile - fraction), -10, 10))
-        moved = np.clip(clip * math.exp(step), *_RANGE)
-        return replace(total, values=Values(values)), Values({"norm": np.asarray(moved)})
+        after = np.clip(math.log(clip) + self.lr * (self.quantile - fraction), *_LOGS)
+        return replace(total, values=Values(values)), Values({"norm": np.exp(after)})
 
 
 adaptive_clip = chain(AdaptiveClip)

@@ -3,9 +3,8 @@
 The sum of round ``t`` gets ``w_t = z_t - sum_{s<t} C_ts w_s``, with a lower triangular ``C`` of ones on the
 diagonal and no negative entry. So ``C w = z``, all rounds together release ``C x + z`` and nothing else, which is
 one Gaussian release (Denisov et al. 2022, arXiv 2202.08312), and a model that adds the sums up holds the noise
-``B z``, ``B = A C^-1``, where ``A`` has ones on and below its diagonal.
-
-What ``z_t`` is added to is rounded by itself, given the rounds before, so it may be of integers as other noise.
+``B z``, ``B = A C^-1``, where ``A`` has ones on and below its diagonal. What ``z_t`` is added to is rounded by
+itself, given the rounds before, so it may be of integers as other noise.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ import numpy as np
 from pydantic import Field as Limits
 
 from hansa.aggregation.noise import Gaussian
-from hansa.aggregation.signal import Signal
+from hansa.aggregation.signal import Schedule, Signal
 from hansa.aggregation.stage import Context, chain
 from hansa.contribution import Array, Values
 from hansa.errors import RunError
 from hansa.privacy import events, noise
 
+Step = tuple[Mapping[int, float], Mapping[int, int], int, bool]
+
 
 class Matrix(Gaussian):
-    """What factorisations share.
-
-    The state holds noise of earlier rounds: whoever sees it can take the noise away again.
+    """What factorisations share. The state holds noise: whoever sees it can take that away again.
 
     Args:
         noise_multiplier: standard deviation of the entries of ``z`` over what one unit adds to one round at most.
@@ -39,100 +38,79 @@ class Matrix(Gaussian):
     whole_rounds: ClassVar[bool] = True
 
     @abstractmethod
-    def sensitivity(self, rounds: int, period: int) -> float:
-        """The largest L2 norm of what a unit adds to ``C x`` if it adds at most 1 to each of its rounds, which
-        are some of those that are a period apart. It adds as much as it can to all, in one direction, as no
-        entry of ``C`` is negative.
+    def sensitivity(self, schedule: Schedule) -> float:
+        """The largest L2 norm of what a unit adds to ``C x``: 1, in one direction, in each of its rounds."""
+
+    @abstractmethod
+    def step(self, step: int) -> Step:
+        """Of round ``step + 1``: what each kept noise counts for in the sum, where those that stay are kept from
+        now on, where the new one is, and whether with what was recalled.
         """
-
-    @abstractmethod
-    def recalled(self, step: int) -> dict[int, float]:
-        """Which kept noises count how much in ``sum_{s<t} C_ts w_s``; ``step`` is ``t - 1``."""
-
-    @abstractmethod
-    def kept(self, step: int) -> dict[int, int]:
-        """Where those kept until now are kept from now on."""
-
-    def node(self, step: int) -> tuple[int, float]:
-        """Where the new noise is kept, and how much of what was recalled is in it."""
-        return 0, 0.0
 
     def release(self, signal: Signal, failure: float) -> events.Event:
         """One event for all rounds."""
-        rounds, period = signal.schedule.rounds, signal.schedule.period
         return events.MatrixMechanism(
             adjacency=signal.privacy.adjacency,
             noise_multiplier=self.noise_multiplier,
-            sensitivity=self.sensitivity(rounds, period),
-            failure=min(0.5, failure * rounds),
+            sensitivity=self.sensitivity(signal.schedule),
+            failure=min(0.5, failure * signal.schedule.rounds),
         )
 
     def multiplier(self, signal: Signal, size: int) -> float:
         """With which the rounding in all rounds is paid for, too."""
-        rounds, period = signal.schedule.rounds, signal.schedule.period
-        whole = self.sensitivity(rounds, period)
-        return whole * noise.grown(self.noise_multiplier / whole, size * rounds)
+        whole = self.sensitivity(signal.schedule)
+        return whole * noise.grown(self.noise_multiplier / whole, size * signal.schedule.rounds)
 
     def added(
         self, sums: Mapping[str, Array], state: Values, context: Context
     ) -> tuple[dict[str, Array], Values]:
         """The sums with the noise of the round, and the noise for later ones; a RunError after the last round."""
-        step, rounds = int(state.get("step", np.asarray(0))), context.signal.schedule.rounds
-        if step >= rounds:
-            raise RunError(
-                f"{self.kind} shares its noise among {rounds} rounds, and they are over",
-                round=context.round,
-                remedy="Run a study with more rounds from its beginning",
-            )
-        past = {
-            name: sum(
-                (c * state[f"{s}.{name}"] for s, c in self.recalled(step).items()), np.zeros(())
-            )
-            for name in sums
-        }
-        less = {name: value - past[name] for name, value in sums.items()}
+        number, rounds = int(state.get("step", np.asarray(0))), context.signal.schedule.rounds
+        if number >= rounds:
+            said = f"{self.kind} shares its noise among {rounds} rounds, and they are over"
+            remedy = "Run a study with more rounds from its beginning"
+            raise RunError(said, round=context.round, remedy=remedy)
+        recalled, stay, new, together = self.step(number)
+        less, after = dict(sums), {"step": np.asarray(number + 1)}
+        for place, c in recalled.items():
+            less = {name: value - c * state[f"{place}.{name}"] for name, value in less.items()}
         noised, _ = super().added(less, state, context)
-        place, more = self.node(step)
-        after = {"step": np.asarray(step + 1)}
-        for name, value in sums.items():
-            after |= {f"{to}.{name}": state[f"{s}.{name}"] for s, to in self.kept(step).items()}
-            after[f"{place}.{name}"] = noised[name] - value + more * past[name]
+        for name in sums:
+            after |= {f"{to}.{name}": state[f"{at}.{name}"] for at, to in stay.items()}
+            after[f"{new}.{name}"] = noised[name] - (less if together else sums)[name]
         return noised, Values(after)
 
 
 class Banded(Matrix):
     """The square root of the matrix of prefix sums, cut to so many bands (Choquette-Choo et al. 2023, arXiv
-    2306.08153; the closed form is that of Kalinin and Lampert 2024, arXiv 2405.13763).
-
-    ``C`` is Toeplitz: ``c_0 = 1``, ``c_j = c_{j-1} (2 j - 1) / (2 j)``, and 0 from ``bands`` on.
+    2306.08153): ``c_0 = 1``, ``c_j = c_{j-1} (2 j - 1) / (2 j)`` and 0 from ``bands`` on, ``C_ts = c_{t-s}``.
 
     Args:
         bands: a band more is a vector more that the coordinator keeps; 1 is independent noise. Best is the
-            cohort's period.
+            number of groups of a cyclic cohort.
     """
 
     kind: ClassVar[str] = "banded"
     bands: Annotated[int, Limits(ge=1)] = 8
 
-    def sensitivity(self, rounds: int, period: int) -> float:
-        """Of a unit that begins in round 1: every column of a Toeplitz matrix is the first one, moved on."""
-        taking = np.arange(rounds) % period == 0
-        return float(np.linalg.norm(np.convolve(taking, root(self.bands))[:rounds]))
+    def sensitivity(self, schedule: Schedule) -> float:
+        """Of a unit that begins in round 1: every column is the first one, moved on."""
+        taking = np.arange(schedule.rounds) % schedule.period == 0
+        return float(np.linalg.norm(np.convolve(taking, self._root())[: schedule.rounds]))
 
-    def recalled(self, step: int) -> dict[int, float]:
-        """The last ones; the newest is kept in place 0."""
-        return dict(enumerate(root(self.bands)[1 : step + 1].tolist()))
+    def step(self, step: int) -> Step:
+        """The newest is in place 0, and then moves on."""
+        stay = {place: place + 1 for place in range(min(step, self.bands - 2))}
+        return dict(enumerate(self._root()[1 : step + 1].tolist())), stay, 0, False
 
-    def kept(self, step: int) -> dict[int, int]:
-        """One place further."""
-        return {place: place + 1 for place in range(min(step, self.bands - 2))}
+    def _root(self) -> Array:
+        j = np.arange(1, self.bands)
+        return np.cumprod([1.0, *((2 * j - 1) / (2 * j))])
 
 
 class Tree(Matrix):
-    """Binary trees of partial sums (Kairouz et al. 2021, arXiv 2103.00039).
-
-    Only nodes that begin a prefix are released: that of round ``t`` holds as many rounds, up to ``t``, as the
-    largest power of two that divides ``t``. Row ``t`` of ``C`` has ones there.
+    """Binary trees of partial sums (Kairouz et al. 2021, arXiv 2103.00039), of which only the nodes that begin a
+    prefix are released: row ``t`` has ones for as many rounds as the largest power of two that divides ``t``.
 
     Args:
         restart: rounds after which a new tree begins; all rounds are in one by default.
@@ -141,41 +119,25 @@ class Tree(Matrix):
     kind: ClassVar[str] = "tree"
     restart: Annotated[int, Limits(ge=1)] | None = None
 
-    def sensitivity(self, rounds: int, period: int) -> float:
+    def sensitivity(self, schedule: Schedule) -> float:
         """Of the worst first round."""
-        return _in_trees(rounds, period, self.restart or rounds)
+        return _in_trees(schedule, self.restart or schedule.rounds)
 
-    def recalled(self, step: int) -> dict[int, float]:
-        """The nodes below the new one, which end where it ends but for one round."""
-        return dict.fromkeys(range(self.node(step)[0]), 1.0)
-
-    def kept(self, step: int) -> dict[int, int]:
-        """Those that still begin a prefix."""
-        open_ = self._step(step) - 1
-        return {p: p for p in range(self.node(step)[0] + 1, open_.bit_length()) if open_ >> p & 1}
-
-    def node(self, step: int) -> tuple[int, float]:
-        """The node's level."""
-        return (self._step(step) & -self._step(step)).bit_length() - 1, 1.0
-
-    def _step(self, step: int) -> int:
-        return step % (self.restart or step + 1) + 1
-
-
-def root(bands: int) -> Array:
-    """The first coefficients of ``1 / sqrt(1 - x)``, ``[bands]``."""
-    j = np.arange(1, bands)
-    return np.cumprod([1.0, *((2 * j - 1) / (2 * j))])
+    def step(self, step: int) -> Step:
+        """A node takes the place of those below it; its place is its level."""
+        t = step % (self.restart or step + 1) + 1
+        level = (t & -t).bit_length() - 1
+        stay = {p: p for p in range(level + 1, t.bit_length()) if t >> p & 1}
+        return dict.fromkeys(range(level), 1.0), stay, level, True
 
 
 @lru_cache
-def _in_trees(rounds: int, period: int, restart: int) -> float:
-    t = np.arange(rounds) % restart + 1
-    ends = np.arange(1, rounds + 1)
-    begins, worst = ends - (t & -t), 0
-    for first in range(min(period, rounds)):
-        before = np.concatenate([[0], np.cumsum(np.arange(rounds) % period == first)])
-        worst = max(worst, int(np.square(before[ends] - before[begins]).sum()))
+def _in_trees(schedule: Schedule, restart: int) -> float:
+    rounds = np.arange(schedule.rounds)
+    t, worst = rounds % restart + 1, 0
+    for first in range(min(schedule.period, schedule.rounds)):
+        before = np.append(0, np.cumsum(rounds % schedule.period == first))
+        worst = max(worst, int(np.square(before[1:] - before[rounds + 1 - (t & -t)]).sum()))
     return math.sqrt(worst)
 
 

@@ -34,8 +34,7 @@ class Group:
         names: of the fields.
         bound: on the norm of what one unit adds to them.
         size: how many numbers they have.
-        portion: of what the noise protects, spent on them: the square of one over their noise multiplier is that
-            part of the whole.
+        portion: of what noise protects, spent on them: of the square of one over its multiplier.
     """
 
     names: tuple[str, ...]

@@ -64,12 +64,7 @@ class Among:
 
 @dataclass(frozen=True)
 class Schedule:
-    """When something is summed: public numbers.
-
-    Args:
-        rounds: how often at most.
-        period: a party takes part only in sums that lie so many apart, or a multiple of that; 1 is no promise.
-    """
+    """How often something is summed, at most; a party's sums lie ``period`` apart, or a multiple of that."""
 
     rounds: int = 1
     period: int = 1
