@@ -24,6 +24,7 @@ GROUPS = {
     "party": "Who takes part, seen from the coordinator.",
     "agent": "The program that stands beside a party's data.",
     "data": "The tables that a party offers.",
+    "audit": "What the promises of a study are worth.",
 }
 
 SECTIONS = {
@@ -34,6 +35,7 @@ SECTIONS = {
     ),
     "Studies": (
         Command("simulate", "simulate:simulate", "Run a study on one machine, from one table"),
+        Command("audit privacy", "audit:privacy", "Attack a study's protection on your own rows"),
         Command("run", "study:run", "Run a study with the parties of a coordinator"),
         Command("runs", "study:runs", "List the runs and how they ended"),
         Command("watch", "study:watch", "Follow a run, round by round"),
