@@ -132,9 +132,7 @@ class Cyclic(All):
         """The cohort of a round, in roster order; a StudyError if a group would not reach the minimum."""
         parties = len(setup.parties)
         if parties // self.groups < self.minimum:
-            said = (
-                f"{parties} parties in {self.groups} groups are fewer than cohort.minimum in each"
-            )
+            said = f"{self.groups} groups of {parties} parties fall below cohort.minimum"
             remedy = "Lower cohort.groups or cohort.minimum, or invite more parties"
             raise StudyError(said, remedy=remedy)
         order = keyed.generator(setup.seed, "cohort").permutation(parties)

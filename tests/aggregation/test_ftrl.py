@@ -275,5 +275,5 @@ def test_groups_take_turns_and_everybody_is_in_one() -> None:
     assert rounds[4:] == rounds[:4]
     assert (cohort.most(11), cohort.expected(11), cohort.period) == (3, 2.75, 4)
     assert cohort.draw(Setup(roster, ("a",), {}, 4), 1) != rounds[0]
-    with pytest.raises(hs.errors.StudyError, match=r"11 parties in 6 groups.*Lower cohort\.groups"):
+    with pytest.raises(hs.errors.StudyError, match=r"6 groups of 11 parties.*Lower cohort\.groups"):
         hs.Cyclic(groups=6).draw(setup, 1)
