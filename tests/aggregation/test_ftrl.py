@@ -266,6 +266,25 @@ def test_a_run_that_stopped_goes_on_with_the_noise_of_the_undisturbed_one(
     assert np.array_equal(resumed.parameters, whole.parameters)
 
 
+def test_between_machines_it_runs_with_the_noise_of_the_coordinator_s_own_key(
+    deployed: Any,
+) -> None:
+    random, tables = np.random.default_rng(2), {}
+    for name in ("harbour", "north", "river", "town"):
+        x = random.normal(size=(30, 2))
+        tables[name] = hs.Table.of({"a": x[:, 0], "b": x[:, 1], "y": 1.0 * (x[:, 0] > 0)})
+    chain = agg.adaptive_clip() >> agg.banded(noise_multiplier=1.0, bands=3)
+    study = federation(chain, hs.Cyclic(groups=2), rounds=4)
+    run, simulated = study.run(deployed(tables)), study.run(hs.Local(tables))
+    assert run.status == "finished"
+    assert not any(event.kind == "refused" for event in run.events)
+    assert run.progress is not None
+    kept = run.progress.states["stages"].values
+    assert int(kept["1.step"]) == 4
+    assert float(kept["0.norm"]) != 0.1
+    assert not np.isclose(run.parameters, simulated.parameters).any()
+
+
 def test_groups_take_turns_and_everybody_is_in_one() -> None:
     roster = tuple(f"party-{i}" for i in range(11))
     cohort, setup = hs.Cyclic(groups=4), Setup(roster, ("a",), {}, 3)
