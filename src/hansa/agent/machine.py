@@ -29,12 +29,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Worked:
-    """The work is done: the contribution, and what to remember if it is counted, if anything; both as tensors."""
+    """The work is done: the contribution, and what to remember if it is counted, if anything; both as tensors;
+    and what it costs, for the ledger.
+    """
 
     asked: Asked
     weight: float
     body: bytes
     memory: bytes
+    charge: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,8 @@ class Machine:
         held = Held(run, version, attempt, asked.ask.round, event.weight, event.body, event.memory)
         self.held[run, version] = held
         effects.changes.append(Put("answer", vars(held)))
+        if event.charge:  # in one transaction with the bytes, and before they are sent
+            effects.changes.append(Put("charge", event.charge))
         effects.changes.append(Put("latest", vars(latest)))
         effects.send.append(held)
 

@@ -51,6 +51,10 @@ class Offers:
         merged = [{**row, "allow": list(dict.fromkeys([*row["allow"], *kinds]))} for row in rows]
         self._store.apply([Put("offer", row) for row in merged])
 
+    def allow_epsilon(self, epsilon: float, delta: float) -> None:
+        """What all studies together may cost a row of any table."""
+        self._store.apply([Put("budget", {"unit": "example", "epsilon": epsilon, "delta": delta})])
+
     def remove(self, dataset: str) -> None:
         """Take a table off the offer.
 
@@ -83,6 +87,18 @@ class Offers:
         """All offers, without reading a table."""
         rows = self._store.rows("offer", order="dataset")
         return [{**row, "source": _shown(Source(**row["source"]))} for row in rows]
+
+    def privacy(self) -> dict[str, Any]:
+        """What the rows have cost, taken anew from the ledger, and the budget."""
+        ledger = self._store.ledger()
+        budget = ledger.budget
+        delta = budget.delta if budget else 1e-5
+        return {
+            "spent": ledger.spent(delta),
+            "delta": delta,
+            "budget": budget.epsilon if budget else None,
+            "answers": ledger.answers,
+        }
 
     def close(self) -> None:
         """Release the store."""

@@ -28,6 +28,7 @@ from hansa.errors import (
     ConsentError,
     ContributionError,
     HansaError,
+    PrivacyError,
     TrustError,
     UnreachableError,
 )
@@ -68,7 +69,8 @@ class Agent:
         self.home, self._offers, self._say = home, tuple(offers), say
         self._store = AgentStore(home.folder)
         self._machine = Machine(*map(self._store.rows, ("answer", "memory", "latest")))
-        self._desk = Desk(home.party, offers, kept_key(home.folder / "noise.key"))
+        key = kept_key(home.folder / "noise.key")
+        self._desk = Desk(home.party, offers, key, self._store.ledger())
         self._left = Left(home.folder / "left.jsonl")
         self._worker = ThreadPoolExecutor(1, "work")
         self._pause, self._waiting = FIRST_PAUSE, False
@@ -370,7 +372,7 @@ def excuse(error: HansaError) -> str:
     An error about a table quotes cells, and one about a contribution its values; they are for the
     owner's own log.
     """
-    if isinstance(error, ConsentError):
+    if isinstance(error, ConsentError | PrivacyError):
         return error.message
     if isinstance(error, ContributionError):
         return f"its {error.field!r} is not what was declared" if error.field else error.message

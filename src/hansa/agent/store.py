@@ -6,9 +6,10 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from hansa.agent.ledger import Budget, Ledger
 from hansa.database import Database, columns
 
-HEAD = "0001"
+HEAD = "0002"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 metadata = sa.MetaData()
@@ -21,6 +22,12 @@ sa.Table(
     ),
 )
 sa.Table("latest", metadata, *columns({"run": str}, federation=str, version=int, digest=str))
+sa.Table(
+    "charge",
+    metadata,
+    *columns({"run": str, "version": int, "attempt": int}, at=str, event=dict),
+)
+sa.Table("budget", metadata, *columns({"unit": str}, epsilon=float, delta=float))
 sa.Table("memory", metadata, *columns({"run": str}, body=bytes))
 
 
@@ -29,3 +36,9 @@ class AgentStore(Database):
 
     def __init__(self, home: Path) -> None:
         super().__init__(home / "agent.db", metadata, MIGRATIONS, HEAD)
+
+    def ledger(self) -> Ledger:
+        """What was charged, and the budget."""
+        row = self.row("budget", unit="example")
+        budget = Budget(row["epsilon"], row["delta"]) if row else None
+        return Ledger(self.rows("charge", order="at"), budget)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ def start(
     token: str = "",
     data: Sequence[str] = (),
     allow: Sequence[str] = (),
+    budget: float | None = None,
+    delta: float = 1e-5,
     home: AgentFolder = None,
     verbose: Verbose = False,
     leash: Leash = False,
@@ -45,15 +48,23 @@ def start(
         token: the invitation, the first time; later the folder remembers.
         data: NAME=FILE (CSV or Parquet) or NAME=URL#SELECT ...; may be given several times.
         allow: a kind of task that may run on these tables; may be given several times.
+        budget: the epsilon that all studies together may cost one row, for ever; remembered.
+        delta: at which the budget is taken.
     """
-    from hansa.agent.offers import checked_kinds, named
+    from hansa.agent.offers import Offers, checked_kinds, named
 
     out = Output(json)
     log_to_stderr(verbose)
     folder = agent_home(home)
     # Checked before a folder is made for them.
     wanted, kinds = [named(word) for word in data], checked_kinds(allow)
+    if budget is not None and not (0 < budget < math.inf and 0 < delta < 1):
+        remedy = "A budget is above 0; delta is well below one over the number of rows"
+        raise UsageError(f"a budget of epsilon {budget:g} at delta {delta:g}", remedy=remedy)
     with sole(folder):
+        if budget is not None:
+            with contextlib.closing(Offers(folder)) as offers:
+                offers.allow_epsilon(budget, delta)
         program = _serve(out, folder, token, _offers(folder, wanted, kinds))
         asyncio.run(serve(program, leash=leash))
 
@@ -146,18 +157,28 @@ def status(*, home: AgentFolder = None, json: Json = False) -> None:
     from cryptography import x509
 
     from hansa.agent.home import AgentHome
+    from hansa.agent.offers import Offers
 
     out = Output(json)
     folder = agent_home(home)
     joined = AgentHome.open(folder)
     expires = x509.load_pem_x509_certificate(joined.certificate_pem).not_valid_after_utc
     listed = offered(folder)
+    with contextlib.closing(Offers(folder)) as offers:
+        privacy = offers.privacy()
+    spent, budget = privacy["spent"], privacy["budget"]
     record = folder / "left.jsonl"
     messages = record.read_bytes().count(b"\n") if record.exists() else 0
     out.say(f"{joined.party}, a party of {joined.federation} at {joined.address}")
     out.say(f"its certificate is valid until {expires:%Y-%m-%d %H:%M} UTC and renews itself")
     for offer in listed:
         out.say(f"offers {offer['dataset']} ({offer['source']}) for {', '.join(offer['allow'])}")
+    of = f" of {budget:g}" if budget else ", without a budget"
+    cost = (
+        f"epsilon {spent:.4g}" if spent < math.inf else "without a bound: sums left without noise"
+    )
+    charges = f"{privacy['answers']} answers at delta {privacy['delta']:g}"
+    out.say(f"its rows have cost {cost}{of}, in {charges}")
     out.say(f"{messages} messages have left; {record} tells of each")
     out.finish(
         {
@@ -166,6 +187,7 @@ def status(*, home: AgentFolder = None, json: Json = False) -> None:
             "address": joined.address,
             "certificate_expires": expires.isoformat(),
             "offers": listed,
+            "privacy": {**privacy, "spent": spent if spent < math.inf else None},
             "left": {"file": record, "messages": messages},
         }
     )

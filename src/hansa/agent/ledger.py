@@ -1,0 +1,110 @@
+"""What a party's rows have cost: events, charged before anything leaves, and never given back.
+
+All tables of an agent are one population: whose rows they are is not known here, and a table that is renamed or
+offered twice is charged like any other. The sum is taken anew from the events whenever it is asked for, by Rényi
+divergences, which hold for studies that are chosen in the light of earlier ones (Feldman and Zrnic 2021, arXiv
+2008.11193).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hansa.aggregation.signal import Noised
+from hansa.errors import PrivacyError
+from hansa.part import reading
+from hansa.privacy import accountant
+from hansa.privacy.claim import Privacy
+from hansa.privacy.events import EVENTS, Event, Exact
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an owner allows, for one row, for ever.
+
+    Args:
+        epsilon: of everything together.
+        delta: at which it is taken.
+    """
+
+    epsilon: float
+    delta: float = 1e-5
+
+
+class Ledger:
+    """The charges of one agent, and its budget.
+
+    Args:
+        rows: of the table ``charge``, in the order in which they were made.
+        budget: None lets everything through, and writes it down.
+    """
+
+    def __init__(
+        self, rows: Iterable[Mapping[str, Any]] = (), budget: Budget | None = None
+    ) -> None:
+        self.budget = budget
+        self.answers, self.last = 0, ("", "")
+        self._events: Counter[Event] = Counter()
+        self._latest: dict[str, tuple[int, int]] = {}
+        with reading("ledger"):
+            for row in rows:
+                self._count(row, EVENTS.build(row["event"]))
+
+    def _count(self, row: Mapping[str, Any], event: Event) -> None:
+        self._events[event] += 1
+        self._latest[row["run"]] = row["version"], row["attempt"]
+        self.answers, self.last = self.answers + 1, (row["run"], row["at"])
+
+    def spent(self, delta: float = 1e-5, more: Event | None = None) -> float:
+        """The epsilon of everything, and of one event more; infinite if something left without noise."""
+        events = self._events + Counter([more] if more else [])
+        times = [(event, event.times * count) for event, count in events.items()]
+        all_ = [type(event)(**{**event.model_dump(), "times": n}) for event, n in times]
+        return accountant.epsilon(all_, delta, "rdp") if all_ else 0.0
+
+    def charge(
+        self, key: Mapping[str, Any], privacy: Privacy, noise: Sequence[Noised]
+    ) -> dict[str, Any]:
+        """Charge an answer before it is worked on, and return the row; what was charged already costs nothing.
+
+        Args:
+            key: run, version, attempt, and when (``at``).
+            privacy: what the study protects.
+            noise: what is in the answer.
+
+        Raises:
+            PrivacyError: if it would cost more than is left, or protects something else.
+        """
+        own = [noised.event for noised in noise if noised.where == "party"]
+        event: Event = Exact(adjacency=privacy.adjacency)
+        if own and privacy.unit == "example":
+            event = min(own, key=lambda e: accountant.epsilon([e], 1e-5, "rdp"))
+        row = {**key, "event": EVENTS.spec(event)}
+        if self._latest.get(row["run"]) == (row["version"], row["attempt"]):
+            return row
+        if self.budget is not None:
+            self._within(self.budget, privacy, event)
+        self._count(row, event)
+        return row
+
+    def _within(self, budget: Budget, privacy: Privacy, event: Event) -> None:
+        if privacy.unit != "example":
+            raise PrivacyError(
+                "this party's budget is of examples, and the study protects whole parties",
+                remedy='Say privacy.unit = "example" in the study',
+            )
+        total = self.spent(budget.delta, event)
+        if total > budget.epsilon:
+            run, at = self.last
+            before = f"; the last of {self.answers} charges was run {run} at {at}" if run else ""
+            would = (
+                f"it would come to {total:.4g}" if total < math.inf else "the answer has no noise"
+            )
+            raise PrivacyError(
+                f"this party's privacy budget is epsilon {budget.epsilon:g}, and {would}{before}",
+                remedy="Its owner can raise it with `hansa agent start --budget`",
+            )

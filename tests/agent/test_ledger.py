@@ -1,0 +1,108 @@
+"""What a party's rows have cost."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hansa.agent.ledger import Budget, Ledger
+from hansa.agent.store import AgentStore
+from hansa.aggregation.signal import Noised
+from hansa.database import Put
+from hansa.errors import PrivacyError
+from hansa.privacy import accountant
+from hansa.privacy.claim import Privacy
+from hansa.privacy.events import Gaussian
+
+EXAMPLE = Privacy(unit="example")
+NOISE = Gaussian(adjacency="add-remove", noise_multiplier=4.0)
+QUIET = (Noised("party", NOISE, "local-gaussian"),)
+
+
+def key(version: int, run: str = "tumours", attempt: int = 1) -> dict[str, Any]:
+    return {"run": run, "version": version, "attempt": attempt, "at": "2026-11-21T08:00:00Z"}
+
+
+def spend(ledger: Ledger) -> str:
+    """Charge one answer after the other until it refuses, and return why."""
+    for version in range(10, 200):
+        try:
+            ledger.charge(key(version), EXAMPLE, QUIET)
+        except PrivacyError as error:
+            return str(error)
+    return ""
+
+
+def test_every_answer_is_charged_once_and_a_new_attempt_anew() -> None:
+    ledger = Ledger()
+    for version in range(3):
+        ledger.charge(key(version), EXAMPLE, QUIET)
+        ledger.charge(key(version), EXAMPLE, QUIET)  # sent again
+    assert ledger.answers == 3
+    ledger.charge(key(2, attempt=2), EXAMPLE, QUIET)
+    assert ledger.answers == 4
+    whole = NOISE.model_copy(update={"times": 4})
+    assert ledger.spent() == pytest.approx(accountant.epsilon([whole], 1e-5, "rdp"))
+
+
+def test_a_budget_is_refused_when_it_would_be_exceeded_and_stays_as_it_was() -> None:
+    ledger = Ledger(budget=Budget(3.0))
+    refused = spend(ledger)
+    assert "epsilon 3, and it would come to 3" in refused
+    assert "run tumours at 2026" in refused
+    count = ledger.answers
+    assert count > 3
+    assert ledger.spent() <= 3.0
+    other = key(0, run="renamed")  # another run is of the same rows
+    with pytest.raises(PrivacyError, match="privacy budget"):
+        ledger.charge(other, EXAMPLE, QUIET)
+    assert ledger.answers == count
+
+
+@pytest.mark.parametrize(
+    ("privacy", "noise", "says"),
+    [
+        (EXAMPLE, (), "the answer has no noise"),
+        (EXAMPLE, (Noised("coordinator", NOISE, "gaussian"),), "the answer has no noise"),
+        (EXAMPLE, (Noised("shares", NOISE, "skellam"),), "the answer has no noise"),
+        (Privacy(unit="party"), QUIET, "the study protects whole parties"),
+        (
+            Privacy(unit="example", adjacency="replace"),
+            (Noised("party", NOISE.model_copy(update={"adjacency": "replace"}), "local-gaussian"),),
+            "adjacency",
+        ),
+    ],
+)
+def test_what_does_not_protect_rows_against_the_coordinator_is_refused_where_there_is_a_budget(
+    privacy: Privacy, noise: tuple[Noised, ...], says: str
+) -> None:
+    ledger = Ledger(budget=Budget(8.0))
+    ledger.charge(key(0), EXAMPLE, QUIET)
+    with pytest.raises(PrivacyError) as refused:
+        ledger.charge(key(1), privacy, noise)
+    assert says in str(refused.value)
+    assert ledger.answers == 1
+
+
+def test_without_a_budget_everything_is_written_down() -> None:
+    ledger = Ledger()
+    ledger.charge(key(0), Privacy(), ())
+    assert ledger.spent() == math.inf
+
+
+def test_it_survives_a_restart_and_is_recomputed_from_its_events(tmp_path: Path) -> None:
+    store = AgentStore(tmp_path)
+    ledger = store.ledger()
+    rows = [ledger.charge(key(version), EXAMPLE, QUIET) for version in range(5)]
+    store.apply([Put("charge", row) for row in rows])
+    store.apply([Put("budget", {"unit": "example", "epsilon": 3.0, "delta": 1e-5})])
+    store.close()
+    again = AgentStore(tmp_path)
+    kept = again.ledger()
+    again.close()
+    assert (kept.answers, kept.spent()) == (5, ledger.spent())
+    assert kept.budget == Budget(3.0)
+    assert "privacy budget" in spend(kept)
