@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -71,11 +72,10 @@ def step(desk: Desk, inbox: Sequence[Envelope]) -> tuple[Desk, Out]:
             break
         if (e.run, e.session, e.attempt, e.phase, e.receiver) != place or e.sender not in waiting:
             continue  # late, repeated, or of another attempt
-        i = at[e.sender]
-        if wrong := _wrong(desk, i, e.payload):
+        if wrong := _wrong(desk, at[e.sender], e.payload):
             refused.append(f"{e.sender}: {wrong}")
         else:
-            answers[i] = b"\1" if desk.phase == Phase.MASK else e.payload
+            answers[at[e.sender]] = b"\1" if desk.phase == Phase.MASK else e.payload
             waiting.discard(e.sender)
     desk = replace(desk, answers=tuple(answers), refused=tuple(refused))
     return advance(desk) if len(waiting) <= spare and not desk.ended else (desk, ())
@@ -193,11 +193,12 @@ def _opened(desk: Desk) -> tuple[Desk, bytes]:
     terms, bound, refused = desk.terms, desk.terms.bound(desk.coins), list(desk.refused)
     k, t = terms.numbers.degree, terms.numbers.threshold
     there = np.array([bool(got) for got in desk.answers])
-    given = np.zeros((len(there), k, shares.SHARE), np.uint8)
-    for i in np.flatnonzero(there):
-        given[i] = np.frombuffer(desk.answers[i][KEY:], np.uint8).reshape(k, -1)
-    flat, lies = given.reshape(-1, shares.SHARE), edges(bound.graph)
     dealt = np.frombuffer(desk.dealt, np.uint8).reshape(len(there), k, DEALT)
+
+    @cache  # by dealer and neighbour, once anybody is missing
+    def given() -> NDArray[np.uint8]:
+        flat = b"".join(got[KEY:] or bytes(k * shares.SHARE) for got in desk.answers)
+        return np.frombuffer(flat, np.uint8).reshape(-1, shares.SHARE)[edges(bound.graph)]
 
     def opened(i: int) -> bytes:
         advert, half, name = terms.roster[i].advert, int(not desk.chosen[i]), terms.names[i]
@@ -209,7 +210,7 @@ def _opened(desk: Desk) -> tuple[Desk, bytes]:
         if own and fits(own):
             return own
         refused.extend([f"{name}: a seed that it did not commit to"] if own else [])
-        left, held = np.flatnonzero(there[row]), flat[lies[i]]
+        left, held = np.flatnonzero(there[row]), given()[i]
         while len(left) >= t:
             secret = shares.combine(held[left[:t]], row[left[:t]] + 1)
             if secret and fits(secret):
