@@ -143,7 +143,7 @@ def with_and_without(federation: Federation, tables: Mapping[str, Table]) -> tup
 def inverted(layout: Layout, update: Array, width: int) -> Array:
     """The row that a dense layer saw, ``[width]``: a unit's weight gradient over its bias gradient.
 
-    Exact for one row, however many steps were taken; of several, a weighted mean of them.
+    Exact for one row, however many steps were taken; of several, a weighted mean of them; zeros if nothing moved.
 
     Raises:
         StudyError: if no dense layer with a bias sees the features.
@@ -151,7 +151,7 @@ def inverted(layout: Layout, update: Array, width: int) -> Array:
     for (_, weight), (_, bias) in pairwise(layout.split(update).items()):
         if weight.shape[-1:] == (width,) and weight.shape[:-1] == bias.shape:
             unit = int(np.abs(bias).argmax())
-            return np.asarray(weight.reshape(-1, width)[unit] / bias.reshape(-1)[unit])
+            return np.asarray(weight.reshape(-1, width)[unit] / (bias.reshape(-1)[unit] or 1.0))
     what = "no dense layer with a bias sees the features, so that no row is read by division"
     raise StudyError(what, remedy="Use a linear model, or begin with a dense layer")
 

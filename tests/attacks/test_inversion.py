@@ -56,6 +56,7 @@ def test_a_row_is_its_weight_gradient_over_its_bias_gradient() -> None:
     unit = np.abs(residual.mean(axis=0)).argmax()
     shares = residual[:, unit] / residual[:, unit].sum()
     np.testing.assert_allclose(mixed, shares @ x, rtol=1e-9)
+    assert not audit.inverted(model.layout, np.zeros(theta.size), 64).any()
 
 
 def test_without_a_dense_layer_there_is_nothing_to_divide() -> None:
