@@ -17,6 +17,7 @@ from typing import ClassVar, TypeVar
 import numpy as np
 
 from hansa.aggregation.reduce import BLOCK, Block, Reduction
+from hansa.aggregation.ring import SecureSum
 from hansa.backends.clock import Clock
 from hansa.backends.memories import Latest, Memories
 from hansa.contribution import Array, Arrival, Ask, Contributions, Json, Total, Values
@@ -32,6 +33,8 @@ from hansa.methods.course import Course, Progress
 from hansa.methods.fedbuff import FedBuff
 from hansa.party import Crowd, Outcome, Party
 from hansa.run import UNDER_WAY, Decision, Event, Run, decided, draw, drive, new_id, now
+from hansa.secure import rehearsal
+from hansa.secure.terms import Rules
 
 _LARGE = (
     1 << 23
@@ -60,6 +63,8 @@ class Local:
         keep: keep every checkpoint that is written, so that runs can be forked from its round.
         fork: a run from whose state another one begins, of this federation; only the model must be alike.
         replay: a run whose decisions (who was asked, and who was not counted) are repeated.
+        masks: carry secure sums out as parties and a coordinator would, masks, shares and signatures included;
+            without, the same sums are computed directly.
     """
 
     kind: ClassVar[str] = "local"
@@ -81,6 +86,7 @@ class Local:
         keep: bool = False,
         fork: Run | None = None,
         replay: Run | None = None,
+        masks: bool = False,
     ) -> None:
         if every < 1:
             raise UsageError(f"a checkpoint after every {every} exchanges", remedy="Say 1 or more")
@@ -98,6 +104,7 @@ class Local:
         self._test = test if test is None or isinstance(test, Table) else Table(test)
         self._seed, self._every, self._follow = seed, every, follow
         self._clock, self._keep, self._fork = clock, keep, fork
+        self._masks = masks
         self._decisions = {} if replay is None else decided(replay)
         self._folder = None if folder is None else Path(folder)
 
@@ -183,7 +190,12 @@ class Local:
                 remedy="Replay with the parties of that run",
             )
         options = Options(
-            engine, self._workers, self._test, self._clock, federation.cohort.deadline
+            engine,
+            self._workers,
+            self._test,
+            self._clock,
+            federation.cohort.deadline,
+            masks=_rules(federation, course) if self._masks else None,
         )
         crowd = Crowd(self._tables, course)
         if isinstance(course.method, FedBuff):
@@ -291,6 +303,7 @@ class Options:
         clock: the virtual one, if there is any.
         deadline: virtual seconds after which a party is left out of its round.
         decisions: of another run, to be repeated, by the number of the exchange.
+        masks: the rules of secure sums that are carried out as between machines.
     """
 
     engine: Engine = "resident"
@@ -299,6 +312,7 @@ class Options:
     clock: Clock | None = None
     deadline: float = math.inf
     decisions: Mapping[int, Decision] = field(default_factory=dict)
+    masks: Rules | None = None
 
 
 class LocalExchange:
@@ -357,6 +371,8 @@ class LocalExchange:
         if ask.work == "evaluate" and self._course.evaluate.central:
             return Arrival(ask, self._tested(ask))
         excluded = self._absent(ask)
+        if self._options.masks and self._course.signals(ask)[-1].hidden:
+            return self._under_masks(ask, excluded, self._options.masks)
         reduction = Reduction(self._course.signals(ask)[-1].fields, ask.parties)
         leaving, proposed = 0, list[Mapping[str, Values]]()
         for block, outcome in self.outcomes(ask, [n for n in ask.parties if n not in excluded]):
@@ -370,6 +386,32 @@ class LocalExchange:
             "bytes_in": float(leaving),
         }
         total = reduction.total(len(self._course.setup.parties))
+        return Arrival(ask, total, dict(sorted(excluded.items())), metrics)
+
+    def _under_masks(self, ask: Ask, excluded: dict[str, str], rules: Rules) -> Arrival:
+        """An arrival of which nobody saw a part; its sums are those without masks, to the bit."""
+        fields = self._course.signals(ask)[-1].fields
+        vectors, proposed = dict[str, Array](), list[Mapping[str, Values]]()
+        present = [name for name in ask.parties if name not in excluded]
+        for outcome in self.room.answers(ask, present, self.memories):
+            excluded |= outcome.excluded
+            proposed.append(outcome.memory)
+            for i, name in enumerate(outcome.counted.parties):
+                mine = [outcome.counted.values[f.name][i].reshape(-1) for f in fields]
+                vectors[name] = np.concatenate(mine)
+        names = [name for name in ask.parties if name in vectors]
+        model = bytes.fromhex(ask.digest)[:32]
+        run = f"{self._course.setup.seed}"
+        summed = rehearsal.summed(ask.parties, vectors, rules, run, ask.version + 1, model)
+        sizes = np.cumsum([math.prod(f.shape or ()) for f in fields])[:-1]
+        parts = zip(fields, np.split(summed.astype(np.float64), sizes), strict=True)
+        values = Values({f.name: part.reshape(f.shape or ()) for f, part in parts})
+        self.remember(proposed)
+        metrics = {
+            "bytes_out": float(ask.send.nbytes * len(ask.parties)),
+            "bytes_in": float(sum(vector.nbytes for vector in vectors.values())),
+        }
+        total = Total(values, tuple(names), len(self._course.setup.parties), float(len(names)))
         return Arrival(ask, total, dict(sorted(excluded.items())), metrics)
 
     def remember(self, proposed: Sequence[Mapping[str, Values]]) -> None:
@@ -431,6 +473,27 @@ class LocalExchange:
             )
         answer = Party("test", self._options.test, self._course).tested(ask)
         return Total(answer.values, (), len(self._course.setup.parties), 0.0)
+
+
+def _rules(federation: Federation, course: Course) -> Rules:
+    """What parties hold a secure sum to: the study's adversary, the largest of its thresholds, and the minimum
+    on whose shares of noise its guarantee counts.
+    """
+    chains = (*federation.aggregation.stages, *federation.statistics.stages)
+    thresholds = [stage.threshold for stage in chains if isinstance(stage, SecureSum)]
+    if not thresholds:
+        raise UsageError(
+            "there are no secure sums to put masks on",
+            remedy="Leave masks out, or end a chain in secure_sum()",
+        )
+    cohort, adversary = federation.cohort, federation.adversary
+    least = max(*thresholds, 0.0, cohort.minimum / max(1, cohort.most(len(course.setup.parties))))
+    return Rules(
+        corrupt=adversary.colluding,
+        dropout=max(0.0, 1 - least),
+        adversary="malicious" if adversary.coordinator == "malicious" else "curious",
+        honest=max(1, min(3, cohort.minimum - adversary.colluding - 1)),
+    )
 
 
 def _alike(there: Method, here: Method) -> bool:
