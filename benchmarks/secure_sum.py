@@ -74,9 +74,7 @@ class Play:
         self.spool: dict[str, bytes] = {}
         self.seats, roster, work = {}, [], Work(1, bytes(32), length)
         for name, role in self.roles.items():
-            seat, (said,) = self.clients[name](
-                "all", role.advertise, "run", "session", 1, os.urandom(32)
-            )
+            seat, (said,) = self.clients[name]("all", role.advertise, "run", "session", 1, os.urandom(32))
             self.seats[name] = role.expect(seat, work)
             self.sent[name] += len(said.payload)
             roster.append(Member(name, pins[name], said.payload))

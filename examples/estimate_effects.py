@@ -36,8 +36,7 @@ def hospitals() -> dict[str, hs.Table]:
     }
     names = ("Berlin", "Paris", "Rome")
     return {
-        name: hs.Table.of({key: column[i::3] for key, column in columns.items()})
-        for i, name in enumerate(names)
+        name: hs.Table.of({key: column[i::3] for key, column in columns.items()}) for i, name in enumerate(names)
     }
 
 
@@ -72,6 +71,4 @@ if __name__ == "__main__":
     fit(tumours, hs.wisconsin.hospitals())
     trial = fit(remission, hospitals())
     baseline = trial.model.facts["inference"]["baseline"]
-    print(
-        f"the baseline hazard adds up to {baseline['hazard'][-1]:.2f} by week {baseline['times'][-1]:g}"
-    )
+    print(f"the baseline hazard adds up to {baseline['hazard'][-1]:.2f} by week {baseline['times'][-1]:g}")

@@ -55,8 +55,7 @@ class PoissonRegression(hs.Task):
         wide = float(2**40)
         names = ("rows", "loss", "deviance")
         return tuple(
-            Field(n, shape=(), algebra=Algebra.SUM, low=0.0 if n == "rows" else -wide, high=wide)
-            for n in names
+            Field(n, shape=(), algebra=Algebra.SUM, low=0.0 if n == "rows" else -wide, high=wide) for n in names
         )
 
     def tally(self, predicted: Array, y: Array) -> Values:
@@ -87,9 +86,7 @@ def clinics(seed: int = 0) -> dict[str, hs.Table]:
     return tables
 
 
-federation = hs.Federation(
-    name="visits", task=task, method=hs.FedAvg(local=hs.SGD(lr=0.05)), rounds=20
-)
+federation = hs.Federation(name="visits", task=task, method=hs.FedAvg(local=hs.SGD(lr=0.05)), rounds=20)
 
 if __name__ == "__main__":
     run = federation.run(hs.Local(clinics()))

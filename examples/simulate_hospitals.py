@@ -25,6 +25,4 @@ if __name__ == "__main__":
     # Only a simulation may see all rows in one place; that is what the comparison needs.
     for one in compare(federation, hospitals, run.model):
         m = one.metrics
-        print(
-            f"{one.name:<12}{one.rows:>6}{m['accuracy']:>10.4f}{m['auc']:>8.4f}{m['loss']:>10.4f}"
-        )
+        print(f"{one.name:<12}{one.rows:>6}{m['accuracy']:>10.4f}{m['auc']:>8.4f}{m['loss']:>10.4f}")

@@ -29,13 +29,7 @@ from hansa.wire import messages as m
 from hansa.wire.client import Client
 from hansa.wire.rpcs import INVITE, SUBMIT
 
-KINDS = (
-    "linear-regression",
-    "logistic-regression",
-    "softmax-regression",
-    "poisson-regression",
-    "cox-regression",
-)
+KINDS = ("linear-regression", "logistic-regression", "softmax-regression", "poisson-regression", "cox-regression")
 PATIENCE = 20.0
 """Seconds after which a test gives up waiting; nothing takes so long unless it hangs."""
 
@@ -126,9 +120,7 @@ class Town:
         finally:
             left.close()
 
-    def begin(
-        self, name: str, allow: Sequence[str] = KINDS, home: AgentHome | None = None
-    ) -> Agent:
+    def begin(self, name: str, allow: Sequence[str] = KINDS, home: AgentHome | None = None) -> Agent:
         """Start a party's agent in its folder."""
         offers = [Offer(self.dataset, self.tables[name], tuple(allow))]
         say = self.said.setdefault(name, []).append
@@ -192,9 +184,7 @@ class Deployed:
 
 
 @pytest.fixture
-def deployed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Mapping[str, hs.Table]], Deployed]:
+def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, hs.Table]], Deployed]:
     """Makes the deployed backend among parties with these tables."""
     monkeypatch.setattr(agent_service, "LONGEST_PAUSE", 0.2)
     return lambda tables: Deployed(tmp_path / "deployed", tables)

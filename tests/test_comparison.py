@@ -43,9 +43,7 @@ def test_over_ten_seeds_the_federated_model_comes_near_the_pooled_one(scores):
 
 def test_nothing_held_out_is_nothing_to_compare_on():
     federation = hs.Federation(
-        task=hs.LogisticRegression(target="malignant"),
-        rounds=1,
-        evaluation=hs.Evaluate(split="split"),
+        task=hs.LogisticRegression(target="malignant"), rounds=1, evaluation=hs.Evaluate(split="split")
     )
     hospitals = wisconsin.hospitals(0)
     model = federation.run(Local(hospitals)).model
@@ -91,9 +89,7 @@ def opposites():
     ],
     ids=lambda method: method.kind,
 )
-def test_a_model_of_ones_own_is_right_at_home_and_wrong_where_labels_are_opposite(
-    method, opposites
-):
+def test_a_model_of_ones_own_is_right_at_home_and_wrong_where_labels_are_opposite(method, opposites):
     task = hs.LogisticRegression(target="y")
     run = hs.Federation(task=task, method=method, rounds=20).run(Local(opposites))
     crossed = cross_matrix(run, opposites)
@@ -117,9 +113,7 @@ def test_before_personalisation_the_matrix_says_what_the_run_said(opposites):
 def test_what_has_no_matrix_is_refused(opposites):
     federation = hs.Federation(task=hs.LogisticRegression(target="y"), rounds=1)
     run = federation.run(Local(opposites))
-    with pytest.raises(
-        hs.errors.StudyError, match="no party has a model and rows of its own: fedavg"
-    ):
+    with pytest.raises(hs.errors.StudyError, match="no party has a model and rows of its own: fedavg"):
         cross_matrix(run, opposites)
     own = federation.model_copy(update={"method": hs.methods.Ditto(local=hs.SGD(lr=0.1))})
     with pytest.raises(hs.errors.StudyError, match="no metric 'acuracy'"):

@@ -11,17 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hansa.contribution import (
-    WEIGHT_LIMIT,
-    Algebra,
-    Array,
-    Ask,
-    Contribution,
-    Field,
-    Values,
-    canonical,
-    check,
-)
+from hansa.contribution import WEIGHT_LIMIT, Algebra, Array, Ask, Contribution, Field, Values, canonical, check
 from hansa.errors import ContributionError, StudyError
 
 FIELDS = (

@@ -232,9 +232,7 @@ def test_a_saved_run_with_categories_scores_as_before(tmp_path: Path) -> None:
         "grade": hs.ColumnRule(type="category", categories=("a", "b")),
     }
     federation = hs.Federation(
-        task=hs.LogisticRegression(target="y"),
-        contract=hs.Contract(columns=rules),
-        cohort=hs.All(minimum=1),
+        task=hs.LogisticRegression(target="y"), contract=hs.Contract(columns=rules), cohort=hs.All(minimum=1)
     )
     run = federation.run(hs.Local({"a": table}, folder=tmp_path))
     loaded = hs.Run.load(tmp_path / run.id)

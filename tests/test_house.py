@@ -53,9 +53,7 @@ def pins(name: str) -> dict[str, str]:
 
 
 def test_the_licence_is_apache_2_and_goes_with_the_package():
-    assert (
-        "Apache License\n                           Version 2.0" in (ROOT / "LICENSE").read_text()
-    )
+    assert "Apache License\n                           Version 2.0" in (ROOT / "LICENSE").read_text()
     assert PROJECT["license"] == "Apache-2.0"
     assert PROJECT["license-files"] == ["LICENSE"]
 
@@ -137,9 +135,7 @@ def test_what_was_tested_together_is_pinned():
 
 
 def test_both_readmes_say_the_same_in_the_same_order():
-    english, chinese = (
-        headings((ROOT / name).read_text("utf-8")) for name in ("README.md", "README.zh-CN.md")
-    )
+    english, chinese = (headings((ROOT / name).read_text("utf-8")) for name in ("README.md", "README.zh-CN.md"))
     assert english == chinese
     assert len(english) > 1
 

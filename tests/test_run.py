@@ -78,9 +78,7 @@ def test_an_unknown_form_is_refused(run: hs.Run) -> None:
         run.metrics(form)
 
 
-def test_a_missing_library_is_named_with_its_extra(
-    run: hs.Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_library_is_named_with_its_extra(run: hs.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_module(name: str) -> None:
         raise ImportError(name)
 
@@ -91,9 +89,7 @@ def test_a_missing_library_is_named_with_its_extra(
 
 def test_a_run_without_an_evaluation_has_an_empty_table(tmp_path: Path) -> None:
     table = hs.Table.of({"x": [1.0, 2.0], "y": [2.0, 4.0]})
-    federation = hs.Federation(
-        task=hs.LinearRegression(target="y"), evaluation=hs.Evaluate(holdout=0), rounds=1
-    )
+    federation = hs.Federation(task=hs.LinearRegression(target="y"), evaluation=hs.Evaluate(holdout=0), rounds=1)
     run = federation.run(hs.Local({"a": table, "b": table}))
     assert run.metrics() == []
     assert not (run.save(tmp_path) / "metrics.parquet").exists()

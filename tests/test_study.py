@@ -103,9 +103,7 @@ def test_every_setting_makes_another_hash(tmp_path: Path) -> None:
         "patience = 5": "patience = 6",
         'kind = "fedavg"': 'kind = "fedavg" # same',
     }
-    hashes = [
-        hs.load(write(tmp_path, STUDY.replace(old, new, 1))).hash for old, new in changes.items()
-    ]
+    hashes = [hs.load(write(tmp_path, STUDY.replace(old, new, 1))).hash for old, new in changes.items()]
     assert len({federation().hash, *hashes}) == len(changes)
 
 
@@ -115,10 +113,7 @@ def test_one_changed_byte_in_a_bundled_file_changes_the_hash(tmp_path: Path) -> 
     write(tmp_path, bytes(range(256)), "codes.csv")
     write(tmp_path, "x", "notes/读我.txt")
     before = hs.load(write(tmp_path, study))
-    assert [(file.path, file.size) for file in before.bundle] == [
-        ("codes.csv", 256),
-        ("notes/读我.txt", 1),
-    ]
+    assert [(file.path, file.size) for file in before.bundle] == [("codes.csv", 256), ("notes/读我.txt", 1)]
     assert before.has_code
     assert hs.load(write(tmp_path, study)).hash == before.hash
     write(tmp_path, bytes([*range(255), 0]), "codes.csv")
@@ -202,16 +197,10 @@ def test_a_mistake_is_answered_with_its_place_and_the_nearest_word(
         ("[study\n", "this is not TOML: Expected ']' at the end"),
         (b'[study]\nname = "\xff"', "this is not UTF-8: byte 16. Save it as UTF-8"),
         ("", "there is no [task]"),
-        (
-            'task = "logistic-regression"',
-            "task is 'logistic-regression', not a table. Write [task]",
-        ),
+        ('task = "logistic-regression"', "task is 'logistic-regression', not a table. Write [task]"),
         ("method = 3", "method is 3, not a table. Write [method] and its keys"),
         ("[[task]]\nx = 1", "task is [{'x': 1}], not a table"),
-        (
-            '[task]\nkind = "linear-regression"\ntarget = ""',
-            'task.target must be text that is not empty, not ""',
-        ),
+        ('[task]\nkind = "linear-regression"\ntarget = ""', 'task.target must be text that is not empty, not ""'),
     ],
 )
 def test_what_is_no_study_is_refused(text: str | bytes, says: str, tmp_path: Path) -> None:
@@ -338,9 +327,7 @@ def test_a_task_in_a_module_is_simulated_and_bundled(tmp_path: Path) -> None:
     assert [file.path for file in loaded.bundle] == ["mine.py"]
     table = hs.Table.of({"x": [1.0, 2.0, 3.0, 4.0], "y": [2.0, 4.0, 6.0, 8.0]})
     run = loaded.run(hs.Local({"a": table, "b": table}))
-    plain = hs.Federation(
-        task=hs.LinearRegression(target="y", l2=0.5), method=hs.FedSGD(), rounds=2
-    )
+    plain = hs.Federation(task=hs.LinearRegression(target="y", l2=0.5), method=hs.FedSGD(), rounds=2)
     expected = plain.run(hs.Local({"a": table, "b": table}))
     assert run.parameters.tobytes() == expected.parameters.tobytes()
     assert run.metrics() == expected.metrics()

@@ -153,17 +153,11 @@ def test_a_time_is_negative_where_the_event_was_not_seen() -> None:
         ([1.0, 2.0], ["yes", "no"], "'e' must be a number"),
     ],
 )
-def test_a_time_or_an_event_that_is_none_names_its_column_and_row(
-    t: Any, e: Any, says: str
-) -> None:
+def test_a_time_or_an_event_that_is_none_names_its_column_and_row(t: Any, e: Any, says: str) -> None:
     with pytest.raises(DataError, match=says):
         COX.labels(hs.Table.of({"t": t, "e": e}))
 
 
 def test_pairs_that_cannot_be_compared_are_no_concordance() -> None:
-    assert COX.metrics(COX.tally(np.array([1.0, 2.0]), np.array([-1.0, -2.0]))) == {
-        "concordance": 0.5
-    }
-    assert COX.metrics(COX.tally(np.array([2.0, 1.0]), np.array([1.0, -2.0]))) == {
-        "concordance": 1.0
-    }
+    assert COX.metrics(COX.tally(np.array([1.0, 2.0]), np.array([-1.0, -2.0]))) == {"concordance": 0.5}
+    assert COX.metrics(COX.tally(np.array([2.0, 1.0]), np.array([1.0, -2.0]))) == {"concordance": 1.0}

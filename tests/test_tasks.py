@@ -75,15 +75,11 @@ def tables(kind: str = "numbers", parties: int = 4) -> dict[str, hs.Table]:
 
 def federation(task: Any, **more: Any) -> hs.Federation:
     local = hs.SGD(lr=0.2, batch_size=8)
-    return hs.Federation(
-        **{"task": task, "method": methods.FedAvg(local=local), "rounds": 6, **more}
-    )
+    return hs.Federation(**{"task": task, "method": methods.FedAvg(local=local), "rounds": 6, **more})
 
 
 @pytest.mark.parametrize(("kind", "engine"), [("numbers", "stacked"), ("images", "resident")])
-def test_a_federation_learns_a_module_and_repeats_to_the_bit(
-    nets: Any, kind: str, engine: str
-) -> None:
+def test_a_federation_learns_a_module_and_repeats_to_the_bit(nets: Any, kind: str, engine: str) -> None:
     module = nets.Net if kind == "numbers" else nets.convolutional
     study = federation(hs.tasks.torch(module, metrics=["accuracy"]))
     run, again = (study.run(hs.Local(tables(kind), workers=w)) for w in (1, 3))
@@ -93,9 +89,7 @@ def test_a_federation_learns_a_module_and_repeats_to_the_bit(
     assert scores["accuracy"] > 0.8
     assert scores["loss"] < 0.7
     np.testing.assert_array_equal(run.model.parameters, again.model.parameters)
-    other = study.run(
-        hs.Local(tables(kind), engine="resident" if engine == "stacked" else "stacked")
-    )
+    other = study.run(hs.Local(tables(kind), engine="resident" if engine == "stacked" else "stacked"))
     gap = np.linalg.norm(other.model.parameters - run.model.parameters)
     assert gap < 1e-4 * np.linalg.norm(run.model.parameters)
 
@@ -104,9 +98,7 @@ def test_a_federation_learns_a_module_and_repeats_to_the_bit(
 def test_methods_with_corrections_and_memory_train_modules(nets: Any, method: Any) -> None:
     local = hs.SGD(lr=0.2, batch_size=8)
     for engine in ("stacked", "resident"):
-        study = federation(
-            hs.tasks.torch(nets.Net, metrics=["accuracy"]), method=method(local=local)
-        )
+        study = federation(hs.tasks.torch(nets.Net, metrics=["accuracy"]), method=method(local=local))
         run = study.run(hs.Local(tables(), engine=engine))
         assert run.model.score(tables()["p1"])["accuracy"] > 0.8
 
@@ -132,10 +124,7 @@ def test_a_federation_with_other_code_is_another_federation(nets: Any) -> None:
     nets.Net.__doc__ = "the same"
     changed = hs.tasks.torch(nets.convolutional, loss="nll", metrics=["accuracy"])
     assert federation(changed).hash != study.hash
-    assert (
-        federation(hs.tasks.torch(nets.Net, hidden=9)).hash
-        != federation(hs.tasks.torch(nets.Net)).hash
-    )
+    assert federation(hs.tasks.torch(nets.Net, hidden=9)).hash != federation(hs.tasks.torch(nets.Net)).hash
 
 
 def test_agents_refuse_it_like_all_code(nets: Any) -> None:
@@ -163,9 +152,7 @@ def test_the_model_is_a_safetensors_file_of_the_state_dict(nets: Any, tmp_path: 
     np.testing.assert_array_equal(hs.Model.load(path).predict(table), run.model.predict(table))
 
 
-def test_a_task_that_is_read_back_elsewhere_needs_its_code(
-    nets: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_that_is_read_back_elsewhere_needs_its_code(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     task = hs.tasks.torch(nets.Net, loss="mse", metrics=[nets.absolute])
     body = TASKS.spec(task)
     monkeypatch.setattr(tasks, "_LIVE", {})
@@ -250,18 +237,9 @@ def test_arguments_that_cannot_be_are_named(nets: Any) -> None:
         (lambda: hs.tasks.torch(nets.Net, loss="crossentropy"), "unknown loss 'crossentropy'"),
         (lambda: hs.tasks.torch(nets.Net, metrics=["acuracy"]), "unknown metrics 'acuracy'"),
         (lambda: hs.tasks.torch(nets.Net, loss=3), "a name or a function was wanted, not 3"),
-        (
-            lambda: hs.tasks.torch(nets.Net(), hidden=3),
-            "arguments hidden for a module that is already",
-        ),
-        (
-            lambda: hs.tasks.torch(nets.Net, activation=torch.nn.ReLU),
-            "arguments activation are not all",
-        ),
-        (
-            lambda: hs.tasks.torch(nets.Net, depth=3).learner(4),
-            "unexpected keyword argument 'depth'",
-        ),
+        (lambda: hs.tasks.torch(nets.Net(), hidden=3), "arguments hidden for a module that is already"),
+        (lambda: hs.tasks.torch(nets.Net, activation=torch.nn.ReLU), "arguments activation are not all"),
+        (lambda: hs.tasks.torch(nets.Net, depth=3).learner(4), "unexpected keyword argument 'depth'"),
         (lambda: hs.tasks.torch(nets.Net, classes=10), "`classes` is the task's own, a list"),
         (lambda: hs.tasks.torch(nets.Net, metrics="accuracy"), "`metrics` is the task's own"),
     ):

@@ -12,11 +12,7 @@ from hansa.variation import grid, read_value, read_values, vary
 BODY = {
     "study": {"name": "tumours"},
     "task": {"kind": "logistic-regression", "target": "malignant"},
-    "method": {
-        "kind": "fedavg",
-        "rounds": 3,
-        "local": {"optimizer": "sgd", "lr": 0.5, "epochs": 2},
-    },
+    "method": {"kind": "fedavg", "rounds": 3, "local": {"optimizer": "sgd", "lr": 0.5, "epochs": 2}},
     "aggregation": {"stages": [{"kind": "clip", "norm": 1.0}]},
 }
 STUDY = from_mapping(BODY, Path())
@@ -100,9 +96,7 @@ def test_a_list_that_became_shorter_has_no_such_place():
 
 
 def test_a_study_with_code_keeps_its_code(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "import hansa as hs\ntask = hs.LinearRegression(target='y')", "utf-8"
-    )
+    (tmp_path / "mine.py").write_text("import hansa as hs\ntask = hs.LinearRegression(target='y')", "utf-8")
     study = from_mapping({"task": {"module": "mine:task"}}, tmp_path)
     changed = vary(study, {"rounds": 2})
     assert changed.rounds == 2

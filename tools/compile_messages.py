@@ -13,11 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from google.protobuf.descriptor_pb2 import (
-    DescriptorProto,
-    FieldDescriptorProto,
-    FileDescriptorProto,
-)
+from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pb2 import FileDescriptorSet as FileSet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,9 +74,7 @@ def _class(message: DescriptorProto) -> str:
     lines += ["    def __init__(", *arguments, "    ) -> None: ..."]
     for group, oneof in enumerate(message.oneof_decl):
         members = [
-            field.name
-            for field in message.field
-            if field.HasField("oneof_index") and field.oneof_index == group
+            field.name for field in message.field if field.HasField("oneof_index") and field.oneof_index == group
         ]
         lines += [
             "    def WhichOneof(  # noqa: N802 (protobuf's name)",

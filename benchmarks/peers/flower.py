@@ -53,12 +53,7 @@ def measure(rounds: int = 5, count: int = 4, port: int = 18000) -> dict[str, obj
             config = f'rounds={rounds} parties={count} marks="{marks}"'
             flwr = [str(bin_folder / "flwr"), "run", str(APP), "here", "--stream"]
             subprocess.run(
-                [*flwr, "--run-config", config],
-                env=environment,
-                stdout=log,
-                stderr=log,
-                timeout=300,
-                check=True,
+                [*flwr, "--run-config", config], env=environment, stdout=log, stderr=log, timeout=300, check=True
             )
             stamps = [float(line) for line in marks.read_text().split()]
         except (subprocess.SubprocessError, OSError) as error:
@@ -73,11 +68,5 @@ def measure(rounds: int = 5, count: int = 4, port: int = 18000) -> dict[str, obj
                 process.kill()
             log.close()
     taken = [later - earlier for earlier, later in pairwise(stamps)]
-    told = subprocess.run(
-        [str(bin_folder / "flwr"), "--version"], capture_output=True, text=True, check=True
-    )
-    return {
-        "round_s": statistics.median(taken),
-        "rounds_s": taken,
-        "version_of": told.stdout.split()[-1],
-    }
+    told = subprocess.run([str(bin_folder / "flwr"), "--version"], capture_output=True, text=True, check=True)
+    return {"round_s": statistics.median(taken), "rounds_s": taken, "version_of": told.stdout.split()[-1]}

@@ -65,13 +65,10 @@ for round, cohort in enumerate(data.cohorts):
     keys = jax.random.split(jax.random.fold_in(key, round), len(cohort))
     rows = [data.span(i) for i in cohort]
     clients = [
-        (int(i), InOrder({"x": x[own], "y": y[own]}), k)
-        for i, own, k in zip(cohort, rows, keys, strict=True)
+        (int(i), InOrder({"x": x[own], "y": y[own]}), k) for i, own, k in zip(cohort, rows, keys, strict=True)
     ]
     state, _ = algorithm.apply(state, clients)
     jax.block_until_ready(state.params)
     w.mark("round")
-said = np.concatenate(
-    [np.asarray(jax.jit(scores)(state.params, part)) for part in np.split(data.test_x, 4)]
-)
+said = np.concatenate([np.asarray(jax.jit(scores)(state.params, part)) for part in np.split(data.test_x, 4)])
 w.done(version("fedjax"), state.params.values(), w.accuracy(said, data))

@@ -96,12 +96,7 @@ if NAME == "W3":
         return Dataset((np.zeros((size, 1)), np.zeros(size)), user_id=party)
 else:
     data = w.Data(NAME)
-    net, algorithm, lr, batch = (
-        Net(n.network(NAME)),
-        FederatedAveraging(),
-        data.work.lr,
-        data.work.batch,
-    )
+    net, algorithm, lr, batch = (Net(n.network(NAME)), FederatedAveraging(), data.work.lr, data.work.batch)
     cohort, rounds = data.work.cohort, data.work.rounds
     order = itertools.cycle(data.cohorts.ravel().tolist())
     x, y = torch.from_numpy(np.array(data.x)), torch.from_numpy(data.y)
@@ -113,20 +108,13 @@ else:
 
 
 model = PyTorchModel(
-    net,
-    local_optimizer_create=torch.optim.SGD,
-    central_optimizer=torch.optim.SGD(net.parameters(), lr=1.0),
+    net, local_optimizer_create=torch.optim.SGD, central_optimizer=torch.optim.SGD(net.parameters(), lr=1.0)
 )
 users = FederatedDataset(user, lambda: next(order))
-backend = SimulatedBackend(
-    training_data=users, val_data=users, postprocessors=[WeightByDatapoints()]
-)
+backend = SimulatedBackend(training_data=users, val_data=users, postprocessors=[WeightByDatapoints()])
 algorithm.run(
     NNAlgorithmParams(
-        central_num_iterations=rounds,
-        evaluation_frequency=10**6,
-        train_cohort_size=cohort,
-        val_cohort_size=0,
+        central_num_iterations=rounds, evaluation_frequency=10**6, train_cohort_size=cohort, val_cohort_size=0
     ),
     backend,
     model,

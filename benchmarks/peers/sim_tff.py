@@ -63,9 +63,7 @@ state = algorithm.initialize()
 turned = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 start = [value.transpose(turned[value.ndim]) for value in data.start.values()]
 weights = algorithm.get_model_weights(state)
-state = algorithm.set_model_weights(
-    state, tff.learning.models.ModelWeights(start, weights.non_trainable)
-)
+state = algorithm.set_model_weights(state, tff.learning.models.ModelWeights(start, weights.non_trainable))
 for cohort in data.cohorts:
     state = algorithm.next(state, [party(i) for i in cohort]).state
     w.mark("round")

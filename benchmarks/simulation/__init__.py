@@ -12,9 +12,7 @@ DATA = Path(__file__).parents[2] / ".cache" / "simulation"
 """Where the data of the workloads is kept between runs."""
 
 
-def measure(
-    works: Sequence[str] = (), only: str = "", repeats: int = 5, taken: str = ""
-) -> dict[str, Any]:
+def measure(works: Sequence[str] = (), only: str = "", repeats: int = 5, taken: str = "") -> dict[str, Any]:
     """Race the contenders of some workloads.
 
     Args:

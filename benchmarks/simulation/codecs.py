@@ -17,16 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 import hansa as hs
-from hansa.aggregation import (
-    Aggregation,
-    low_rank,
-    qsgd,
-    quantize,
-    random_mask,
-    rotate,
-    subsample,
-    top_k,
-)
+from hansa.aggregation import Aggregation, low_rank, qsgd, quantize, random_mask, rotate, subsample, top_k
 from hansa.data.population import Population
 
 Point: TypeAlias = tuple[float, float, float]  # bytes of the parties, bytes both ways, accuracy
@@ -66,9 +57,7 @@ def measure(folder: Path, chain: Any, rate: float) -> list[Point]:
     train = images(folder, "train")
     rows = hs.partition.iid_rows(len(train["y"]), PARTIES, 0)
     federation = hs.Federation(
-        task=hs.SoftmaxRegression(
-            target="y", features=("x",), classes=tuple(range(10)), precision="float32"
-        ),
+        task=hs.SoftmaxRegression(target="y", features=("x",), classes=tuple(range(10)), precision="float32"),
         method=hs.FedAvg(local=hs.SGD(lr=0.1, epochs=1, batch_size=20), server=hs.SGD(lr=rate)),
         rounds=ROUNDS,
         aggregation=chain if isinstance(chain, Aggregation) else Aggregation(stages=(chain,)),
@@ -119,9 +108,7 @@ def drawing(measured: Sequence[tuple[str, list[Point]]]) -> str:
         def across(value: float, x0: int = x0, first: int = first, last: float = last) -> float:
             return x0 + (math.log10(value) - first) / (last - first) * width
 
-        shapes.append(
-            f'<text x="{x0}" y="20" class="title">Accuracy against megabytes {title}</text>'
-        )
+        shapes.append(f'<text x="{x0}" y="20" class="title">Accuracy against megabytes {title}</text>')
         for power in range(first, math.floor(last) + 1):
             x = across(10.0**power)
             shapes.append(f'<path d="M{x:.1f} {top}v{height}" class="grid"/>')
@@ -132,15 +119,9 @@ def drawing(measured: Sequence[tuple[str, list[Point]]]) -> str:
             shapes.append(f'<path d="M{x0} {y:.1f}h{width}" class="grid"/>')
             shapes.append(f'<text x="{x0 - 6}" y="{y + 4:.1f}" class="side">{tick:.2f}</text>')
         for colour, (_, points) in zip(COLOURS, measured, strict=True):
-            few = [
-                *points[:20],
-                *points[20::6],
-                points[-1],
-            ]  # on this scale the others lie on the line
+            few = [*points[:20], *points[20::6], points[-1]]  # on this scale the others lie on the line
             seen = [p for p in few if p[2] >= low]
-            path = " ".join(
-                f"{across(p[panel]):.1f},{_up(p[2], low, high, height, top):.1f}" for p in seen
-            )
+            path = " ".join(f"{across(p[panel]):.1f},{_up(p[2], low, high, height, top):.1f}" for p in seen)
             shapes.append(f'<polyline points="{path}" stroke="{colour}"/>')
     for i, (colour, (name, _)) in enumerate(zip(COLOURS, measured, strict=True)):
         x, y = left + (i % 2) * (width + 45), top + height + 44 + i // 2 * 19

@@ -130,17 +130,10 @@ def trained() -> None:
     population = Population({"pixels": data.x, "label": data.y}, starts, stops)
     test = hs.Table({"pixels": data.test_x, "label": data.test_y})
     run = federation.run(hs.Local(population, test=test, follow=follow))
-    drawn = [
-        e.body["parties"] for e in run.events if e.kind == "asked" and e.body["work"] == "train"
-    ]
+    drawn = [e.body["parties"] for e in run.events if e.kind == "asked" and e.body["work"] == "train"]
     numbers = [[population.names.index(name) for name in names] for names in drawn]
     accuracy = run.progress.metrics["accuracy"] if run.progress else None
-    w.done(
-        hs.__version__,
-        [run.parameters],
-        accuracy,
-        same_cohorts=np.array_equal(numbers, data.cohorts),
-    )
+    w.done(hs.__version__, [run.parameters], accuracy, same_cohorts=np.array_equal(numbers, data.cohorts))
 
 
 if __name__ == "__main__":

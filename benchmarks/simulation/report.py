@@ -37,30 +37,12 @@ and a row that has no others is marked †.
 OURS = "simulation.hansa_side"
 # what, the measured row and the row it is held against, the largest ratio
 RATIOS = (
-    (
-        "W1, own order, against the hand-stacked loop",
-        "W1",
-        f"{OURS} W1 ordered",
-        "simulation.stacked W1 2",
-        0.6,
-    ),
-    (
-        "W1, shuffled, against the hand-stacked loop",
-        "W1",
-        f"{OURS} W1",
-        "simulation.stacked W1 2",
-        0.8,
-    ),
+    ("W1, own order, against the hand-stacked loop", "W1", f"{OURS} W1 ordered", "simulation.stacked W1 2", 0.6),
+    ("W1, shuffled, against the hand-stacked loop", "W1", f"{OURS} W1", "simulation.stacked W1 2", 0.8),
     ("W1 with clip, rotation and 8 bits, against W1", "W1", f"{OURS} W1 codecs", f"{OURS} W1", 1.5),
     ("W1 with SCAFFOLD, against W1", "W1", f"{OURS} W1 scaffold", f"{OURS} W1", 1.3),
     ("W1 with Ditto, against W1", "W1", f"{OURS} W1 ditto", f"{OURS} W1", 2.2),
-    (
-        "W2, float32, against the plain loop on two threads",
-        "W2",
-        f"{OURS} W2",
-        "simulation.plain W2 2",
-        0.72,
-    ),
+    ("W2, float32, against the plain loop on two threads", "W2", f"{OURS} W2", "simulation.plain W2 2", 0.72),
     (
         "W2, bfloat16, against the plain loop on two threads",
         "W2",
@@ -69,13 +51,7 @@ RATIOS = (
         0.65,
     ),
     ("W3, against NumPy in float64", "W3", f"{OURS} W3", "simulation.mean float64", 1.1),
-    (
-        "W4, a million registered parties against 10,000",
-        "W4",
-        f"{OURS} W4",
-        f"{OURS} W4-small",
-        1.1,
-    ),
+    ("W4, a million registered parties against 10,000", "W4", f"{OURS} W4", f"{OURS} W4-small", 1.1),
 )
 # what, the row, its column, the most, the unit
 LIMITS = (
@@ -102,9 +78,7 @@ def lines(part: Mapping[str, Any]) -> list[str]:
 
 
 def _row(row: Mapping[str, Any]) -> str:
-    name = row["name"] + (
-        f" {row['version']}" if "version" in row and "Hansa" not in row["name"] else ""
-    )
+    name = row["name"] + (f" {row['version']}" if "version" in row and "Hansa" not in row["name"] else "")
     if "round_s" not in row:
         return f"| {name} | failed | | | | | | |"
     accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.3f}"
@@ -117,12 +91,7 @@ def _row(row: Mapping[str, Any]) -> str:
 
 def _reaches(races: Mapping[str, Any]) -> list[str]:
     """What was to be reached, and whether it was; of rows that are there."""
-    rows = {
-        (name, row["key"]): row
-        for name, race in races.items()
-        for row in race["rows"]
-        if "round_s" in row
-    }
+    rows = {(name, row["key"]): row for name, race in races.items() for row in race["rows"] if "round_s" in row}
     said = ["| figure | measured | reach | reached |", "|---|---|---|---|"]
     for what, work, mine, other, most in RATIOS:
         a, b = rows.get((work, mine)), rows.get((work, other))
@@ -139,9 +108,7 @@ def _reaches(races: Mapping[str, Any]) -> list[str]:
     half, full = (rows.get(("W2", f"{OURS} {key}")) for key in ("W2 bfloat16", "W2"))
     if half and full:
         off = abs(half["accuracy"] - full["accuracy"]) * 100
-        said.append(
-            f"| W2, bfloat16, accuracy | {off:.1f} points off | 1 point | {_yes(off <= 1)} |"
-        )
+        said.append(f"| W2, bfloat16, accuracy | {off:.1f} points off | 1 point | {_yes(off <= 1)} |")
     return [*said, ""]
 
 

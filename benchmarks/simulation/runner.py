@@ -85,9 +85,7 @@ def strays(marks: Path) -> list[psutil.Process]:
 def used() -> float:
     """Seconds that all cores together were busy, or were taken away by the host, since the start."""
     times = psutil.cpu_times()
-    return sum(
-        getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal")
-    )
+    return sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
 
 
 def quiet(patience: float = 10.0) -> None:
@@ -115,18 +113,14 @@ def once(contender: Contender, data: Path) -> dict[str, object]:
         before, own_before = used(), sum(psutil.Process().cpu_times()[:2])
         began = time.monotonic()
         with log.open("wb") as said:
-            process = psutil.Popen(
-                contender.command(), cwd=folder, env=environment, stdout=said, stderr=said
-            )
+            process = psutil.Popen(contender.command(), cwd=folder, env=environment, stdout=said, stderr=said)
         try:
             code, peak, cpu = _watch(process, marks, began + contender.limit)
         finally:  # also where the race itself is ended
             _kill(strays(marks))
         ended = time.monotonic()
         busy = used() - before - (sum(psutil.Process().cpu_times()[:2]) - own_before) - cpu
-        told = (
-            [json.loads(line) for line in marks.read_text().splitlines()] if marks.exists() else []
-        )
+        told = [json.loads(line) for line in marks.read_text().splitlines()] if marks.exists() else []
         rounds = [mark["at"] for mark in told if mark["kind"] == "round"]
         last = [mark for mark in told if mark["kind"] == "done"]
         if code or not last or len(rounds) < 3:
@@ -214,9 +208,7 @@ def race(
     return [_row(c, runs[c], failed.get(c)) for c in contenders]
 
 
-def _row(
-    contender: Contender, runs: list[dict[str, Any]], failure: str | None
-) -> dict[str, object]:
+def _row(contender: Contender, runs: list[dict[str, Any]], failure: str | None) -> dict[str, object]:
     row: dict[str, object] = {"name": contender.name, "key": contender.key, "runs": len(runs)}
     if not runs:
         return {**row, "failed": failure}
@@ -224,9 +216,4 @@ def _row(
     for name in ("round_s", "start_s", "memory_mb", "other_cores"):
         row[name] = statistics.median(run[name] for run in clean or runs)
     row |= {k: v for k, v in runs[-1].items() if k not in row and k != "total_s"}
-    return {
-        **row,
-        "clean": len(clean),
-        "disturbed": not clean,
-        "rounds_s": [r["round_s"] for r in runs],
-    }
+    return {**row, "clean": len(clean), "disturbed": not clean, "rounds_s": [r["round_s"] for r in runs]}

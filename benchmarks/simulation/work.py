@@ -154,9 +154,7 @@ def mark(kind: str, **facts: object) -> None:
         file.write(line + "\n")
 
 
-def done(
-    version: str, arrays: Iterable[np.ndarray], accuracy: float | None = None, **facts: object
-) -> None:
+def done(version: str, arrays: Iterable[np.ndarray], accuracy: float | None = None, **facts: object) -> None:
     """The last mark: who it was, the L1 norm of the final parameters, the accuracy on the test rows."""
     norm = float(sum(np.abs(np.asarray(a, dtype=np.float64)).sum() for a in arrays))
     mark("done", version=version, norm=norm, accuracy=accuracy, **facts)

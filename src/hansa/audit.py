@@ -65,9 +65,7 @@ class Bare:
         """The federation among parties with these tables; a StudyError if no gradients are sent."""
         method, task = federation.method, federation.task
         if not isinstance(method, UpdateMethod):
-            what = (
-                f"the attacks read updates of a gradient, and the method {method.kind} sends none"
-            )
+            what = f"the attacks read updates of a gradient, and the method {method.kind} sends none"
             raise StudyError(what, remedy="Audit a study that learns by gradients, as fedavg does")
         setup = federation.resolve({name: table.schema() for name, table in tables.items()})
         course = federation.course(setup)
@@ -211,9 +209,7 @@ def membership(bare: Bare, models: int = 8) -> float:
         run, learner, _ = ran(seeded, bare.parties(own))
         loss = np.maximum(row_losses(learner, run.parameters, bare.x, y), 1e-12)
         sure[k] = -loss - np.log(-np.expm1(-loss))  # the logit of exp(-loss)
-    for k in range(
-        models
-    ):  # as far as it is beyond what is usual of the row, halfway between in and out
+    for k in range(models):  # as far as it is beyond what is usual of the row, halfway between in and out
         rest, inside = np.delete(sure, k, axis=0), np.delete(members, k, axis=0)
         sides = [(rest * side).sum(axis=0) / side.sum(axis=0) for side in (inside, ~inside)]
         beyond[k] = sure[k] - (sides[0] + sides[1]) / 2
@@ -244,9 +240,7 @@ class Bound(NamedTuple):
     canaries: int
 
 
-def least_epsilon(
-    correct: int, guesses: int, canaries: int, delta: float, confidence: float = 0.95
-) -> float:
+def least_epsilon(correct: int, guesses: int, canaries: int, delta: float, confidence: float = 0.95) -> float:
     """The largest epsilon that so many right guesses refute with this confidence; 0 if none."""
     counts, missed = (correct, guesses, canaries), 1 - confidence
     if p_value(*counts, 0.0, delta) > missed:

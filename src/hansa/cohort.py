@@ -1,7 +1,5 @@
 """Who takes part in a round."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -149,9 +147,6 @@ def _named(setup: Setup, chosen: Array) -> tuple[str, ...]:
 
 
 COHORTS: Catalogue[All] = Catalogue(
-    "cohort",
-    All,
-    {c.kind: f"{__name__}:{c.__name__}" for c in (All, Cyclic, Fixed, Poisson)},
-    default="all",
+    "cohort", All, {c.kind: f"{__name__}:{c.__name__}" for c in (All, Cyclic, Fixed, Poisson)}, default="all"
 )
 AnyCohort = Annotated[All, COHORTS]

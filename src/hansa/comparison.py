@@ -5,8 +5,6 @@ learning rates, and no clip. The rate is chosen by the log loss on the very rows
 which favours them; the federated model gets no such choice.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -116,9 +114,7 @@ def cross_matrix(run: Run, parties: Mapping[str, Table], metric: str = "accuracy
             remedy="Use ditto, fedper, fedrep or ifca, and leave evaluation.central out",
         )
     if metric not in task.metric_names:
-        raise StudyError(
-            f"the task has no metric {metric!r}", remedy=did_you_mean(metric, task.metric_names)
-        )
+        raise StudyError(f"the task has no metric {metric!r}", remedy=did_you_mean(metric, task.metric_names))
     if run.setup is None or run.progress is None:
         raise RunError("the run has no model yet")
     scoring = {"evaluation": evaluation.model_copy(update={"own": True})}

@@ -81,9 +81,7 @@ class Values(Mapping[str, Array]):
         return Values, (self._arrays,)
 
     def __repr__(self) -> str:
-        shapes = ", ".join(
-            f"{name}: {value.dtype}{list(value.shape)}" for name, value in self.items()
-        )
+        shapes = ", ".join(f"{name}: {value.dtype}{list(value.shape)}" for name, value in self.items())
         return f"Values({shapes})"
 
     def under(self, prefix: str) -> Values:
@@ -329,9 +327,7 @@ def canonical(body: Json | Mapping[str, Json]) -> bytes:
     Raises:
         ValueError: for NaN or infinity, which JSON does not have.
     """
-    return json.dumps(
-        body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def check(contribution: Contribution, fields: tuple[Field, ...]) -> None:
@@ -359,13 +355,10 @@ def check(contribution: Contribution, fields: tuple[Field, ...]) -> None:
 def _check_array(array: Array, declared: Field) -> None:
     if array.shape != declared.shape:
         raise ContributionError(
-            f"shape {list(array.shape)} where {list(declared.shape or ())} was declared",
-            field=declared.name,
+            f"shape {list(array.shape)} where {list(declared.shape or ())} was declared", field=declared.name
         )
     if array.dtype != np.dtype(declared.dtype):
-        raise ContributionError(
-            f"dtype {array.dtype} where {declared.dtype} was declared", field=declared.name
-        )
+        raise ContributionError(f"dtype {array.dtype} where {declared.dtype} was declared", field=declared.name)
     largest = float(max(array.max(initial=0), -array.min(initial=0)))
     if not largest <= VALUE_LIMIT:
         if np.isfinite(array).all():

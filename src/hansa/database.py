@@ -5,8 +5,6 @@ disk) or in whatever database a URL names, through SQLAlchemy Core and alembic. 
 `Put` and `Drop` say what changes, and all of one transition are one transaction.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -176,9 +174,7 @@ class Database:
         A test holds the two equal; alembic, a quarter of a second to import, is for older ones.
         """
         versions = sa.Table(
-            "alembic_version",
-            sa.MetaData(),
-            sa.Column("version_num", sa.String(32), primary_key=True),
+            "alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True)
         )
         with self._engine.begin() as connection:
             self._metadata.create_all(connection)

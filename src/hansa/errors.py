@@ -18,8 +18,6 @@ An error says what is wrong, where (``party``, ``round``, ``field``) and, in ``r
 A failure that is none of these is a defect of Hansa and exits with status 1.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 
@@ -38,13 +36,7 @@ class HansaError(Exception):
     exit_status = 1
 
     def __init__(
-        self,
-        message: str,
-        *,
-        remedy: str = "",
-        party: str = "",
-        round: int | None = None,
-        field: str = "",
+        self, message: str, *, remedy: str = "", party: str = "", round: int | None = None, field: str = ""
     ) -> None:
         super().__init__(message)
         self.message = message

@@ -1,7 +1,5 @@
 """What is wrong with a value of a study, in the words of its file: one fault, with its place."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -116,9 +114,7 @@ def mistaken(annotation: Any, value: object) -> Fault | None:
 def shown(value: object) -> str:
     """A value as a study file writes it, shortened."""
     if value is None or isinstance(value, Mapping | float):
-        text = (
-            "a table" if isinstance(value, Mapping) else "nothing" if value is None else repr(value)
-        )
+        text = "a table" if isinstance(value, Mapping) else "nothing" if value is None else repr(value)
     else:
         try:
             text = json.dumps(value, ensure_ascii=False)

@@ -202,9 +202,7 @@ class Federation(BaseModel):
                 remedy=f"Use a built-in task kind ({', '.join(BUILT_IN)}), or `hansa simulate`",
             )
 
-    def resolve(
-        self, offers: Mapping[str, Sequence[ColumnSchema]], roster: Sequence[str] | None = None
-    ) -> Setup:
+    def resolve(self, offers: Mapping[str, Sequence[ColumnSchema]], roster: Sequence[str] | None = None) -> Setup:
         """Who takes part with which feature columns.
 
         Args:
@@ -241,9 +239,7 @@ class Federation(BaseModel):
             for column, rule in sorted(self.contract.columns.items())
             if rule.type == "category" and column in chosen[first]
         }
-        arrays = {
-            c.name: c.shape for c in offers[first] if c.type == "array" and c.name in chosen[first]
-        }
+        arrays = {c.name: c.shape for c in offers[first] if c.type == "array" and c.name in chosen[first]}
         numbers = tuple(c for c in chosen[first] if c not in categories and c not in arrays)
         for party, columns in sorted(offers.items()):
             if texts := [c.name for c in columns if c.name in numbers and c.type == "text"]:
@@ -335,11 +331,7 @@ class Federation(BaseModel):
             noise = tuple((noised.where, noised.event) for noised in bound.noise)
             trains, sampling = chain is self.aggregation, None
             # Who is quick is counted in a buffered run: no sample.
-            if (
-                trains
-                and self.method.kind != "fedbuff"
-                and (setup or self.cohort.kind == "poisson")
-            ):
+            if trains and self.method.kind != "fedbuff" and (setup or self.cohort.kind == "poisson"):
                 sampling = self.cohort.sampling(len(setup.parties) if setup else 0)
             held_out = "evaluations" in what
             releases.append(Release(what, times, noise, bound.hidden, sampling, held_out))

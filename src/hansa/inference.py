@@ -1,7 +1,5 @@
 """What a model's coefficients are worth: standard errors, tests and confidence intervals, without SciPy."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from statistics import NormalDist

@@ -5,8 +5,6 @@ their key: the seed of the study and the purpose (round, party, name). Whoever k
 same numbers, on whichever machine and in whatever order; nobody who needs a secret may use this module.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from json.encoder import encode_basestring
@@ -34,9 +32,7 @@ def generator(seed: int, *purpose: str | int) -> np.random.Generator:
     Returns:
         Philox (Salmon et al. 2011), a counter-based generator, with a 128-bit key made of the purpose.
     """
-    return np.random.Generator(
-        np.random.Philox(key=int.from_bytes(key(seed, *purpose)[:16], "little"))
-    )
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key(seed, *purpose)[:16], "little")))
 
 
 def keys(seed: int, *purpose: str | int, parties: Sequence[str]) -> NDArray[np.uint64]:
@@ -72,9 +68,7 @@ def order(key: np.uint64, rows: int, number: int = 0) -> NDArray[Any]:
     return np.argsort(bits(np.asarray(key), rows, skip=number * rows), kind="stable")
 
 
-def orders(
-    keys: NDArray[np.uint64], sizes: NDArray[np.int64], number: int = 0
-) -> NDArray[np.int64]:
+def orders(keys: NDArray[np.uint64], sizes: NDArray[np.int64], number: int = 0) -> NDArray[np.int64]:
     """`order` of several keys at once: permutations of so many rows each, one after the other, each counted
     on from where its own begin.
     """

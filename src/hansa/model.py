@@ -95,7 +95,6 @@ class Model:
             parameters = task.learner(encoding.width).layout.join(arrays)
         except (HansaError, KeyError, ValueError, TypeError) as error:
             raise StoreError(
-                f"{path} is not a model that Hansa wrote ({error})",
-                remedy="Give the model.safetensors of a run",
+                f"{path} is not a model that Hansa wrote ({error})", remedy="Give the model.safetensors of a run"
             ) from error
         return cls(task, encoding, parameters, facts["facts"])

@@ -4,8 +4,6 @@ A study file names parts by their kind; a catalogue turns the name into a class 
 registered in this process. Nothing is ever imported because a study says so.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -48,9 +46,7 @@ def reading(place: str) -> Iterator[None]:
 class Part(BaseModel):
     """A frozen piece of a federation; two parts are equal if they say the same."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
     kind: ClassVar[str] = ""
 
     @model_validator(mode="wrap")
@@ -65,9 +61,7 @@ class Part(BaseModel):
 
     @field_validator("*", mode="wrap")
     @classmethod
-    def _as_written(
-        cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo
-    ) -> Any:
+    def _as_written(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         """Numbers are not read from text, nor from true and false."""
         name = info.field_name or ""
         if fault := mistaken(cls.model_fields[name].annotation, value):
@@ -91,12 +85,7 @@ class Catalogue(Generic[P]):
     """
 
     def __init__(
-        self,
-        noun: str,
-        base: type[P],
-        built_in: Mapping[str, str],
-        tag: str = "kind",
-        default: str | None = None,
+        self, noun: str, base: type[P], built_in: Mapping[str, str], tag: str = "kind", default: str | None = None
     ) -> None:
         self.noun, self.base, self.tag, self.default = noun, base, tag, default
         self._known: dict[str, str | type[P]] = dict(built_in)
@@ -112,9 +101,7 @@ class Catalogue(Generic[P]):
     def find(self, kind: str) -> type[P]:
         """The class of that kind; a StudyError if there is none."""
         if kind not in self._known:
-            raise StudyError(
-                f"unknown {self.noun} {kind!r}", remedy=did_you_mean(kind, self._known)
-            )
+            raise StudyError(f"unknown {self.noun} {kind!r}", remedy=did_you_mean(kind, self._known))
         found = self._known[kind]
         if isinstance(found, str):
             module, _, name = found.partition(":")
@@ -131,9 +118,7 @@ class Catalogue(Generic[P]):
         body = dict(body)
         kind = body.pop(self.tag, self.default)
         if not isinstance(kind, str):
-            raise StudyError(
-                f"the {self.noun} has no {self.tag}", remedy=f"Known: {', '.join(self)}"
-            )
+            raise StudyError(f"the {self.noun} has no {self.tag}", remedy=f"Known: {', '.join(self)}")
         self._elsewhere(kind, body)
         with reading(PLACE.get() or self.noun):
             part: P = self.find(kind).model_validate(body)

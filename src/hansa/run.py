@@ -121,9 +121,7 @@ def enough(federation: Federation, arrival: Arrival) -> None:
         raise too_few(federation, arrival.ask, counted, arrival.excluded)
 
 
-def too_few(
-    federation: Federation, ask: Ask, counted: int, excluded: Mapping[str, str]
-) -> RunError:
+def too_few(federation: Federation, ask: Ask, counted: int, excluded: Mapping[str, str]) -> RunError:
     """The error of a round that cannot be counted."""
     reasons = "; ".join(f"{party}: {reason}" for party, reason in sorted(excluded.items()))
     return RunError(
@@ -322,9 +320,7 @@ class Run:
         lines = b"".join(canonical(event.to_json()) + b"\n" for event in self.events)
         rows = self.metrics()
         if rows:
-            write_parquet(
-                folder / "metrics.parquet", {n: [row[n] for row in rows] for n in rows[0]}
-            )
+            write_parquet(folder / "metrics.parquet", {n: [row[n] for row in rows] for n in rows[0]})
         if self.progress is not None and self.setup is not None:
             packed = self.progress.pack(self.memories)
             write_whole(folder / "checkpoint.safetensors", packed)

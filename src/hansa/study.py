@@ -1,7 +1,5 @@
 """Study files: one TOML file, or a Python module that exposes ``federation``; both give a `Federation`."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import sys
@@ -37,9 +35,7 @@ TABLES = frozenset(
 )
 MOVED = ("rounds", "stop")
 """Keys of [method] that are the federation's own."""
-PARTS = frozenset(
-    ["task", "method", "cohort", "preprocessing", "evaluation", "bundle", "privacy", "adversary"]
-)
+PARTS = frozenset(["task", "method", "cohort", "preprocessing", "evaluation", "bundle", "privacy", "adversary"])
 """Fields of a federation that look at the types of their values themselves."""
 PREFIX = "hansa_study_"
 """Of the names of the modules that studies are written in."""

@@ -111,9 +111,7 @@ def _matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
-def counted(
-    name: str, *shape: int, low: float = 0.0, high: float = 2.0**40, example: float = math.inf
-) -> Field:
+def counted(name: str, *shape: int, low: float = 0.0, high: float = 2.0**40, example: float = math.inf) -> Field:
     """A declared sum over rows, to which one row adds ``example`` at most."""
     return Field(name, shape=shape, algebra=Algebra.SUM, low=low, high=high, example=example)
 
@@ -150,10 +148,7 @@ def refuse(bad: Array, column: str, what: str) -> None:
     """Refuse (DataError) a target with rows that are bad."""
     if bad.any():
         row = int(np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))[0]) + 1
-        raise DataError(
-            f"the target {column!r} {what} in row {row}",
-            remedy="Correct the row or leave it out",
-        )
+        raise DataError(f"the target {column!r} {what} in row {row}", remedy="Correct the row or leave it out")
 
 
 class _Glm(Task):
@@ -316,11 +311,7 @@ class SoftmaxRegression(_Glm):
     def tally(self, predicted: Array, y: Array) -> Values:
         """Sums over rows."""
         chosen = np.clip(predicted[np.arange(len(y)), y], _LEAST, 1.0)
-        return _summed(
-            rows=len(y),
-            correct=(predicted.argmax(axis=-1) == y).sum(),
-            loss=-np.log(chosen).sum(),
-        )
+        return _summed(rows=len(y), correct=(predicted.argmax(axis=-1) == y).sum(), loss=-np.log(chosen).sum())
 
 
 class PoissonRegression(_Glm):

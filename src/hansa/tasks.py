@@ -199,9 +199,7 @@ class Torch(Task):
             return SoftmaxRegression(target=self.target, classes=self.classes).labels(table)
         values = table.column(self.target)
         if table.kind(self.target) == "text":
-            raise DataError(
-                f"the target {self.target!r} holds text", remedy="Name its labels: classes=[...]"
-            )
+            raise DataError(f"the target {self.target!r} holds text", remedy="Name its labels: classes=[...]")
         if values.dtype.kind != "f":
             return values
         numbered = self.loss in ("cross_entropy", "nll")

@@ -1,7 +1,5 @@
 """Text of strangers, before it reaches a terminal."""
 
-from __future__ import annotations
-
 _BREAKS = "\t\n\r"
 _CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in _BREAKS}
 # Overrides of the writing direction: a name could read as another one.

@@ -1,7 +1,5 @@
 """The same study with other values, as ``--set method.rounds=5`` and ``--sweep lr=0.01,0.1`` ask for it."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterator, Mapping
 from itertools import product

@@ -11,9 +11,7 @@ from hansa.coordinator.home import CoordinatorHome
 from hansa.errors import StoreError, TrustError
 
 
-async def test_an_agent_does_not_take_over_a_coordinators_folder_nor_spend_its_token(
-    tmp_path: Path,
-) -> None:
+async def test_an_agent_does_not_take_over_a_coordinators_folder_nor_spend_its_token(tmp_path: Path) -> None:
     coordinator = CoordinatorHome.open(tmp_path, "hanse")
     before = (tmp_path / "authority.pem").read_bytes()
     left: list[str] = []

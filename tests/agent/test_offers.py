@@ -73,9 +73,7 @@ def test_only_the_owner_may_read_what_is_kept(offers: Offers, tmp_path: Path) ->
     assert mode & 0o077 == 0
 
 
-def test_a_kind_is_allowed_beside_the_others_and_named_anew_for_one_table(
-    offers: Offers, rows: Path
-) -> None:
+def test_a_kind_is_allowed_beside_the_others_and_named_anew_for_one_table(offers: Offers, rows: Path) -> None:
     source = Source(path=str(rows))
     offers.add("a", source, ("linear-regression",))
     offers.add("b", source, ("softmax-regression",))

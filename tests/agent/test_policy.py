@@ -45,9 +45,7 @@ def study(**parts: Any) -> hs.Federation:
         "name": "tumours",
         "task": hs.LogisticRegression(target="ill", features=("size", "ward")),
         "aggregation": clip(0.5),
-        "contract": hs.Contract(
-            columns={"ward": hs.ColumnRule(type="category", categories=("east", "west"))}
-        ),
+        "contract": hs.Contract(columns={"ward": hs.ColumnRule(type="category", categories=("east", "west"))}),
         "rounds": 3,
         **parts,
     }
@@ -115,16 +113,10 @@ TWISTS: dict[str, tuple[Twist, str]] = {
         "other fields than the study declares",
     ),
     "single values where a mean was declared": (
-        lambda ask, setup: (
-            replace(ask, fields=(replace(ask.fields[0], algebra=Algebra.GATHER),)),
-            setup,
-        ),
+        lambda ask, setup: (replace(ask, fields=(replace(ask.fields[0], algebra=Algebra.GATHER),)), setup),
         "other fields than the study declares",
     ),
-    "the update past the clip": (
-        lambda ask, setup: (replace(ask, through="plain"), setup),
-        "or by another way",
-    ),
+    "the update past the clip": (lambda ask, setup: (replace(ask, through="plain"), setup), "or by another way"),
     "a work that the study does not have": (
         lambda ask, setup: (replace(ask, work="dump"), setup),
         "'dump' asks for other fields",
@@ -157,10 +149,7 @@ TWISTS: dict[str, tuple[Twist, str]] = {
         lambda ask, setup: (ask, replace(setup, categories={"ward": ("east", "patient 7")})),
         "other categories than the study's contract says",
     ),
-    "another seed": (
-        lambda ask, setup: (ask, replace(setup, seed=1)),
-        "draws from another seed",
-    ),
+    "another seed": (lambda ask, setup: (ask, replace(setup, seed=1)), "draws from another seed"),
     "a party alone": (
         lambda ask, setup: (replace(ask, parties=("a",)), replace(setup, parties=("a",))),
         "fewer parties than the study's minimum",
@@ -189,10 +178,7 @@ TWISTS: dict[str, tuple[Twist, str]] = {
         lambda ask, setup: (replace(ask, send=shaped(ask, "mean", (1,))), setup),
         "other fields than the study declares",
     ),
-    "somebody else": (
-        lambda ask, setup: (replace(ask, parties=("b", "c")), setup),
-        "this party was not asked",
-    ),
+    "somebody else": (lambda ask, setup: (replace(ask, parties=("b", "c")), setup), "this party was not asked"),
     "parties that do not take part": (
         lambda ask, setup: (replace(ask, parties=("a", "x")), setup),
         "another cohort than the study draws",
@@ -277,9 +263,7 @@ def test_work_that_the_budget_does_not_allow_is_not_begun() -> None:
         desk.work(Asked("run", ask, 1, federation.hash), b"")
 
 
-@pytest.mark.parametrize(
-    ("holdout", "says"), [(29 / 30, "1 row to learn from"), (2 / 30, "2 rows held out")]
-)
+@pytest.mark.parametrize(("holdout", "says"), [(29 / 30, "1 row to learn from"), (2 / 30, "2 rows held out")])
 def test_a_sum_over_so_few_rows_that_it_tells_one_does_not_leave(holdout: float, says: str) -> None:
     federation = study(evaluation=hs.Evaluate(holdout=holdout))
     setup, ask = honest(federation)

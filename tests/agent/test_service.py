@@ -58,9 +58,7 @@ class Cut:
             yield chunk
 
 
-async def test_a_fetch_goes_on_where_the_link_broke(
-    agent: Agent, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_fetch_goes_on_where_the_link_broke(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "CHUNK", 4)
     body = b"0123456789"
     cut = Cut(body)
@@ -73,9 +71,7 @@ async def test_a_fetch_goes_on_where_the_link_broke(
     assert agent._kept is None
 
 
-async def test_another_body_is_fetched_from_its_beginning(
-    agent: Agent, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_another_body_is_fetched_from_its_beginning(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "CHUNK", 4)
     cut = Cut(b"0123456789")
     agent._client = cut  # type: ignore[assignment]  # all of it that a fetch needs
@@ -97,9 +93,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("error", [HansaError("the coordinator failed"), StoreError("damaged")])
-async def test_an_error_of_the_coordinators_own_excuses_nobody(
-    agent: Agent, error: HansaError
-) -> None:
+async def test_an_error_of_the_coordinators_own_excuses_nobody(agent: Agent, error: HansaError) -> None:
     agent._client = Failing(error)  # type: ignore[assignment]  # all of it that is called
     with pytest.raises(UnreachableError, match="the coordinator failed"):
         await agent._take(m.Work(run="run", work="train"))
@@ -131,14 +125,10 @@ async def test_a_number_that_no_database_can_keep_ends_nothing(agent: Agent, num
     agent._handle = handle  # type: ignore[method-assign]
     numbers: dict[str, Any] = {number: 1 << 63}
     await agent._take(m.Work(run="run", work="train", **numbers))
-    assert [event.reason.rpartition(": ")[2] for event in said] == [
-        "a number of the ask is too large"
-    ]
+    assert [event.reason.rpartition(": ")[2] for event in said] == ["a number of the ask is too large"]
 
 
-async def pauses(
-    agent: Agent, monkeypatch: pytest.MonkeyPatch, sessions: int, seconds: float
-) -> list[float]:
+async def pauses(agent: Agent, monkeypatch: pytest.MonkeyPatch, sessions: int, seconds: float) -> list[float]:
     """The longest that the agent would wait after each of some sessions."""
     clock, waited = [0.0], list[float]()
 

@@ -64,14 +64,7 @@ CHAINS = {
 
 @pytest.mark.parametrize(
     ("name", "quantile"),
-    [
-        ("no noise", 0.2),
-        ("no noise", 0.9),
-        ("central", 0.2),
-        ("central", 0.9),
-        ("shares", 0.5),
-        ("local", 0.5),
-    ],
+    [("no noise", 0.2), ("no noise", 0.9), ("central", 0.2), ("central", 0.9), ("shares", 0.5), ("local", 0.5)],
 )
 def test_it_finds_the_quantile_of_the_norms(name: str, quantile: float) -> None:
     first, *rest = CHAINS[name].stages
@@ -185,7 +178,5 @@ def test_a_run_goes_through_it_and_repeats(name: str) -> None:
 def test_buffers_of_several_rounds_are_refused() -> None:
     with pytest.raises(hs.errors.PipelineError, match="adaptive-clip goes by rounds"):
         hs.Federation(
-            task=hs.LogisticRegression(target="y"),
-            method=hs.methods.FedBuff(),
-            aggregation=agg.adaptive_clip(),
+            task=hs.LogisticRegression(target="y"), method=hs.methods.FedBuff(), aggregation=agg.adaptive_clip()
         )

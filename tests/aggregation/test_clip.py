@@ -24,9 +24,7 @@ SIGNAL = Signal(
 )
 
 
-def clipped(
-    update: Sequence[Sequence[float]], control: Sequence[Sequence[float]], norm: float = 1.0
-) -> Values:
+def clipped(update: Sequence[Sequence[float]], control: Sequence[Sequence[float]], norm: float = 1.0) -> Values:
     rows = np.full(len(update), 9.0)
     given = Values({"update": np.array(update), "control": np.array(control), "rows": rows})
     names = tuple("abcdef"[: len(update)])
@@ -80,8 +78,7 @@ def test_a_refusal_names_stage_reason_and_remedy(signal: Signal, reason: str) ->
 def test_a_norm_that_bounds_nothing_is_refused(norm: float) -> None:
     with pytest.raises(StudyError, match=r"aggregation stage\.norm"):
         hs.Federation(
-            task=hs.LinearRegression(target="y"),
-            aggregation={"stages": [{"kind": "clip", "norm": norm}]},
+            task=hs.LinearRegression(target="y"), aggregation={"stages": [{"kind": "clip", "norm": norm}]}
         )
 
 

@@ -40,9 +40,7 @@ STEPS = 8  # bytes of the field that is not like parameters
         (agg.top_k(fraction=0.1) >> agg.clip(1.0) >> agg.quantize(bits=8), 785 * 3 + 4),
     ],
 )
-def test_the_signal_says_how_many_bytes_travel_and_so_many_do(
-    chain: Aggregation, nbytes: int
-) -> None:
+def test_the_signal_says_how_many_bytes_travel_and_so_many_do(chain: Aggregation, nbytes: int) -> None:
     signals = chain.bind(SIGNAL)
     assert signals[-1].nbytes == nbytes + STEPS
     assert signals[-1].fields == SIGNAL.fields
@@ -122,9 +120,7 @@ def test_updates_of_several_rounds_may_be_in_one_total_that_is_turned_back() -> 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("kind", CODECS)
-def test_a_party_whose_update_is_not_finite_is_found_and_spoils_nobody_else(
-    kind: str, bad: float
-) -> None:
+def test_a_party_whose_update_is_not_finite_is_found_and_spoils_nobody_else(kind: str, bad: float) -> None:
     chain = Aggregation(stages=(STAGES.build({"kind": kind}),))
     signal = Signal((Field("update", like="parameters", shape=(200,), dtype="float32"),))
     signals = chain.bind(signal)
@@ -137,11 +133,7 @@ def test_a_party_whose_update_is_not_finite_is_found_and_spoils_nobody_else(
     spoilt = x.copy()
     spoilt[1] = bad
     sent, _ = chain.encode(
-        Contributions(names, Values({"update": spoilt}), weights),
-        Values(),
-        Values(),
-        signals,
-        context,
+        Contributions(names, Values({"update": spoilt}), weights), Values(), Values(), signals, context
     )
     assert list(signals[-1].faults(sent)) == [1]
     for name, value in sent.values.items():
@@ -171,11 +163,7 @@ def test_indices_outside_the_vector_are_refused_before_they_are_used() -> None:
     signals = chain.bind(SIGNAL)
     values = np.ones((1, 79), dtype=np.float32)
     forged = Values(
-        {
-            "update.values": values,
-            "update.indices": np.full((1, 79), 7850, dtype=np.uint16),
-            "steps": np.ones(1),
-        }
+        {"update.values": values, "update.indices": np.full((1, 79), 7850, dtype=np.uint16), "steps": np.ones(1)}
     )
     [fault] = signals[-1].faults(Contributions(("a",), forged, np.ones(1))).values()
     assert "0 to 7849" in str(fault)

@@ -163,14 +163,9 @@ def test_shared_noise_adds_up_to_less_at_the_same_epsilon() -> None:
         assert independent == pytest.approx(math.sqrt(rounds / period * (rounds + 1) / 2))
 
 
-def test_a_state_that_was_kept_goes_on_with_the_same_noise_and_holds_no_more_than_it_needs() -> (
-    None
-):
+def test_a_state_that_was_kept_goes_on_with_the_same_noise_and_holds_no_more_than_it_needs() -> None:
     sums = np.ones((ROUNDS, 4))
-    for chain, most in (
-        (agg.banded(noise_multiplier=1.0, bands=3), 2),
-        (agg.tree(noise_multiplier=1.0), 3),
-    ):
+    for chain, most in ((agg.banded(noise_multiplier=1.0, bands=3), 2), (agg.tree(noise_multiplier=1.0), 3)):
         once, states = released(chain, sums)
         again, _ = released(chain, sums)
         assert np.array_equal(once, again)
@@ -228,9 +223,7 @@ def test_more_rounds_than_the_noise_was_made_for_are_refused() -> None:
         chain.decode(total, states[-1], chain.bind(first), Context(5, 4, 3, (), first, first))
 
 
-@pytest.mark.parametrize(
-    "chain", [agg.tree(noise_multiplier=1.0), agg.banded(noise_multiplier=1.0)]
-)
+@pytest.mark.parametrize("chain", [agg.tree(noise_multiplier=1.0), agg.banded(noise_multiplier=1.0)])
 def test_a_method_without_rounds_is_refused(chain: Aggregation) -> None:
     with pytest.raises(hs.errors.PipelineError, match="goes by rounds, and fedbuff has none"):
         federation(agg.clip(1.0) >> chain, method=hs.methods.FedBuff(weights="equal"))
@@ -266,9 +259,7 @@ def test_a_run_that_stopped_goes_on_with_the_noise_of_the_undisturbed_one(
     assert np.array_equal(resumed.parameters, whole.parameters)
 
 
-def test_between_machines_it_runs_with_the_noise_of_the_coordinator_s_own_key(
-    deployed: Any,
-) -> None:
+def test_between_machines_it_runs_with_the_noise_of_the_coordinator_s_own_key(deployed: Any) -> None:
     random, tables = np.random.default_rng(2), {}
     for name in ("harbour", "north", "river", "town"):
         x = random.normal(size=(30, 2))

@@ -7,14 +7,7 @@ import pytest
 
 from hansa.aggregation import Reduction, weighted_mean
 from hansa.aggregation.reduce import BLOCK, Block
-from hansa.contribution import (
-    VALUE_LIMIT,
-    WEIGHT_LIMIT,
-    Algebra,
-    Contribution,
-    Field,
-    Values,
-)
+from hansa.contribution import VALUE_LIMIT, WEIGHT_LIMIT, Algebra, Contribution, Field, Values
 from hansa.errors import ContributionError
 
 FIELDS = (
@@ -95,9 +88,7 @@ def ragged(seed: int) -> tuple[list[str], dict[str, Contribution]]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_blocks_that_were_summed_elsewhere_give_the_bits_of_one_party_after_the_other(
-    seed: int,
-) -> None:
+def test_blocks_that_were_summed_elsewhere_give_the_bits_of_one_party_after_the_other(seed: int) -> None:
     asked, there = ragged(seed)
     whole, merged = Reduction(FIELDS, asked), Reduction(FIELDS, asked)
     for party, contribution in there.items():
@@ -114,9 +105,7 @@ def test_blocks_that_were_summed_elsewhere_give_the_bits_of_one_party_after_the_
     for name in expected.values:
         assert found.values[name].tobytes() == expected.values[name].tobytes()
     mean = np.average(
-        [c.values["mean"] for c in there.values()],
-        axis=0,
-        weights=[c.weight for c in there.values()],
+        [c.values["mean"] for c in there.values()], axis=0, weights=[c.weight for c in there.values()]
     )
     np.testing.assert_allclose(found.values["mean"], mean, rtol=1e-9)
 

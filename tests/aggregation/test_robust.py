@@ -54,9 +54,7 @@ def test_too_few_parties_for_its_promise_end_the_round_with_the_number_needed(ki
 
 @pytest.mark.parametrize("kind", ["median", "trimmed-mean"])
 @pytest.mark.parametrize("before", [agg.rotate(), agg.top_k(), agg.subsample(), agg.low_rank()])
-def test_entry_by_entry_is_refused_where_entries_are_not_the_same(
-    kind: str, before: Aggregation
-) -> None:
+def test_entry_by_entry_is_refused_where_entries_are_not_the_same(kind: str, before: Aggregation) -> None:
     chain = before >> Aggregation(stages=(reducer(kind),))
     with pytest.raises(PipelineError, match=f"{kind} compares parties entry by entry.*geometric"):
         chain.bind(SIGNAL)

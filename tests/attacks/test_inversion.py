@@ -27,9 +27,7 @@ def images(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def bare(task: hs.Task | None = None, **keys: Any) -> audit.Bare:
     x, y = images(60)
-    tables = {
-        name: hs.Table({"x": x[i::3], "y": y[i::3].astype(float)}) for i, name in enumerate("abc")
-    }
+    tables = {name: hs.Table({"x": x[i::3], "y": y[i::3].astype(float)}) for i, name in enumerate("abc")}
     known: dict[str, Any] = {
         "task": task or hs.SoftmaxRegression(target="y", classes=(0, 1, 2, 3)),
         "method": hs.FedAvg(local=hs.SGD(lr=0.1, epochs=3), weights="equal"),
@@ -75,10 +73,7 @@ def test_an_unprotected_row_is_read(method: Any) -> None:
 
 PRIVATE = hs.DPSGD(lr=0.5, clip=1.0, noise_multiplier=1.0, rate=0.2, steps=5, batch_size=5)
 PROTECTED: dict[str, dict[str, Any]] = {
-    "example": {
-        "method": hs.FedAvg(local=PRIVATE, weights="equal"),
-        "privacy": hs.Privacy(unit="example"),
-    },
+    "example": {"method": hs.FedAvg(local=PRIVATE, weights="equal"), "privacy": hs.Privacy(unit="example")},
     "local": {"aggregation": agg.clip(1.0) >> agg.local_gaussian(noise_multiplier=1.0)},
     "laplace": {"aggregation": agg.clip(1.0) >> agg.local_laplace(noise_multiplier=1.0)},
     "shares": {
@@ -110,9 +105,7 @@ def test_a_module_that_begins_with_a_dense_layer_is_read() -> None:
     torch = pytest.importorskip("torch")
 
     def net() -> Any:
-        return torch.nn.Sequential(
-            torch.nn.Linear(SIDE * SIDE, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)
-        )
+        return torch.nn.Sequential(torch.nn.Linear(SIDE * SIDE, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
 
     task = hs.tasks.torch(net, loss="cross_entropy", target="y")
     method = hs.FedAvg(local=hs.SGD(lr=1.0, batch_size=1), weights="equal")

@@ -15,9 +15,7 @@ def bare(local: Any, rounds: int, **keys: Any) -> audit.Bare:
     """Far more features than rows, without any meaning: what is learnt are the rows themselves."""
     random = np.random.default_rng(0)
     x, y = random.normal(size=(200, 4000)), random.integers(0, 2, 200)
-    tables = {
-        name: hs.Table({"x": x[i::2], "y": y[i::2].astype(float)}) for i, name in enumerate("ab")
-    }
+    tables = {name: hs.Table({"x": x[i::2], "y": y[i::2].astype(float)}) for i, name in enumerate("ab")}
     federation = hs.Federation(
         task=hs.LogisticRegression(target="y"),
         method=hs.FedAvg(local=local, weights="equal"),
@@ -36,9 +34,7 @@ def test_a_model_that_overfits_gives_its_rows_away() -> None:
 def test_training_that_hides_one_example_keeps_to_its_bound() -> None:
     """True positives are at most e^epsilon times the false ones, and delta."""
     for noise in (2.0, 1.0):
-        local = hs.DPSGD(
-            lr=0.5, clip=1.0, noise_multiplier=noise, rate=0.1, steps=10, batch_size=20
-        )
+        local = hs.DPSGD(lr=0.5, clip=1.0, noise_multiplier=noise, rate=0.1, steps=10, batch_size=20)
         audited = bare(local, 5, privacy=hs.Privacy(unit="example", delta=1e-5))
         epsilon = audited.federation.guarantee["coordinator"].epsilon
         found = audit.membership(audited, models=16)

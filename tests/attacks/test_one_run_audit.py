@@ -58,8 +58,7 @@ def test_the_chance_of_right_guesses_is_as_by_hand(epsilon: float) -> None:
         (1, 1, 1): q + 2 * delta * (1 - q),
         (1, 2, 7): 1 - (1 - q) ** 2 + 14 * delta * (1 - q) ** 2,
         (2, 2, 2): q**2 + 4 * delta * max(2 * q * (1 - q), (1 - q**2) / 2),
-        (3, 3, 9): q**3
-        + 18 * delta * max(3 * q**2 * (1 - q), (1 - q**3 - (1 - q) ** 3) / 2, (1 - q**3) / 3),
+        (3, 3, 9): q**3 + 18 * delta * max(3 * q**2 * (1 - q), (1 - q**3 - (1 - q) ** 3) / 2, (1 - q**3) / 3),
     }.items():
         found = audit.p_value(correct, guesses, canaries, epsilon, delta)
         assert found == pytest.approx(min(1.0, by_hand), rel=1e-12)
@@ -107,27 +106,19 @@ NOISED: dict[str, dict[str, Any]] = {
     "example, adam": {
         "unit": "example",
         "method": hs.FedAvg(
-            local=hs.DPAdam(
-                lr=0.01, clip=1.0, noise_multiplier=1.0, rate=0.2, steps=5, batch_size=20
-            ),
+            local=hs.DPAdam(lr=0.01, clip=1.0, noise_multiplier=1.0, rate=0.2, steps=5, batch_size=20),
             weights="equal",
         ),
     },
     "party": {"aggregation": agg.clip(1.0) >> agg.gaussian(noise_multiplier=1.0)},
-    "party, one round": {
-        "aggregation": agg.clip(1.0) >> agg.gaussian(noise_multiplier=0.5),
-        "rounds": 1,
-    },
+    "party, one round": {"aggregation": agg.clip(1.0) >> agg.gaussian(noise_multiplier=0.5), "rounds": 1},
     "party, poisson": {
         "aggregation": agg.clip(1.0) >> agg.gaussian(noise_multiplier=1.0),
         "cohort": hs.Poisson(rate=0.3),
     },
     "local": {"aggregation": agg.clip(1.0) >> agg.local_gaussian(noise_multiplier=1.0)},
     "shares": {
-        "aggregation": agg.clip(1.0)
-        >> agg.grid(bits=12)
-        >> agg.skellam(noise_multiplier=2.0)
-        >> agg.secure_sum()
+        "aggregation": agg.clip(1.0) >> agg.grid(bits=12) >> agg.skellam(noise_multiplier=2.0) >> agg.secure_sum()
     },
 }
 
@@ -143,8 +134,7 @@ LITTLE: dict[str, dict[str, Any]] = {
     "party": {"aggregation": agg.clip(1.0) >> agg.gaussian(noise_multiplier=3.0), "rounds": 1},
     "example": {
         "method": hs.FedAvg(
-            local=PRIVATE.model_copy(update={"rate": 1.0, "steps": 1, "noise_multiplier": 3.0}),
-            weights="equal",
+            local=PRIVATE.model_copy(update={"rate": 1.0, "steps": 1, "noise_multiplier": 3.0}), weights="equal"
         ),
         "rounds": 1,
     },

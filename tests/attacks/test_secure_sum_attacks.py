@@ -19,9 +19,7 @@ def certified(hall, names, signers=None):
     chosen = hall.terms.marks(names)
     signers = signers or hall.names
     said = (
-        hall.identities[name].sign(b"survivors", hall.terms.digest, chosen)
-        if name in signers
-        else b""
+        hall.identities[name].sign(b"survivors", hall.terms.digest, chosen) if name in signers else b""
         for name in hall.names
     )
     return encode(Certificate(chosen, tuple(said)))
@@ -130,12 +128,7 @@ def test_substituted_keys_are_refused(play):
 
 
 @pytest.mark.parametrize(
-    "lower",
-    [
-        Rules(dropout=0.2, honest=2),
-        Rules(dropout=0.4, honest=3),
-        Rules(adversary="curious", dropout=0.2),
-    ],
+    "lower", [Rules(dropout=0.2, honest=2), Rules(dropout=0.4, honest=3), Rules(adversary="curious", dropout=0.2)]
 )
 def test_a_lowered_threshold_is_refused(play, lower):
     hall = play.Hall(10)
@@ -159,12 +152,7 @@ def test_a_replayed_unmasking_gives_the_same_bytes_or_nothing(play):
 def test_a_zombies_old_messages_are_refused(play):
     hall, one = masked(play, attempt=2), "party 000"
     old = masked(play, attempt=1)
-    for other in (
-        {"attempt": 1},
-        {"session": "before"},
-        {"run": "another"},
-        {"sender": "party 001"},
-    ):
+    for other in ({"attempt": 1}, {"session": "before"}, {"run": "another"}, {"sender": "party 001"}):
         payload = old.request(one).payload
         refused(hall, one, Phase.SURVIVORS, payload, "of another attempt", **other)
     fresh = play.Hall(attempt=2)
@@ -172,9 +160,7 @@ def test_a_zombies_old_messages_are_refused(play):
     for phase in (Phase.SHARE, Phase.MASK):
         refused(fresh, one, phase, b"", "out of turn")
     refused(fresh, one, Phase.SURVIVORS, fresh.terms.marks(()), "before the roster")
-    desk, out = coordinator.step(
-        hall.desk, [replace(e, attempt=1) for e in hall.answer(one, hall.request(one))]
-    )
+    desk, out = coordinator.step(hall.desk, [replace(e, attempt=1) for e in hall.answer(one, hall.request(one))])
     assert (desk, out) == (hall.desk, ())
 
 

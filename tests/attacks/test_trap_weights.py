@@ -42,9 +42,7 @@ def stolen(chain: hs.Aggregation, cuts: int = 150) -> tuple[np.ndarray, np.ndarr
     honest = course.ask(begun)
     assert honest is not None
     measure, sums = np.ones(WIDTH), []
-    for version, cut in enumerate(
-        np.linspace(x.sum(axis=1).min() - 0.1, x.sum(axis=1).max(), cuts)
-    ):
+    for version, cut in enumerate(np.linspace(x.sum(axis=1).min() - 0.1, x.sum(axis=1).max(), cuts)):
         trap = Values({**honest.send, "parameters": STEEP * np.append(measure, -cut)})
         ask = replace(honest, send=trap, version=version, parties=tuple(tables))
         [arrival] = exchange.exchange([ask])
@@ -54,9 +52,7 @@ def stolen(chain: hs.Aggregation, cuts: int = 150) -> tuple[np.ndarray, np.ndarr
         total, _ = course.aggregation.decode(arrival.total, Values(), signals, at)
         sums.append(total.values["update"])
     between = np.diff(sums, axis=0)
-    between = between[
-        np.abs(between[:, -1]) > 0.5 / 50
-    ]  # a row weighs 1/10 of its party, a fifth of all
+    between = between[np.abs(between[:, -1]) > 0.5 / 50]  # a row weighs 1/10 of its party, a fifth of all
     return x, between[:, :-1] / between[:, -1:]
 
 
@@ -71,9 +67,7 @@ def test_a_sum_without_noise_gives_most_rows_away() -> None:
     assert read(rows, found, 60.0) > 0.5
 
 
-@pytest.mark.parametrize(
-    "chain", [NOISED, agg.clip(4.0) >> agg.local_gaussian(noise_multiplier=1.0)]
-)
+@pytest.mark.parametrize("chain", [NOISED, agg.clip(4.0) >> agg.local_gaussian(noise_multiplier=1.0)])
 def test_a_sum_with_noise_gives_none_away(chain: hs.Aggregation) -> None:
     rows, found = stolen(chain)
     assert read(rows, found, 20.0) == 0.0

@@ -48,19 +48,11 @@ def test_a_round_takes_as_long_as_its_slowest_party_and_the_record_says_so(table
 
 def test_who_is_late_absent_or_fails_is_left_out_with_the_reason(tables):
     speeds = dict.fromkeys(NAMES, 0.1) | {"party-12": 20.0}
-    clock = Clock(
-        seconds_per_example=speeds,
-        available={"party-01": [(0.0, 1.0)]},
-        dropout=0.2,
-    )
+    clock = Clock(seconds_per_example=speeds, available={"party-01": [(0.0, 1.0)]}, dropout=0.2)
     study = federation(cohort={"kind": "all", "deadline": 100.0})
     run = study.run(hs.Local(tables, clock=clock))
     excluded = [body["excluded"] for body in arrived(run)]
-    assert all(
-        "deadline is 100 s" in one["party-12"]
-        for one in excluded
-        if "failed" not in one["party-12"]
-    )
+    assert all("deadline is 100 s" in one["party-12"] for one in excluded if "failed" not in one["party-12"])
     assert "party-01" not in excluded[0] or "failed" in excluded[0]["party-01"]
     assert all(one["party-01"] == "it was not available" for one in excluded[1:])
     failed = [n for one in excluded for n, why in one.items() if "failed in the middle" in why]

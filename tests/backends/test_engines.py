@@ -84,9 +84,7 @@ def test_those_who_cannot_train_move_nobody_else(troubled: Population) -> None:
     without = crowd.stack(ask, others, {})
     assert sorted(with_them.counted.parties) == sorted(without.counted.parties) == others
     for name in others:
-        these, those = (
-            stack.counted.one(stack.counted.parties.index(name)) for stack in (with_them, without)
-        )
+        these, those = (stack.counted.one(stack.counted.parties.index(name)) for stack in (with_them, without))
         assert these.values.update.tobytes() == those.values.update.tobytes()
         assert these.weight == those.weight
     assert with_them.leaving == without.leaving == len(others) * 3 * 8
@@ -106,9 +104,7 @@ def test_a_population_is_the_same_parties_as_a_table_each(engine: Any) -> None:
     whole = {name: np.resize(values, sum(sizes)) for name, values in columns().items()}
     whole["a"], whole["b"] = np.sin(whole["a"]), np.cos(whole["b"])
     population = Population.of_sizes(whole, sizes)
-    study = STUDY.model_copy(
-        update={"evaluation": hs.Evaluate(), "preprocessing": hs.Moments(), "rounds": 2}
-    )
+    study = STUDY.model_copy(update={"evaluation": hs.Evaluate(), "preprocessing": hs.Moments(), "rounds": 2})
     one = study.run(hs.Local(population, engine=engine))
     other = study.run(hs.Local(dict(population), engine=engine))
     assert bits(one) == bits(other)
@@ -178,9 +174,7 @@ def picked(run: hs.Run) -> list[Mapping[str, Any]]:
     return [event.body for event in run.events if event.kind == "engine"]
 
 
-def test_a_method_that_works_party_by_party_is_never_stacked(
-    alone: hs.Federation, troubled: Population
-) -> None:
+def test_a_method_that_works_party_by_party_is_never_stacked(alone: hs.Federation, troubled: Population) -> None:
     run = alone.run(hs.Local(troubled))
     assert picked(run) == [{"engine": "resident", "reason": "alone works party by party"}]
     with pytest.raises(UsageError) as caught:
@@ -222,17 +216,13 @@ def test_the_engine_that_was_picked_is_recorded_and_kept_when_a_run_goes_on(
     assert bits(resumed) == bits(undisturbed)
     loaded = hs.Run.load(folder)
     assert loaded.setup == resumed.setup
-    assert (folder / "events.jsonl").read_text().count(
-        "party-1"
-    ) < 20  # of 8 names it says two facts
+    assert (folder / "events.jsonl").read_text().count("party-1") < 20  # of 8 names it says two facts
     assert loaded.model.facts["rounds"] == 3
 
 
 def test_a_roster_of_many_is_kept_as_two_facts(tmp_path: Path) -> None:
     many = 40_000
-    population = Population(
-        {"x": np.ones(4), "y": np.ones(4)}, np.zeros(many, int), np.full(many, 4)
-    )
+    population = Population({"x": np.ones(4), "y": np.ones(4)}, np.zeros(many, int), np.full(many, 4))
     study = STUDY.model_copy(update={"cohort": hs.Fixed(size=3), "rounds": 1})
     run = study.run(hs.Local(population, folder=tmp_path))
     assert sum(path.stat().st_size for path in (tmp_path / run.id).iterdir()) < 20_000
@@ -268,9 +258,7 @@ def test_a_round_that_memory_does_not_hold_ends_the_run_with_what_to_lower(
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 8, 20, "all"])
-def test_rows_of_a_population_are_gathered_at_once_with_the_same_bits(
-    shuffle: bool, batch_size: Any
-) -> None:
+def test_rows_of_a_population_are_gathered_at_once_with_the_same_bits(shuffle: bool, batch_size: Any) -> None:
     columns = {"x": np.random.default_rng(1).normal(size=(310, 3)).astype(np.float32)}
     columns["y"] = (columns["x"][:, 0] > 0).astype(np.float64)
     sizes = [1, 19, 20, 21, 40, 70, 3, 66, 70]
@@ -308,17 +296,13 @@ def test_a_bound_at_the_coordinator_bounds_without_a_codec_too(sound: Population
 
 
 @Engines
-def test_a_round_to_which_nobody_comes_is_an_error_and_no_defect(
-    engine: Any, sound: Population
-) -> None:
+def test_a_round_to_which_nobody_comes_is_an_error_and_no_defect(engine: Any, sound: Population) -> None:
     with pytest.raises(RunError, match="0 of 5 contributions"):
         small().run(hs.Local(sound, clock=hs.Clock(available=0.0), engine=engine))
 
 
 @pytest.mark.parametrize("kind", ["scaffold", "ditto", "fedavg"])
-def test_a_fork_of_the_same_study_is_the_run_itself(
-    kind: str, sound: Population, tmp_path: Path
-) -> None:
+def test_a_fork_of_the_same_study_is_the_run_itself(kind: str, sound: Population, tmp_path: Path) -> None:
     method = METHODS.build({"kind": kind, "local": {"lr": 0.1, "batch_size": 8}})
     chain = aggregation.top_k(fraction=0.5) if kind == "fedavg" else aggregation.Aggregation()
     study = small(method=method, aggregation=chain, cohort=hs.Fixed(size=3), rounds=6)
@@ -329,9 +313,7 @@ def test_a_fork_of_the_same_study_is_the_run_itself(
     assert middle.federation.method == method
 
 
-def test_a_fork_into_another_method_takes_the_model_alone(
-    sound: Population, tmp_path: Path
-) -> None:
+def test_a_fork_into_another_method_takes_the_model_alone(sound: Population, tmp_path: Path) -> None:
     scaffold = METHODS.build({"kind": "scaffold", "local": {"lr": 0.1}})
     first = small(method=scaffold).run(hs.Local(sound, folder=tmp_path, every=1, keep=True))
     middle = hs.Run.load(tmp_path / first.id, round=2)

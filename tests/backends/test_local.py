@@ -15,9 +15,7 @@ from hansa.run import Event
 X = np.linspace(-1, 1, 16)
 TABLE = hs.Table.of({"x": X, "y": 2 * X})
 PARTIES = {"a": TABLE, "b": TABLE}
-STUDY = hs.Federation(
-    name="line", task=hs.LinearRegression(target="y"), method=hs.FedSGD(), rounds=3
-)
+STUDY = hs.Federation(name="line", task=hs.LinearRegression(target="y"), method=hs.FedSGD(), rounds=3)
 
 
 def test_parties_may_be_files(tmp_path: Path) -> None:

@@ -44,8 +44,7 @@ def test_the_sums_under_masks_are_those_without_to_the_bit(
     engine: Any, chain: agg.Aggregation, population: hs.Population
 ) -> None:
     plain, masked = (
-        study(chain).run(hs.Local(population, engine=engine, masks=masks))
-        for masks in (False, True)
+        study(chain).run(hs.Local(population, engine=engine, masks=masks)) for masks in (False, True)
     )
     assert plain.parameters.tobytes() == masked.parameters.tobytes()
     assert plain.metrics() == masked.metrics()
@@ -68,8 +67,7 @@ def test_statistics_go_under_masks_too(population: hs.Population) -> None:
 def test_parties_that_are_lost_on_the_way_are_not_in_the_sum(population: hs.Population) -> None:
     clock = Clock(dropout=0.1)
     plain, masked = (
-        study(rounds=6).run(hs.Local(population, clock=clock, masks=masks))
-        for masks in (False, True)
+        study(rounds=6).run(hs.Local(population, clock=clock, masks=masks)) for masks in (False, True)
     )
     assert plain.parameters.tobytes() == masked.parameters.tobytes()
     counted = [len(e.body["parties"]) for e in masked.events if e.kind == "arrived"]
@@ -86,9 +84,7 @@ def test_more_losses_than_the_threshold_allows_open_nothing() -> None:
         rehearsal.summed(vectors, few, rules, "run", 2, bytes(32))
 
 
-def test_nobody_in_the_middle_sees_a_vector(
-    monkeypatch: pytest.MonkeyPatch, population: hs.Population
-) -> None:
+def test_nobody_in_the_middle_sees_a_vector(monkeypatch: pytest.MonkeyPatch, population: hs.Population) -> None:
     """What the coordinator is given is none of the vectors, nor near one."""
     given: list[Mapping[str, bytes]] = []
     sent: list[Mapping[str, Any]] = []
@@ -125,11 +121,7 @@ def test_nobody_in_the_middle_sees_a_vector(
     ],
 )
 def test_masks_that_could_not_hold_are_refused(
-    chain: agg.Aggregation,
-    more: dict[str, Any],
-    error: type[Exception],
-    says: str,
-    population: hs.Population,
+    chain: agg.Aggregation, more: dict[str, Any], error: type[Exception], says: str, population: hs.Population
 ) -> None:
     with pytest.raises(error, match=says):
         study(chain, **more).run(hs.Local(population, masks=True))

@@ -32,9 +32,7 @@ SIZES = np.random.default_rng(3).integers(8, 60, 50)
 def table(rows: int, seed: int) -> hs.Table:
     random = np.random.default_rng(seed)
     x = random.normal(size=(rows, 2))
-    return hs.Table.of(
-        {"a": x[:, 0], "b": x[:, 1], "y": x @ [1.0, -2.0] + random.normal(size=rows)}
-    )
+    return hs.Table.of({"a": x[:, 0], "b": x[:, 1], "y": x @ [1.0, -2.0] + random.normal(size=rows)})
 
 
 PARTIES = {f"p{i:02d}": table(int(n), i) for i, n in enumerate(SIZES)}
@@ -105,9 +103,7 @@ def test_one_party_at_a_time_and_with_more_actors_than_blocks() -> None:
     assert bits(run) == bits(this.run(hs.Local(PARTIES, engine="resident")))
 
 
-def test_a_population_is_one_object_and_large_shards_come_back_in_pieces(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_population_is_one_object_and_large_shards_come_back_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     parties = Population.of_sizes(table(int(SIZES.sum()), 0), SIZES)
     monkeypatch.setattr(backend, "_LARGEST", 1)
     run = federation().run(hs.Ray("auto", parties, actors=1))
@@ -128,9 +124,7 @@ def test_a_clock_and_a_central_test_table_work_as_on_one_machine() -> None:
 
     this = federation(evaluation=hs.Evaluate(central=True), cohort=hs.Fixed(size=37, minimum=1))
     options: dict[str, Any] = {"test": table(50, 99), "clock": Clock(dropout=0.3)}
-    here, there = (
-        this.run(b) for b in (hs.Local(PARTIES, **options), hs.Ray("auto", PARTIES, **options))
-    )
+    here, there = (this.run(b) for b in (hs.Local(PARTIES, **options), hs.Ray("auto", PARTIES, **options)))
     assert bits(there) == bits(here)
     assert told(there, "refused") == told(here, "refused") != []
 
@@ -176,9 +170,7 @@ def test_an_actor_that_is_killed_is_replaced_and_its_shard_repeated(method: Any)
 
 
 def test_an_actor_that_is_killed_in_the_middle_of_its_work() -> None:
-    slow = federation(
-        method=Scaffold(local=hs.SGD(lr=0.01, epochs=40, batch_size=1)), cohort=hs.All(), rounds=2
-    )
+    slow = federation(method=Scaffold(local=hs.SGD(lr=0.01, epochs=40, batch_size=1)), cohort=hs.All(), rounds=2)
     timers = []
 
     def later() -> None:
@@ -211,9 +203,7 @@ def test_when_actors_are_lost_time_and_again_the_run_fails_and_can_be_resumed(
 ) -> None:
     monkeypatch.setattr(backend, "_TRIES", 1)
     follow = on_ask(4, lambda: ray.kill(actors()[0]))
-    with pytest.raises(
-        RunError, match=r"round 2: 1 actors were lost over the same parties: .*killed"
-    ):
+    with pytest.raises(RunError, match=r"round 2: 1 actors were lost over the same parties: .*killed"):
         federation().run(hs.Ray("auto", PARTIES, actors=2, follow=follow, folder=tmp_path, every=1))
     [folder] = tmp_path.iterdir()
     broken = hs.Run.load(folder)
@@ -222,9 +212,7 @@ def test_when_actors_are_lost_time_and_again_the_run_fails_and_can_be_resumed(
     assert bits(resumed) == bits(federation().run(hs.Local(PARTIES)))
 
 
-def test_actors_that_never_begin_are_not_waited_for_for_ever(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_actors_that_never_begin_are_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_PATIENCE", 0.5)
     holder = ray.remote(num_cpus=2)(backend.Worker).remote()
     ray.get(holder.__ray_ready__.remote())
@@ -250,9 +238,7 @@ def test_a_run_goes_on_where_the_other_backend_stopped(begun: str, tmp_path: Pat
         raise RunError("enough")
 
     def on(name: str, **options: Any) -> Any:
-        return (
-            hs.Local(PARTIES, **options) if name == "local" else hs.Ray("auto", PARTIES, **options)
-        )
+        return hs.Local(PARTIES, **options) if name == "local" else hs.Ray("auto", PARTIES, **options)
 
     with pytest.raises(RunError, match="enough"):
         this.run(on(begun, folder=tmp_path, every=1, follow=on_ask(4, stop)))
@@ -283,25 +269,19 @@ def test_a_study_in_a_file_is_run_by_the_actors(tmp_path: Path) -> None:
     this = study.load(path)
     here = this.run(hs.Local(PARTIES))
     assert bits(this.run(hs.Ray("auto", PARTIES, actors=2))) == bits(here)
-    assert bits(here) != bits(
-        federation(method=this.method, cohort=this.cohort, rounds=3).run(hs.Local(PARTIES))
-    )
+    assert bits(here) != bits(federation(method=this.method, cohort=this.cohort, rounds=3).run(hs.Local(PARTIES)))
     path.unlink()
     with pytest.raises(StudyError, match=r"actor cannot import the study: .*doubled\.py"):
         this.run(hs.Ray("auto", PARTIES))
 
 
-def test_code_that_the_actors_cannot_find_is_said(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_code_that_the_actors_cannot_find_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "found_by_the_driver.py").write_text(OWN, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     import found_by_the_driver  # type: ignore[import-not-found]
 
     this = found_by_the_driver.federation
-    with pytest.raises(
-        StudyError, match=r"cannot import the study: .*found_by_the_driver.*every node"
-    ):
+    with pytest.raises(StudyError, match=r"cannot import the study: .*found_by_the_driver.*every node"):
         this.run(hs.Ray("auto", PARTIES))
     monkeypatch.setattr(type(this.task), "__module__", "__main__")
     with pytest.raises(StudyError, match=r"Doubled lives in this session.*Move it to a file"):
@@ -325,9 +305,7 @@ def test_options_that_cannot_be() -> None:
 
 
 def test_another_cluster_than_the_one_that_is_connected_is_refused() -> None:
-    with pytest.raises(
-        UsageError, match=r"connected to the cluster at .*, not to 10\.0\.0\.1:6379"
-    ):
+    with pytest.raises(UsageError, match=r"connected to the cluster at .*, not to 10\.0\.0\.1:6379"):
         federation().run(hs.Ray("10.0.0.1:6379", PARTIES))
 
 

@@ -134,10 +134,7 @@ def patients(seed: int, rows: int) -> dict[str, np.ndarray]:
 def write_csv(path: Path, columns: Mapping[str, Any], encoding: str = "utf-8") -> Path:
     """A CSV file as a spreadsheet writes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [
-        ",".join(columns),
-        *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True)),
-    ]
+    rows = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]
     path.write_text("\n".join(rows) + "\n", encoding)
     return path
 

@@ -134,9 +134,7 @@ def test_a_missing_target_says_which_columns_there_are(hansa, here):
         ("[task]", "[task", "not TOML", ""),
     ],
 )
-def test_a_slip_in_a_study_is_named_with_the_nearest_word(
-    hansa, here, before, after, message, remedy
-):
+def test_a_slip_in_a_study_is_named_with_the_nearest_word(hansa, here, before, after, message, remedy):
     (here / "study.toml").write_text(STUDY.replace(before, after), "utf-8")
     for command in (["run", "study.toml"], ["simulate", "study.toml", "--data", "rows.csv"]):
         answer = hansa(*command)
@@ -148,15 +146,10 @@ def test_a_slip_in_a_study_is_named_with_the_nearest_word(
 
 def test_a_study_with_code_is_not_run_at_other_parties(hansa, harbour, here):
     (here / "study.py").write_text(
-        "import hansa as hs\n"
-        "class Mine(hs.LogisticRegression):\n"
-        "    pass\n"
-        "task = Mine(target='malignant')\n",
+        "import hansa as hs\nclass Mine(hs.LogisticRegression):\n    pass\ntask = Mine(target='malignant')\n",
         "utf-8",
     )
-    (here / "coded.toml").write_text(
-        '[study]\nname = "coded"\n[task]\nmodule = "study:task"\n', "utf-8"
-    )
+    (here / "coded.toml").write_text('[study]\nname = "coded"\n[task]\nmodule = "study:task"\n', "utf-8")
     answer = hansa("run", "coded.toml", "--home", harbour.home)
     refused(answer, 4, "the study brings code", "hansa simulate")
     simulated = hansa("simulate", "coded.toml", "--data", "rows.csv", "--by", "hospital")
@@ -166,9 +159,7 @@ def test_a_study_with_code_is_not_run_at_other_parties(hansa, harbour, here):
 def test_one_party_only_is_too_few(hansa, harbour, here):
     study = harbour.study("alone.toml", ('"病历"', '"独"'))
     answer = hansa("run", study, "--home", harbour.home)
-    refused(
-        answer, 2, "the study needs 2 parties that offer the data set '独'", "The others can say"
-    )
+    refused(answer, 2, "the study needs 2 parties that offer the data set '独'", "The others can say")
     assert "connected and offering it: south" in answer.message
     (here / "study.toml").write_text(STUDY.replace('"*"', '"age"'), "utf-8")
     answer = hansa("simulate", "study.toml", "--data", "rows.csv", *iid(1))

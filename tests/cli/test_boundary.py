@@ -78,11 +78,7 @@ def test_hansa_debug_shows_the_traceback_of_a_defect(monkeypatch, capsys):
             "Unknown option: --prot. Did you mean --port?",
             "`hansa doctor --help` shows what there is.",
         ),
-        (
-            ["runs", "one", "two"],
-            "nothing takes 'one' 'two'",
-            "`hansa runs --help` shows what there is.",
-        ),
+        (["runs", "one", "two"], "nothing takes 'one' 'two'", "`hansa runs --help` shows what there is."),
         (
             ["doctor", "--port", "x"],
             'Invalid value for --port: unable to convert "x" into int',

@@ -163,9 +163,7 @@ def test_two_demos_side_by_side_end_with_the_same_bits(demos):
     folder, answer, _, _ = demos
     (other,) = (folder / "screen" / "hansa-demo").iterdir()
     first = Model.load(folder / "plain" / answer.document["folder"] / "model.safetensors")
-    np.testing.assert_array_equal(
-        first.parameters, Model.load(other / "model.safetensors").parameters
-    )
+    np.testing.assert_array_equal(first.parameters, Model.load(other / "model.safetensors").parameters)
 
 
 def test_a_demo_leaves_no_process_and_no_temporary_file(demos):

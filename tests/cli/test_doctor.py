@@ -53,9 +53,7 @@ def test_a_port_that_cannot_be_one_is_bad():
     assert doctor.free_port(70000).verdict == "bad"
 
 
-@pytest.mark.parametrize(
-    ("version", "verdict"), [((3, 10, 9), "bad"), ((3, 11, 0), "ok"), ((3, 14, 0), "bad")]
-)
+@pytest.mark.parametrize(("version", "verdict"), [((3, 10, 9), "bad"), ((3, 11, 0), "ok"), ((3, 14, 0), "bad")])
 def test_python_is_3_11_to_3_13(version, verdict):
     assert doctor.python_version(version).verdict == verdict
 
@@ -83,9 +81,7 @@ def test_a_home_that_cannot_be_written_is_bad(tmp_path):
     assert "HANSA_HOME" in check.remedy
 
 
-@pytest.mark.parametrize(
-    ("free", "verdict"), [(1 << 20, "bad"), (1 << 30, "note"), (1 << 40, "ok")]
-)
+@pytest.mark.parametrize(("free", "verdict"), [(1 << 20, "bad"), (1 << 30, "note"), (1 << 40, "ok")])
 def test_little_disk_space_is_a_note_and_none_is_bad(tmp_path, monkeypatch, free, verdict):
     class Usage:
         pass
@@ -102,13 +98,9 @@ def test_proxies_are_noted_without_their_passwords():
     assert doctor.proxies({}).verdict == "ok"
 
 
-@pytest.mark.parametrize(
-    ("first", "last", "verdict"), [(-1, 1, "ok"), (-2, -1, "bad"), (1, 2, "bad")]
-)
+@pytest.mark.parametrize(("first", "last", "verdict"), [(-1, 1, "ok"), (-2, -1, "bad"), (1, 2, "bad")])
 def test_a_certificate_is_good_between_its_two_days(tmp_path, first, last, verdict):
-    write_certificate(
-        tmp_path / "agent" / "party.pem", NOW + timedelta(first), NOW + timedelta(last)
-    )
+    write_certificate(tmp_path / "agent" / "party.pem", NOW + timedelta(first), NOW + timedelta(last))
     (check,) = doctor.certificates(tmp_path, NOW)
     assert check.verdict == verdict
     assert check.name.endswith("party.pem")

@@ -66,15 +66,7 @@ def test_a_method_for_predictions_has_no_estimates(simulate):
 
 
 def test_the_hazards_are_shown_and_compared(simulate):
-    answer = simulate(
-        "--compare", kind="cox-regression", method="cox", event='event = "e"', holdout=0.3
-    )
-    assert {row["model"] for row in answer.document["comparison"]} == {
-        "0",
-        "1",
-        "2",
-        "federated",
-        "pooled",
-    }
+    answer = simulate("--compare", kind="cox-regression", method="cox", event='event = "e"', holdout=0.3)
+    assert {row["model"] for row in answer.document["comparison"]} == {"0", "1", "2", "federated", "pooled"}
     assert [row["name"] for row in answer.document["estimates"]] == ["a", "b"]
     assert all(0 < row["concordance"] < 1 for row in answer.document["comparison"])

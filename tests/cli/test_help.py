@@ -22,9 +22,7 @@ def modules_after(*words: str) -> set[str]:
         "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr));"
         "from hansa.cli import main; main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
     return {name.partition(".")[0] for name in done.stderr.split()}
 
 

@@ -74,9 +74,7 @@ def interrupted(program):
     return answer
 
 
-def test_a_run_outlives_the_commands_that_follow_it_and_its_coordinator(
-    pair, hansa, program, tmp_path
-):
+def test_a_run_outlives_the_commands_that_follow_it_and_its_coordinator(pair, hansa, program, tmp_path):
     home, coordinator, agents, start = pair
     path = study(tmp_path, rounds=150, epochs=2)
     own = ("--home", home, "--output", tmp_path / "runs")

@@ -18,18 +18,9 @@ def test_a_new_study_holds_every_section_with_the_names_given(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == {"file": "study.toml", "name": "tumours"}
     study = tomllib.loads((tmp_path / "study.toml").read_text("utf-8"))
     assert study["study"] == {"name": "tumours", "dataset": "tumours"}
-    assert study["task"] == {
-        "kind": "logistic-regression",
-        "target": "malignant",
-        "features": ["*"],
-    }
+    assert study["task"] == {"kind": "logistic-regression", "target": "malignant", "features": ["*"]}
     assert study["method"]["kind"] == "fedavg"
-    assert study["method"]["local"] == {
-        "optimizer": "sgd",
-        "lr": 0.1,
-        "epochs": 1,
-        "batch_size": 32,
-    }
+    assert study["method"]["local"] == {"optimizer": "sgd", "lr": 0.1, "epochs": 1, "batch_size": 32}
     assert study["aggregation"]["stages"] == [{"kind": "clip", "norm": 1.0}]
 
 

@@ -36,9 +36,7 @@ def test_a_long_line_is_not_broken_when_nobody_watches(capsys):
 
 
 def test_a_table_aligns_numbers_to_the_right_and_leaves_an_unknown_cell_empty(capsys):
-    Output().table(
-        ["医院", "accuracy", "done"], [("北", 0.93456, True), ("south", 0.5, None)], title="Worth"
-    )
+    Output().table(["医院", "accuracy", "done"], [("北", 0.93456, True), ("south", 0.5, None)], title="Worth")
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines[0].strip() == "Worth"
     assert any(line.endswith("0.9346   yes") for line in lines)
@@ -49,10 +47,7 @@ def test_an_error_says_where_what_and_the_way_out(capsys):
     error = ContributionError("a NaN", remedy="Lower the rate.", party="north", round=3, field="w")
     Output(json=True).fail(error)
     out, err = capsys.readouterr()
-    assert err.splitlines() == [
-        "error: party 'north', round 3, field 'w': a NaN",
-        "help: Lower the rate.",
-    ]
+    assert err.splitlines() == ["error: party 'north', round 3, field 'w': a NaN", "help: Lower the rate."]
     assert json.loads(out)["error"] == {
         "kind": "ContributionError",
         "message": "a NaN",

@@ -61,12 +61,7 @@ def test_runs_lists_it_and_watch_tells_it_again(harbour, hansa, ended, tmp_path)
     name = ended.document["run"]
     listed = hansa("runs", "--home", harbour.home).document["runs"]
     (line,) = [run for run in listed if run["run"] == name]
-    assert (line["status"], line["round"], line["rounds"], line["name"]) == (
-        "finished",
-        4,
-        4,
-        "肿瘤",
-    )
+    assert (line["status"], line["round"], line["rounds"], line["name"]) == ("finished", 4, 4, "肿瘤")
     again = hansa("watch", name, "--home", harbour.home, "--output", tmp_path)
     kept = {**ended.document, "folder": None, "model": None}
     assert {**again.document, "folder": None, "model": None} == kept
@@ -83,9 +78,7 @@ def test_a_finished_run_is_not_resumed(harbour, hansa, ended):
 
 def test_predictions_are_the_models_own_and_survive_a_file(hansa, harbour, ended, tmp_path):
     rows = harbour.folder / "东院" / "数据 表.csv"
-    predicted = hansa(
-        "predict", ended.document["model"], "--data", rows, "--output", tmp_path / "预测.csv"
-    )
+    predicted = hansa("predict", ended.document["model"], "--data", rows, "--output", tmp_path / "预测.csv")
     table = read(rows)
     expected = Model.load(ended.document["model"]).predict(table)
     assert predicted.document["predictions"] == {"probability 恶性": expected.tolist()}
@@ -110,8 +103,7 @@ def test_a_simulation_of_the_same_tables_ends_with_the_same_bits(hansa, harbour,
 
     sources = {
         name: hs.data.Source(
-            path=str(harbour.folder / name / "数据 表.csv"),
-            encoding="gb18030" if name == "北院" else "utf-8",
+            path=str(harbour.folder / name / "数据 表.csv"), encoding="gb18030" if name == "北院" else "utf-8"
         )
         for name in PARTIES
     }
@@ -143,9 +135,7 @@ def test_a_party_that_is_removed_is_out_at_once_and_told_why(harbour, hansa, pro
     shutil.rmtree(home)
 
 
-def test_a_removed_party_joins_again_in_its_folder_with_a_new_token(
-    harbour, hansa, program, tmp_path
-):
+def test_a_removed_party_joins_again_in_its_folder_with_a_new_token(harbour, hansa, program, tmp_path):
     rows = harbour.table("再来", seed=7)
     own = ("--home", tmp_path / "agent")
     first = harbour.token("再来")

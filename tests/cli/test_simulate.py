@@ -38,9 +38,7 @@ def bench(tmp_path_factory):
     names = next(iter(parts.values())).names
     columns = {n: np.concatenate([part.column(n) for part in parts.values()]) for n in names}
     hospital = np.concatenate([np.repeat(name, part.rows) for name, part in parts.items()])
-    write_csv(
-        folder / "rows.csv", wisconsin.table().of({**columns, "医院": hospital.astype(object)})
-    )
+    write_csv(folder / "rows.csv", wisconsin.table().of({**columns, "医院": hospital.astype(object)}))
     return folder
 
 
@@ -86,9 +84,7 @@ def test_a_number_of_parties_beside_a_column_is_refused(bench, hansa):
 )
 def test_rows_become_parties_by_chance(bench, hansa, tmp_path, words, parties):
     study = tmp_path / "study.toml"
-    study.write_text(
-        STUDY.format(rounds=2).replace('["*"]', '["mean_radius", "mean_texture"]'), "utf-8"
-    )
+    study.write_text(STUDY.format(rounds=2).replace('["*"]', '["mean_radius", "mean_texture"]'), "utf-8")
     rows = bench / "rows.csv"
     answer = hansa("simulate", study, "--data", rows, "--output", tmp_path / "runs", *words)
     assert answer.status == 0, answer
@@ -96,9 +92,7 @@ def test_rows_become_parties_by_chance(bench, hansa, tmp_path, words, parties):
 
 
 @pytest.mark.parametrize(
-    "words",
-    [["--partition", "iid", "--parties", 3], ["--partition", "shares:0.6,0.3,0.1"]],
-    ids=str,
+    "words", [["--partition", "iid", "--parties", 3], ["--partition", "shares:0.6,0.3,0.1"]], ids=str
 )
 def test_the_rows_of_one_hospital_of_the_demo_are_dealt_out(hansa, tmp_path, words):
     """The first ten minutes show these commands."""
@@ -171,9 +165,7 @@ def test_an_interrupted_simulation_is_resumed_to_the_same_bits(bench, hansa, pro
         assert (again.status, "is finished" in again.message) == (2, True)
 
 
-def test_a_run_that_stopped_asks_for_its_table_and_a_deployed_one_for_its_name(
-    bench, hansa, tmp_path
-):
+def test_a_run_that_stopped_asks_for_its_table_and_a_deployed_one_for_its_name(bench, hansa, tmp_path):
     study = tmp_path / "study.toml"
     study.write_text(STUDY.format(rounds=2).replace("lr = 0.5", "lr = 1e308"), "utf-8")
     words = ("--data", bench / "rows.csv", "--by", "医院", "--output", tmp_path / "runs")

@@ -96,9 +96,7 @@ def test_a_party_has_the_rows_that_the_contract_asks_for(simulate):
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_meant_is_refused_before_anything_runs(
-    simulate, tmp_path, words, message, remedy
-):
+def test_what_cannot_be_meant_is_refused_before_anything_runs(simulate, tmp_path, words, message, remedy):
     answer = simulate(*words)
     assert answer.status == 2
     assert message in answer.message
@@ -181,9 +179,7 @@ def test_a_central_evaluation_is_of_the_test_table(bench, simulate):
     assert {name: metrics[name] for name in scored} == pytest.approx(scored)
 
 
-def test_a_run_that_was_varied_and_dealt_out_is_resumed_to_the_same_bits(
-    bench, hansa, simulate, tmp_path
-):
+def test_a_run_that_was_varied_and_dealt_out_is_resumed_to_the_same_bits(bench, hansa, simulate, tmp_path):
     whole = simulate(*DEALT, "--set", "rounds=6").document
     table = read(bench / "rows.csv")
     rows = partition.dirichlet_rows(table.column("kind"), 6, 0.5, seed=0)
@@ -194,9 +190,7 @@ def test_a_run_that_was_varied_and_dealt_out_is_resumed_to_the_same_bits(
 
     study = Run.load(whole["folder"]).federation
     with pytest.raises(KeyboardInterrupt):
-        study.run(
-            hs.Local(Population.of_rows(table, rows), folder=tmp_path / "other", follow=interrupt)
-        )
+        study.run(hs.Local(Population.of_rows(table, rows), folder=tmp_path / "other", follow=interrupt))
     (folder,) = (tmp_path / "other").iterdir()
     resumed = hansa("resume", folder, "--data", bench / "rows.csv", *DEALT)
     assert resumed.status == 0
@@ -213,10 +207,7 @@ def test_a_run_is_forked_from_the_round_that_was_kept(simulate):
     slower = simulate(*DEALT, "--set", "rounds=9", "--fork", at, "--sweep", "lr=0.05,0.5").document
     np.testing.assert_array_equal(model(slower["runs"][1]), model(kept))
     assert (model(slower["runs"][0]) != model(kept)).any()
-    for words, says in (
-        (f"{kept['folder']}@7777", "no checkpoint of round 7777"),
-        ("x@y", "'y' is no round"),
-    ):
+    for words, says in ((f"{kept['folder']}@7777", "no checkpoint of round 7777"), ("x@y", "'y' is no round")):
         assert says in simulate(*DEALT, "--fork", words).message
 
 

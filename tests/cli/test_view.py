@@ -108,13 +108,7 @@ def test_a_terminal_shows_pace_and_rest_beneath_the_table(timed):
 
 
 def test_the_spread_over_the_parties_is_a_table_of_its_own_at_the_end(timed):
-    spread = {
-        "auc": 0.9,
-        "auc.p10": 0.5,
-        "auc.worst_decile": 0.25,
-        "own.auc": 0.95,
-        "own.auc.p10": 0.75,
-    }
+    spread = {"auc": 0.9, "auc.p10": 0.5, "auc.worst_decile": 0.25, "own.auc": 0.95, "own.auc.p10": 0.75}
     said = timed(*round_(9, 0, 1, **spread), (2, "finished", {"reason": "all 9 rounds were run"}))
     assert "round 9/9: auc 0.9000, own.auc 0.9500 (2 parties)" in said
     assert said.index("Spread over the parties") < said.index("Finished: all 9")

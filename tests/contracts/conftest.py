@@ -36,25 +36,10 @@ from hansa.aggregation import (
 )
 from hansa.aggregation.stage import STAGES, Context
 from hansa.backends import Backend
-from hansa.contribution import (
-    Array,
-    Contributions,
-    Dtype,
-    Values,
-)
+from hansa.contribution import Array, Contributions, Dtype, Values
 from hansa.learners import Layout, Learner
 from hansa.learners.glm import Linear, Logistic, Softmax
-from hansa.methods import (
-    IFCA,
-    Ditto,
-    FedBuff,
-    FedNova,
-    FedPer,
-    FedProx,
-    FedRep,
-    Scaffold,
-    UpdateMethod,
-)
+from hansa.methods import IFCA, Ditto, FedBuff, FedNova, FedPer, FedProx, FedRep, Scaffold, UpdateMethod
 from hansa.methods.base import METHODS
 
 
@@ -78,9 +63,7 @@ class LogCosh(Learner):
         mean: Array = losses.mean(axis=-1) if weights is None else (losses * weights).sum(axis=-1)
         return mean
 
-    def gradient(
-        self, parameters: Array, x: Array, y: Array, weights: Array | None = None
-    ) -> Array:
+    def gradient(self, parameters: Array, x: Array, y: Array, weights: Array | None = None) -> Array:
         slope = np.tanh(self.predict(parameters, x) - y)
         slope = slope / slope.dtype.type(x.shape[-2]) if weights is None else slope * weights
         gradient: Array = np.matmul(np.swapaxes(x, -1, -2), slope[..., None])[..., 0]
@@ -156,9 +139,7 @@ STAGE_LIST: dict[str, Stage] = {
     "top-k": TopK(fraction=0.4),
     "trimmed-mean": TrimmedMean(fraction=0.4),
 }
-BACKENDS: dict[str, Callable[[Mapping[str, hs.Table]], Backend]] = {
-    "local": hs.Local,
-}
+BACKENDS: dict[str, Callable[[Mapping[str, hs.Table]], Backend]] = {"local": hs.Local}
 
 
 @pytest.fixture(params=[*LEARNERS, "torch"])

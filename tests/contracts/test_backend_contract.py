@@ -73,10 +73,7 @@ def test_the_same_seed_and_cohorts_give_the_same_bits(backend: Make, tables: Tab
 
 
 def test_its_bits_are_those_of_the_plain_simulation(backend: Make, tables: Tables) -> None:
-    assert (
-        study().run(backend(tables)).parameters.tobytes()
-        == study().run(hs.Local(tables)).parameters.tobytes()
-    )
+    assert study().run(backend(tables)).parameters.tobytes() == study().run(hs.Local(tables)).parameters.tobytes()
 
 
 def test_a_party_that_cannot_do_the_work_is_left_out_with_its_reason(
@@ -105,9 +102,7 @@ def test_a_party_whose_sums_overflow_is_left_out_and_poisons_nobody(
     assert run.status == "finished"
     assert np.isfinite(run.parameters).all()
     reasons = [event.body["reason"] for event in run.events if event.kind == "refused"]
-    overflow = told(
-        "field 'total': there is an infinity in it", "its 'total' is not what was declared"
-    )
+    overflow = told("field 'total': there is an infinity in it", "its 'total' is not what was declared")
     assert any(overflow in reason for reason in reasons)
 
 
@@ -146,9 +141,7 @@ def test_one_party_alone_is_no_federation(backend: Make, tables: Tables) -> None
         study().run(backend({"north": tables["north"]}))
 
 
-def test_a_party_without_the_target_is_named_with_its_columns(
-    backend: Make, tables: Tables
-) -> None:
+def test_a_party_without_the_target_is_named_with_its_columns(backend: Make, tables: Tables) -> None:
     parties = {**tables, "river": tables["river"].drop("y")}
     with pytest.raises(DataError) as caught:
         study().run(backend(parties))

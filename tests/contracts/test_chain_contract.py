@@ -60,12 +60,7 @@ ACCEPTED: list[tuple[str, Aggregation, dict[str, Any], float]] = [
     ("central, two vectors", CLIP >> noised(), SCAFFOLD, 4.3777),
     ("central, a bounded scalar", CLIP >> noised(), SCALAR, 4.3777),
     ("central, packed after the clip", CLIP >> agg.quantize(bits=8) >> noised(), {}, 4.3777),
-    (
-        "central, error feedback before the clip",
-        agg.top_k(fraction=0.5) >> CLIP >> noised(),
-        {},
-        4.3777,
-    ),
+    ("central, error feedback before the clip", agg.top_k(fraction=0.5) >> CLIP >> noised(), {}, 4.3777),
     ("local", CLIP >> LOCAL, {}, 1.9970),
     ("local, a bounded scalar", CLIP >> LOCAL, SCALAR, 1.9970),
     ("local, then packed", CLIP >> LOCAL >> agg.quantize(bits=8), {}, 1.9970),
@@ -90,12 +85,7 @@ ACCEPTED: list[tuple[str, Aggregation, dict[str, Any], float]] = [
     ("shares, adaptive", ADAPTIVE >> agg.rotate() >> GRID >> SHARES >> SUM, SCALAR, 2.168),
     # A column of four bands has the square 1 + 1/4 + 9/64 + 25/256, a leaf of a tree of 8 is in 4 nodes.
     ("banded, one round each", CLIP >> BANDED, {"schedule": Schedule(4, 4)}, 2.4907),
-    (
-        "one band",
-        CLIP >> agg.banded(noise_multiplier=2.0, bands=1),
-        {"schedule": Schedule(4)},
-        4.3777,
-    ),
+    ("one band", CLIP >> agg.banded(noise_multiplier=2.0, bands=1), {"schedule": Schedule(4)}, 4.3777),
     ("a tree, one round each", CLIP >> TREE, {"schedule": Schedule(8, 8)}, 1.9970),
     (
         "trees that begin anew",
@@ -151,15 +141,11 @@ def test_the_table_has_forty_chains_and_more() -> None:
     assert len(ACCEPTED) + len(REFUSED) >= 40
 
 
-@pytest.mark.parametrize(
-    ("chain", "more", "claimed"), [a[1:] for a in ACCEPTED], ids=lambda v: None
-)
+@pytest.mark.parametrize(("chain", "more", "claimed"), [a[1:] for a in ACCEPTED], ids=lambda v: None)
 def test_a_chain_that_must_hold_is_accepted_at_its_epsilon(
     chain: Aggregation, more: dict[str, Any], claimed: float
 ) -> None:
-    if (
-        claimed < 0
-    ):  # error feedback must come before a clip, which is not in this chain: mended here
+    if claimed < 0:  # error feedback must come before a clip, which is not in this chain: mended here
         chain, claimed = agg.top_k(fraction=0.5) >> CLIP >> noised(), 4.3777
     bound = chain.bind(signal(**more))[-1]
     found = min((accountant.epsilon([n.event], 1e-5) for n in bound.noise), default=HIGH)
@@ -266,9 +252,7 @@ def test_one_party_moves_the_sum_by_what_is_claimed_and_no_more(chain: Aggregati
 def test_noise_has_the_spread_that_is_claimed(tables: Any) -> None:
     """Of a sum of nothing, only the noise is left: its standard deviation, by field, over many draws."""
     chain = CLIP >> noised()
-    signals = chain.bind(
-        signal((Field("update", like="parameters", shape=(40_000,)), WITH_SCALAR[1]))
-    )
+    signals = chain.bind(signal((Field("update", like="parameters", shape=(40_000,)), WITH_SCALAR[1])))
     for secret in (b"", bytes(range(32))):
         context = Context(3, 1, 1, (), signals[0], signals[0], secret)
         from hansa.contribution import Total
@@ -276,9 +260,7 @@ def test_noise_has_the_spread_that_is_claimed(tables: Any) -> None:
         empty = Total(Values(), (), 6, 0.0)
         total, _ = chain.decode(empty, Values(), signals, context)
         spread = float(np.std(total.values["update"] * AMONG.expected))
-        assert spread == pytest.approx(
-            math.sqrt(2), rel=0.02
-        )  # two groups, each of bound 1 after scaling
+        assert spread == pytest.approx(math.sqrt(2), rel=0.02)  # two groups, each of bound 1 after scaling
         again, _ = chain.decode(empty, Values(), signals, context)
         assert np.array_equal(again.values["update"], total.values["update"])
     other = replace(context, secret=bytes(32))

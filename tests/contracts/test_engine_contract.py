@@ -29,10 +29,7 @@ def ragged() -> Population:
     """One party of every size from 1 to 70 rows, in no order; the smallest have one class only."""
     random = np.random.default_rng(4)
     sizes = random.permutation(np.arange(1, PARTIES + 1))
-    x = (
-        random.normal(size=(sizes.sum(), WIDTH))
-        + np.repeat(random.normal(size=PARTIES), sizes)[:, None]
-    )
+    x = random.normal(size=(sizes.sum(), WIDTH)) + np.repeat(random.normal(size=PARTIES), sizes)[:, None]
     score = x @ np.array([1.0, -2.0, 0.5]) + random.normal(size=len(x))
     columns = {f"x{i}": column for i, column in enumerate(x.T)}
     return Population.of_sizes({**columns, "y": (score > 0).astype(float)}, sizes)
@@ -62,12 +59,7 @@ def test_many_at_once_end_where_one_after_the_other_does(
 ) -> None:
     federation = whole(method, precision=precision)
     one, other = (federation.run(hs.Local(ragged, engine=e)) for e in ("stacked", "resident"))
-    picked = [
-        event.body["engine"]
-        for run in (one, other)
-        for event in run.events
-        if event.kind == "engine"
-    ]
+    picked = [event.body["engine"] for run in (one, other) for event in run.events if event.kind == "engine"]
     assert picked == ["stacked", "resident"]
     assert one.memories.keys() == other.memories.keys()
     for (name, these), (_, those) in zip(ends(one), ends(other), strict=True):
@@ -77,9 +69,7 @@ def test_many_at_once_end_where_one_after_the_other_does(
             assert far <= tolerance * np.linalg.norm(those[which]), (name, which)
 
 
-def test_what_travels_is_of_the_learners_precision(
-    method: UpdateMethod, ragged: Population
-) -> None:
+def test_what_travels_is_of_the_learners_precision(method: UpdateMethod, ragged: Population) -> None:
     course, ask = first(whole(method, precision="float32"), ragged)
     [outcome] = answers(course, ragged, ask, [ask.parties[:5]])
     for field in course.signals(ask)[-1].fields:
@@ -90,14 +80,11 @@ def test_what_travels_is_of_the_learners_precision(
 
 
 @pytest.mark.parametrize("engine", ["stacked", "resident"])
-def test_the_number_of_workers_changes_no_bit(
-    engine: Any, method: UpdateMethod, ragged: Population
-) -> None:
+def test_the_number_of_workers_changes_no_bit(engine: Any, method: UpdateMethod, ragged: Population) -> None:
     cohort = hs.All() if engine == "stacked" else hs.Fixed(size=20)
     federation = whole(method, rounds=2, cohort=cohort)
     one, two, three = (
-        bits(federation.run(hs.Local(ragged, engine=engine, workers=workers)))
-        for workers in (1, 2, 3)
+        bits(federation.run(hs.Local(ragged, engine=engine, workers=workers))) for workers in (1, 2, 3)
     )
     assert one == two == three
 
@@ -165,18 +152,14 @@ def test_both_engines_leave_the_same_parties_out_for_the_same_reasons(
         **PLAIN,
     )
     one, other = (federation.run(hs.Local(troubled, engine=e)) for e in ("stacked", "resident"))
-    refused = [
-        [event.body for event in run.events if event.kind == "refused"] for run in (one, other)
-    ]
+    refused = [[event.body for event in run.events if event.kind == "refused"] for run in (one, other)]
     assert refused[0] == refused[1]
     assert {body["party"] for body in refused[0]} == {"party-3", "party-5"}
     assert bits(one) == bits(other)
     assert np.isfinite(one.parameters).all()
 
 
-def test_a_partys_bits_do_not_depend_on_its_company(
-    method: UpdateMethod, ragged: Population
-) -> None:
+def test_a_partys_bits_do_not_depend_on_its_company(method: UpdateMethod, ragged: Population) -> None:
     course, ask = first(whole(method), ragged)
     random, names = np.random.default_rng(8), list(ask.parties)
     [together] = answers(course, ragged, ask, [names])
@@ -187,16 +170,12 @@ def test_a_partys_bits_do_not_depend_on_its_company(
     [together] = answers(course, ragged, again, [names], memory)
     companies = [list(random.permutation(names)[: random.integers(1, 9)]) for _ in range(40)]
     companies += [[name] for name in names]
-    for company, outcome in zip(
-        companies, answers(course, ragged, again, companies, memory), strict=True
-    ):
+    for company, outcome in zip(companies, answers(course, ragged, again, companies, memory), strict=True):
         assert sorted(outcome.counted.parties) == sorted(company)
         assert all(alike(outcome, together, name) for name in company)
 
 
-def test_a_party_by_itself_answers_as_in_the_stack(
-    method: UpdateMethod, ragged: Population
-) -> None:
+def test_a_party_by_itself_answers_as_in_the_stack(method: UpdateMethod, ragged: Population) -> None:
     """To the bit: what is deployed is what was simulated, whichever engine simulated it."""
     course, ask = first(whole(method), ragged)
     [together] = answers(course, ragged, ask, [ask.parties])

@@ -63,9 +63,7 @@ def test_its_loss_is_a_mean_over_rows(learner: Learner) -> None:
     theta, x, y = (array[0] for array in draw(learner))
     twice, labels = np.concatenate([x, x]), np.concatenate([y, y])
     np.testing.assert_allclose(learner.loss(theta, twice, labels), learner.loss(theta, x, y))
-    np.testing.assert_allclose(
-        learner.gradient(theta, twice, labels), learner.gradient(theta, x, y), rtol=1e-12
-    )
+    np.testing.assert_allclose(learner.gradient(theta, twice, labels), learner.gradient(theta, x, y), rtol=1e-12)
 
 
 def weighed(parties: int = PARTIES) -> Array:
@@ -79,9 +77,7 @@ def test_rows_that_all_weigh_the_same_are_rows_without_weights(learner: Learner)
     theta, x, y = draw(learner)
     same = np.full((PARTIES, ROWS), 1 / ROWS)
     for function in (learner.loss, learner.gradient):
-        np.testing.assert_allclose(
-            function(theta, x, y, same), function(theta, x, y), rtol=1e-12, atol=1e-15
-        )
+        np.testing.assert_allclose(function(theta, x, y, same), function(theta, x, y), rtol=1e-12, atol=1e-15)
 
 
 def test_a_row_that_weighs_twice_as_much_is_a_row_that_is_there_twice(learner: Learner) -> None:
@@ -100,10 +96,7 @@ def test_its_weighted_gradient_is_that_of_its_weighted_loss(learner: Learner) ->
     theta, x, y = (array[0] for array in draw(learner))
     step, weights = 1e-6, weighed()[0]
     numeric = [
-        (
-            learner.loss(theta + step * e, x, y, weights)
-            - learner.loss(theta - step * e, x, y, weights)
-        )
+        (learner.loss(theta + step * e, x, y, weights) - learner.loss(theta - step * e, x, y, weights))
         / (2 * step)
         for e in np.eye(theta.size)
     ]
@@ -142,9 +135,7 @@ def test_float32_in_is_float32_out_and_close_to_float64(learner: Learner, single
             ((small[0], small[1], y.astype(np.float32), small[2]), (theta, x, y, weights)),
         ):
             found = getattr(single, name)(*given)
-            np.testing.assert_allclose(
-                found, getattr(learner, name)(*exact), rtol=1e-4, atol=1e-5, err_msg=name
-            )
+            np.testing.assert_allclose(found, getattr(learner, name)(*exact), rtol=1e-4, atol=1e-5, err_msg=name)
     gradient = single.gradient(small[0], small[1], y.astype(np.float32), small[2])
     assert gradient.dtype == np.float32
     assert single.predict(small[0], small[1]).dtype == np.float32
@@ -164,9 +155,7 @@ RAGGED = (70, 33, 21, 20, 20, 9, 8, 7, 3, 1)
 
 def fed(batch_size: int, shuffle: bool = True, width: int = WIDTH) -> Feed:
     random = np.random.default_rng(12)
-    rows = [
-        (random.normal(size=(n, width)), random.integers(0, 2, n).astype(float)) for n in RAGGED
-    ]
+    rows = [(random.normal(size=(n, width)), random.integers(0, 2, n).astype(float)) for n in RAGGED]
     keys = np.arange(len(RAGGED), dtype=np.uint64)
     return Feed(rows, keys, epochs=2, batch_size=batch_size, shuffle=shuffle)
 

@@ -62,9 +62,7 @@ def test_a_run_resumed_from_its_folder_ends_with_the_bits_of_the_undisturbed_one
     assert resumed.status == "finished"
     assert resumed.progress is not None
     assert undisturbed.progress is not None
-    assert resumed.progress.pack(resumed.memories) == undisturbed.progress.pack(
-        undisturbed.memories
-    )
+    assert resumed.progress.pack(resumed.memories) == undisturbed.progress.pack(undisturbed.memories)
     assert resumed.metrics() == undisturbed.metrics()
     assert hs.Run.load(folder).parameters.tobytes() == undisturbed.parameters.tobytes()
 
@@ -138,9 +136,7 @@ def test_a_round_that_fails_is_remembered_by_nobody(tables: Tables) -> None:
     assert [e.body["party"] for e in run.events if e.kind == "refused"] == ["north", "river"]
 
 
-def test_another_federation_or_other_parties_cannot_take_a_run_over(
-    study: hs.Federation, tables: Tables
-) -> None:
+def test_another_federation_or_other_parties_cannot_take_a_run_over(study: hs.Federation, tables: Tables) -> None:
     run = study.run(hs.Local(tables))
     other = study.model_copy(update={"rounds": 9, "task": hs.LinearRegression(target="y")})
     with pytest.raises(StudyError, match="another federation") as caught:

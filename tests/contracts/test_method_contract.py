@@ -64,15 +64,12 @@ def journey(federation: hs.Federation, tables: Tables) -> Iterator[Moment]:
 
 def same(one: Values, other: Values) -> bool:
     return one.keys() == other.keys() and all(
-        (one[n].dtype, one[n].shape, one[n].tobytes())
-        == (other[n].dtype, other[n].shape, other[n].tobytes())
+        (one[n].dtype, one[n].shape, one[n].tobytes()) == (other[n].dtype, other[n].shape, other[n].tobytes())
         for n in one
     )
 
 
-def test_every_ask_says_the_same_on_the_other_side_of_a_wire(
-    method: UpdateMethod, tables: Tables
-) -> None:
+def test_every_ask_says_the_same_on_the_other_side_of_a_wire(method: UpdateMethod, tables: Tables) -> None:
     asks = [moment.ask for moment in journey(whole(method), tables)]
     assert {ask.work for ask in asks} == {"moments", "train", "evaluate"}
     assert len(set(asks)) == len(asks) == len({ask.digest for ask in asks})
@@ -84,9 +81,7 @@ def test_every_ask_says_the_same_on_the_other_side_of_a_wire(
         assert hash(received) == hash(ask)
 
 
-def test_a_party_permits_what_the_course_asks_and_nothing_else(
-    method: UpdateMethod, tables: Tables
-) -> None:
+def test_a_party_permits_what_the_course_asks_and_nothing_else(method: UpdateMethod, tables: Tables) -> None:
     federation = whole(method, evaluation=hs.Evaluate(every=2), aggregation=clip(1.0))
     course = course_of(federation, tables)
     for moment in journey(federation, tables):
@@ -140,9 +135,7 @@ def test_work_sends_exactly_what_was_declared_and_nothing_depends_on_when(
             assert same(one.memory, two.memory)
 
 
-def test_weights_are_examples_or_equal_as_the_method_says(
-    method: UpdateMethod, tables: Tables
-) -> None:
+def test_weights_are_examples_or_equal_as_the_method_says(method: UpdateMethod, tables: Tables) -> None:
     federation = whole(method, evaluation=hs.Evaluate(holdout=0))
     for moment in journey(federation, tables):
         if moment.ask.work == "train":
@@ -186,9 +179,7 @@ def test_a_seed_fixes_every_bit(method: UpdateMethod, tables: Tables) -> None:
     assert ends[0] != ends[2]
 
 
-def test_the_order_in_which_parties_are_named_is_nothing(
-    method: UpdateMethod, tables: Tables
-) -> None:
+def test_the_order_in_which_parties_are_named_is_nothing(method: UpdateMethod, tables: Tables) -> None:
     backwards = dict(reversed(list(tables.items())))
     one, other = (whole(method).run(hs.Local(parties)) for parties in (tables, backwards))
     assert one.progress is not None
@@ -228,13 +219,9 @@ def test_a_model_in_single_precision_sends_single_precision(
     engine: Engine, method: UpdateMethod, tables: Tables
 ) -> None:
     single = Single(target="y", l2=0.01)
-    one, other = (
-        whole(method, task=task).run(hs.Local(tables, engine=engine)) for task in (single, TASK)
-    )
+    one, other = (whole(method, task=task).run(hs.Local(tables, engine=engine)) for task in (single, TASK))
     assert not [event for event in one.events if event.kind == "refused"]
-    assert {v.dtype for kept in one.memories.values() for v in kept.values()} <= {
-        np.dtype(np.float32)
-    }
+    assert {v.dtype for kept in one.memories.values() for v in kept.values()} <= {np.dtype(np.float32)}
     np.testing.assert_allclose(one.parameters, other.parameters, rtol=1e-3, atol=1e-4)
 
 
@@ -276,9 +263,7 @@ def pulling_apart() -> tuple[dict[str, hs.Table], np.ndarray[Any, Any]]:
     return parties, np.linalg.lstsq(pooled[:, :3], pooled[:, 3])[0]
 
 
-def test_scaffold_reaches_the_optimum_that_fedavg_drifts_away_from(
-    scaffold: type[GradientMethod],
-) -> None:
+def test_scaffold_reaches_the_optimum_that_fedavg_drifts_away_from(scaffold: type[GradientMethod]) -> None:
     parties, optimum = pulling_apart()
 
     def distance(method: UpdateMethod) -> float:

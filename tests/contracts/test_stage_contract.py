@@ -67,9 +67,7 @@ def test_it_binds_to_the_same_signal_every_time(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("signal", [SIGNAL, SINGLE], ids=["float64", "float32"])
-def test_what_travels_and_what_is_opened_is_what_it_bound_itself_to(
-    stage: Stage, signal: Signal
-) -> None:
+def test_what_travels_and_what_is_opened_is_what_it_bound_itself_to(stage: Stage, signal: Signal) -> None:
     bound = stage.bind(signal)
     for scale in (0.0, 1e-9, 1.0, 1e9):
         given = stack(scale) if signal is SIGNAL else in_single(stack(scale))
@@ -181,9 +179,7 @@ def test_it_is_the_same_part_after_its_own_description(stage: Stage) -> None:
 
 def test_a_whole_run_goes_through_it(stage: Stage, tables: Mapping[str, hs.Table]) -> None:
     federation = hs.Federation(
-        task=hs.LogisticRegression(target="y"),
-        rounds=3,
-        aggregation=Aggregation(stages=(stage,)),
+        task=hs.LogisticRegression(target="y"), rounds=3, aggregation=Aggregation(stages=(stage,))
     )
     run = federation.run(hs.Local(tables))
     assert np.isfinite(run.parameters).all()
@@ -271,11 +267,7 @@ def test_a_chain_goes_forward_at_the_party_and_back_at_the_coordinator() -> None
 def test_each_codec_of_a_chain_is_opened_by_itself_the_last_first() -> None:
     chain = Aggregation(stages=(Halved(field="half"), Halved(field="quarter")))
     signals = chain.bind(ONE)
-    assert [[f.name for f in signal.wire] for signal in signals] == [
-        ["update"],
-        ["half"],
-        ["quarter"],
-    ]
+    assert [[f.name for f in signal.wire] for signal in signals] == [["update"], ["half"], ["quarter"]]
     assert all(signal.fields == ONE.fields for signal in signals)
     given = Contributions(("a", "b"), Values({"update": np.array([[8.0], [4.0]])}), np.ones(2))
     at = Context(0, 1, 1, ("a", "b"), ONE, ONE)
@@ -289,9 +281,7 @@ def test_an_announced_norm_reaches_the_parties_and_moves_with_what_they_answer(
 ) -> None:
     stage = STAGES.build({"kind": "adaptive-clip", "norm": 1e-3})
     federation = hs.Federation(
-        task=hs.LogisticRegression(target="y"),
-        rounds=4,
-        aggregation=Aggregation(stages=(stage,)),
+        task=hs.LogisticRegression(target="y"), rounds=4, aggregation=Aggregation(stages=(stage,))
     )
     run = federation.run(hs.Local(tables))
     assert run.progress is not None

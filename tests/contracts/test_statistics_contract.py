@@ -20,9 +20,7 @@ CONTRACT = hs.Contract(columns={f"x{i}": RULE for i in range(WIDTH)})
 CHAINS = {
     "central": agg.gaussian(noise_multiplier=5.0),
     "local": agg.local_gaussian(noise_multiplier=5.0),
-    "shares": agg.grid(bits=12, examples=1500)
-    >> agg.discrete_gaussian(noise_multiplier=5.0)
-    >> agg.secure_sum(),
+    "shares": agg.grid(bits=12, examples=1500) >> agg.discrete_gaussian(noise_multiplier=5.0) >> agg.secure_sum(),
 }
 
 
@@ -52,9 +50,7 @@ def study(chain: agg.Aggregation, **more: Any) -> hs.Federation:
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_noised_moments_and_metrics_are_near_the_exact_ones(
-    name: str, population: hs.Population
-) -> None:
+def test_noised_moments_and_metrics_are_near_the_exact_ones(name: str, population: hs.Population) -> None:
     noised = study(CHAINS[name]).run(hs.Local(population))
     exact = study(agg.Aggregation()).run(hs.Local(population))
     near, at = noised.model.encoding, exact.model.encoding
@@ -125,9 +121,7 @@ def test_statistics_that_could_not_hold_are_refused(
         study(chain, **more)
 
 
-def test_one_row_more_moves_no_other_between_learning_and_holding_out(
-    population: hs.Population,
-) -> None:
+def test_one_row_more_moves_no_other_between_learning_and_holding_out(population: hs.Population) -> None:
     from hansa.party import Party
 
     federation = study(CHAINS["local"])

@@ -214,9 +214,7 @@ def test_a_small_blob_that_was_damaged_is_named(blobs: CoordinatorStore, tmp_pat
         blobs.read_blob("r", 1, "checkpoint")
 
 
-def test_what_an_exchange_left_is_swept_and_nothing_else(
-    blobs: CoordinatorStore, tmp_path: Path
-) -> None:
+def test_what_an_exchange_left_is_swept_and_nothing_else(blobs: CoordinatorStore, tmp_path: Path) -> None:
     body = b"y" * (INLINE + 1)
     blobs.apply([blobs.blob("r", version, "ask", body) for version in (1, 2)])
     spool = blobs.spool("r", 1, "1 诊所")

@@ -27,9 +27,7 @@ def study(minimum: int = 2) -> hs.Federation:
     )
 
 
-def guest(
-    *datasets: str, listening: bool = True, state: str = "active", allow: str = KIND
-) -> Guest:
+def guest(*datasets: str, listening: bool = True, state: str = "active", allow: str = KIND) -> Guest:
     offers = tuple(Offered(dataset, 9, COLUMNS, (allow,)) for dataset in datasets)
     return Guest(state, "1", "later", offers, listening)
 
@@ -81,8 +79,7 @@ def test_too_few_members_are_to_be_joined_by_more() -> None:
 def test_without_any_party_the_study_says_whom_it_needs() -> None:
     error = refused({}, minimum=1)
     assert error.message == (
-        "the study needs 1 party that offers the data set 'tumours'"
-        " (connected and offering it: none)"
+        "the study needs 1 party that offers the data set 'tumours' (connected and offering it: none)"
     )
 
 

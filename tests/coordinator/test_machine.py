@@ -264,9 +264,7 @@ class World:
         self.carry_out(effects)
 
     def applied(self) -> int:
-        return max(
-            int(row["version"]) for row in self.rows.rows("blob", run=RUN, name="checkpoint")
-        )
+        return max(int(row["version"]) for row in self.rows.rows("blob", run=RUN, name="checkpoint"))
 
     def revive(self, row: dict[str, Any]) -> Any:
         version = self.applied()
@@ -306,14 +304,7 @@ class World:
 
     def arrive(self, name: str, held: party.Held, crash: str = "", merge: bool = False) -> None:
         event = Delivered(
-            (name, held),
-            name,
-            held.run,
-            held.version,
-            held.attempt,
-            held.weight,
-            digest(held),
-            held.body,
+            (name, held), name, held.run, held.version, held.attempt, held.weight, digest(held), held.body
         )
         self.feed(event, crash, merge)
 
@@ -416,9 +407,7 @@ def test_undisturbed_it_ends_with_the_bits_of_the_simulation() -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.integers(0, 1 << 16), max_size=80))
-def test_whatever_repeats_is_lost_or_crashes_the_bits_are_the_undisturbed_ones(
-    script: list[int],
-) -> None:
+def test_whatever_repeats_is_lost_or_crashes_the_bits_are_the_undisturbed_ones(script: list[int]) -> None:
     world = World(study())
     for number in script:
         choices = world.choices()
@@ -517,10 +506,7 @@ def test_a_second_different_answer_is_refused_and_the_first_one_counts() -> None
     assert again.receipts[0][1:] == (True, "")
     assert not again.changes
     other = Delivered(("a", None), "a", RUN, 0, 1, 1.0, "two", b"y")
-    assert world.machine.handle(other).receipts[0][1:] == (
-        False,
-        "another answer to this ask was taken already",
-    )
+    assert world.machine.handle(other).receipts[0][1:] == (False, "another answer to this ask was taken already")
 
 
 def test_a_sum_that_cannot_be_made_fails_the_run_and_not_the_coordinator() -> None:

@@ -31,10 +31,7 @@ async def folder(tmp_path: Path) -> Path:
         offer = Offered("tumours", 9, COLUMNS, ("linear-regression",))
         await driver.put(Connected(name, (offer,)))
     federation = hs.Federation(
-        name="tumours",
-        task=hs.LinearRegression(target="y"),
-        method=hs.FedAvg(local=hs.SGD(lr=0.1)),
-        rounds=1,
+        name="tumours", task=hs.LinearRegression(target="y"), method=hs.FedAvg(local=hs.SGD(lr=0.1)), rounds=1
     )
     for run in ("one", "two"):
         await driver.put(Submitted(run, federation))
@@ -109,9 +106,7 @@ async def test_a_run_that_cannot_be_restored_fails_and_the_others_go_on(
     assert (await driver.read(driver.store.run, "two"))["status"] == "running"
 
 
-async def test_a_run_whose_ask_has_changed_can_be_resumed_with_a_new_one(
-    folder: Path, begin: Any
-) -> None:
+async def test_a_run_whose_ask_has_changed_can_be_resumed_with_a_new_one(folder: Path, begin: Any) -> None:
     store = CoordinatorStore(folder)
     another_ask(store)
     store.close()

@@ -43,10 +43,7 @@ def test_a_derived_key_is_hkdf_and_depends_on_everything():
 
 
 def test_a_digest_knows_where_its_parts_end():
-    known = {
-        agreement.digest(b"p", *parts)
-        for parts in [(b"ab", b"c"), (b"a", b"bc"), (b"abc",), (b"abc", b"")]
-    }
+    known = {agreement.digest(b"p", *parts) for parts in [(b"ab", b"c"), (b"a", b"bc"), (b"abc",), (b"abc", b"")]}
     assert len(known | {agreement.digest(b"q", b"abc")}) == 5
     framed = agreement.digest(b"p", b"a\x001\x00b")
     assert framed != agreement.digest(b"p", b"a", b"b")

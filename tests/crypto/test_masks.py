@@ -18,9 +18,7 @@ def counted(key, length, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["<u4", "<u8"])
-@pytest.mark.parametrize(
-    "length", [1, 3, 1000, masks.BLOCK // 4 - 1, masks.BLOCK // 4 + 7, masks.BLOCK]
-)
+@pytest.mark.parametrize("length", [1, 3, 1000, masks.BLOCK // 4 - 1, masks.BLOCK // 4 + 7, masks.BLOCK])
 def test_a_mask_is_the_key_stream_of_aes_ctr_whatever_the_blocks(dtype, length):
     vector = np.arange(length).astype(dtype)
     masks.apply(vector, [(KEYS[0], True)])

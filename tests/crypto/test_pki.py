@@ -9,15 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hansa.crypto import pki
-from hansa.crypto.keys import (
-    derived_key,
-    key_from_pem,
-    key_to_pem,
-    new_key,
-    point,
-    public_key,
-    request,
-)
+from hansa.crypto.keys import derived_key, key_from_pem, key_to_pem, new_key, point, public_key, request
 from hansa.errors import StoreError, TrustError, UsageError
 from hansa.files import write_whole
 
@@ -238,9 +230,7 @@ def test_a_host_that_cannot_be_one_is_refused(authority):
         authority.server_certificate("x", host="a..b")
 
 
-def test_a_trust_anchor_has_the_authority_s_subject_and_key_and_a_signature_that_proves_nothing(
-    authority,
-):
+def test_a_trust_anchor_has_the_authority_s_subject_and_key_and_a_signature_that_proves_nothing(authority):
     anchor = certificate(pki.trust_anchor(public_key(point(authority.public_key))))
     assert anchor.subject == authority.certificate.subject
     assert anchor.public_key() == authority.public_key
@@ -269,10 +259,7 @@ def test_an_authority_survives_its_folder(authority, tmp_path):
     assert loaded.certificate == authority.certificate
     pem = loaded.issue(request(new_key()), role="party", name="a")
     assert pki.identify(pem, authority.public_key).name == "a"
-    assert sorted(path.name for path in (tmp_path / "ca").iterdir()) == [
-        "authority.key",
-        "authority.pem",
-    ]
+    assert sorted(path.name for path in (tmp_path / "ca").iterdir()) == ["authority.key", "authority.pem"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no owner-only mode")
@@ -312,9 +299,7 @@ def test_a_key_survives_its_pem_and_another_kind_is_refused():
     assert key_from_pem(key_to_pem(key)).public_key() == key.public_key()
     assert public_key(point(key.public_key())) == key.public_key()
     other = ed25519.Ed25519PrivateKey.generate().private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     with pytest.raises(StoreError, match="another kind of key"):
         key_from_pem(other)

@@ -55,9 +55,7 @@ def test_fewer_shares_say_nothing():
         limbs = [whole >> 30 * i & (1 << 30) - 1 for i in range(9)]
         known = few.view("<u4").astype(object)
         third = [
-            (limb - lagrange[0] * a - lagrange[1] * b)
-            * pow(lagrange[2], -1, shares.PRIME)
-            % shares.PRIME
+            (limb - lagrange[0] * a - lagrange[1] * b) * pow(lagrange[2], -1, shares.PRIME) % shares.PRIME
             for limb, a, b in zip(limbs, *known, strict=True)
         ]
         held = np.concatenate([few, np.array([third], "<u4").view(np.uint8)])

@@ -8,12 +8,7 @@ from hansa.data import OTHER, ColumnRule, Contract, Table, check, count_categori
 from hansa.errors import ContractError
 
 TABLE = Table.of(
-    {
-        "年龄": [40, None, 52.5],
-        "stage": ["I", "II", None],
-        "grade": [1, 2, 3],
-        "note": ["3", "x", "4"],
-    }
+    {"年龄": [40, None, 52.5], "stage": ["I", "II", None], "grade": [1, 2, 3], "note": ["3", "x", "4"]}
 )
 
 

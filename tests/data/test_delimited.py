@@ -38,18 +38,14 @@ def tables(draw):
     return Table.of(columns)
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(table=tables())
 def test_a_table_written_as_csv_is_read_back_the_same(table, tmp_path, same):
     write_csv(tmp_path / "table.csv", table)
     same(read(tmp_path / "table.csv"), table)
 
 
-@pytest.mark.parametrize(
-    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "gb18030", "gbk", "big5"]
-)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "gb18030", "gbk", "big5"])
 def test_chinese_files_are_read_in_their_encoding(csv_file, encoding):
     path = csv_file("\r\n".join(["年,城市", "41,上海", ",北京", "39,"]), "病人数据.csv", encoding)
     table = read(Source(path=str(path), encoding=encoding))
@@ -113,9 +109,7 @@ def test_a_decimal_comma_does_not_pass_for_a_delimiter(csv_file):
 @pytest.mark.parametrize("header", ['"a\nb"', '"a\r\nb"'])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_quoted_line_ends_stay_inside_their_cell(csv_file, header, end):
-    table = read(
-        csv_file(end.join([f"{header},c", '"x\ny",1', '"x\r\ny",2', '"say ""so""",3', ""]))
-    )
+    table = read(csv_file(end.join([f"{header},c", '"x\ny",1', '"x\r\ny",2', '"say ""so""",3', ""])))
     assert table.names == (header.strip('"'), "c")
     assert table.column(table.names[0]).tolist() == ["x\ny", "x\r\ny", 'say "so"']
 

@@ -26,9 +26,7 @@ def iid(table, parties, seed):
 
 
 def shares(table, fractions, seed):
-    return deal(
-        table, partition.share_rows(table.rows, list(fractions.values()), seed), list(fractions)
-    )
+    return deal(table, partition.share_rows(table.rows, list(fractions.values()), seed), list(fractions))
 
 
 def rows(parts):
@@ -75,8 +73,7 @@ def test_shares_are_kept():
 
 
 @pytest.mark.parametrize(
-    "fractions",
-    [{}, {"a": 0.5}, {"a": 1.5, "b": -0.5}, {"a": 1.0, "b": 0.0}, {"a": 0.99, "b": 0.01}],
+    "fractions", [{}, {"a": 0.5}, {"a": 1.5, "b": -0.5}, {"a": 1.0, "b": 0.0}, {"a": 0.99, "b": 0.01}]
 )
 def test_shares_that_cannot_be_dealt_are_refused(fractions):
     with pytest.raises(DataError):

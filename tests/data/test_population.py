@@ -40,11 +40,7 @@ def test_rows_that_a_partitioner_deals_out_are_copied_once_into_their_order():
     dealt = [np.array([9, 0]), np.array([], dtype=int), np.array([4, 2, 7])]
     population = Population.of_rows(COLUMNS, dealt)
     assert population.table.rows == 5
-    assert [population[name].column("x").tolist() for name in population] == [
-        [9.0, 0.0],
-        [],
-        [4.0, 2.0, 7.0],
-    ]
+    assert [population[name].column("x").tolist() for name in population] == [[9.0, 0.0], [], [4.0, 2.0, 7.0]]
 
 
 def test_parties_may_share_rows():
@@ -67,9 +63,7 @@ def test_a_million_parties_cost_an_index():
 
 
 def test_columns_may_lie_on_disk(tmp_path: Path):
-    images = np.lib.format.open_memmap(
-        tmp_path / "images.npy", mode="w+", dtype=np.float32, shape=(8, 3, 3)
-    )
+    images = np.lib.format.open_memmap(tmp_path / "images.npy", mode="w+", dtype=np.float32, shape=(8, 3, 3))
     images[:] = np.arange(72, dtype=np.float32).reshape(8, 3, 3)
     images.flush()
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")

@@ -25,9 +25,7 @@ def patients() -> Iterator[str]:
     engine = sa.create_engine(URL.replace("postgresql://", "postgresql+psycopg://"))
     with engine.begin() as connection:
         connection.execute(
-            sa.text(
-                'CREATE TABLE patients (id int, "半径" float, grade numeric, seen date, sex text)'
-            )
+            sa.text('CREATE TABLE patients (id int, "半径" float, grade numeric, seen date, sex text)')
         )
         connection.execute(
             sa.text(

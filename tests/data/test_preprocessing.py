@@ -5,10 +5,7 @@ from hansa.data import Encoding, Table
 from hansa.errors import ContractError, DataError
 
 ENCODING = Encoding(
-    ("年龄", "flat"),
-    np.array([40.0, 7.0]),
-    np.array([10.0, 0.0]),
-    {"stage": ("I", "II"), "n": ("1",)},
+    ("年龄", "flat"), np.array([40.0, 7.0]), np.array([10.0, 0.0]), {"stage": ("I", "II"), "n": ("1",)}
 )
 
 
@@ -50,9 +47,7 @@ def test_a_text_value_in_a_number_feature_names_its_row():
         Encoding.identity(["a"]).matrix(Table.of({"a": ["1", "x"]}))
 
 
-@pytest.mark.parametrize(
-    "encoding", [Encoding.identity(["radius"]), Encoding.identity([], {"radius": ["x"]})]
-)
+@pytest.mark.parametrize("encoding", [Encoding.identity(["radius"]), Encoding.identity([], {"radius": ["x"]})])
 def test_a_missing_feature_column_is_named(encoding):
     with pytest.raises(ContractError, match="no column 'radius'") as caught:
         encoding.matrix(Table.of({"radios": [1]}))
@@ -76,9 +71,7 @@ def test_an_encoding_that_cannot_be_is_refused(numbers, mean, scale, categories)
         Encoding(numbers, np.array(mean), np.array(scale), categories)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"numbers": ["a"], "mean": [0], "scale": [1]}', "3"]
-)
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"numbers": ["a"], "mean": [0], "scale": [1]}', "3"])
 def test_a_damaged_encoding_is_refused(text):
     with pytest.raises(DataError, match="not an encoding"):
         Encoding.from_json(text)

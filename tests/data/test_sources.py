@@ -221,9 +221,7 @@ def test_a_file_that_may_not_be_opened_is_named(tmp_path, monkeypatch):
         read(tmp_path / "a.csv")
 
 
-@pytest.mark.parametrize(
-    ("name", "way_out"), [("a.xlsx", "CSV"), ("a.XLS", "CSV"), ("a.csv.gz", "Unpack")]
-)
+@pytest.mark.parametrize(("name", "way_out"), [("a.xlsx", "CSV"), ("a.XLS", "CSV"), ("a.csv.gz", "Unpack")])
 def test_spreadsheets_and_archives_are_refused_with_the_way_out(tmp_path, name, way_out):
     (tmp_path / name).write_bytes(b"PK\x03\x04")
     with pytest.raises(DataError, match="not a CSV") as caught:
@@ -241,9 +239,7 @@ def test_a_source_is_parsed_from_one_word():
         Source.parse(" ")
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, {"path": "a", "sql": "b"}, {"path": "a", "url": "b"}, {"file": "a"}]
-)
+@pytest.mark.parametrize("fields", [{}, {"path": "a", "sql": "b"}, {"path": "a", "url": "b"}, {"file": "a"}])
 def test_a_source_is_one_place(fields):
     with pytest.raises(ValidationError):
         Source(**fields)

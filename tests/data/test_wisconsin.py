@@ -11,10 +11,7 @@ def test_the_packaged_table_is_the_published_one():
     published = datasets.load_breast_cancer()
     table = wisconsin.table()
     assert table.rows == 569
-    assert table.names == (
-        *(name.replace(" ", "_") for name in published.feature_names.tolist()),
-        "malignant",
-    )
+    assert table.names == (*(name.replace(" ", "_") for name in published.feature_names.tolist()), "malignant")
     features = np.column_stack([table.column(name) for name in table.names[:-1]])
     np.testing.assert_array_equal(features, published.data)
     np.testing.assert_array_equal(table.column("malignant"), published.target == 0)
@@ -43,8 +40,6 @@ def test_three_hospitals_hold_every_row_once_with_the_documented_skew():
 
 
 def test_the_seed_decides_which_hospital_gets_a_row():
-    one, same, other = (
-        wisconsin.hospitals(seed)["north"].column("mean_area") for seed in (0, 0, 1)
-    )
+    one, same, other = (wisconsin.hospitals(seed)["north"].column("mean_area") for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert one.tolist() != other.tolist()

@@ -126,10 +126,7 @@ def dial() -> Callable[..., Any]:
     @asynccontextmanager
     async def begin(home: Any) -> AsyncIterator[Client]:
         channel = client_channel(
-            home.address,
-            key_pem=home.key_pem,
-            certificate_pem=home.certificate_pem,
-            root_pem=home.root_pem,
+            home.address, key_pem=home.key_pem, certificate_pem=home.certificate_pem, root_pem=home.root_pem
         )
         async with channel:
             yield Client(channel)

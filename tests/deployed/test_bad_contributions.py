@@ -78,10 +78,7 @@ BAD: Mapping[str, tuple[Craft, str]] = {
     "more than the head says": (whole(one(), size=10), ""),
     "a gap": (lambda w: chunked(w, one(), (0, b"ab"), (7, b"c")), "a chunk begins at 7, not at 2"),
     "an overlap": (lambda w: chunked(w, one(), (0, b"ab"), (1, b"c")), "begins at 1, not at 2"),
-    "more chunks than declared": (
-        lambda w: chunked(w, one(), (0, one() + b"more")),
-        "more arrives than",
-    ),
+    "more chunks than declared": (lambda w: chunked(w, one(), (0, one() + b"more")), "more arrives than"),
     "chunks of another body": (lambda w: chunked(w, one(), (0, one(-UPDATE))), "digest differs"),
     "an empty chunk": (lambda w: chunked(w, one(), (0, b"")), "a chunk of 0 bytes is none"),
 }
@@ -125,11 +122,7 @@ async def test_an_answer_to_another_exchange_is_refused_and_disturbs_nothing(
     held, desk = threading.Event(), town.agents["bremen"]._desk
     work_of = desk.work
     desk.work = lambda *what: (held.wait(20), work_of(*what))[1]
-    federation = study(
-        rounds=2,
-        preprocessing=hs.Moments(standardise=False),
-        evaluation=hs.Evaluate(every=0),
-    )
+    federation = study(rounds=2, preprocessing=hs.Moments(standardise=False), evaluation=hs.Evaluate(every=0))
     async with puppet(town, MALLORY, harvests["bremen"]) as party:
         run = await town.submit(federation)
         work = await party.work()
@@ -211,11 +204,7 @@ async def test_values_that_are_finite_and_would_overflow_the_sum_poison_nobody(
     town: Town, harvests: Tables, study: Study, puppet: Puppets
 ) -> None:
     await town.settle(harvests)
-    federation = study(
-        rounds=1,
-        preprocessing=hs.Moments(standardise=False),
-        evaluation=hs.Evaluate(every=0),
-    )
+    federation = study(rounds=1, preprocessing=hs.Moments(standardise=False), evaluation=hs.Evaluate(every=0))
     async with puppet(town, MALLORY, harvests["bremen"]) as party:
         run = await town.submit(federation)
         work = await party.work()
@@ -245,17 +234,10 @@ async def test_an_upload_that_is_none_ends_its_call_only(
 
 
 async def test_a_broken_off_upload_goes_on_where_it_broke(
-    town: Town,
-    harvests: Tables,
-    study: Study,
-    puppet: Puppets,
+    town: Town, harvests: Tables, study: Study, puppet: Puppets
 ) -> None:
     await town.settle(harvests)
-    federation = study(
-        rounds=1,
-        preprocessing=hs.Moments(standardise=False),
-        evaluation=hs.Evaluate(every=0),
-    )
+    federation = study(rounds=1, preprocessing=hs.Moments(standardise=False), evaluation=hs.Evaluate(every=0))
     async with puppet(town, MALLORY, harvests["bremen"]) as party:
         run = await town.submit(federation)
         work = await party.work()

@@ -132,9 +132,7 @@ async def test_an_agent_killed_after_it_answered_sends_exactly_those_bytes_again
     assert ended.parameters.tobytes() == short.run(hs.Local(harvests)).parameters.tobytes()
 
 
-async def test_work_outlives_a_broken_link(
-    town: Town, harvests: Tables, short: hs.Federation
-) -> None:
+async def test_work_outlives_a_broken_link(town: Town, harvests: Tables, short: hs.Federation) -> None:
     await town.settle(harvests)
     gate = Gate(town.agents["bremen"], round=1)
     run = await town.submit(short)

@@ -36,9 +36,7 @@ async def test_a_party_that_does_not_read_is_cut_off_and_may_come_back(
     town_hall = town.running
     large = np.zeros(100_000)
     async with dial(await town.join(MALLORY, harvests["bremen"])) as client:
-        call = client._channel.unary_stream(ATTEND.path)(
-            m.Hello(protocol=PROTOCOL).SerializeToString()
-        )
+        call = client._channel.unary_stream(ATTEND.path)(m.Hello(protocol=PROTOCOL).SerializeToString())
         await town.until(lambda: MALLORY in town.listening())
         for version in range(400):
             ask = Ask("train", version, version, Values({"parameters": large}), ())
@@ -102,11 +100,7 @@ async def test_an_upload_whose_folder_is_gone_is_sent_again_and_costs_nobody_the
     town: Town, harvests: Tables, study: Study, puppet: Puppets
 ) -> None:
     await town.settle(harvests)
-    federation = study(
-        rounds=1,
-        preprocessing=hs.Moments(standardise=False),
-        evaluation=hs.Evaluate(every=0),
-    )
+    federation = study(rounds=1, preprocessing=hs.Moments(standardise=False), evaluation=hs.Evaluate(every=0))
     async with puppet(town, MALLORY, harvests["bremen"]) as party:
         run = await town.submit(federation)
         work = await party.work()
@@ -154,17 +148,13 @@ def test_a_hello_asks_about_so_many_answers_at_most() -> None:
 
 
 def test_offered_names_move_no_terminal_and_keep_their_line_breaks() -> None:
-    hello = m.Hello(
-        protocol=PROTOCOL, offers=[offer("\x1b[2Jtum\x9bours", column="age\n(\x07years)")]
-    )
+    hello = m.Hello(protocol=PROTOCOL, offers=[offer("\x1b[2Jtum\x9bours", column="age\n(\x07years)")])
     (offered,) = limits.connected(MALLORY, hello).offers
     assert offered.dataset == "[2Jtumours"
     assert offered.columns[0].name == "age\n(years)"
 
 
-async def test_the_list_of_parties_fits_into_a_message(
-    town: Town, harvests: Tables, dial: Dial
-) -> None:
+async def test_the_list_of_parties_fits_into_a_message(town: Town, harvests: Tables, dial: Dial) -> None:
     async with dial(await town.join(MALLORY, harvests["bremen"])) as client:
         wide = [offer("x" * 150 + str(i), columns=100) for i in range(limits.OFFERS)]
         stream = client.stream(ATTEND, m.Hello(protocol=PROTOCOL, offers=wide))

@@ -17,18 +17,13 @@ from hansa.methods.base import Setup
 Deployed = Callable[[Mapping[str, hs.Table]], Any]
 EQUAL = hs.FedAvg(local=hs.SGD(lr=0.1, batch_size=8), weights="equal")
 PRIVATE = hs.FedAvg(
-    local=hs.DPSGD(lr=0.1, clip=1.0, noise_multiplier=1.0, rate=0.5, steps=2, batch_size=8),
-    weights="equal",
+    local=hs.DPSGD(lr=0.1, clip=1.0, noise_multiplier=1.0, rate=0.5, steps=2, batch_size=8), weights="equal"
 )
-BOUNDED = hs.Contract(
-    columns={n: hs.ColumnRule(type="number", low=-100, high=100) for n in ("a", "b", "c")}
-)
+BOUNDED = hs.Contract(columns={n: hs.ColumnRule(type="number", low=-100, high=100) for n in ("a", "b", "c")})
 NOISY: dict[str, dict[str, Any]] = {
     "central": {"aggregation": agg.clip(1.0) >> agg.gaussian(noise_multiplier=1.0)},
     "local": {"aggregation": agg.clip(1.0) >> agg.local_laplace(noise_multiplier=0.1)},
-    "shares": {
-        "aggregation": agg.clip(1.0) >> agg.grid(bits=8) >> agg.skellam(noise_multiplier=1.0)
-    },
+    "shares": {"aggregation": agg.clip(1.0) >> agg.grid(bits=8) >> agg.skellam(noise_multiplier=1.0)},
     "examples": {
         "method": PRIVATE,
         "privacy": hs.Privacy(unit="example"),
@@ -41,10 +36,7 @@ NOISY: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", NOISY)
 def test_noise_is_nobody_elses_and_no_two_runs_share_it(
-    name: str,
-    deployed: Deployed,
-    harvests: dict[str, hs.Table],
-    study: Callable[..., hs.Federation],
+    name: str, deployed: Deployed, harvests: dict[str, hs.Table], study: Callable[..., hs.Federation]
 ) -> None:
     keys = {"method": EQUAL, "rounds": 2, "task": hs.LogisticRegression(target="y")}
     federation = study(**{**keys, "cohort": hs.All(minimum=3), **NOISY[name]})

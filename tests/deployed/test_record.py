@@ -42,9 +42,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
-async def test_the_record_agrees_with_a_relay_that_counts_bytes(
-    town: Town, study: Study, relay: Relays
-) -> None:
+async def test_the_record_agrees_with_a_relay_that_counts_bytes(town: Town, study: Study, relay: Relays) -> None:
     tables = wide()
     federation = study(
         task=hs.SoftmaxRegression(target="c", classes=tuple(range(CLASSES))),
@@ -159,9 +157,7 @@ async def test_a_run_that_ended_can_be_watched_and_is_kept_where_it_is_wanted(
     first = await town.run(study())
     told: list[str] = []
     remote = hs.Remote(
-        town.folder / "coordinator",
-        folder=tmp_path / "runs",
-        follow=lambda event: told.append(event.kind),
+        town.folder / "coordinator", folder=tmp_path / "runs", follow=lambda event: told.append(event.kind)
     )
     again = await asyncio.to_thread(remote.watch, first.id)
     assert told == [event.kind for event in first.events]
@@ -170,9 +166,7 @@ async def test_a_run_that_ended_can_be_watched_and_is_kept_where_it_is_wanted(
     assert kept.metrics() == first.metrics()
 
 
-async def test_several_runs_at_once_do_not_disturb_each_other(
-    town: Town, harvests: Tables, study: Study
-) -> None:
+async def test_several_runs_at_once_do_not_disturb_each_other(town: Town, harvests: Tables, study: Study) -> None:
     await town.settle(harvests)
     federations = [study(seed=seed, rounds=2) for seed in range(3)]
     runs = await asyncio.gather(*(town.run(federation) for federation in federations))

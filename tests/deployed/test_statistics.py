@@ -16,10 +16,7 @@ METHODS: dict[str, tuple[hs.Task, hs.methods.Method]] = {
     "logistic": (hs.LogisticRegression(target="y", features=("a", "b")), IRLS()),
     "poisson": (hs.PoissonRegression(target="c", features=("a", "b")), IRLS()),
     "efron": (hs.CoxRegression(target="t", event="y", features=("a", "b")), Cox()),
-    "grid": (
-        hs.CoxRegression(target="t", event="y", features=("a", "b")),
-        Cox(ties="breslow", grid=4.0),
-    ),
+    "grid": (hs.CoxRegression(target="t", event="y", features=("a", "b")), Cox(ties="breslow", grid=4.0)),
 }
 
 

@@ -93,16 +93,10 @@ async def test_a_token_used_by_two_at_once_lets_one_in(town: Town) -> None:
     token = await town.invite("mill")
     folders = [town.folder / str(number) for number in range(3)]
     outcomes = await asyncio.gather(*(knock(f, token) for f in folders), return_exceptions=True)
-    assert sorted(type(outcome).__name__ for outcome in outcomes) == [
-        "AgentHome",
-        "TrustError",
-        "TrustError",
-    ]
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["AgentHome", "TrustError", "TrustError"]
 
 
-async def test_a_token_of_another_coordinator_is_refused_at_both_ends(
-    town: Town, tmp_path: Path
-) -> None:
+async def test_a_token_of_another_coordinator_is_refused_at_both_ends(town: Town, tmp_path: Path) -> None:
     other = type(town)(tmp_path / "other")
     await other.open()
     try:
@@ -191,19 +185,13 @@ async def test_a_removed_party_is_out_at_once_and_its_certificate_for_ever(
     assert (await town.run(study(rounds=1))).status == "finished"
 
 
-async def test_a_party_removed_in_a_round_is_left_out_of_it(
-    town: Town, harvests: Tables, study: Study
-) -> None:
+async def test_a_party_removed_in_a_round_is_left_out_of_it(town: Town, harvests: Tables, study: Study) -> None:
     await town.settle(harvests)
     held, reached = threading.Event(), asyncio.Event()
     loop, desk = asyncio.get_running_loop(), town.agents["上海"]._desk
     desk.work = lambda *what: (loop.call_soon_threadsafe(reached.set), held.wait(20), 1 / 0)[0]
     run = await town.submit(
-        study(
-            rounds=2,
-            preprocessing=hs.Moments(standardise=False),
-            evaluation=hs.Evaluate(every=0),
-        )
+        study(rounds=2, preprocessing=hs.Moments(standardise=False), evaluation=hs.Evaluate(every=0))
     )
     await asyncio.wait_for(reached.wait(), 20)
     await remove(town, "上海")
@@ -232,9 +220,7 @@ async def test_a_certificate_is_renewed_in_the_middle_of_a_run(
     monkeypatch.setattr(pki, "renewal_due", lambda pem, **at: pem in first.values() or due(pem))
     ended = await town.watch(run)
     assert ended.parameters.tobytes() == federation.run(hs.Local(harvests)).parameters.tobytes()
-    await town.until(
-        lambda: all(town.home(name).certificate_pem != first[name] for name in harvests)
-    )
+    await town.until(lambda: all(town.home(name).certificate_pem != first[name] for name in harvests))
     await town.present(*harvests)
 
 

@@ -232,7 +232,5 @@ def test_the_site_is_built_without_a_warning(tmp_path):
 
 
 def test_the_chinese_page_shows_the_same_commands_and_the_same_code():
-    english, chinese = (
-        [b.text for b in BLOCKS if b.page == page] for page in ("README.md", "README.zh-CN.md")
-    )
+    english, chinese = ([b.text for b in BLOCKS if b.page == page] for page in ("README.md", "README.zh-CN.md"))
     assert english == chinese

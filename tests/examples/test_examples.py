@@ -54,9 +54,7 @@ def test_the_hospitals_learn_a_better_model_together_than_north_and_harbour_alon
 
 
 def test_the_method_of_ones_own_ends_with_a_lower_loss_than_fedavg(tmp_path):
-    found = re.findall(
-        r"log loss (\S+) by FedAvg, (\S+) by FedProx", output_of("own_method.py", tmp_path)
-    )
+    found = re.findall(r"log loss (\S+) by FedAvg, (\S+) by FedProx", output_of("own_method.py", tmp_path))
     assert len(found) == 10
     fedavg, fedprox = map(float, found[-1])
     assert fedprox < fedavg
@@ -66,9 +64,7 @@ def test_the_method_of_ones_own_ends_with_a_lower_loss_than_fedavg(tmp_path):
 def test_fedprox_without_a_pull_is_fedavg():
     example = imported("own_method")
     local = hs.SGD(lr=0.5, epochs=2, batch_size=16)
-    assert example.losses(example.FedProx(local=local, mu=0)) == example.losses(
-        hs.FedAvg(local=local)
-    )
+    assert example.losses(example.FedProx(local=local, mu=0)) == example.losses(hs.FedAvg(local=local))
 
 
 @pytest.mark.usefixtures("methods_are_forgotten")
@@ -76,8 +72,7 @@ def test_a_method_of_ones_own_can_be_named_in_a_study(tmp_path):
     imported("own_method")
     study = tmp_path / "study.toml"
     study.write_text(
-        '[task]\nkind = "logistic-regression"\ntarget = "malignant"\n'
-        '[method]\nkind = "own-fedprox"\nmu = 0.5\n'
+        '[task]\nkind = "logistic-regression"\ntarget = "malignant"\n[method]\nkind = "own-fedprox"\nmu = 0.5\n'
     )
     federation = hs.load(study)
     assert hs.Federation.from_json(federation.to_json()) == federation
@@ -104,9 +99,7 @@ def test_the_task_of_ones_own_is_simulated_from_a_study_and_its_bytes_are_in_the
 
 def test_the_effects_are_those_of_the_pooled_rows_and_of_the_published_trial(tmp_path):
     text = output_of("estimate_effects.py", tmp_path)
-    [[coefficient, error, ratio]] = re.findall(
-        r"control +(\S+) +(\S+) .* (\S+)$", text, re.MULTILINE
-    )
+    [[coefficient, error, ratio]] = re.findall(r"control +(\S+) +(\S+) .* (\S+)$", text, re.MULTILINE)
     assert (coefficient, error, ratio) == ("1.5721", "0.4124", "4.82")
     texture = float(re.findall(r"mean_texture +(\S+)", text)[0])
     radius = float(re.findall(r"mean_radius +(\S+)", text)[0])

@@ -144,9 +144,7 @@ def test_pytorch_takes_the_same_steps(name: str, theirs: str, options: dict[str,
     ],
     ids=lambda value: value.kind if isinstance(value, FirstOrder) else None,
 )
-def test_the_server_steps_as_in_reddi_et_al(
-    optimizer: FirstOrder, b1: float, b2: float, tau: float
-) -> None:
+def test_the_server_steps_as_in_reddi_et_al(optimizer: FirstOrder, b1: float, b2: float, tau: float) -> None:
     """Algorithm 2 of arXiv 2003.00295, line by line: v starts from tau^2, and nothing is corrected."""
     x, m, v = START, np.zeros(5), np.full(5, tau**2)
     theta, slots = START, dict[str, Any]()
@@ -165,14 +163,10 @@ def test_the_server_steps_as_in_reddi_et_al(
 
 def test_weight_decay_is_decoupled_at_the_server_as_well() -> None:
     adamw = AdamW(lr=0.5, weight_decay=0.1).serve(START, UPDATES[0], {})[0]
-    np.testing.assert_allclose(
-        adamw, Adam(lr=0.5).serve(START * 0.95, UPDATES[0], {})[0], rtol=1e-15
-    )
+    np.testing.assert_allclose(adamw, Adam(lr=0.5).serve(START * 0.95, UPDATES[0], {})[0], rtol=1e-15)
 
 
-def test_an_optimizer_is_found_by_its_name_and_a_misspelt_one_is_answered_with_the_nearest() -> (
-    None
-):
+def test_an_optimizer_is_found_by_its_name_and_a_misspelt_one_is_answered_with_the_nearest() -> None:
     assert list(OPTIMIZERS) == ["adagrad", "adam", "adamw", "dp-adam", "dp-sgd", "sgd", "yogi"]
     assert OPTIMIZERS.build({"optimizer": "adamw", "lr": 0.1}) == AdamW(lr=0.1)
     with pytest.raises(StudyError, match=r"unknown optimizer 'adan'. Did you mean 'adam'"):

@@ -32,14 +32,7 @@ def at(chance: Chance, position: int) -> Chance:
 
 
 def local(**keys: Any) -> hs.DPSGD:
-    known = {
-        "lr": 0.1,
-        "clip": 1.0,
-        "noise_multiplier": 1.0,
-        "rate": 0.5,
-        "steps": 3,
-        "batch_size": 20,
-    }
+    known = {"lr": 0.1, "clip": 1.0, "noise_multiplier": 1.0, "rate": 0.5, "steps": 3, "batch_size": 20}
     return hs.DPSGD(**{**known, **keys})
 
 
@@ -87,28 +80,18 @@ def test_noise_has_its_spread_and_rows_join_with_their_chance() -> None:
     model, zeros = Linear(width), (np.zeros((10, width)), np.zeros(10))
     for chance in CHANCES:
         one = local(steps=1, clip=2.0, noise_multiplier=3.0, batch_size=5, lr=1.0)
-        [moved], _ = train_privately(
-            model, np.zeros(width + 1), [zeros], one, None, {}, partial(at, chance)
-        )
+        [moved], _ = train_privately(model, np.zeros(width + 1), [zeros], one, None, {}, partial(at, chance))
         assert np.std(moved) == pytest.approx(3.0 * 2.0 / 5, rel=0.05)
     counting, ones = Linear(1), (np.zeros((4000, 1)), -np.ones(4000))
     for chance in CHANCES:
         one = local(steps=1, clip=1.0, noise_multiplier=1e-9, batch_size=1, lr=1.0, rate=0.25)
-        [moved], _ = train_privately(
-            counting, np.zeros(2), [ones], one, None, {}, partial(at, chance)
-        )
+        [moved], _ = train_privately(counting, np.zeros(2), [ones], one, None, {}, partial(at, chance))
         assert abs(moved[1]) == pytest.approx(1000, abs=5 * math.sqrt(750))
 
 
 def test_adam_takes_the_noise_off_its_mean_of_squares() -> None:
     """On noise alone, what is left of the mean of squares is the least root, not the noise."""
-    keys: dict[str, Any] = {
-        "clip": 1.0,
-        "noise_multiplier": 1.0,
-        "rate": 1.0,
-        "steps": 1,
-        "batch_size": 10,
-    }
+    keys: dict[str, Any] = {"clip": 1.0, "noise_multiplier": 1.0, "rate": 1.0, "steps": 1, "batch_size": 10}
     adam = hs.DPAdam(lr=0.1, **keys, beta2=0.5)
     constant = np.full((1, 3), 0.3)
     moved, _ = adam.step(np.zeros((1, 3)), constant, {})
@@ -129,8 +112,7 @@ def test_both_engines_and_any_number_of_workers_give_the_same_bits() -> None:
     )
     ways: list[Any] = [("stacked", 1), ("stacked", 2), ("resident", 2)]
     runs = [
-        federation.run(hs.Local(tables, engine=engine, workers=workers)).parameters
-        for engine, workers in ways
+        federation.run(hs.Local(tables, engine=engine, workers=workers)).parameters for engine, workers in ways
     ]
     assert all(np.array_equal(runs[0], other) for other in runs[1:])
 

@@ -72,15 +72,11 @@ def rows(n: int, kind: str, random: np.random.Generator) -> tuple[Any, Any]:
 def feed(kind: str = "flat", sizes: tuple[int, ...] = SIZES, **how: Any) -> Feed:
     random = np.random.default_rng(3)
     keys = keyed.keys(0, "batches", 1, parties=[f"p{i}" for i in range(len(sizes))])
-    return Feed(
-        [rows(n, kind, random) for n in sizes], keys, **{"batch_size": 5, "epochs": 2, **how}
-    )
+    return Feed([rows(n, kind, random) for n in sizes], keys, **{"batch_size": 5, "epochs": 2, **how})
 
 
 def alone(whole: Feed, i: int) -> Feed:
-    return Feed(
-        [whole.rows[i]], whole.keys[i : i + 1], whole.epochs, whole.batch_size, whole.shuffle
-    )
+    return Feed([whole.rows[i]], whole.keys[i : i + 1], whole.epochs, whole.batch_size, whole.shuffle)
 
 
 def start(learner: Learner) -> Any:
@@ -91,9 +87,7 @@ def loaded(learner: Torch, theta: Any) -> Any:
     """A module of PyTorch's own with these parameters."""
     module = learner.build().to(torch.float64 if learner.dtype == "float64" else torch.float32)
     leaves = learner.layout.split(np.array(theta))
-    module.load_state_dict(
-        {n: torch.from_numpy(np.array(v)) for n, v in leaves.items()}, strict=False
-    )
+    module.load_state_dict({n: torch.from_numpy(np.array(v)) for n, v in leaves.items()}, strict=False)
     return module
 
 
@@ -144,9 +138,7 @@ def test_both_engines_are_the_loop_that_everybody_writes(name: str, precision: A
         np.testing.assert_allclose(slots[key], alike[key], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "local", [OPTIMIZERS["sgd"], OPTIMIZERS["momentum"]], ids=["sgd", "momentum"]
-)
+@pytest.mark.parametrize("local", [OPTIMIZERS["sgd"], OPTIMIZERS["momentum"]], ids=["sgd", "momentum"])
 @pytest.mark.parametrize(("build", "kind"), [(Pictures, "image"), (Characters, "text")])
 def test_networks_train_as_pytorch_trains_them(build: Any, kind: str, local: Any) -> None:
     learner = Torch(build, precision="float64")
@@ -207,8 +199,7 @@ def test_the_bits_do_not_depend_on_threads_nor_on_whose_rows_lie_beside(stacked:
     torch.set_num_threads(2)
     with ThreadPoolExecutor(3) as pool:
         apart = pool.map(
-            lambda i: learner.train(theta, alone(whole, i), SGD(lr=0.1), stacked=stacked)[0][0],
-            range(len(SIZES)),
+            lambda i: learner.train(theta, alone(whole, i), SGD(lr=0.1), stacked=stacked)[0][0], range(len(SIZES))
         )
         np.testing.assert_array_equal(together, np.stack(list(apart)))
     assert torch.get_num_threads() == 2
@@ -216,19 +207,13 @@ def test_the_bits_do_not_depend_on_threads_nor_on_whose_rows_lie_beside(stacked:
 
 @pytest.mark.parametrize(
     ("glm", "loss", "outputs"),
-    [
-        (Linear(6), "mse", 1),
-        (Logistic(6), "bce_with_logits", 1),
-        (Softmax(6, 4), "cross_entropy", 4),
-    ],
+    [(Linear(6), "mse", 1), (Logistic(6), "bce_with_logits", 1), (Softmax(6, 4), "cross_entropy", 4)],
     ids=["linear", "logistic", "softmax"],
 )
 def test_a_glm_in_pytorch_is_the_glm(glm: Any, loss: str, outputs: int) -> None:
     learner = Torch(lambda: nn.Linear(6, outputs), loss, precision="float64")
     whole = feed()
-    y_of = {"mse": lambda x, y: x[:, 0] + y, "bce_with_logits": lambda x, y: (y > 1) * 1.0}.get(
-        loss
-    )
+    y_of = {"mse": lambda x, y: x[:, 0] + y, "bce_with_logits": lambda x, y: (y > 1) * 1.0}.get(loss)
     if y_of:
         whole = Feed([(x, y_of(x, y)) for x, y in whole.rows], whole.keys, 2, 5)
     double = 2.0 if loss == "mse" else 1.0  # the GLM's loss is half the squared error
@@ -246,9 +231,7 @@ def test_losses_by_name_are_pytorchs(loss: str) -> None:
     whole = Feed([(x, x[:, 1] * 2.0) for x, _ in feed().rows], feed().keys, 2, 5)
     theta = start(learner)
     function = getattr(nnf, f"{loss}_loss")
-    twin = naive(
-        learner, theta, whole, 0, OPTIMIZERS["sgd"][1], lambda out, y: function(out[:, 0], y)
-    )
+    twin = naive(learner, theta, whole, 0, OPTIMIZERS["sgd"][1], lambda out, y: function(out[:, 0], y))
     for stacked in (True, False):
         trained, _ = learner.train(theta, whole, SGD(lr=0.1), stacked=stacked)
         np.testing.assert_allclose(trained[0], twin, rtol=1e-9, atol=1e-12)
@@ -269,10 +252,7 @@ def test_a_loss_per_row_is_stacked_and_one_number_is_not() -> None:
         trained, _ = learner.train(theta, whole, SGD(lr=0.1))
         np.testing.assert_allclose(trained, wanted, rtol=1e-4, atol=1e-6)
     assert per_row.prefers[0] == "stacked"
-    assert per_batch.prefers == (
-        "resident",
-        "the loss gives one number for a batch, not one per row",
-    )
+    assert per_batch.prefers == ("resident", "the loss gives one number for a batch, not one per row")
 
 
 def test_classes_may_stand_where_pytorch_puts_them() -> None:
@@ -287,9 +267,7 @@ def test_classes_may_stand_where_pytorch_puts_them() -> None:
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
     x, y = whole.rows[0]
     assert ours.predict(one[0], x).shape == (*y.shape, 4)
-    np.testing.assert_allclose(
-        ours.predict(one[0], x), turned.predict(one[0], x), rtol=1e-4, atol=1e-6
-    )
+    np.testing.assert_allclose(ours.predict(one[0], x), turned.predict(one[0], x), rtol=1e-4, atol=1e-6)
 
 
 def test_dropout_repeats_with_the_party_and_goes_resident() -> None:
@@ -307,9 +285,7 @@ def test_dropout_repeats_with_the_party_and_goes_resident() -> None:
     again, _ = Torch(build).train(theta, whole, SGD(lr=0.1))
     np.testing.assert_array_equal(first, again)
     for i in (3, 1):
-        np.testing.assert_array_equal(
-            first[i], learner.train(theta, alone(whole, i), SGD(lr=0.1))[0][0]
-        )
+        np.testing.assert_array_equal(first[i], learner.train(theta, alone(whole, i), SGD(lr=0.1))[0][0])
     other = Feed(whole.rows, whole.keys + np.uint64(1), 2, 5, shuffle=False)
     unkeyed = Feed(whole.rows, whole.keys, 2, 5, shuffle=False)
     assert np.abs(
@@ -341,9 +317,7 @@ def test_batchnorm_is_refused_with_what_to_use_instead() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_averaged_statistics_are_part_of_the_vector_and_move_as_pytorch_moves_them(
-    name: str,
-) -> None:
+def test_averaged_statistics_are_part_of_the_vector_and_move_as_pytorch_moves_them(name: str) -> None:
     local, make = OPTIMIZERS[name]
     learner = Torch(normed, precision="float64", buffers="average")
     names = [name for name, _ in learner.layout.leaves]
@@ -397,11 +371,7 @@ class Positions(nn.Module):
 
 def test_constants_and_frozen_parameters_stay_and_tied_ones_are_one() -> None:
     learner = Torch(Positions, precision="float64")
-    assert [name for name, _ in learner.layout.leaves] == [
-        "first.weight",
-        "first.bias",
-        "second.bias",
-    ]
+    assert [name for name, _ in learner.layout.leaves] == ["first.weight", "first.bias", "second.bias"]
     whole, theta = feed(), start(learner)
     for stacked in (True, False):
         trained, _ = learner.train(theta, whole, SGD(lr=0.1), stacked=stacked)
@@ -409,9 +379,7 @@ def test_constants_and_frozen_parameters_stay_and_tied_ones_are_one() -> None:
         np.testing.assert_allclose(trained[0], twin, rtol=1e-9, atol=1e-12)
 
 
-def test_large_linear_layers_are_stepped_without_forming_their_gradient(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_large_linear_layers_are_stepped_without_forming_their_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hansa.learners.torch._LARGE", 10)
     formed = torch.autograd.grad
     seen: list[int] = []
@@ -494,9 +462,7 @@ def test_weights_come_from_the_key_or_from_the_module() -> None:
     torch.manual_seed(7)
     np.testing.assert_array_equal(one, learner.init(keyed.generator(0, "init")))
     assert np.abs(one - other).max() > 0.1
-    np.testing.assert_array_equal(
-        given.init(keyed.generator(0, "init")), given.flat(given.template)
-    )
+    np.testing.assert_array_equal(given.init(keyed.generator(0, "init")), given.flat(given.template))
 
 
 def test_the_layout_is_the_state_dict() -> None:
@@ -508,9 +474,7 @@ def test_the_layout_is_the_state_dict() -> None:
     np.testing.assert_array_equal(learner.layout.join(learner.layout.split(theta)), theta)
 
 
-def test_bfloat16_is_used_where_it_is_faster_and_stays_close(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_bfloat16_is_used_where_it_is_faster_and_stays_close(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = Torch(mlp, precision="bfloat16")
     whole, theta = feed(), start(learner)
     exact, _ = Torch(mlp).train(theta, whole, SGD(lr=0.1), stacked=False)
@@ -546,13 +510,9 @@ def test_wrong_shapes_and_labels_are_named() -> None:
     bad[4] = 4
     with pytest.raises(DataError, match="label in row 5 is none of 0 to 3: the module has 4"):
         learner.train(theta, Feed([(x, bad)], whole.keys[:1]), SGD(lr=0.1))
-    with pytest.raises(
-        StudyError, match=r"cannot take rows of shape \[5\] and type float32: Runtime"
-    ):
+    with pytest.raises(StudyError, match=r"cannot take rows of shape \[5\] and type float32: Runtime"):
         learner.train(theta, Feed([(x[:, :5], y)], whole.keys[:1]), SGD(lr=0.1))
-    with pytest.raises(
-        StudyError, match=r"outputs of shape \[4\] a row with labels of shape \[3\]"
-    ):
+    with pytest.raises(StudyError, match=r"outputs of shape \[4\] a row with labels of shape \[3\]"):
         learner.train(theta, Feed([(x, np.zeros((len(x), 3)))], whole.keys[:1]), SGD(lr=0.1))
     odd = Torch(lambda: nn.Sequential(nn.Linear(6, 4), nn.Flatten(0)))
     with pytest.raises(StudyError, match=r"the module gives \[4\] for 1 rows"):

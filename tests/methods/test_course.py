@@ -65,9 +65,7 @@ def test_nothing_is_standardised_if_the_study_does_not_want_it() -> None:
 
 def test_patience_ends_a_run_that_does_not_improve() -> None:
     still = hs.FedSGD(server=hs.SGD(lr=1e-300))
-    run = whole(method=still, rounds=50, stop=hs.Stop(metric="loss", patience=3)).run(
-        hs.Local(PARTIES)
-    )
+    run = whole(method=still, rounds=50, stop=hs.Stop(metric="loss", patience=3)).run(hs.Local(PARTIES))
     assert run.reason == "loss has not improved for 3 evaluations"
     assert len(run.metrics()) == 4
 
@@ -114,10 +112,7 @@ class Probe(hs.FedSGD):
     """Measures before it trains, as IFCA does to choose a cluster."""
 
     kind: ClassVar[str] = "probe"
-    fields: ClassVar[tuple[Field, ...]] = (
-        Field("update", like="parameters"),
-        Field("before", shape=(), low=0.0),
-    )
+    fields: ClassVar[tuple[Field, ...]] = (Field("update", like="parameters"), Field("before", shape=(), low=0.0))
 
     def work(self, at: At) -> Answer:
         parameters = at.received["parameters"]

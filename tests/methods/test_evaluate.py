@@ -50,9 +50,7 @@ def parties_of(run: hs.Run, tables: Mapping[str, hs.Table]) -> dict[str, Party]:
     return {name: Party(name, table, course) for name, table in tables.items()}
 
 
-def test_a_central_evaluation_scores_on_the_test_table_and_holds_nothing_out(
-    crowd: Population,
-) -> None:
+def test_a_central_evaluation_scores_on_the_test_table_and_holds_nothing_out(crowd: Population) -> None:
     random = np.random.default_rng(8)
     test = {name: random.normal(size=500) for name in ("u", "v")}
     test["y"] = (test["u"] - test["v"] > 0).astype(float)
@@ -70,9 +68,7 @@ def test_a_central_evaluation_without_its_table_is_said(crowd: Population) -> No
         study(hs.Evaluate(central=True)).run(hs.Local(crowd))
 
 
-@pytest.mark.parametrize(
-    "other", [{"spread": True}, {"own": True}, {"sample": 3}, {"split": "part"}]
-)
+@pytest.mark.parametrize("other", [{"spread": True}, {"own": True}, {"sample": 3}, {"split": "part"}])
 def test_what_only_parties_can_say_is_refused_of_a_central_evaluation(other: Any) -> None:
     [name] = other
     with pytest.raises(StudyError, match=rf"evaluation\.{name} is of the parties' rows"):
@@ -95,9 +91,7 @@ TASKS = {
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_spread_is_of_the_metrics_of_each_party_by_itself(task: str, crowd: Population) -> None:
-    run = study(hs.Evaluate(spread=True, holdout=0.3), task=TASKS[task], rounds=2).run(
-        hs.Local(crowd)
-    )
+    run = study(hs.Evaluate(spread=True, holdout=0.3), task=TASKS[task], rounds=2).run(hs.Local(crowd))
     plain = study(hs.Evaluate(holdout=0.3), task=TASKS[task], rounds=2).run(hs.Local(crowd))
     found, whole = run.metrics()[-1], plain.metrics()[-1]
     assert run.parameters.tobytes() == plain.parameters.tobytes()
@@ -112,11 +106,7 @@ def test_a_spread_is_of_the_metrics_of_each_party_by_itself(task: str, crowd: Po
         expected = dict(zip(WHICH, (low, median, high, two.mean()), strict=True))
         assert {w: found[f"{name}.{w}"] for w in WHICH} == pytest.approx(expected, rel=1e-9)
         assert low < high
-    assert set(found) == {
-        "round",
-        *whole,
-        *(f"{n}.{w}" for n in whole if n != "round" for w in WHICH),
-    }
+    assert set(found) == {"round", *whole, *(f"{n}.{w}" for n in whole if n != "round" for w in WHICH)}
     if task == "linear":
         assert found["r2.worst_decile"] < 0  # worse than the mean of its rows, and said so
 

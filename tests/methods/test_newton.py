@@ -34,15 +34,11 @@ Tables = dict[str, hs.Table]
 
 
 def dealt(**columns: Any) -> Tables:
-    return {
-        f"party-{i}": hs.Table.of({n: list(c[i::3]) for n, c in columns.items()}) for i in range(3)
-    }
+    return {f"party-{i}": hs.Table.of({n: list(c[i::3]) for n, c in columns.items()}) for i in range(3)}
 
 
 def study(task: hs.Task, method: hs.methods.Method, **parts: Any) -> Federation:
-    return Federation(
-        **{"task": task, "method": method, "evaluation": hs.Evaluate(holdout=0), **parts}
-    )
+    return Federation(**{"task": task, "method": method, "evaluation": hs.Evaluate(holdout=0), **parts})
 
 
 def run(task: hs.Task, tables: Tables, **parts: Any) -> Run:
@@ -168,9 +164,7 @@ def test_counts_in_the_thousands_converge_from_nothing() -> None:
     ],
 )
 @pytest.mark.parametrize("task", [LOGISTIC, COX], ids=lambda task: task.kind)
-def test_columns_that_depend_on_each_other_are_named(
-    task: hs.Task, columns: dict[str, Any], says: str
-) -> None:
+def test_columns_that_depend_on_each_other_are_named(task: hs.Task, columns: dict[str, Any], says: str) -> None:
     tables = dealt(a=A, b=B, y=Y, t=TIMES, e=SEEN, **columns)
     task = task.model_copy(update={"features": ("a", "b", "c")})
     with pytest.raises(RunError, match=says) as caught:
@@ -180,11 +174,7 @@ def test_columns_that_depend_on_each_other_are_named(
 
 def test_a_constant_column_that_is_not_scaled_depends_on_the_intercept() -> None:
     with pytest.raises(RunError, match=rf"c and {INTERCEPT[:-1]}".replace("(", r"\(")):
-        run(
-            LOGISTIC,
-            dealt(a=A, c=np.full(ROWS, 7.0), y=Y),
-            preprocessing=hs.Moments(standardise=False),
-        )
+        run(LOGISTIC, dealt(a=A, c=np.full(ROWS, 7.0), y=Y), preprocessing=hs.Moments(standardise=False))
 
 
 @pytest.mark.parametrize(
@@ -197,11 +187,7 @@ def test_a_constant_column_that_is_not_scaled_depends_on_the_intercept() -> None
             {"a": A, "rare": RARE, "y": np.where(RARE == 1, 0.0, 1.0 + Y)},
             "for rare:",
         ),
-        (
-            COX,
-            {"a": A, "rare": RARE, "t": TIMES, "e": np.where(RARE == 1, 0, SEEN)},
-            "for rare:",
-        ),
+        (COX, {"a": A, "rare": RARE, "t": TIMES, "e": np.where(RARE == 1, 0, SEEN)}, "for rare:"),
         (COX, {"a": A, "t": np.exp(-A), "e": np.ones(ROWS)}, "for a:"),
     ],
     ids=["complete", "quasi-complete", "no counts", "no events", "in order"],
@@ -225,11 +211,7 @@ def test_a_rare_outcome_is_no_separation() -> None:
 
 @pytest.mark.parametrize(
     ("task", "y"),
-    [
-        (LOGISTIC, np.zeros(ROWS)),
-        (LOGISTIC, np.ones(ROWS)),
-        (hs.PoissonRegression(target="y"), np.zeros(ROWS)),
-    ],
+    [(LOGISTIC, np.zeros(ROWS)), (LOGISTIC, np.ones(ROWS)), (hs.PoissonRegression(target="y"), np.zeros(ROWS))],
 )
 def test_a_target_that_is_everywhere_the_same_is_said(task: hs.Task, y: Any) -> None:
     with pytest.raises(RunError, match="the target is the same in every row"):
@@ -274,21 +256,9 @@ def test_a_party_with_too_many_times_is_told_of_the_grid() -> None:
         ({"aggregation": clip(1.0)}, PipelineError, "irls needs the exact sums.*stage"),
         ({"cohort": hs.Fixed(size=2)}, PipelineError, "irls needs the exact sums.*cohort"),
         ({"task": COX}, StudyError, 'not cox-regression.*"cox"'),
-        (
-            {"task": hs.SoftmaxRegression(target="y", classes=(0, 1))},
-            StudyError,
-            "not softmax-regression",
-        ),
-        (
-            {"task": hs.LogisticRegression(target="y", l2=0.1)},
-            StudyError,
-            r"penalised.*task\.l2",
-        ),
-        (
-            {"task": hs.LogisticRegression(target="y", precision="float32")},
-            StudyError,
-            "all digits",
-        ),
+        ({"task": hs.SoftmaxRegression(target="y", classes=(0, 1))}, StudyError, "not softmax-regression"),
+        ({"task": hs.LogisticRegression(target="y", l2=0.1)}, StudyError, r"penalised.*task\.l2"),
+        ({"task": hs.LogisticRegression(target="y", precision="float32")}, StudyError, "all digits"),
         ({"method": Cox()}, StudyError, "cox fits cox-regression, not logistic-regression"),
         ({"method": hs.FedAvg(), "task": COX}, StudyError, 'no mean over rows.*"cox"'),
     ],
@@ -344,9 +314,7 @@ def test_an_agent_admits_every_ask_of_the_run_and_none_with_another_shape(
     assert works[-1] == "evaluate"
 
 
-def test_a_partys_answer_is_what_was_declared_and_holds_no_row(
-    whole: tuple[Federation, Tables],
-) -> None:
+def test_a_partys_answer_is_what_was_declared_and_holds_no_row(whole: tuple[Federation, Tables]) -> None:
     federation, tables = whole
     setup = federation.resolve({name: table.schema() for name, table in tables.items()})
     course = federation.course(setup)

@@ -53,9 +53,7 @@ def course(tables: Mapping[str, hs.Table], rounds: int = 60) -> Course:
     return federation.course(federation.resolve({n: t.schema() for n, t in tables.items()}))
 
 
-def buffered(
-    course: Course, exchange: Exchange, goal: int, log: list[int] | None = None
-) -> Progress:
+def buffered(course: Course, exchange: Exchange, goal: int, log: list[int] | None = None) -> Progress:
     """FedBuff (Nguyen et al. 2022, arXiv 2106.06639): apply after every ``goal`` arrivals.
 
     A party is asked again as soon as it has answered. An update counts by 1 / sqrt(1 + staleness).
@@ -88,9 +86,7 @@ def buffered(
 def test_a_buffered_schedule_learns_from_arrivals_that_come_late(seed: int) -> None:
     tables, staleness = rows(), list[int]()
     this = course(tables)
-    end = buffered(
-        this, Slow(LocalExchange(this, Crowd(tables, this)), seed), goal=3, log=staleness
-    )
+    end = buffered(this, Slow(LocalExchange(this, Crowd(tables, this)), seed), goal=3, log=staleness)
     assert max(staleness) >= 2
     assert end.round == 60
     np.testing.assert_allclose(end.parameters, [3.0, -1.0], atol=0.05)
@@ -101,11 +97,7 @@ def test_a_buffer_as_large_as_the_roster_on_a_prompt_backend_is_the_synchronous_
     this = course(tables, rounds=7)
     end = buffered(this, LocalExchange(this, Crowd(tables, this)), goal=len(SIZES))
     federation = hs.Federation(
-        task=this.task,
-        method=this.method,
-        rounds=7,
-        preprocessing=this.moments,
-        evaluation=this.evaluate,
+        task=this.task, method=this.method, rounds=7, preprocessing=this.moments, evaluation=this.evaluate
     )
     expected = federation.run(hs.Local(tables)).parameters
     np.testing.assert_allclose(end.parameters, expected, rtol=1e-13)

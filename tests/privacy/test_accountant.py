@@ -29,9 +29,7 @@ def gaussian(z=2.0, **rest):
 
 def test_accountants_are_imported_when_they_are_needed():
     code = "import sys, hansa.privacy.accountant, hansa.privacy.noise; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"scipy", "dp_accounting", "absl", "mpmath"} & set(loaded.stdout.split())
 
 
@@ -83,9 +81,7 @@ def test_the_order_of_events_does_not_matter():
         [DiscreteGaussian(**ONE, **GRID, sampling=TENTH, times=3)],
         [MatrixMechanism(noise_multiplier=5, sensitivity=2, participations=3, **OTHER)],
     ],
-    ids=lambda events: "+".join(
-        e.kind + (f"-{e.sampling.kind}" if e.sampling else "") for e in events
-    ),
+    ids=lambda events: "+".join(e.kind + (f"-{e.sampling.kind}" if e.sampling else "") for e in events),
 )
 def test_delta_at_the_epsilon_of_a_delta_is_that_delta(events):
     for wanted in (1e-3, 1e-6):
@@ -105,10 +101,7 @@ def test_a_sample_never_costs_more_than_everybody():
 
 
 def test_the_tighter_accountant_is_tighter():
-    events = [
-        gaussian(1.0, sampling=TENTH, times=100),
-        Laplace(noise_multiplier=20, times=9, **ONE),
-    ]
+    events = [gaussian(1.0, sampling=TENTH, times=100), Laplace(noise_multiplier=20, times=9, **ONE)]
     tight = epsilon(events, 1e-5)
     assert 0.8 * epsilon(events, 1e-5, "rdp") < tight < epsilon(events, 1e-5, "rdp")
     coarse = spent(events, 1e-5, step=1e-2)
@@ -118,10 +111,7 @@ def test_the_tighter_accountant_is_tighter():
 
 def test_laplace_noise_over_many_entries_costs_no_more_than_over_one():
     """The L1 norm may be spread over entries: two releases at half the distance are such a case."""
-    one, spread = (
-        [Laplace(noise_multiplier=0.5, **ONE)],
-        [Laplace(noise_multiplier=1.0, times=2, **ONE)],
-    )
+    one, spread = ([Laplace(noise_multiplier=0.5, **ONE)], [Laplace(noise_multiplier=1.0, times=2, **ONE)])
     for at in (0.1, 0.5, 1.0, 1.5, 1.9):
         assert delta(spread, at) <= delta(one, at) + 1e-9
 

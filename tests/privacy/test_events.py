@@ -89,9 +89,7 @@ def test_a_sample_larger_than_its_population_is_refused():
 
 def test_sampling_is_not_taken_to_amplify_correlated_noise():
     with pytest.raises(StudyError, match="sampling"):
-        MatrixMechanism(
-            adjacency="add-remove", noise_multiplier=1, sensitivity=1, sampling=Poisson(rate=0.1)
-        )
+        MatrixMechanism(adjacency="add-remove", noise_multiplier=1, sensitivity=1, sampling=Poisson(rate=0.1))
 
 
 def test_a_binary_tree_costs_a_gaussian_for_each_level():
@@ -100,7 +98,5 @@ def test_a_binary_tree_costs_a_gaussian_for_each_level():
         1, 2, 2, 3, 10, 11,
     ]  # fmt: skip
     sensitivity = mechanisms.tree_sensitivity(1024)
-    tree = MatrixMechanism(
-        adjacency="add-remove", noise_multiplier=10, sensitivity=sensitivity, participations=4
-    )
+    tree = MatrixMechanism(adjacency="add-remove", noise_multiplier=10, sensitivity=sensitivity, participations=4)
     assert tree.effective == pytest.approx(10 / math.sqrt(11 * 4))

@@ -240,8 +240,7 @@ def test_derivation_is_hkdf_sha256():
 def test_a_retransmission_repeats_the_noise_and_a_new_attempt_does_not():
     table = noise.discrete_gaussian(1e6)
     first, again, other = (
-        table.draw(noise.Stream(noise.derived(KEY, "run", 4, attempt, "noise")), 70_000)
-        for attempt in (1, 1, 2)
+        table.draw(noise.Stream(noise.derived(KEY, "run", 4, attempt, "noise")), 70_000) for attempt in (1, 1, 2)
     )
     assert np.array_equal(first, again)
     assert abs(np.corrcoef(first, other)[0, 1]) < 0.02
@@ -279,8 +278,7 @@ def test_opendp_draws_from_the_same_distributions():
         assert abs(drawn.mean()) < 5 * sigma / math.sqrt(count)
     reach = 4 * int(sigma)
     one, other = (
-        np.bincount(np.clip(drawn, -reach, reach) + reach, minlength=2 * reach + 1)
-        for drawn in (theirs, ours)
+        np.bincount(np.clip(drawn, -reach, reach) + reach, minlength=2 * reach + 1) for drawn in (theirs, ours)
     )
     from scipy.stats import chi2
 

@@ -23,14 +23,11 @@ class Hall:
         self.names = [f"party {i:03d}" for i in range(n)]
         self.identities = {name: Identity(draw.bytes(32)) for name in self.names}
         self.pins = {name: own.public for name, own in self.identities.items()}
-        self.parties = {
-            name: Party(name, self.identities[name], self.pins, self.rules) for name in self.names
-        }
+        self.parties = {name: Party(name, self.identities[name], self.pins, self.rules) for name in self.names}
         self.work = Work(1, b"m" * 32, length, bits)
         top = np.iinfo(f"u{bits // 8}").max
         self.vectors = {
-            name: draw.integers(0, top, length, f"u{bits // 8}", endpoint=True)
-            for name in self.names
+            name: draw.integers(0, top, length, f"u{bits // 8}", endpoint=True) for name in self.names
         }
         self.seats, adverts = {}, {}
         for name, party in self.parties.items():
@@ -74,18 +71,13 @@ class Hall:
         """A request of a coordinator that says what it likes."""
         place = {"run": self.terms.run, "session": "session", "attempt": self.terms.attempt}
         return Envelope(
-            **(
-                place
-                | {"phase": int(phase), "sender": "", "receiver": name, "payload": payload}
-                | other
-            )
+            **(place | {"phase": int(phase), "sender": "", "receiver": name, "payload": payload} | other)
         )
 
     def plain(self, names):
         """The plain sum of some parties' vectors, modulo the ring."""
         return sum(
-            (self.vectors[name] for name in names),
-            np.zeros(self.work.length, self.vectors[self.names[0]].dtype),
+            (self.vectors[name] for name in names), np.zeros(self.work.length, self.vectors[self.names[0]].dtype)
         )
 
     def total(self):
@@ -212,11 +204,7 @@ def check(hall):
     if desk.ended == "summed":
         assert np.array_equal(hall.total(), hall.plain(desk.survivors))
         assert len(desk.survivors) >= hall.terms.numbers.survivors
-    for phase in (
-        Phase.MASK,
-        Phase.SURVIVORS,
-        Phase.UNMASK,
-    ):  # what was committed is all that is ever said
+    for phase in (Phase.MASK, Phase.SURVIVORS, Phase.UNMASK):  # what was committed is all that is ever said
         said = {(e.sender, e.payload) for e in hall.heard if e.phase == phase}
         assert len({sender for sender, _ in said}) == len(said)
     t = hall.terms.numbers.threshold

@@ -25,9 +25,7 @@ LATE = [Phase.MASK, Phase.SURVIVORS, Phase.UNMASK]
     seed=st.integers(0, 2**32),
     data=st.data(),
 )
-def test_the_sum_is_the_plain_sum_of_the_survivors_bit_for_bit(
-    play, n, bits, corrupt, length, seed, data
-):
+def test_the_sum_is_the_plain_sum_of_the_survivors_bit_for_bit(play, n, bits, corrupt, length, seed, data):
     rules = Rules(corrupt=corrupt, dropout=0.3, honest=1)
     try:
         rules.numbers(n)
@@ -35,9 +33,7 @@ def test_the_sum_is_the_plain_sum_of_the_survivors_bit_for_bit(
         return
     hall = play.Hall(n, rules, bits=bits, length=length, seed=seed)
     may = n - hall.terms.numbers.survivors
-    lost = data.draw(
-        st.lists(st.tuples(st.sampled_from(hall.names), st.sampled_from(LATE)), max_size=may)
-    )
+    lost = data.draw(st.lists(st.tuples(st.sampled_from(hall.names), st.sampled_from(LATE)), max_size=may))
     silent = set()
     while not hall.desk.ended:
         silent |= {name for name, phase in lost if phase <= hall.desk.phase}
@@ -163,9 +159,7 @@ def test_rules_that_so_few_parties_cannot_hold_are_refused(rules, n, why):
         rules.numbers(n)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"dropout": 1.0}, {"corrupt": -1}, {"adversary": "lazy"}, {"honest": 0}]
-)
+@pytest.mark.parametrize("wrong", [{"dropout": 1.0}, {"corrupt": -1}, {"adversary": "lazy"}, {"honest": 0}])
 def test_rules_out_of_range_are_refused(wrong):
     with pytest.raises(StudyError, match="cannot be the rules"):
         Rules(**wrong)

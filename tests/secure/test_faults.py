@@ -53,11 +53,7 @@ def test_many_faults_of_all_kinds_in_any_order(play, seed):
     draw = random.Random(seed)
     n = draw.randint(4, 8)
     rules = Rules(corrupt=draw.randint(0, 1), dropout=0.3, honest=draw.randint(1, 2))
-    plan = {
-        e: draw.choice(KINDS[: 7 if draw.random() < 0.3 else 6])
-        for e in range(200)
-        if draw.random() < 0.2
-    }
+    plan = {e: draw.choice(KINDS[: 7 if draw.random() < 0.3 else 6]) for e in range(200) if draw.random() < 0.2}
     hall = play.Faults(plan, n=n, rules=rules, length=2, seed=seed)
 
     def pick(waiting):

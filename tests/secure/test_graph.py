@@ -49,8 +49,7 @@ def test_the_tail_is_the_hypergeometric_one():
             hits = sum(sum(i < marked for i in one) >= least for one in every)
             assert graph._tail(n, marked, drawn, least) == float(Fraction(hits, len(every)))
     assert graph._tail(1000, 200, 74, 45) == pytest.approx(
-        sum(Fraction(comb(200, j) * comb(800, 74 - j), comb(1000, 74)) for j in range(45, 75)),
-        rel=1e-12,
+        sum(Fraction(comb(200, j) * comb(800, 74 - j), comb(1000, 74)) for j in range(45, 75)), rel=1e-12
     )
 
 

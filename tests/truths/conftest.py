@@ -13,9 +13,7 @@ Federate = Callable[..., hs.Run]
 
 @pytest.fixture
 def federate() -> Federate:
-    def run(
-        task: hs.Task, method: hs.methods.Method, parties: Mapping[str, hs.Table], rounds: int = 1
-    ) -> hs.Run:
+    def run(task: hs.Task, method: hs.methods.Method, parties: Mapping[str, hs.Table], rounds: int = 1) -> hs.Run:
         federation = hs.Federation(
             task=task,
             method=method,

@@ -13,9 +13,7 @@ DELTA = 1e-5
 
 def steps(rate, sigma, times, adjacency="add-remove", fixed=False):
     sample = Fixed(size=round(rate * 10_000), population=10_000) if fixed else Poisson(rate=rate)
-    return [
-        Gaussian(noise_multiplier=sigma, sampling=sample, adjacency=adjacency, times=times),
-    ]
+    return [Gaussian(noise_multiplier=sigma, sampling=sample, adjacency=adjacency, times=times)]
 
 
 def classic(rate, sigma, times):
@@ -31,12 +29,7 @@ def classic(rate, sigma, times):
 @pytest.mark.parametrize(
     ("run", "moments", "rdp", "pld"),
     [
-        (
-            (256 / 60_000, 1.1, 14_062),
-            3.008,
-            2.597,
-            2.382,
-        ),  # TensorFlow Privacy's tutorial on MNIST
+        ((256 / 60_000, 1.1, 14_062), 3.008, 2.597, 2.382),  # TensorFlow Privacy's tutorial on MNIST
         ((0.004, 0.7, 11_250), 6.860, 6.094, 5.431),
         ((0.004, 1.1, 15_000), 2.905, 2.503, 2.296),
     ],
@@ -63,9 +56,7 @@ def test_the_analytic_gaussian():
     once = [Gaussian(noise_multiplier=1.0, adjacency="add-remove")]
     assert accountant.epsilon(once, DELTA) == pytest.approx(4.377, abs=6e-4)
     classic = math.sqrt(2 * math.log(1.25 / DELTA))  # Dwork and Roth 2014, theorem A.1
-    assert (
-        mechanisms.gaussian_noise_multiplier(1.0, DELTA) < classic == pytest.approx(4.845, abs=6e-4)
-    )
+    assert mechanisms.gaussian_noise_multiplier(1.0, DELTA) < classic == pytest.approx(4.845, abs=6e-4)
 
 
 def test_what_neighbours_are_changes_the_cost():
@@ -106,12 +97,7 @@ def test_the_distributed_discrete_gaussian(granularity, epsilon):
     """Kairouz, Liu and Steinke 2021, arXiv 2102.06387: 100 parties, 2^16 entries, noise of the clip's size."""
     l2, l1 = mechanisms.rounded_norms(1 / granularity, 2**16, beta=math.exp(-0.5))
     release = DiscreteGaussian(
-        adjacency="add-remove",
-        variance=1 / (granularity**2 * 100),
-        shares=100,
-        dimension=2**16,
-        l2=l2,
-        l1=l1,
+        adjacency="add-remove", variance=1 / (granularity**2 * 100), shares=100, dimension=2**16, l2=l2, l1=l1
     )
     found = accountant.spent([release], DELTA)
     assert found.epsilon == pytest.approx(epsilon, abs=6e-4)

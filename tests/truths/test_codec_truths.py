@@ -64,12 +64,7 @@ def test_those_that_claim_no_bias_have_none(name: str, dtype: type) -> None:
 
 
 @pytest.mark.parametrize(
-    "chain",
-    [
-        agg.quantize(bits=3, rounding="nearest"),
-        agg.random_mask(fraction=0.3),
-        agg.top_k(fraction=0.3),
-    ],
+    "chain", [agg.quantize(bits=3, rounding="nearest"), agg.random_mask(fraction=0.3), agg.top_k(fraction=0.3)]
 )
 def test_the_test_of_bias_finds_one(chain: Aggregation) -> None:
     x = np.random.default_rng(3).normal(size=20)
@@ -81,9 +76,7 @@ def test_the_test_of_bias_finds_one(chain: Aggregation) -> None:
 
 @pytest.mark.parametrize("bits", range(1, 17))
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_no_entry_errs_by_more_than_a_step_and_the_largest_by_nothing(
-    bits: int, dtype: type
-) -> None:
+def test_no_entry_errs_by_more_than_a_step_and_the_largest_by_nothing(bits: int, dtype: type) -> None:
     x = np.random.default_rng(bits).normal(size=(3, 50)).astype(dtype)
     x[1] *= 1e-30
     x[2] = 0
@@ -154,8 +147,7 @@ def test_the_variance_of_qsgd_is_below_its_papers_bound() -> None:
     for bits, bucket in ((3, 64), (5, 256), (8, 16)):
         levels = 2 ** (bits - 1) - 1
         errors = [
-            np.square(through(agg.qsgd(bits=bits, bucket=bucket), x, v)[0] - x).sum(axis=1)
-            for v in range(20)
+            np.square(through(agg.qsgd(bits=bits, bucket=bucket), x, v)[0] - x).sum(axis=1) for v in range(20)
         ]
         bound = min(bucket / levels**2, math.sqrt(bucket) / levels) * np.square(x).sum(axis=1)
         assert (np.mean(errors, axis=0) <= bound * 1.05).all()

@@ -49,8 +49,7 @@ def leukaemia() -> dict[str, hs.Table]:
         "died": np.array([float(not time.endswith("+")) for time in times]),
     }
     return {
-        f"hospital {i}": hs.Table.of({name: column[i::3] for name, column in columns.items()})
-        for i in range(3)
+        f"hospital {i}": hs.Table.of({name: column[i::3] for name, column in columns.items()}) for i in range(3)
     }
 
 
@@ -102,9 +101,7 @@ def test_estimates_errors_and_p_values_are_those_of_statsmodels_on_all_rows(
     assert [row.name for row in found] == ["age", "dose", "arm"]
     low, high = fit.conf_int().T
     expected = (fit.params, fit.bse, fit.tvalues, fit.pvalues, low, high)
-    for got, wanted in zip(
-        list(zip(*(row[1:] for row in found), strict=True)), expected, strict=True
-    ):
+    for got, wanted in zip(list(zip(*(row[1:] for row in found), strict=True)), expected, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-8)
     facts = run.model.facts["inference"]
     assert facts["deviance"] == pytest.approx(-2 * fit.llf, rel=1e-12)
@@ -154,9 +151,7 @@ def test_how_the_rows_lie_among_the_parties_is_nothing() -> None:
 
 def test_a_grid_is_the_exact_fit_to_rounded_times() -> None:
     rounded = fitted(parties(survivors(7.0))).summary()
-    for one, other in zip(
-        rounded, fitted(parties(survivors(0.0)), grid=7.0).summary(), strict=True
-    ):
+    for one, other in zip(rounded, fitted(parties(survivors(0.0)), grid=7.0).summary(), strict=True):
         np.testing.assert_allclose(one[1:], other[1:], rtol=1e-12)
 
 

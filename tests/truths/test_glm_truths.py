@@ -117,10 +117,7 @@ def test_opposite_gradients_of_equal_parties_leave_the_model_where_it_is() -> No
 
 def test_opposite_gradients_leave_the_model_where_it_is_in_a_whole_run(federate: Federate) -> None:
     # The gradient at zero is (-x y, -y): rows (2, -1) and (2, 1) give (2, 1) and (-2, -1).
-    parties = {
-        "a": hs.Table.of({"x": [2.0], "y": [-1.0]}),
-        "b": hs.Table.of({"x": [2.0], "y": [1.0]}),
-    }
+    parties = {"a": hs.Table.of({"x": [2.0], "y": [-1.0]}), "b": hs.Table.of({"x": [2.0], "y": [1.0]})}
     task = hs.LinearRegression(target="y")
     for method in (hs.FedSGD(), hs.FedAvg(local=hs.SGD(lr=0.1))):
         assert federate(task, method, parties, rounds=5).parameters.tolist() == [0.0, 0.0]
@@ -148,17 +145,10 @@ def test_the_smallest_method_moves_by_the_mean_of_what_the_parties_say(federate:
 
 
 @pytest.mark.parametrize(
-    "method",
-    [
-        hs.FedSGD(server=hs.SGD(lr=0.1, momentum=0.8)),
-        hs.FedAvg(local=hs.SGD(lr=0.1, epochs=10)),
-    ],
+    "method", [hs.FedSGD(server=hs.SGD(lr=0.1, momentum=0.8)), hs.FedAvg(local=hs.SGD(lr=0.1, epochs=10))]
 )
 def test_a_line_through_the_origin_is_found(method: hs.methods.Method, federate: Federate) -> None:
-    parties = {
-        "a": hs.Table.of({"x": [1.0], "y": [2.0]}),
-        "b": hs.Table.of({"x": [2.0, 3.0], "y": [4.0, 6.0]}),
-    }
+    parties = {"a": hs.Table.of({"x": [1.0], "y": [2.0]}), "b": hs.Table.of({"x": [2.0, 3.0], "y": [4.0, 6.0]})}
     run = federate(hs.LinearRegression(target="y"), method, parties, rounds=250)
     np.testing.assert_allclose(run.parameters, [2.0, 0.0], atol=1e-6)
     unseen = hs.Table.of({"x": [10.0, -1.0]})
@@ -166,9 +156,7 @@ def test_a_line_through_the_origin_is_found(method: hs.methods.Method, federate:
 
 
 @pytest.mark.parametrize("l2", [0.0, 0.3])
-@pytest.mark.parametrize(
-    "model", [Linear(3), Logistic(3), Softmax(3, 4)], ids=lambda m: type(m).__name__
-)
+@pytest.mark.parametrize("model", [Linear(3), Logistic(3), Softmax(3, 4)], ids=lambda m: type(m).__name__)
 def test_the_gradient_is_that_of_the_loss(model: Glm, l2: float) -> None:
     model = type(model)(model.width, model.outputs, l2)
     random = np.random.default_rng(3)
@@ -182,9 +170,7 @@ def test_the_gradient_is_that_of_the_loss(model: Glm, l2: float) -> None:
     np.testing.assert_allclose(model.gradient(theta, x, y), numeric, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "model", [Linear(2, l2=0.7), Logistic(2, l2=0.7), Softmax(2, 3, l2=0.7)], ids=str
-)
+@pytest.mark.parametrize("model", [Linear(2, l2=0.7), Logistic(2, l2=0.7), Softmax(2, 3, l2=0.7)], ids=str)
 def test_the_intercept_is_not_penalised(model: Glm) -> None:
     x, theta = np.zeros((1, 2)), np.zeros(model.layout.size)
     theta[2 * model.outputs :] = 5.0

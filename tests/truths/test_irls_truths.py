@@ -87,11 +87,7 @@ def test_a_perfect_fit_has_no_error_and_ends() -> None:
 def rows(family: str) -> Columns:
     """Columns of other units and places, so that scaling has something to undo."""
     random = np.random.default_rng(6)
-    age, dose, year = (
-        random.normal(50, 10, 240),
-        random.normal(0, 1, 240),
-        random.normal(2000, 5, 240),
-    )
+    age, dose, year = (random.normal(50, 10, 240), random.normal(0, 1, 240), random.normal(2000, 5, 240))
     eta = -0.03 * (age - 50) + 0.5 * dose - 0.1 * (year - 2000)
     y = {
         "linear": lambda: eta + random.normal(0, 1, 240) + 3,
@@ -120,9 +116,7 @@ def close(found: list[Estimate], fit: Any) -> None:
     """Estimates, errors, statistics and intervals to 1e-8; p-values, which magnify, to as much."""
     low, high = fit.conf_int().T
     expected = (fit.params, fit.bse, fit.tvalues, fit.pvalues, low, high)
-    for got, wanted in zip(
-        list(zip(*(row[1:] for row in found), strict=True)), expected, strict=True
-    ):
+    for got, wanted in zip(list(zip(*(row[1:] for row in found), strict=True)), expected, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-8, atol=1e-290)
 
 
@@ -166,9 +160,7 @@ def test_a_category_is_measured_against_its_first_and_gaps_leave_the_row_out() -
     columns = {"age": age, "ward": ward.tolist(), "y": columns["y"]}
     rule = hs.ColumnRule(type="category", categories=("medicine", "outpatients", "surgery"))
     run = fitted(
-        hs.LogisticRegression(target="y"),
-        parties(columns),
-        contract=hs.Contract(columns={"ward": rule}),
+        hs.LogisticRegression(target="y"), parties(columns), contract=hs.Contract(columns={"ward": rule})
     )
     found = run.summary()
     names = ["(intercept)", "age", "ward=outpatients", "ward=surgery"]

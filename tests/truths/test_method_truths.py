@@ -79,9 +79,7 @@ def test_fedavg_ends_where_its_drift_balances_and_scaffold_at_the_optimum(
 
 
 @WEIGHTS
-def test_scaffold_reaches_the_optimum_though_parties_are_missing_in_each_round(
-    weights: Weights,
-) -> None:
+def test_scaffold_reaches_the_optimum_though_parties_are_missing_in_each_round(weights: Weights) -> None:
     parties = quadratics()
     federation = hs.Federation(
         task=TASK,
@@ -106,9 +104,7 @@ def lone_numbers() -> tuple[dict[str, hs.Table], Floats, Floats]:
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.6])
-def test_fednova_removes_the_bias_of_unequal_local_steps(
-    momentum: float, federate: Federate
-) -> None:
+def test_fednova_removes_the_bias_of_unequal_local_steps(momentum: float, federate: Federate) -> None:
     parties, steps, targets = lone_numbers()
     lr = 1e-5
     local = hs.SGD(lr=lr, batch_size=1, momentum=momentum)
@@ -126,9 +122,7 @@ def test_fednova_removes_the_bias_of_unequal_local_steps(
 
 
 def test_fednova_among_parties_of_equal_steps_is_fedavg(federate: Federate) -> None:
-    one, other = (
-        federate(TASK, kind(local=LOCAL), quadratics(), rounds=20) for kind in (hs.FedAvg, FedNova)
-    )
+    one, other = (federate(TASK, kind(local=LOCAL), quadratics(), rounds=20) for kind in (hs.FedAvg, FedNova))
     np.testing.assert_allclose(one.parameters, other.parameters, rtol=1e-12)
 
 
@@ -195,9 +189,7 @@ HEADS: list[FedPer] = [
 
 
 @pytest.mark.parametrize("method", HEADS, ids=lambda m: m.kind)
-def test_a_shared_slope_is_found_under_intercepts_of_ones_own(
-    method: FedPer, federate: Federate
-) -> None:
+def test_a_shared_slope_is_found_under_intercepts_of_ones_own(method: FedPer, federate: Federate) -> None:
     run = federate(TASK, method, same_slope(), rounds=300)
     assert run.parameters[0] == pytest.approx(2.0, abs=1e-6)
     for party, intercept in INTERCEPTS.items():
@@ -224,9 +216,7 @@ def test_a_head_never_leaves(method: FedPer, federate: Federate) -> None:
 
 
 @pytest.mark.parametrize("kind", [FedPer, FedRep])
-def test_a_head_that_is_nothing_or_everything_is_refused(
-    kind: type[FedPer], federate: Federate
-) -> None:
+def test_a_head_that_is_nothing_or_everything_is_refused(kind: type[FedPer], federate: Federate) -> None:
     with pytest.raises(StudyError, match=r"no array 'intercpt'. Did you mean 'intercept'"):
         federate(TASK, kind(head=("intercpt",)), same_slope())
     with pytest.raises(StudyError, match="nothing is left to share"):
@@ -285,9 +275,7 @@ def test_kept_moments_go_on_where_the_last_round_ended(moments: Any, federate: F
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_a_method_cannot_be_is_refused_with_the_reason(
-    body: dict[str, Any], message: str
-) -> None:
+def test_what_a_method_cannot_be_is_refused_with_the_reason(body: dict[str, Any], message: str) -> None:
     with pytest.raises(StudyError, match=message):
         METHODS.build(body)
 

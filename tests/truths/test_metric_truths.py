@@ -24,9 +24,7 @@ def reference() -> Any:
     return pytest.importorskip("sklearn.metrics")
 
 
-def federated(
-    task: hs.Task, predicted: Array, y: Array, cuts: Sequence[int] = (3, 40)
-) -> dict[str, float]:
+def federated(task: hs.Task, predicted: Array, y: Array, cuts: Sequence[int] = (3, 40)) -> dict[str, float]:
     """Tallies of three parties, through the reduction, to metrics."""
     reduction = Reduction(task.tallies(), "012")
     parts = zip(np.split(predicted, cuts), np.split(y, cuts), strict=True)
@@ -50,9 +48,7 @@ def test_auc_is_within_its_bound_of_the_pooled_one(sharpness: float, reference: 
     scores = 1 / (1 + np.exp(-sharpness * (random.normal(size=500) + y)))
     metrics = federated(LOGISTIC, scores, y)
     assert abs(metrics["auc"] - reference.roc_auc_score(y, scores)) <= tied(scores, y) / 2 + 1e-12
-    assert metrics["accuracy"] == pytest.approx(
-        reference.accuracy_score(y, scores >= 0.5), abs=1e-15
-    )
+    assert metrics["accuracy"] == pytest.approx(reference.accuracy_score(y, scores >= 0.5), abs=1e-15)
     assert metrics["loss"] == pytest.approx(reference.log_loss(y, scores), rel=1e-12)
 
 
@@ -62,9 +58,7 @@ def test_auc_is_within_its_bound_of_the_pooled_one(sharpness: float, reference: 
         lambda rows: len({label for _, label in rows}) == 2
     )
 )
-def test_auc_keeps_its_bound_whatever_the_scores(
-    reference: Any, rows: list[tuple[float, bool]]
-) -> None:
+def test_auc_keeps_its_bound_whatever_the_scores(reference: Any, rows: list[tuple[float, bool]]) -> None:
     scores, y = np.array([s for s, _ in rows]), np.array([float(label) for _, label in rows])
     metrics = federated(LOGISTIC, scores, y, cuts=(1,))
     assert abs(metrics["auc"] - reference.roc_auc_score(y, scores)) <= tied(scores, y) / 2 + 1e-12

@@ -43,8 +43,7 @@ def split(column: Array, cuts: tuple[int, ...] = (5, 200)) -> dict[str, hs.Table
     """One column among three unequal parties, with a target nobody looks at."""
     parts = np.split(column, cuts)
     return {
-        name: hs.Table.of({"x": part, "y": np.zeros(len(part))})
-        for name, part in zip("abc", parts, strict=True)
+        name: hs.Table.of({"x": part, "y": np.zeros(len(part))}) for name, part in zip("abc", parts, strict=True)
     }
 
 
@@ -100,9 +99,7 @@ def test_a_party_with_no_row_adds_nothing() -> None:
 def test_a_category_that_is_rare_at_a_party_is_counted_as_other_there() -> None:
     def party(**counts: int) -> hs.Table:
         colours = [colour for colour, count in counts.items() for _ in range(count)]
-        return hs.Table.of(
-            {"x": np.ones(len(colours)), "colour": colours, "y": [0.0] * len(colours)}
-        )
+        return hs.Table.of({"x": np.ones(len(colours)), "colour": colours, "y": [0.0] * len(colours)})
 
     parties = {"a": party(red=10, green=9, blue=30), "b": party(red=12, green=3, blue=0)}
     state = moments(parties, colour=COLOURS)
@@ -123,9 +120,7 @@ def test_the_encoding_gives_the_federation_mean_0_and_variance_1() -> None:
         name: hs.Table.of({"x": random.normal(loc, 3.0, 80), "y": random.normal(size=80)})
         for name, loc in (("a", -5.0), ("b", 40.0))
     }
-    federation = hs.Federation(
-        task=hs.LinearRegression(target="y"), rounds=1, evaluation=hs.Evaluate(holdout=0)
-    )
+    federation = hs.Federation(task=hs.LinearRegression(target="y"), rounds=1, evaluation=hs.Evaluate(holdout=0))
     model = federation.run(hs.Local(parties)).model
     x = np.concatenate([model.encoding.matrix(table) for table in parties.values()])
     np.testing.assert_allclose([x.mean(), x.std()], [0.0, 1.0], atol=1e-12)

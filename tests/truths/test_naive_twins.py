@@ -64,11 +64,7 @@ def loss(theta: Floats, rows: Rows) -> float:
 
 
 def train(
-    theta: Floats,
-    rows: Rows,
-    correct: Correct = lambda g, p: g,
-    epochs: int = EPOCHS,
-    momentum: float = 0.0,
+    theta: Floats, rows: Rows, correct: Correct = lambda g, p: g, epochs: int = EPOCHS, momentum: float = 0.0
 ) -> tuple[Floats, int]:
     """SGD on batches in the party's own order."""
     steps, velocity = 0, np.zeros(DIMENSIONS)
@@ -149,9 +145,7 @@ class OfFedNova(Twin):
         directions, sizes = {}, {}
         for p in cohort:
             end, steps = train(self.theta, self.parties[p], momentum=self.momentum)
-            sizes[p] = sum(
-                sum(self.momentum**j for j in range(steps - step)) for step in range(steps)
-            )
+            sizes[p] = sum(sum(self.momentum**j for j in range(steps - step)) for step in range(steps))
             directions[p] = (end - self.theta) / sizes[p]
         self.theta = self.theta + self.mean(sizes) * self.mean(directions)
 
@@ -254,10 +248,7 @@ def test_a_twin_in_plain_loops_agrees(name: str, parties: dict[str, Rows]) -> No
         preprocessing=hs.Moments(standardise=False),
         evaluation=hs.Evaluate(holdout=0),
     )
-    tables = {
-        p: hs.Table.of({"u": x[:, 0], "v": x[:, 1], "w": x[:, 2], "y": y})
-        for p, (x, y) in parties.items()
-    }
+    tables = {p: hs.Table.of({"u": x[:, 0], "v": x[:, 1], "w": x[:, 2], "y": y}) for p, (x, y) in parties.items()}
     run = federation.run(hs.Local(tables))
     cohorts = [event.body["parties"] for event in run.events if event.kind == "asked"]
     assert len(cohorts) == ROUNDS

@@ -38,12 +38,7 @@ def folder(name: str) -> Path:
 
 # --- Heart disease, four hospitals: FLamby (du Terrail et al. 2022, arXiv 2210.04620), fed_heart_disease.
 
-HOSPITALS = {
-    "cleveland": (199, 104),
-    "hungarian": (172, 89),
-    "switzerland": (30, 16),
-    "va": (85, 45),
-}
+HOSPITALS = {"cleveland": (199, 104), "hungarian": (172, 89), "switzerland": (30, 16), "va": (85, 45)}
 """Rows to learn from and to test on, FLamby's README."""
 ALONE = {"cleveland": 0.784, "hungarian": 0.727, "switzerland": 0.483, "va": 0.611}
 POOLED, AVERAGED, ADAPTIVE = 0.7953, 0.748, 0.779
@@ -73,11 +68,7 @@ def heart() -> dict[str, hs.Table]:
         whole = np.flatnonzero(~np.isnan(values).any(axis=1))
         mixed = min(sick[whole].sum(), (~sick[whole]).sum()) > 2
         train, test = model_selection.train_test_split(
-            whole,
-            test_size=1 - 0.66,
-            train_size=0.66,
-            random_state=43,
-            stratify=sick[whole] if mixed else None,
+            whole, test_size=1 - 0.66, train_size=0.66, random_state=43, stratify=sick[whole] if mixed else None
         )
         assert (len(train), len(test)) == counts
         part = np.full(len(values), "gaps", dtype=object)
@@ -149,9 +140,7 @@ def test_federated_diagnosis_is_what_flamby_measured(method: Method) -> None:
 
 @pytest.mark.parametrize("server", [hs.Adam, hs.Yogi, hs.Adagrad], ids=lambda server: server.kind)
 def test_adaptive_servers_diagnose_no_worse_than_flamby_s(server: Any) -> None:
-    adaptive = hs.FedAvg(
-        local=LOCAL.model_copy(update={"lr": 0.01}), server=server(lr=0.03, epsilon=0.1)
-    )
+    adaptive = hs.FedAvg(local=LOCAL.model_copy(update={"lr": 0.01}), server=server(lr=0.03, epsilon=0.1))
     assert accuracy(diagnosed(published_rows(), adaptive)) > ADAPTIVE - ONE_SIGMA
 
 
@@ -221,12 +210,8 @@ def lenet(outputs: int) -> Any:
     )
 
 
-@pytest.mark.parametrize(
-    ("how", "figure", "short"), [("iid", 0.9909, 0.94), ("dirichlet", 0.9889, 0.86)]
-)
-def test_a_cnn_on_mnist_comes_near_flower_s_niid_bench(
-    how: str, figure: float, short: float
-) -> None:
+@pytest.mark.parametrize(("how", "figure", "short"), [("iid", 0.9909, 0.94), ("dirichlet", 0.9889, 0.86)])
+def test_a_cnn_on_mnist_comes_near_flower_s_niid_bench(how: str, figure: float, short: float) -> None:
     """10 parties, all in each round. Flower's niid_bench has 50 rounds of 10 epochs; here a third of the rows
     for 4 rounds of one epoch, and in the long version all rows for 10 rounds of two.
     """
@@ -255,9 +240,7 @@ def rounds_to(target: float, method: Method, rows: list[NDArray[np.intp]], most:
     """Rounds that a softmax regression takes to an accuracy on MNIST's test rows, 10 of 100 parties a round."""
     train = flat("train", sum(map(len, rows)))
     federation = hs.Federation(
-        task=hs.SoftmaxRegression(
-            target="y", features=("x",), classes=tuple(range(10)), precision="float32"
-        ),
+        task=hs.SoftmaxRegression(target="y", features=("x",), classes=tuple(range(10)), precision="float32"),
         method=method,
         rounds=most,
         cohort=hs.Fixed(size=10),
@@ -278,17 +261,13 @@ def test_fedavg_takes_fewer_rounds_than_fedsgd(how: str, target: float, times: f
     """
     labels = flat("train", 20_000)["y"]
     dealt = (
-        hs.partition.iid_rows(len(labels), 100, 0)
-        if how == "iid"
-        else hs.partition.shard_rows(labels, 100, 2, 0)
+        hs.partition.iid_rows(len(labels), 100, 0) if how == "iid" else hs.partition.shard_rows(labels, 100, 2, 0)
     )
     averaged = [
         rounds_to(target, hs.FedAvg(local=hs.SGD(lr=lr, epochs=5, batch_size=10)), dealt, 100)
         for lr in (0.03, 0.1)
     ]
-    descended = [
-        rounds_to(target, FedSGD(server=hs.SGD(lr=lr)), dealt, 200) for lr in (0.3, 1.0, 3.0)
-    ]
+    descended = [rounds_to(target, FedSGD(server=hs.SGD(lr=lr)), dealt, 200) for lr in (0.3, 1.0, 3.0)]
     print(f"\nMNIST, {how}, rounds to {target}: FedAvg {averaged}, FedSGD {descended}")
     assert min(averaged) <= 100
     assert min(descended) > times * min(averaged)
@@ -381,9 +360,7 @@ def test_an_lstm_learns_from_shakespeare_s_speakers_more_than_pairs_of_letters()
     assert symbols == 65
     rounds = 60 if LONG else 6
     federation = hs.Federation(
-        task=hs.tasks.torch(
-            characters, metrics=["accuracy"], features=["x"], symbols=symbols, hidden=64
-        ),
+        task=hs.tasks.torch(characters, metrics=["accuracy"], features=["x"], symbols=symbols, hidden=64),
         method=hs.FedAvg(local=hs.Adam(lr=0.01, epochs=1, batch_size=8)),
         rounds=rounds,
         cohort=hs.Fixed(size=20),

@@ -158,9 +158,7 @@ def test_centered_clipping_finds_the_mean_and_keeps_it(attack: Attack, magnitude
     radius = 1.5 * math.sqrt(SIZE)
     for number in range(12):
         good = honest(18, seed=number)
-        value, state = reduced(
-            agg.centered_clip(radius=radius), mixed(good, attack(good, 2, magnitude)), state
-        )
+        value, state = reduced(agg.centered_clip(radius=radius), mixed(good, attack(good, 2, magnitude)), state)
     # Two liars of twenty move a fixed point by radius * 2 / 18 at most, where the honest are not clipped.
     noise = math.sqrt(SIZE / 18)
     assert np.linalg.norm(value - TRUTH) <= radius * 2 / 18 * 1.1 + 2 * noise
@@ -168,9 +166,7 @@ def test_centered_clipping_finds_the_mean_and_keeps_it(attack: Attack, magnitude
 
 def test_centered_clipping_is_its_naive_loop() -> None:
     x, centre, radius = honest(7), np.full(SIZE, 0.3), 6.0
-    value, state = reduced(
-        agg.centered_clip(radius=radius, iterations=4), x, Values({"update": centre})
-    )
+    value, state = reduced(agg.centered_clip(radius=radius, iterations=4), x, Values({"update": centre}))
     v = centre.copy()
     for _ in range(4):
         v = v + sum((row - v) * min(1, radius / np.linalg.norm(row - v)) for row in x) / len(x)
@@ -213,10 +209,7 @@ def test_a_norm_bound_bounds_what_a_liar_moves(attack: Attack, magnitude: float)
     assert np.linalg.norm(opened.mean(axis=0) - good.sum(axis=0) / 20) <= norm * 2 / 20 * (1 + 1e-9)
 
 
-@pytest.mark.parametrize(
-    "chain",
-    [agg.krum(byzantine=2), agg.multi_krum(byzantine=2), agg.geometric_median()],
-)
+@pytest.mark.parametrize("chain", [agg.krum(byzantine=2), agg.multi_krum(byzantine=2), agg.geometric_median()])
 def test_those_that_look_at_distances_do_not_mind_a_rotation(chain: Aggregation) -> None:
     x = honest(12)
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(SIZE, SIZE)))[0]

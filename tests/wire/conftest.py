@@ -132,9 +132,7 @@ class World:
     ) -> AsyncIterator[Client]:
         key, certificate = pair or self.pair(role)
         root = root or pki.trust_anchor(self.authority.public_key)
-        channel = client_channel(
-            f"{host}:{self.port}", key_pem=key, certificate_pem=certificate, root_pem=root
-        )
+        channel = client_channel(f"{host}:{self.port}", key_pem=key, certificate_pem=certificate, root_pem=root)
         async with channel:
             yield Client(channel, record=record)
 

@@ -33,9 +33,7 @@ def tree(kind: type[HansaError] = HansaError) -> list[type[HansaError]]:
 
 @pytest.mark.parametrize("kind", tree(), ids=lambda kind: kind.__name__)
 async def test_an_error_arrives_as_what_it_was(world, kind):
-    world.desk.failure = kind(
-        "表不对", remedy="再试一次。", party="北京", round=3, field="coefficients"
-    )
+    world.desk.failure = kind("表不对", remedy="再试一次。", party="北京", round=3, field="coefficients")
     async with world.dial() as client:
         with pytest.raises(kind) as caught:
             await client.unary(rpcs.DESCRIBE, m.Describe())

@@ -176,9 +176,7 @@ async def test_the_certificate_is_renewed_without_a_restart(authority, world):
     await server.stop(0)
 
 
-async def test_a_renewal_that_fails_leaves_the_last_certificate(
-    authority, world, caplog, monkeypatch
-):
+async def test_a_renewal_that_fails_leaves_the_last_certificate(authority, world, caplog, monkeypatch):
     fetchers = []
     make = grpc.dynamic_ssl_server_credentials
 
@@ -206,9 +204,7 @@ async def test_a_renewal_that_fails_leaves_the_last_certificate(
 
 
 async def test_a_port_in_use_is_named_with_the_way_out(world):
-    with pytest.raises(
-        UnreachableError, match=f"port {world.port} on 127.0.0.1 is in use"
-    ) as caught:
+    with pytest.raises(UnreachableError, match=f"port {world.port} on 127.0.0.1 is in use") as caught:
         await world.start(port=world.port)
     assert "--port 0" in caught.value.remedy
 
@@ -330,20 +326,14 @@ async def main():
 asyncio.run(main())
 """
     quiet = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=quiet
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=quiet)
     assert (done.stdout.strip(), done.stderr.strip()) == ("in use", "")
 
 
 async def test_a_server_needs_no_service_to_start(authority):
     key, certificate = authority.server_certificate("a")
     server, port = await serve(
-        host="127.0.0.1",
-        port=0,
-        key_pem=key,
-        certificate_pem=certificate,
-        roots_pem=authority.certificate_pem,
+        host="127.0.0.1", port=0, key_pem=key, certificate_pem=certificate, roots_pem=authority.certificate_pem
     )
     assert 0 < port < 65536
     await server.stop(0)

@@ -71,7 +71,5 @@ def test_the_messages_do_not_touch_protobuf_s_shared_pool():
         "try: d.Default().FindMessageTypeByName('hansa.Hello')\n"
         "except KeyError: print('apart')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "apart"

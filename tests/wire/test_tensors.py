@@ -13,9 +13,7 @@ from hansa.wire import tensors
 
 DTYPES = ["?", "i1", "u1", "<i2", "<u2", "<f2", "<i4", "<u4", "<f4", "<i8", "<u8", "<f8"]
 ARRAYS = st.dictionaries(
-    st.text(st.characters(exclude_categories=["Cs"]), max_size=8).filter(
-        lambda name: name != "__metadata__"
-    ),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=8).filter(lambda name: name != "__metadata__"),
     st.sampled_from(DTYPES).flatmap(
         lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0))
     ),
@@ -62,10 +60,7 @@ def test_the_reference_library_reads_what_is_written_and_the_other_way_round(arr
 
 def test_the_same_arrays_give_the_same_bytes_whatever_their_order_or_layout():
     plain = {"a": np.arange(6.0).reshape(2, 3), "b": np.arange(3, dtype=np.int16)}
-    other = {
-        "b": plain["b"].astype(">i2"),
-        "a": np.asfortranarray(plain["a"]).astype(">f8"),
-    }
+    other = {"b": plain["b"].astype(">i2"), "a": np.asfortranarray(plain["a"]).astype(">f8")}
     assert tensors.write(plain, {"k": "v", "a": "b"}) == tensors.write(other, {"a": "b", "k": "v"})
 
 
@@ -107,10 +102,7 @@ def test_a_name_that_is_not_text_cannot_be_sent():
 HOSTILE: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "too short"),
     "a header longer than the buffer": (b"\xff" * 8 + b"{}", "longer than what arrived"),
-    "a header longer than any": (
-        (5 << 20).to_bytes(8, "little") + bytes(5 << 20),
-        "longer than 4194304",
-    ),
+    "a header longer than any": ((5 << 20).to_bytes(8, "little") + bytes(5 << 20), "longer than 4194304"),
     "a header that is not UTF-8": (packed(b'{"\xff":1}'), "not JSON"),
     "a header that is not JSON": (packed(b"{"), "not JSON"),
     "a header that is a list": (packed([]), "not a table"),
@@ -118,16 +110,11 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a header that is absurdly deep": (packed(b"[" * 100_000), "not JSON"),
     "a table that is absurdly deep": (packed(b'{"a":' * 100_000), "not JSON"),
     "a shape that is absurdly deep": (
-        packed(
-            b'{"a":{"dtype":"U8","data_offsets":[0,0],"shape":' + b"[" * 900 + b"]" * 900 + b"}}"
-        ),
+        packed(b'{"a":{"dtype":"U8","data_offsets":[0,0],"shape":' + b"[" * 900 + b"]" * 900 + b"}}"),
         "shape|not JSON",
     ),
     "a number that is absurdly long": (packed(b'{"a":' + b"9" * 10_000 + b"}"), "not JSON"),
-    "a name that occurs twice": (
-        packed(b'{"a":' + json.dumps(entry(0, 1)).encode() + b',"a":1}', b"x"),
-        "twice",
-    ),
+    "a name that occurs twice": (packed(b'{"a":' + json.dumps(entry(0, 1)).encode() + b',"a":1}', b"x"), "twice"),
     "a name that is half a character": (packed(b'{"\\ud800":1}'), "not JSON"),
     "metadata that are not text": (packed({"__metadata__": {"a": 1}}), "not a table of text"),
     "metadata that are a list": (packed({"__metadata__": ["a"]}), "not a table of text"),
@@ -154,10 +141,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "trailing bytes": (packed({"a": entry(0, 1)}, b"xx"), "1 trailing bytes"),
     "missing bytes": (packed({"a": entry(0, 9)}, b"xx"), "7 bytes missing"),
     "a huge array of nothing": (packed({"a": entry(0, 2**60)}, b""), "bytes missing"),
-    "a bool that is neither": (
-        packed({"a": entry(0, 1, dtype="BOOL")}, b"\x02"),
-        "neither 0 nor 1",
-    ),
+    "a bool that is neither": (packed({"a": entry(0, 1, dtype="BOOL")}, b"\x02"), "neither 0 nor 1"),
 }
 
 
@@ -210,9 +194,7 @@ def test_mutated_bytes_raise_nothing_but_a_contribution_error(changes, cut, tail
             st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.just([0, 8]),
             lambda inner: (
                 st.lists(inner, max_size=3)
-                | st.dictionaries(
-                    st.sampled_from(["dtype", "shape", "data_offsets"]), inner, max_size=3
-                )
+                | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets"]), inner, max_size=3)
             ),
         ),
         max_size=3,

@@ -1,7 +1,5 @@
 """Where the agent works: studies that were described, tables that were read, parties at work."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 
@@ -31,11 +29,7 @@ class Desk:
     """Answers asks to the party of a name, from what its owner offers; no network, no store."""
 
     def __init__(
-        self,
-        party: str,
-        offers: Sequence[Offer],
-        secret: bytes = b"",
-        ledger: Ledger | None = None,
+        self, party: str, offers: Sequence[Offer], secret: bytes = b"", ledger: Ledger | None = None
     ) -> None:
         self._name, self._offers, self._secret = party, tuple(offers), secret
         self._ledger = ledger or Ledger()
@@ -65,12 +59,7 @@ class Desk:
             raise ConsentError("the study described is not the one whose hash the ask names")
         offer = admit(federation, asked.ask, setup, self._offers, self._name)
         party = self._party(asked.run, federation, setup, offer)
-        key = {
-            "run": asked.run,
-            "version": asked.ask.version,
-            "attempt": asked.attempt,
-            "at": now(),
-        }
+        key = {"run": asked.run, "version": asked.ask.version, "attempt": asked.attempt, "at": now()}
         noise = party.course.signals(asked.ask)[-1].noise
         charge = self._ledger.charge(key, federation.privacy, noise)
         remembered = Values(tensors.read(memory)) if memory else Values()

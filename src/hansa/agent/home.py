@@ -48,8 +48,7 @@ class AgentHome:
         """
         if (folder / "authority.key").exists():
             raise StoreError(
-                f"the folder {folder} is a coordinator's",
-                remedy="Give the agent a folder of its own with --home",
+                f"the folder {folder} is a coordinator's", remedy="Give the agent a folder of its own with --home"
             )
 
     @classmethod

@@ -6,8 +6,6 @@ divergences, which hold for studies that are chosen in the light of earlier ones
 2008.11193).
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,9 +41,7 @@ class Ledger:
         budget: None lets everything through, and writes it down.
     """
 
-    def __init__(
-        self, rows: Iterable[Mapping[str, Any]] = (), budget: Budget | None = None
-    ) -> None:
+    def __init__(self, rows: Iterable[Mapping[str, Any]] = (), budget: Budget | None = None) -> None:
         self.budget = budget
         self.answers, self.last = 0, ("", "")
         self._events: Counter[Event] = Counter()
@@ -66,9 +62,7 @@ class Ledger:
         all_ = [type(event)(**{**event.model_dump(), "times": n}) for event, n in times]
         return accountant.epsilon(all_, delta, "rdp") if all_ else 0.0
 
-    def charge(
-        self, key: Mapping[str, Any], privacy: Privacy, noise: Sequence[Noised]
-    ) -> dict[str, Any]:
+    def charge(self, key: Mapping[str, Any], privacy: Privacy, noise: Sequence[Noised]) -> dict[str, Any]:
         """Charge an answer before it is worked on, and return the row; what was charged already costs nothing.
 
         Args:
@@ -101,9 +95,7 @@ class Ledger:
         if total > budget.epsilon:
             run, at = self.last
             before = f"; the last of {self.answers} charges was run {run} at {at}" if run else ""
-            would = (
-                f"it would come to {total:.4g}" if total < math.inf else "the answer has no noise"
-            )
+            would = f"it would come to {total:.4g}" if total < math.inf else "the answer has no noise"
             raise PrivacyError(
                 f"this party's privacy budget is epsilon {budget.epsilon:g}, and {would}{before}",
                 remedy="Its owner can raise it with `hansa agent start --budget`",

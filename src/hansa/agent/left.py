@@ -1,7 +1,5 @@
 """The record of what left: written at the one function through which bytes leave a party."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar

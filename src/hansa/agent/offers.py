@@ -1,7 +1,5 @@
 """The tables that a party's owner offers, and what may be done with them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The one gate between a coordinator's wish and a party's data."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,9 +22,7 @@ class Offer:
     allow: tuple[str, ...]
 
 
-def admit(
-    federation: Federation, ask: Ask, setup: Setup, offers: Sequence[Offer], party: str
-) -> Offer:
+def admit(federation: Federation, ask: Ask, setup: Setup, offers: Sequence[Offer], party: str) -> Offer:
     """The offer whose table an ask to this party may use; called before anything runs, for every ask.
 
     Args:
@@ -89,8 +85,7 @@ def _columns(federation: Federation, setup: Setup, offer: Offer, party: str) -> 
     if wanted != chosen:
         differing = set(wanted) ^ set(chosen) or set(wanted)
         raise ConsentError(
-            f"the coordinator wants the columns {', '.join(sorted(differing))}"
-            " otherwise than the study says"
+            f"the coordinator wants the columns {', '.join(sorted(differing))} otherwise than the study says"
         )
     if setup.seed != federation.seed:
         raise ConsentError("the coordinator draws from another seed than the study's")

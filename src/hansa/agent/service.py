@@ -1,7 +1,5 @@
 """The agent as a program: it dials out, listens, works, sends, and begins again when a link breaks."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -24,14 +22,7 @@ from hansa.agent.store import AgentStore
 from hansa.contribution import Ask, Values
 from hansa.crypto import keys, pki
 from hansa.database import Drop, Put
-from hansa.errors import (
-    ConsentError,
-    ContributionError,
-    HansaError,
-    PrivacyError,
-    TrustError,
-    UnreachableError,
-)
+from hansa.errors import ConsentError, ContributionError, HansaError, PrivacyError, TrustError, UnreachableError
 from hansa.files import kept_key
 from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
@@ -63,9 +54,7 @@ class Agent:
     ``say`` is told what a person should know: connected, waiting, removed.
     """
 
-    def __init__(
-        self, home: AgentHome, offers: Sequence[Offer], say: Callable[[str], None] = LOG.info
-    ) -> None:
+    def __init__(self, home: AgentHome, offers: Sequence[Offer], say: Callable[[str], None] = LOG.info) -> None:
         self.home, self._offers, self._say = home, tuple(offers), say
         self._store = AgentStore(home.folder)
         self._machine = Machine(*map(self._store.rows, ("answer", "memory", "latest")))

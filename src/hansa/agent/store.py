@@ -1,7 +1,5 @@
 """What an agent remembers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -17,16 +15,10 @@ sa.Table("offer", metadata, *columns({"dataset": str}, source=dict, allow=list))
 sa.Table(
     "answer",
     metadata,
-    *columns(
-        {"run": str, "version": int}, attempt=int, round=int, weight=float, body=bytes, memory=bytes
-    ),
+    *columns({"run": str, "version": int}, attempt=int, round=int, weight=float, body=bytes, memory=bytes),
 )
 sa.Table("latest", metadata, *columns({"run": str}, federation=str, version=int, digest=str))
-sa.Table(
-    "charge",
-    metadata,
-    *columns({"run": str, "version": int, "attempt": int}, at=str, event=dict),
-)
+sa.Table("charge", metadata, *columns({"run": str, "version": int, "attempt": int}, at=str, event=dict))
 sa.Table("budget", metadata, *columns({"unit": str}, epsilon=float, delta=float))
 sa.Table("memory", metadata, *columns({"run": str}, body=bytes))
 

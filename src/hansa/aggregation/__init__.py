@@ -9,14 +9,7 @@ from hansa.aggregation.geometric_median import GeometricMedian, geometric_median
 from hansa.aggregation.krum import Krum, MultiKrum, krum, multi_krum
 from hansa.aggregation.low_rank import LowRank, low_rank
 from hansa.aggregation.matrix import Banded, Tree, banded, tree
-from hansa.aggregation.noise import (
-    Gaussian,
-    LocalGaussian,
-    LocalLaplace,
-    gaussian,
-    local_gaussian,
-    local_laplace,
-)
+from hansa.aggregation.noise import Gaussian, LocalGaussian, LocalLaplace, gaussian, local_gaussian, local_laplace
 from hansa.aggregation.quantization import QSGD, Quantize, qsgd, quantize
 from hansa.aggregation.reduce import Reduction, weighted_mean
 from hansa.aggregation.ring import (

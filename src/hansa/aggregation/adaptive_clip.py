@@ -1,7 +1,5 @@
 """A clip that follows a quantile of the norms (Andrew, Thakkar, McMahan and Ramaswamy 2021, arXiv 1905.03871)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Annotated, ClassVar

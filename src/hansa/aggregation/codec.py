@@ -89,10 +89,7 @@ class Codec(Stage):
             x = x + memory[field.name] if field.name in memory else x
             draw = self._draw(field, context)
             with np.errstate(invalid="ignore", over="ignore", under="ignore"):  # the check says it
-                some = [
-                    self.pack(x[at], field, replace(draw, parties=draw.parties[at]))
-                    for at in blocks(x)
-                ]
+                some = [self.pack(x[at], field, replace(draw, parties=draw.parties[at])) for at in blocks(x)]
                 parts = some[0]
                 if len(some) > 1:
                     parts = {n: np.concatenate([part[n] for part in some]) for n in parts}

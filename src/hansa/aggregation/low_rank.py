@@ -59,8 +59,7 @@ class LowRank(Codec):
     def _a(self, rows: int, dtype: np.dtype[np.floating], draw: Draw) -> Array:
         shape = (rows, min(self.rank, rows))
         normal = [
-            keyed.generator(draw.seed, *draw.purpose, party).standard_normal(shape)
-            for party in draw.parties
+            keyed.generator(draw.seed, *draw.purpose, party).standard_normal(shape) for party in draw.parties
         ]
         return np.linalg.qr(np.stack(normal))[0].astype(dtype)
 

@@ -7,8 +7,6 @@ one Gaussian release (Denisov et al. 2022, arXiv 2202.08312), and a model that a
 itself, given the rounds before, so it may be of integers as other noise.
 """
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ the seed is secret. A coordinator or an agent draws it as integers from a key th
 noise is put on: the same numbers get the same noise however often they are sent, other numbers other noise.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -55,9 +53,7 @@ def groups(signal: Signal, kind: str) -> tuple[Group, ...]:
     for field in signal.fields:
         if field.like != "parameters":
             largest = max(abs(field.low), abs(field.high)) * math.sqrt(sizes[field.name])
-            found.append(
-                Group((field.name,), largest if whole else field.example, sizes[field.name])
-            )
+            found.append(Group((field.name,), largest if whole else field.example, sizes[field.name]))
     gathered = any(f.algebra is Algebra.GATHER for f in signal.fields)
     unbounded = [", ".join(group.names) for group in found if not group.bound < _ABSURD]
     clip = f"Put clip(norm) before {kind}"
@@ -101,11 +97,7 @@ class Noise(Stage):
         """Standard deviation, or scale, of the noise on each field."""
         found = groups(signal, self.kind)
         spread = self.multiplier(signal, sum(group.size for group in found))
-        return {
-            name: spread * group.bound / math.sqrt(group.portion)
-            for group in found
-            for name in group.names
-        }
+        return {name: spread * group.bound / math.sqrt(group.portion) for group in found for name in group.names}
 
     def multiplier(self, signal: Signal, size: int) -> float:
         """With which the rounding of so many numbers is paid for, too."""
@@ -127,16 +119,12 @@ class Gaussian(Noise):
         groups(signal, self.kind)
         failure = noise.FAILURE * sum(math.prod(f.shape or (1,)) for f in signal.fields)
         event = self.release(signal, failure)
-        return replace(
-            signal, view="sum", noise=(*signal.noise, Noised("coordinator", event, self.kind))
-        )
+        return replace(signal, view="sum", noise=(*signal.noise, Noised("coordinator", event, self.kind)))
 
     def release(self, signal: Signal, failure: float) -> events.Event:
         """The event of one round, whose noise strays with that chance."""
         return events.Gaussian(
-            adjacency=signal.privacy.adjacency,
-            noise_multiplier=self.noise_multiplier,
-            failure=failure,
+            adjacency=signal.privacy.adjacency, noise_multiplier=self.noise_multiplier, failure=failure
         )
 
     def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
@@ -171,9 +159,7 @@ class LocalGaussian(Noise):
         groups(signal, self.kind)
         failure = noise.FAILURE * sum(math.prod(f.shape or (1,)) for f in signal.fields)
         event = self.event(
-            adjacency=signal.privacy.adjacency,
-            noise_multiplier=self.noise_multiplier,
-            failure=failure,
+            adjacency=signal.privacy.adjacency, noise_multiplier=self.noise_multiplier, failure=failure
         )
         fields = tuple(replace(f, low=-math.inf, high=math.inf) for f in signal.fields)
         noised = (*signal.noise, Noised("party", event, self.kind))
@@ -214,11 +200,7 @@ class LocalLaplace(LocalGaussian):
 
 
 def _noised(
-    values: Mapping[str, Array],
-    spread: Mapping[str, float],
-    context: Context,
-    kind: str,
-    party: str = "",
+    values: Mapping[str, Array], spread: Mapping[str, float], context: Context, kind: str, party: str = ""
 ) -> dict[str, Array]:
     """The values with noise of that spread on each."""
     laplace, drawn = kind == LocalLaplace.kind, chance(context, kind, party, values)

@@ -1,22 +1,10 @@
 """From many contributions to one total, in float64, in roster order."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hansa.contribution import (
-    Algebra,
-    Array,
-    Contribution,
-    Contributions,
-    Dtype,
-    Field,
-    Total,
-    Values,
-    check,
-)
+from hansa.contribution import Algebra, Array, Contribution, Contributions, Dtype, Field, Total, Values, check
 from hansa.errors import ContributionError
 
 BLOCK = 16
@@ -145,9 +133,7 @@ class Reduction:
         return Total(Values(values), tuple(summed.parties), population, summed.weight)
 
 
-def weighted_mean(
-    models: Sequence[Mapping[str, Array]], weights: Sequence[float]
-) -> dict[str, Array]:
+def weighted_mean(models: Sequence[Mapping[str, Array]], weights: Sequence[float]) -> dict[str, Array]:
     """The weighted mean of models, name by name: ``sum(w_i x_i) / sum(w_i)`` in float64.
 
     Args:

@@ -4,8 +4,6 @@
 (arXiv 2110.04995), and with ``discrete_gaussian`` that of Kairouz, Liu and Steinke 2021 (arXiv 2102.06387).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
@@ -60,9 +58,7 @@ class Grid(Stage):
             l2 = self.examples * one + math.sqrt(size)
             apart = mechanisms.rounded_norms(one, size, 0)[0]
         fields = tuple(_integer(f, math.ceil(l2), "int32") for f in signal.fields)
-        return replace(
-            signal, fields=fields, norm=l2, apart=apart, domain="integer", mixed=self.kind
-        )
+        return replace(signal, fields=fields, norm=l2, apart=apart, domain="integer", mixed=self.kind)
 
     def encode(
         self, stack: Contributions, announced: Values, memory: Values, context: Context

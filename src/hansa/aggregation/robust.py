@@ -50,8 +50,7 @@ def need(reducer: Reducer, parties: int, least: int, context: Context) -> None:
     """Refuse (RunError) to reduce fewer than ``least`` parties."""
     if parties < least:
         raise RunError(
-            f"{reducer.kind} needs {least} parties to withstand what it promises, "
-            f"and {parties} can be counted",
+            f"{reducer.kind} needs {least} parties to withstand what it promises, and {parties} can be counted",
             round=context.round,
             remedy=f"Set cohort.minimum to {least} or more, or leave {reducer.kind} out",
         )

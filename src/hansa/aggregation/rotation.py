@@ -28,9 +28,7 @@ class Rotate(Stage):
         """Vectors in, vectors out; an entry is no longer a parameter."""
         self.needs(signal, "whole")
         single = any(f.dtype == "float32" for f in signal.fields if f.like == "parameters")
-        return replace(
-            signal, norm=signal.norm * (1 + (1e-6 if single else 1e-12)), mixed=self.kind
-        )
+        return replace(signal, norm=signal.norm * (1 + (1e-6 if single else 1e-12)), mixed=self.kind)
 
     def encode(
         self, stack: Contributions, announced: Values, memory: Values, context: Context
@@ -45,9 +43,7 @@ class Rotate(Stage):
         turned = self._turned(total.values, context, back=True) if total.values else {}
         return replace(total, values=Values({**total.values, **turned})), state
 
-    def _turned(
-        self, values: Mapping[str, Array], context: Context, back: bool
-    ) -> dict[str, Array]:
+    def _turned(self, values: Mapping[str, Array], context: Context, back: bool) -> dict[str, Array]:
         turn = turned_back if back else turned
         vectors = {}
         for name in context.signal.vectors:

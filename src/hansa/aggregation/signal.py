@@ -166,12 +166,7 @@ class Signal:
         fine &= (stack.weights > 0) & (stack.weights <= WEIGHT_LIMIT)
         for declared in fields if fine.any() else ():
             fine &= _surely_fine(stack.values[declared.name], declared)
-        if (
-            self.vectors
-            and math.isfinite(self.norm)
-            and (opened or self.travel is None)
-            and fine.any()
-        ):
+        if self.vectors and math.isfinite(self.norm) and (opened or self.travel is None) and fine.any():
             norms = joint_norms([stack.values[name] for name in self.vectors])
             fine &= norms <= self.norm * (1 + self._rounding)
         faults = {}

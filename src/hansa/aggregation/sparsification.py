@@ -29,8 +29,7 @@ class Sparse(Codec):
         """Entries in; what other parties sent zero for is no longer comparable."""
         if not signal.linear:
             raise PipelineError(
-                f"{self.kind} comes before a robust reducer, and not after it",
-                remedy=f"Put {self.kind} first",
+                f"{self.kind} comes before a robust reducer, and not after it", remedy=f"Put {self.kind} first"
             )
         return replace(super().bind(signal), mixed=self.kind)
 

@@ -56,12 +56,7 @@ class Stage(Part):
         """What it does to the type of the values; a PipelineError with a remedy if it cannot hold."""
         return signal
 
-    def needs(
-        self,
-        signal: Signal,
-        form: Literal["any", "real", "whole"] = "real",
-        vectors: bool = True,
-    ) -> None:
+    def needs(self, signal: Signal, form: Literal["any", "real", "whole"] = "real", vectors: bool = True) -> None:
         """Refuse (PipelineError) a signal without single contributions in that form: real numbers in some form,
         or whole ones that no codec has packed; parameter-like ones, if ``vectors`` are needed.
         """
@@ -118,12 +113,10 @@ class Reducer(Stage):
         self.needs(signal, "any")
         if not signal.linear:
             raise PipelineError(
-                f"{self.kind} comes after another robust reducer",
-                remedy="Write only one such stage",
+                f"{self.kind} comes after another robust reducer", remedy="Write only one such stage"
             )
         fields = tuple(
-            replace(f, algebra=Algebra.GATHER) if f.name in signal.vectors else f
-            for f in signal.fields
+            replace(f, algebra=Algebra.GATHER) if f.name in signal.vectors else f for f in signal.fields
         )
         return replace(signal, fields=fields, linear=False)
 
@@ -210,12 +203,7 @@ class Aggregation(BaseModel):
         return _merge([s.announce(state.under(str(i))) for i, s in enumerate(self.stages)])
 
     def encode(
-        self,
-        stack: Contributions,
-        announced: Values,
-        memory: Values,
-        signals: Sequence[Signal],
-        context: Context,
+        self, stack: Contributions, announced: Values, memory: Values, signals: Sequence[Signal], context: Context
     ) -> tuple[Contributions, Values]:
         """Forward through all stages, at the parties."""
         memories = []
@@ -236,11 +224,7 @@ class Aggregation(BaseModel):
         return any(type(stage).open is not Stage.open for stage in self.stages)
 
     def open(
-        self,
-        stack: Contributions,
-        announced: Values,
-        signals: Sequence[Signal],
-        context: Context,
+        self, stack: Contributions, announced: Values, signals: Sequence[Signal], context: Context
     ) -> Contributions:
         """Back through the codecs, at the coordinator, party by party."""
         for i in reversed(range(len(self.stages))):

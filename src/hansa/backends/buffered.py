@@ -40,9 +40,7 @@ class BufferedExchange(LocalExchange):
         method: how many train at a time, and how many fill the buffer.
     """
 
-    def __init__(
-        self, course: Course, crowd: Crowd, run: Run, options: Options, method: FedBuff
-    ) -> None:
+    def __init__(self, course: Course, crowd: Crowd, run: Run, options: Options, method: FedBuff) -> None:
         super().__init__(course, crowd, run, options)
         self._method, self._begun = method, 0
         self._flights: list[_Flight] = []
@@ -160,9 +158,7 @@ class BufferedExchange(LocalExchange):
             if tries > _TRIES:
                 return
             turn = self._begun + tries
-            if party in busy or (
-                clock and not clock.there([party], setup.seed, turn, self._now)[0]
-            ):
+            if party in busy or (clock and not clock.there([party], setup.seed, turn, self._now)[0]):
                 continue
             taken = float(self.durations(ask, [party], self._begun)[0])
             flight = _Flight(self._now + taken, self._begun, party, ask.version)

@@ -36,9 +36,7 @@ from hansa.run import UNDER_WAY, Decision, Event, Run, decided, draw, drive, new
 from hansa.secure import rehearsal
 from hansa.secure.terms import Rules
 
-_LARGE = (
-    1 << 23
-)  # parameters of a model of which one at a time is under way, for the sake of memory
+_LARGE = 1 << 23  # parameters of a model of which one at a time is under way, for the sake of memory
 _STACKED = 1 << 19  # parameters of all parties of a stack together
 A = TypeVar("A")
 B = TypeVar("B")
@@ -152,9 +150,7 @@ class Local:
                 book.event("resumed", version=run.progress.version)
             engine = self._pick(course, run, book)
             with self._exchange(federation, course, run, engine, book) as exchange:
-                run.progress = drive(
-                    federation, course, exchange, book, run.progress, self._decisions
-                )
+                run.progress = drive(federation, course, exchange, book, run.progress, self._decisions)
         except KeyboardInterrupt:
             book.event("stopped", reason="interrupted")
             book.save()
@@ -169,12 +165,7 @@ class Local:
 
     @contextmanager
     def _exchange(
-        self,
-        federation: Federation,
-        course: Course,
-        run: Run,
-        engine: Engine,
-        book: Book,
+        self, federation: Federation, course: Course, run: Run, engine: Engine, book: Book
     ) -> Iterator[LocalExchange]:
         """The exchange of a run, and what must be put away after it."""
         made = self._decisions
@@ -326,11 +317,7 @@ class LocalExchange:
     """
 
     def __init__(
-        self,
-        course: Course,
-        crowd: Crowd,
-        run: Run | None = None,
-        options: Options = Options(),
+        self, course: Course, crowd: Crowd, run: Run | None = None, options: Options = Options()
     ) -> None:
         self._course, self._crowd, self._options = course, crowd, options
         self.room = Room(crowd, options.engine, options.workers)
@@ -381,10 +368,7 @@ class LocalExchange:
             proposed.append(outcome.memory)
             leaving += outcome.leaving
         self.remember(proposed)
-        metrics = {
-            "bytes_out": float(ask.send.nbytes * len(ask.parties)),
-            "bytes_in": float(leaving),
-        }
+        metrics = {"bytes_out": float(ask.send.nbytes * len(ask.parties)), "bytes_in": float(leaving)}
         total = reduction.total(len(self._course.setup.parties))
         return Arrival(ask, total, dict(sorted(excluded.items())), metrics)
 
@@ -446,9 +430,7 @@ class LocalExchange:
             elif fails[i]:
                 absent[name] = "it failed in the middle of the round"
             elif late:
-                absent[name] = (
-                    f"it would have taken {taken[i]:.4g} s, and the deadline is {deadline:g} s"
-                )
+                absent[name] = f"it would have taken {taken[i]:.4g} s, and the deadline is {deadline:g} s"
             waited = deadline if there[i] and (fails[i] or late) else float(taken[i]) * there[i]
             end = max(end, waited)
         self._now += end
@@ -483,8 +465,7 @@ def _rules(federation: Federation, course: Course) -> Rules:
     thresholds = [stage.threshold for stage in chains if isinstance(stage, SecureSum)]
     if not thresholds:
         raise UsageError(
-            "there are no secure sums to put masks on",
-            remedy="Leave masks out, or end a chain in secure_sum()",
+            "there are no secure sums to put masks on", remedy="Leave masks out, or end a chain in secure_sum()"
         )
     cohort, adversary = federation.cohort, federation.adversary
     least = max(*thresholds, 0.0, cohort.minimum / max(1, cohort.most(len(course.setup.parties))))
@@ -532,9 +513,7 @@ class Room:
 
     def __init__(self, crowd: Crowd, engine: Engine, workers: int) -> None:
         self.crowd, self.engine, self._workers = crowd, engine, workers
-        self._pool = ThreadPoolExecutor(
-            workers
-        )  # its threads begin with the first work, and end with it
+        self._pool = ThreadPoolExecutor(workers)  # its threads begin with the first work, and end with it
 
     def outcomes(
         self, ask: Ask, blocks: Sequence[Sequence[str]], memories: Mapping[str, Values]
@@ -588,11 +567,7 @@ class Room:
             yield block, Outcome()
 
     def _ahead(
-        self,
-        work: Callable[[A], B],
-        items: Sequence[A],
-        threads: int,
-        cost: Callable[[A], int] = lambda _: 0,
+        self, work: Callable[[A], B], items: Sequence[A], threads: int, cost: Callable[[A], int] = lambda _: 0
     ) -> Iterator[B]:
         """The results in order, at most a window of them ahead of who takes them; of a window what costs
         most is begun first, so that no thread is left with it at the end.
@@ -611,9 +586,7 @@ class Room:
             finally:  # nobody wants the rest of a round that is broken off
                 wait([future for future in begun.values() if not future.cancel()])
 
-    def answers(
-        self, ask: Ask, parties: Sequence[str], memories: Mapping[str, Values]
-    ) -> Iterator[Outcome]:
+    def answers(self, ask: Ask, parties: Sequence[str], memories: Mapping[str, Values]) -> Iterator[Outcome]:
         """The answers of some parties, not summed, in their order."""
         self.crowd.prepare(ask)
         if self.engine == "stacked":

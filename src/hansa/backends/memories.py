@@ -1,7 +1,5 @@
 """What simulated parties remember, in memory-mapped files: only those that took part have a place."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence

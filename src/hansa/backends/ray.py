@@ -69,9 +69,7 @@ class Ray(Local):
         if options.get("device", "cpu") != "cpu":
             raise UsageError("actors work on cores, and on no other device", remedy="Say hs.Local")
         if "workers" in options or (actors is not None and actors < 1):
-            raise UsageError(
-                "actors are 1 or more, and work on one core each", remedy="Say actors=N, or nothing"
-            )
+            raise UsageError("actors are 1 or more, and work on one core each", remedy="Say actors=N, or nothing")
         super().__init__(parties, **options)
         self._address, self._count = address, actors
 
@@ -185,9 +183,7 @@ class Actors(Room):
                 block.sums = {name: total.copy() for name, total in block.sums.items()}
                 yield block, Outcome()  # what lies in the store is read-only
 
-    def answers(
-        self, ask: Ask, parties: Sequence[str], memories: Mapping[str, Values]
-    ) -> Iterator[Outcome]:
+    def answers(self, ask: Ask, parties: Sequence[str], memories: Mapping[str, Values]) -> Iterator[Outcome]:
         """As in `Room`."""
         for answers in self._all("answers", ask, parties, memories, BLOCK):
             yield from answers

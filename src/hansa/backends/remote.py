@@ -34,11 +34,7 @@ class Remote:
     """
 
     def __init__(
-        self,
-        home: str | Path,
-        *,
-        folder: str | Path | None = None,
-        follow: Callable[[Event], None] | None = None,
+        self, home: str | Path, *, folder: str | Path | None = None, follow: Callable[[Event], None] | None = None
     ) -> None:
         self._home, self._follow = Path(home), follow
         self._folder = None if folder is None else Path(folder)
@@ -95,8 +91,7 @@ class Remote:
             run.save(self._folder / name)
         if run.status != "finished":
             raise RunError(
-                f"the run {name} {run.status}: {run.reason}",
-                remedy=f"Mend the cause, then `hansa resume {name}`",
+                f"the run {name} {run.status}: {run.reason}", remedy=f"Mend the cause, then `hansa resume {name}`"
             )
         return run
 

@@ -4,8 +4,6 @@ This file stays light: pages that list commands are printed before a parser is i
 command's own module is imported only when that command runs.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

@@ -130,9 +130,7 @@ async def _reach(out: Output, folder: Path, token: Token, left: Left) -> AgentHo
         pause = min(pause * 2, 5.0)
 
 
-def _offers(
-    folder: Path, data: Sequence[tuple[str, Source]], kinds: tuple[str, ...]
-) -> list[Offer]:
+def _offers(folder: Path, data: Sequence[tuple[str, Source]], kinds: tuple[str, ...]) -> list[Offer]:
     """What is on offer: the folder's offers, and those of the command line added to them."""
     from hansa.agent.offers import Offers
 
@@ -174,9 +172,7 @@ def status(*, home: AgentFolder = None, json: Json = False) -> None:
     for offer in listed:
         out.say(f"offers {offer['dataset']} ({offer['source']}) for {', '.join(offer['allow'])}")
     of = f" of {budget:g}" if budget else ", without a budget"
-    cost = (
-        f"epsilon {spent:.4g}" if spent < math.inf else "without a bound: sums left without noise"
-    )
+    cost = f"epsilon {spent:.4g}" if spent < math.inf else "without a bound: sums left without noise"
     charges = f"{privacy['answers']} answers at delta {privacy['delta']:g}"
     out.say(f"its rows have cost {cost}{of}, in {charges}")
     out.say(f"{messages} messages have left; {record} tells of each")

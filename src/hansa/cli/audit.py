@@ -1,7 +1,5 @@
 """``hansa audit privacy``: attacks on one's own study and rows, before anybody says yes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from html import escape

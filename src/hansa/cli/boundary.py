@@ -1,7 +1,5 @@
 """Where errors end: every way in which a command can stop becomes a message and an exit status."""
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile
@@ -27,9 +25,7 @@ def run(words: Sequence[str]) -> int:
     output = Output(json="--json" in words)
     try:
         require_known(words)
-        status = build_app()(
-            list(words), exit_on_error=False, print_error=False, result_action="return_value"
-        )
+        status = build_app()(list(words), exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _interrupted(output)
@@ -58,9 +54,7 @@ def require_known(words: Sequence[str]) -> None:
     first, *rest = words
     if first.startswith("-"):
         if first != "--version":
-            raise UsageError(
-                f"{first} stands before the command", remedy=f"Type hansa COMMAND {first}."
-            )
+            raise UsageError(f"{first} stands before the command", remedy=f"Type hansa COMMAND {first}.")
         return
     if first in GROUPS:
         first = " ".join([first, *rest[:1]])

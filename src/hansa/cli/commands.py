@@ -4,8 +4,6 @@ The table is plain data, so that the start page costs no import.
 ``tests/cli/test_help.py`` walks it.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 SUMMARY = "Federated learning for organisations that may not pool their data."

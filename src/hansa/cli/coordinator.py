@@ -1,7 +1,5 @@
 """``hansa coordinator``: the program that moves models between the parties."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from pathlib import Path

@@ -88,14 +88,7 @@ def remove(name: str, /, *, home: AgentFolder = None, json: Json = False) -> Non
     out.finish({"dataset": name})
 
 
-def check(
-    source: str,
-    /,
-    *,
-    study: Path | None = None,
-    encoding: Encoding = "utf-8",
-    json: Json = False,
-) -> None:
+def check(source: str, /, *, study: Path | None = None, encoding: Encoding = "utf-8", json: Json = False) -> None:
     """Check a table: its columns, its gaps, and whether a study could run on it.
 
     Example::
@@ -112,10 +105,7 @@ def check(
     table = read_table(source, encoding)
     if study is not None:
         keep(table, studies.load(study))
-    columns = [
-        {"column": c.name, "type": c.type, "missing": _missing(table, c.name)}
-        for c in table.schema()
-    ]
+    columns = [{"column": c.name, "type": c.type, "missing": _missing(table, c.name)} for c in table.schema()]
     out.say(f"{table.rows} rows")
     out.table(("column", "type", "missing"), [tuple(column.values()) for column in columns])
     if study is not None:

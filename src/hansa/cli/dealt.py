@@ -53,9 +53,7 @@ class Dealt:
             raise UsageError("say in one way how rows become parties", remedy=remedy)
         if self.by and self.count:
             remedy = "Leave one of the two out; --partition deals rows out to --parties"
-            raise UsageError(
-                "--by makes a party of each value, so --parties says nothing", remedy=remedy
-            )
+            raise UsageError("--by makes a party of each value, so --parties says nothing", remedy=remedy)
         parties: Mapping[str, Table] = {}
         if self.by:
             parties = partition.by_column(self.table, self.by)

@@ -116,9 +116,7 @@ def _up(out: Output, programs: Programs, hospitals: Mapping[str, Table]) -> None
     raise UnreachableError(f"not all hospitals connected within {PATIENCE:g} s")
 
 
-def _results(
-    folder: Path, run: Run, programs: Programs, hospitals: Mapping[str, Table], study: Path
-) -> None:
+def _results(folder: Path, run: Run, programs: Programs, hospitals: Mapping[str, Table], study: Path) -> None:
     """What stays: the run, the study, and from each hospital its rows and its record."""
     run.save(folder)
     shutil.copy(study, folder / "study.toml")
@@ -129,9 +127,7 @@ def _results(
         shutil.copy(programs.folder / name / "agent" / "left.jsonl", own / "left.jsonl")
 
 
-def _table(
-    out: Output, federation: Federation, hospitals: Mapping[str, Table], run: Run
-) -> list[dict[str, Any]]:
+def _table(out: Output, federation: Federation, hospitals: Mapping[str, Table], run: Run) -> list[dict[str, Any]]:
     """What federating was worth; only a demo may see all rows in one place."""
     from hansa.comparison import compare
 

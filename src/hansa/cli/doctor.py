@@ -1,7 +1,5 @@
 """``hansa doctor``: can this machine take part? Nothing is sent, and nothing is changed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket
@@ -128,10 +126,7 @@ def writable(home: Path) -> Check:
 def disk(home: Path) -> Check:
     """There is room for updates, checkpoints and databases."""
     free = shutil.disk_usage(_nearest(home)).free
-    said, remedy = (
-        f"{free / 2**30:.1f} GiB free at {home}",
-        "Free some space, or set HANSA_HOME elsewhere.",
-    )
+    said, remedy = (f"{free / 2**30:.1f} GiB free at {home}", "Free some space, or set HANSA_HOME elsewhere.")
     return _check(free >= TIGHT, "disk", said, remedy, "bad" if free < SCARCE else "note")
 
 
@@ -142,9 +137,7 @@ def proxies(environment: Mapping[str, str]) -> Check:
     if not found:
         return Check("proxy", "ok", "none set")
     exempt = lower.get("no_proxy", "")
-    remedy = (
-        "If an agent cannot connect, add the coordinator's host to no_proxy. Loopback is exempt."
-    )
+    remedy = "If an agent cannot connect, add the coordinator's host to no_proxy. Loopback is exempt."
     return Check("proxy", "note", ", ".join([*found, f"no_proxy={exempt}"]), remedy)
 
 

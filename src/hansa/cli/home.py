@@ -1,7 +1,5 @@
 """Where a coordinator and an agent keep what they must remember."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from pathlib import Path
@@ -43,8 +41,7 @@ def writable(folder: Path, option: str) -> Path:
             pass
     except OSError as error:
         raise UsageError(
-            f"{folder} cannot be written: {error.strerror}",
-            remedy=f"Choose a folder of yours with {option}.",
+            f"{folder} cannot be written: {error.strerror}", remedy=f"Choose a folder of yours with {option}."
         ) from None
     return folder
 

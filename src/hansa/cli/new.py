@@ -1,7 +1,5 @@
 """``hansa new``: a study to start from, with a comment at every choice."""
 
-from __future__ import annotations
-
 import json as json_text
 from pathlib import Path
 from string import Template

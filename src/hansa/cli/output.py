@@ -5,8 +5,6 @@ on standard error. Without it standard output is for people: in colour on a term
 elsewhere and under ``NO_COLOR``.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -25,9 +23,7 @@ from hansa.text import legible
 Json = Annotated[
     bool,
     Parameter(
-        name="--json",
-        negative="",
-        help="one JSON document on standard output, chatter on standard error.",
+        name="--json", negative="", help="one JSON document on standard output, chatter on standard error."
     ),
 ]
 """The type of the parameter ``json`` that every command has."""
@@ -59,9 +55,7 @@ class Output:
         """
         self.console.print(Text(legible(text), style=style), highlight=False, soft_wrap=True)
 
-    def table(
-        self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = ""
-    ) -> None:
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
         """A table for people; columns of numbers are aligned to the right."""
         rows = [tuple(row) for row in rows]
         if title:  # as a line of its own: rich would wrap it to the width of the table
@@ -69,9 +63,7 @@ class Output:
         drawn = Table(box=box.SIMPLE_HEAD)
         for position, column in enumerate(columns):
             numeric = bool(rows) and all(_is_number(row[position]) for row in rows)
-            drawn.add_column(
-                Text(legible(column)), justify="right" if numeric else "left", overflow="fold"
-            )
+            drawn.add_column(Text(legible(column)), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             drawn.add_row(*(Text(legible(_cell(value))) for value in row))
         self.console.print(drawn)

@@ -93,9 +93,7 @@ class PageFormatter:
         """Draw the line of usage."""
         _write(console, f"Usage: {_text(console, usage).removeprefix('Usage: ')}\n")
 
-    def render_description(
-        self, console: Console, options: ConsoleOptions, description: Any
-    ) -> None:
+    def render_description(self, console: Console, options: ConsoleOptions, description: Any) -> None:
         """Draw the docstring of the command."""
         _write(console, reflow(_text(console, description)) + "\n")
 

@@ -1,7 +1,5 @@
 """``hansa party``: who takes part, seen from the coordinator."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from hansa.cli.home import CoordinatorFolder
@@ -10,9 +8,7 @@ from hansa.cli.output import Json, Output
 from hansa.errors import UsageError
 
 
-def invite(
-    name: str, /, *, hours: float = 48.0, home: CoordinatorFolder = None, json: Json = False
-) -> None:
+def invite(name: str, /, *, hours: float = 48.0, home: CoordinatorFolder = None, json: Json = False) -> None:
     """Make a one-time token for a new party; send it by a way that you trust.
 
     Example::
@@ -61,15 +57,11 @@ def list_(*, home: CoordinatorFolder = None, json: Json = False) -> None:
         out.say("Nobody has joined yet: hansa party invite NAME")
     else:
         out.table(("party", "state", "connected", "certificate until", "offers"), rows)
-    told = partial(
-        MessageToDict, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
+    told = partial(MessageToDict, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
     out.finish({"parties": list(map(told, parties))})
 
 
-def remove(
-    name: str, /, *, reason: str = "", home: CoordinatorFolder = None, json: Json = False
-) -> None:
+def remove(name: str, /, *, reason: str = "", home: CoordinatorFolder = None, json: Json = False) -> None:
     """Shut a party out, at once: its streams are closed and its certificates refused.
 
     Example::

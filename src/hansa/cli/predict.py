@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    model: Path,
-    /,
-    *,
-    data: str,
-    output: Path | None = None,
-    encoding: Encoding = "utf-8",
-    json: Json = False,
+    model: Path, /, *, data: str, output: Path | None = None, encoding: Encoding = "utf-8", json: Json = False
 ) -> None:
     """Apply a learnt model, with the preprocessing that is stored in it, to a table.
 
@@ -49,9 +43,7 @@ def predict(
             raise not_written(output, error) from None
         out.say(f"{table.rows} predictions are in {output}, beside the table's own columns.")
     else:
-        shown = [
-            (i + 1, *(values[i] for values in columns.values())) for i in range(min(10, table.rows))
-        ]
+        shown = [(i + 1, *(values[i] for values in columns.values())) for i in range(min(10, table.rows))]
         out.table(("row", *columns), shown)
         if table.rows > len(shown):
             out.say(f"... and {table.rows - len(shown)} more; --output FILE writes them all.")

@@ -1,7 +1,5 @@
 """The programs of a demo: started, watched, and gone again however it ends."""
 
-from __future__ import annotations
-
 import json as json_text
 import shutil
 import signal
@@ -18,9 +16,7 @@ from typing import Any
 
 from hansa.errors import HansaError, RunError, UnreachableError
 
-INTERRUPTS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
+INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 PATIENCE = 60.0
 """Seconds after which a program that has not come up is given up."""

@@ -1,7 +1,5 @@
 """What the two programs that serve have in common: logs, signals, and the leash of a parent."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -326,9 +326,7 @@ def _pairs(option: str, words: Sequence[str]) -> dict[str, str]:
     for word in words:
         key, equals, text = word.partition("=")
         if not key.strip() or not equals or not text.strip():
-            raise UsageError(
-                f"{option} {word!r} is no KEY=VALUE", remedy=f"Write {option} method.rounds=50"
-            )
+            raise UsageError(f"{option} {word!r} is no KEY=VALUE", remedy=f"Write {option} method.rounds=50")
         if key.strip() in pairs:
             raise UsageError(f"{option} {key.strip()} is said twice", remedy="Say it once")
         pairs[key.strip()] = text.strip()

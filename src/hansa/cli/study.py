@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from hansa.wire.messages import RunLine
 
 
-def run(
-    study: Path, /, *, output: Kept = RUNS, home: CoordinatorFolder = None, json: Json = False
-) -> None:
+def run(study: Path, /, *, output: Kept = RUNS, home: CoordinatorFolder = None, json: Json = False) -> None:
     """Run a study with the parties of the coordinator whose folder is here.
 
     Ctrl-C leaves the run going; `hansa watch` follows it again.
@@ -39,9 +37,7 @@ def run(
     _followed(out, federation.rounds, home, output, lambda remote: remote.run(federation))
 
 
-def watch(
-    name: str, /, *, output: Kept = RUNS, home: CoordinatorFolder = None, json: Json = False
-) -> None:
+def watch(name: str, /, *, output: Kept = RUNS, home: CoordinatorFolder = None, json: Json = False) -> None:
     """Follow a run, from its first round to its last, and keep what it came to.
 
     Example::
@@ -120,9 +116,7 @@ def _listed(home: Path | None) -> Sequence[RunLine]:
     return call(home, LIST, m.RunsRequest()).runs
 
 
-def _followed(
-    out: Output, rounds: int, home: Path | None, output: Path, go: Callable[[Remote], Run]
-) -> None:
+def _followed(out: Output, rounds: int, home: Path | None, output: Path, go: Callable[[Remote], Run]) -> None:
     from hansa.backends.remote import Remote
     from hansa.cli.view import RoundsView
 

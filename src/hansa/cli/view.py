@@ -34,9 +34,7 @@ class RoundsView:
     ``resolved`` is called once it is known who takes part, before the first exchange.
     """
 
-    def __init__(
-        self, out: Output, rounds: int, resolved: Callable[[Setup], None] | None = None
-    ) -> None:
+    def __init__(self, out: Output, rounds: int, resolved: Callable[[Setup], None] | None = None) -> None:
         self._out, self._rounds, self._resolved, self._say = out, rounds, resolved, out.say
         self.run = ""
         """The name of the run, once its first event was seen."""

@@ -1,7 +1,5 @@
 """Among whom a study can run."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 
 from hansa.coordinator.live import Guest
@@ -13,9 +11,7 @@ LISTED = 10
 """Names that an error lists at most."""
 
 
-def admissible(
-    federation: Federation, guests: Mapping[str, Guest]
-) -> dict[str, tuple[ColumnSchema, ...]]:
+def admissible(federation: Federation, guests: Mapping[str, Guest]) -> dict[str, tuple[ColumnSchema, ...]]:
     """Of the parties that the coordinator knows, those that listen, offer the data set and allow this kind of
     task, with its columns.
 
@@ -55,11 +51,7 @@ def admissible(
 
 
 def _too_few(
-    dataset: str,
-    needed: int,
-    ready: Collection[str],
-    away: Collection[str],
-    others: Mapping[str, list[str]],
+    dataset: str, needed: int, ready: Collection[str], away: Collection[str], others: Mapping[str, list[str]]
 ) -> StudyError:
     """Who is there, who is not, who offers something else, and what would help."""
     said = [f"connected and offering it: {_listed(ready) or 'none'}"]
@@ -78,10 +70,7 @@ def _too_few(
     else:
         remedy = "Invite more with `hansa party invite NAME`, or lower the study's minimum"
     who = "1 party that offers" if needed == 1 else f"{needed} parties that offer"
-    return StudyError(
-        f"the study needs {who} the data set {dataset!r} ({'; '.join(said)})",
-        remedy=remedy,
-    )
+    return StudyError(f"the study needs {who} the data set {dataset!r} ({'; '.join(said)})", remedy=remedy)
 
 
 def _listed(names: Collection[str]) -> str:

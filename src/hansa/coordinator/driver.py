@@ -1,7 +1,5 @@
 """The machine at work: one queue of events, one transaction for all that are waiting, then the effects."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -265,9 +263,7 @@ class Driver:
             self.store.sweep(run, version)
 
     def _set_alarms(self, effects: ev.Effects) -> None:
-        over = [
-            key for key in self._alarms if key[:2] in effects.settled or key[0] in effects.ended
-        ]
+        over = [key for key in self._alarms if key[:2] in effects.settled or key[0] in effects.ended]
         for key in over:
             self._alarms.pop(key).cancel()
         loop = asyncio.get_running_loop()
@@ -306,9 +302,7 @@ class Driver:
 
     def _checkpoint_version(self, run: str) -> int:
         """How many exchanges of a run were applied; 0 if there is no such run."""
-        kept = self.store.rows(
-            "blob", order="version", columns=("version",), run=run, name="checkpoint"
-        )
+        kept = self.store.rows("blob", order="version", columns=("version",), run=run, name="checkpoint")
         return int(kept[-1]["version"]) if kept else 0
 
     def _restore(self) -> Machine:

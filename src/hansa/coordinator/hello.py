@@ -1,7 +1,5 @@
 """What a party says when it begins to listen, as far as the coordinator takes it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from hansa.coordinator.events import Connected, Offered, Unsettled
@@ -50,8 +48,7 @@ def _offer(offer: m.Offer, party: str) -> Offered:
     _at_most(KINDS, f"kinds of task on {offer.dataset[:LONGEST_NAME]!r}", len(offer.allow), party)
     _short((offer.dataset, *offer.allow, *(column.name for column in offer.columns)), party)
     columns = tuple(
-        ColumnSchema(without_controls(c.name), "text" if c.type == "text" else "number")
-        for c in offer.columns
+        ColumnSchema(without_controls(c.name), "text" if c.type == "text" else "number") for c in offer.columns
     )
     allow = tuple(map(without_controls, offer.allow))
     return Offered(without_controls(offer.dataset), offer.rows, columns, allow)

@@ -1,7 +1,5 @@
 """A party that listens, and what it is still to be told."""
 
-from __future__ import annotations
-
 import asyncio
 
 from hansa.coordinator.events import Notice, WorkNotice

@@ -6,8 +6,6 @@ makes of what was committed stands where it stood; the ask that is open is made 
 the bit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from hansa.contribution import Arrival, Json

@@ -1,7 +1,5 @@
 """What operators may call."""
 
-from __future__ import annotations
-
 import datetime as dt
 import json
 import time
@@ -62,9 +60,7 @@ class Operators:
             reply.runs.add(run=row["id"], name=body["name"], rounds=body["rounds"], **kept)
         return reply
 
-    async def events(
-        self, request: m.EventsRequest, peer: pki.Identity
-    ) -> AsyncIterator[m.EventLines]:
+    async def events(self, request: m.EventsRequest, peer: pki.Identity) -> AsyncIterator[m.EventLines]:
         """A run's events, those that happened and those to come, until it ends."""
         seen = request.after
         await self.driver.read(self.driver.store.run, request.run)

@@ -1,7 +1,5 @@
 """The coordinator's server: calls in, events to the machine, notices out."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import datetime as dt

@@ -1,7 +1,5 @@
 """What a coordinator remembers."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,7 @@ HEAD = "0001"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 metadata = sa.MetaData()
-sa.Table(
-    "party", metadata, *columns({"name": str}, state=str, serial=str, expires=str, offers=list)
-)
+sa.Table("party", metadata, *columns({"name": str}, state=str, serial=str, expires=str, offers=list))
 sa.Table("token", metadata, *columns({"hash": str}, party=str, expires=float, used=bool))
 sa.Table(
     "run",
@@ -38,9 +34,7 @@ sa.Table(
     ),
 )
 sa.Table("event", metadata, *columns({"run": str, "seq": int}, at=str, kind=str, body=dict))
-sa.Table(
-    "ask", metadata, *columns({"run": str, "version": int}, attempt=int | None, digest=str | None)
-)
+sa.Table("ask", metadata, *columns({"run": str, "version": int}, attempt=int | None, digest=str | None))
 sa.Table(
     "answer",
     metadata,
@@ -54,11 +48,7 @@ sa.Table(
         reason=str | None,
     ),
 )
-sa.Table(
-    "blob",
-    metadata,
-    *columns({"run": str, "version": int, "name": str}, digest=str, body=bytes | None),
-)
+sa.Table("blob", metadata, *columns({"run": str, "version": int, "name": str}, digest=str, body=bytes | None))
 
 
 class CoordinatorStore(Database):

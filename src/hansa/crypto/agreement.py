@@ -87,6 +87,4 @@ def words(identity: bytes) -> str:
     mark = digest(b"fingerprint", identity)
     said = [int.from_bytes(mark[i : i + 2], "big") for i in range(0, 16, 2)]
     c, v = "bdfghjklmnprstvz", "aiou"
-    return " ".join(
-        c[x >> 12] + v[x >> 10 & 3] + c[x >> 6 & 15] + v[x >> 4 & 3] + c[x & 15] for x in said
-    )
+    return " ".join(c[x >> 12] + v[x >> 10 & 3] + c[x >> 6 & 15] + v[x >> 4 & 3] + c[x & 15] for x in said)

@@ -1,7 +1,5 @@
 """The shapes of Hansa's certificates: what stands in a root, and what in a leaf."""
 
-from __future__ import annotations
-
 import datetime as dt
 import ipaddress
 from contextlib import suppress

@@ -3,8 +3,6 @@
 P-256 and not Ed25519, because gRPC's BoringSSL does not accept Ed25519 certificates by default.
 """
 
-from __future__ import annotations
-
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec

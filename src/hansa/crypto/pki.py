@@ -55,8 +55,7 @@ def canonical_name(name: str) -> str:
     text = unicodedata.normalize("NFC", name).strip()
     if not text or len(text) > _LONGEST_NAME or not text.isprintable():
         raise UsageError(
-            f"{name!r} cannot be a name",
-            remedy=f"Use 1 to {_LONGEST_NAME} printable characters of any script.",
+            f"{name!r} cannot be a name", remedy=f"Use 1 to {_LONGEST_NAME} printable characters of any script."
         )
     return text
 
@@ -134,13 +133,7 @@ class Authority:
         return cls(key, certificate)
 
     def issue(
-        self,
-        csr_pem: bytes,
-        *,
-        role: str,
-        name: str,
-        lifetime: dt.timedelta = LIFETIME,
-        host: str = "",
+        self, csr_pem: bytes, *, role: str, name: str, lifetime: dt.timedelta = LIFETIME, host: str = ""
     ) -> bytes:
         """A certificate for the key of a signing request, as PEM.
 
@@ -174,9 +167,7 @@ class Authority:
         beside the name that Hansa's own clients expect.
         """
         key = keys.new_key()
-        leaf = self.issue(
-            keys.request(key), role=COORDINATOR, name=name, host=host, lifetime=lifetime
-        )
+        leaf = self.issue(keys.request(key), role=COORDINATOR, name=name, host=host, lifetime=lifetime)
         return keys.key_to_pem(key), leaf
 
 
@@ -300,8 +291,7 @@ def _check_validity(certificate: x509.Certificate, moment: dt.datetime) -> None:
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if moment < start:
         raise TrustError(
-            f"the certificate is not valid before {start:%Y-%m-%d %H:%M} UTC",
-            remedy="Set this machine's clock.",
+            f"the certificate is not valid before {start:%Y-%m-%d %H:%M} UTC", remedy="Set this machine's clock."
         )
     if moment > end:
         raise TrustError(

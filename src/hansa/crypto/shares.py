@@ -20,9 +20,7 @@ SHARE = 4 * LIMBS  # bytes: nine numbers, little-endian
 Numbers: TypeAlias = NDArray[np.uint64]
 
 
-def split(
-    secrets: Sequence[bytes], points: NDArray[np.int64], threshold: int, key: bytes
-) -> NDArray[np.uint8]:
+def split(secrets: Sequence[bytes], points: NDArray[np.int64], threshold: int, key: bytes) -> NDArray[np.uint8]:
     """Shares ``[m, s, 36]`` of s secrets of 32 bytes, of which ``threshold`` give one back.
 
     ``points``: ``[m]``, each holder's, from 1 to 2^31 - 2. ``key``: 32 bytes, for the coefficients alone.

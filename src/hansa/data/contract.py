@@ -72,9 +72,7 @@ def check(table: Table, contract: Contract, *, needs: Iterable[str] = ()) -> Non
     for name, rule in contract.columns.items():
         _check_column(table, name, rule)
     if table.rows < contract.minimum_rows:
-        raise ContractError(
-            f"the table has {table.rows} rows, and the contract asks for {contract.minimum_rows}"
-        )
+        raise ContractError(f"the table has {table.rows} rows, and the contract asks for {contract.minimum_rows}")
 
 
 def numbers(table: Table, name: str) -> NDArray[np.float64]:

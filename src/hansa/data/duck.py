@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 _NUMBERS = frozenset(
     ["boolean", "float", "double", "decimal", "null", "sqlnull"]
-    + [
-        f"{u}{size}"
-        for u in ("", "u")
-        for size in ["tinyint", "smallint", "integer", "bigint", "hugeint"]
-    ]
+    + [f"{u}{size}" for u in ("", "u") for size in ["tinyint", "smallint", "integer", "bigint", "hugeint"]]
 )
 OTHER_TYPE = "Select numbers, text or times; leave the column out or cast it."
 _TEXTS = frozenset(["varchar", "enum", "uuid", "time"])
@@ -80,9 +76,7 @@ def distinct(names: list[str], what: str) -> list[str]:
     """The names of a query's columns; a DataError if two are the same."""
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
-        raise DataError(
-            f"{what} has two columns {min(repeated)!r}", remedy="Give each its own name with AS."
-        )
+        raise DataError(f"{what} has two columns {min(repeated)!r}", remedy="Give each its own name with AS.")
     return names
 
 

@@ -5,8 +5,6 @@ size; `deal` makes tables of them. The seed alone decides who gets what. What ca
 rows, a share that is not positive) is a DataError with a remedy.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -38,8 +36,7 @@ def by_column(table: Table, column: str) -> dict[str, Table]:
     for row, name in enumerate(names):
         if name is None:
             raise DataError(
-                f"column {column!r}, row {row + 1}: the value that names the party is missing",
-                field=column,
+                f"column {column!r}, row {row + 1}: the value that names the party is missing", field=column
             )
     rest = table.drop(column)
     return {str(name): rest.take(rows) for name, rows in _alike(names)}
@@ -57,9 +54,7 @@ def deal(table: Table, rows: Sequence[Rows], names: Sequence[str] = ()) -> dict[
         raise DataError(f"parties need names, each its own: {names}")
     empty = [name for name, part in zip(names, rows, strict=True) if not len(part)]
     if empty:
-        raise DataError(
-            f"no row is left for {empty[0]}", remedy="Name fewer parties, or larger shares"
-        )
+        raise DataError(f"no row is left for {empty[0]}", remedy="Name fewer parties, or larger shares")
     return {name: table.take(part) for name, part in zip(names, rows, strict=True)}
 
 
@@ -93,9 +88,7 @@ def quantity_rows(rows: int, parties: int, alpha: float, seed: int, minimum: int
     return _filled(_cut(rows, cuts.tolist(), seed), minimum, random)
 
 
-def dirichlet_rows(
-    labels: ArrayLike, parties: int, alpha: float, seed: int, minimum: int = 1
-) -> list[Rows]:
+def dirichlet_rows(labels: ArrayLike, parties: int, alpha: float, seed: int, minimum: int = 1) -> list[Rows]:
     """Label skew: the parties' shares of each label are one draw from ``Dir(alpha, ..., alpha)``.
 
     Yurochkin et al. 2019 (arXiv 1905.12022), as Li et al. 2021 (arXiv 2102.02079) do it: a party
@@ -230,7 +223,4 @@ def _filled(parts: list[Rows], minimum: int, random: np.random.Generator) -> lis
                 piles[giver] = random.permutation(parts[giver]).tolist()
             piles[i].append(piles[giver].pop())
             heapq.heapreplace(largest, (size + 1, giver))
-    return [
-        np.sort(np.array(piles[i], dtype=np.intp)) if i in piles else part
-        for i, part in enumerate(parts)
-    ]
+    return [np.sort(np.array(piles[i], dtype=np.intp)) if i in piles else part for i, part in enumerate(parts)]

@@ -85,9 +85,7 @@ class Population(Mapping[str, Table]):
         DataError: if the ranges do not lie within the table, or there is no party.
     """
 
-    def __init__(
-        self, columns: Table | Mapping[str, NDArray[Any]], starts: ArrayLike, stops: ArrayLike
-    ) -> None:
+    def __init__(self, columns: Table | Mapping[str, NDArray[Any]], starts: ArrayLike, stops: ArrayLike) -> None:
         self.table = columns if isinstance(columns, Table) else Table(columns)
         self.starts, self.stops = np.asarray(starts, np.int64), np.asarray(stops, np.int64)
         if self.starts.shape != self.stops.shape or self.starts.ndim != 1 or not self.starts.size:
@@ -108,9 +106,7 @@ class Population(Mapping[str, Table]):
         return cls(columns, np.concatenate([[0], stops[:-1]]), stops)
 
     @classmethod
-    def of_rows(
-        cls, columns: Table | Mapping[str, NDArray[Any]], rows: Sequence[NDArray[Any]]
-    ) -> Population:
+    def of_rows(cls, columns: Table | Mapping[str, NDArray[Any]], rows: Sequence[NDArray[Any]]) -> Population:
         """Parties that hold these row numbers each, as a partitioner gives them; the table is copied once."""
         table = columns if isinstance(columns, Table) else Table(columns)
         return cls.of_sizes(table.take(np.concatenate(list(rows))), [len(own) for own in rows])

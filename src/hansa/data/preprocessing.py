@@ -46,8 +46,7 @@ class Encoding:
         scale = np.array(self.scale, dtype=np.float64)
         if mean.shape != (len(self.numbers),) or scale.shape != mean.shape:
             raise DataError(
-                f"{len(self.numbers)} number columns, means of shape {mean.shape}, "
-                f"scales of shape {scale.shape}"
+                f"{len(self.numbers)} number columns, means of shape {mean.shape}, scales of shape {scale.shape}"
             )
         if not (np.isfinite(mean).all() and np.isfinite(scale).all() and (scale >= 0).all()):
             raise DataError("a mean or a scale is not a finite number, or a scale is negative")
@@ -61,9 +60,7 @@ class Encoding:
         object.__setattr__(self, "categories", declared)
 
     @classmethod
-    def identity(
-        cls, numbers: Sequence[str], categories: Mapping[str, Sequence[str]] | None = None
-    ) -> Encoding:
+    def identity(cls, numbers: Sequence[str], categories: Mapping[str, Sequence[str]] | None = None) -> Encoding:
         """The encoding that leaves numbers as they are."""
         declared = {name: tuple(values) for name, values in (categories or {}).items()}
         return cls(tuple(numbers), np.zeros(len(numbers)), np.ones(len(numbers)), declared)
@@ -139,6 +136,4 @@ class Encoding:
                 {str(n): tuple(map(int, s)) for n, s in fields.get("arrays", {}).items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"this is not an encoding: {error}", remedy="The model's file is damaged."
-            ) from error
+            raise DataError(f"this is not an encoding: {error}", remedy="The model's file is damaged.") from error

@@ -79,9 +79,7 @@ def read(source: Source | str | Path) -> Table:
         path = _existing(Path(source.path))
         what = path.name
         table = (
-            read_parquet(path)
-            if path.suffix.lower() in (".parquet", ".pq")
-            else read_csv(path, source.encoding)
+            read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else read_csv(path, source.encoding)
         )
     else:
         what, sql = "the query's result", source.sql or ""

@@ -111,14 +111,11 @@ class Table:
     def schema(self) -> tuple[ColumnSchema, ...]:
         """Name and kind of every column, in order."""
         return tuple(
-            ColumnSchema(name, self.kind(name), values.shape[1:])
-            for name, values in self.columns.items()
+            ColumnSchema(name, self.kind(name), values.shape[1:]) for name, values in self.columns.items()
         )
 
 
-def missing_column(
-    name: str, names: Sequence[str], error: type[DataError] = DataError
-) -> DataError:
+def missing_column(name: str, names: Sequence[str], error: type[DataError] = DataError) -> DataError:
     """The error for a column that a table lacks: which it has, and the nearest of them."""
     near = did_you_mean(name, names)
     has = ", ".join(map(repr, names)) if names else "none"

@@ -1,7 +1,5 @@
 """The Wisconsin breast cancer table, and three hospitals that hold it between them."""
 
-from __future__ import annotations
-
 from importlib import resources
 
 import numpy as np

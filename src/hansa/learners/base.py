@@ -48,9 +48,7 @@ class Layout:
         layout's.
         """
         if set(parts) != {name for name, _ in self.leaves}:
-            raise StudyError(
-                f"the arrays {sorted(parts)} where {[name for name, _ in self.leaves]} are needed"
-            )
+            raise StudyError(f"the arrays {sorted(parts)} where {[name for name, _ in self.leaves]} are needed")
         for name, shape in self.leaves:
             if parts[name].shape != shape:
                 raise StudyError(f"{name!r} has shape {parts[name].shape}, not {shape}")
@@ -136,9 +134,7 @@ class Feed:
         for epoch in range(self.epochs):
             order = self.order(party, epoch)
             for start in range(0, len(y), size):
-                chosen = (
-                    slice(start, start + size) if order is None else order[start : start + size]
-                )
+                chosen = slice(start, start + size) if order is None else order[start : start + size]
                 yield x[chosen], y[chosen]
 
     def stacked(self, takes: Callable[[Any], Any]) -> Iterator[tuple[slice, Array, Array, Array]]:
@@ -305,9 +301,7 @@ class Learner(ABC):
         """The weighted mean loss over the rows, penalties included, ``[...]``."""
 
     @abstractmethod
-    def gradient(
-        self, parameters: Array, x: Array, y: Array, weights: Array | None = None
-    ) -> Array:
+    def gradient(self, parameters: Array, x: Array, y: Array, weights: Array | None = None) -> Array:
         """The gradient of `loss`, ``[..., d]``."""
 
     @abstractmethod
@@ -414,9 +408,7 @@ class Learner(ABC):
         affine = correct if isinstance(correct, Affine) else None
         if affine is not None and plain:
             shift = affine.shift * parameters.dtype.type(local.lr)
-        begun = (
-            None if kept else -1
-        )  # whose slots are not fresh: zeros are not, to the sign of a zero
+        begun = None if kept else -1  # whose slots are not fresh: zeros are not, to the sign of a zero
         for parties, x, y, weights in feed.stacked(self.takes):
             theta = parameters[parties]
             if plain and (correct is None or affine is not None):

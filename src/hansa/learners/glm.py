@@ -4,8 +4,6 @@ All three have the same shape: ``eta = x w + b``, a mean function ``mu(eta)`` an
 ``eta`` is ``mu(eta) - y`` (McCullagh and Nelder 1989, canonical links). The intercept is not penalised.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 
@@ -50,9 +48,7 @@ class Glm(Learner):
         total: Array = mean + 0.5 * self.l2 * np.square(coef).sum(axis=(-2, -1))
         return total
 
-    def gradient(
-        self, parameters: Array, x: Array, y: Array, weights: Array | None = None
-    ) -> Array:
+    def gradient(self, parameters: Array, x: Array, y: Array, weights: Array | None = None) -> Array:
         """The gradient of `loss`, ``[..., d]``."""
         coef, eta = self._eta(parameters, x)
         residual = self.residual(eta, y)

@@ -4,8 +4,6 @@ A step is elementwise and made of plain operators only, so that ``parameters`` a
 ``[d]`` or a stack ``[k, d]``, in NumPy or in PyTorch.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
@@ -274,10 +272,7 @@ class DPAdam(Private, Adam):
 def afresh(local: FirstOrder, why: str) -> None:
     """Refuse (StudyError) kept moments in a method in which it is not clear whose they would be."""
     if local.moments == "keep":
-        raise StudyError(
-            f'method.local.moments is "keep", but {why}',
-            remedy='Leave it out, or write "reset"',
-        )
+        raise StudyError(f'method.local.moments is "keep", but {why}', remedy='Leave it out, or write "reset"')
 
 
 def _mean(before: Array | None, decay: float, value: Array) -> Array:

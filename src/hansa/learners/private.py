@@ -1,7 +1,5 @@
 """Local training that hides one example: noisy sums of clipped gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -24,9 +24,7 @@ class Hazard(Glm):
 
     def losses(self, eta: Array, y: Array) -> NoReturn:
         """There are none: always a StudyError."""
-        raise StudyError(
-            "a partial likelihood is no mean over rows", remedy='Write [method] kind = "cox"'
-        )
+        raise StudyError("a partial likelihood is no mean over rows", remedy='Write [method] kind = "cox"')
 
     residual = losses
 

@@ -92,9 +92,7 @@ class Torch(Learner):
         self.build, self.precision, self.buffers, self.given = build, precision, buffers, given
         self.named = loss if isinstance(loss, str) else ""
         self.of_classes = self.named in ("cross_entropy", "nll")
-        self._losses: tuple[Any, Any, Any] = (
-            LOSSES[self.named] if self.named else (loss, loss, _as_it_is)
-        )
+        self._losses: tuple[Any, Any, Any] = LOSSES[self.named] if self.named else (loss, loss, _as_it_is)
         self.template = self._drawn(0)
         self.names = [n for n, p in self.template.named_parameters() if p.requires_grad]
         if not self.names:
@@ -202,9 +200,7 @@ class Torch(Learner):
                 each.append(float(resident.mean(*rows)))
         return np.asarray(each).reshape(parameters.shape[:-1])
 
-    def gradient(
-        self, parameters: Array, x: Array, y: Array, weights: Array | None = None
-    ) -> Array:
+    def gradient(self, parameters: Array, x: Array, y: Array, weights: Array | None = None) -> Array:
         """The gradient of the loss in training mode, ``[..., d]``; what it draws depends on what it is given.
 
         Raises:
@@ -237,9 +233,7 @@ class Torch(Learner):
             return self.predict(parameters, np.zeros((1, *x.shape[1:]), x.dtype))[:0]
         rows = len(x) if self.buffers == "local" else _ROWS  # all at once, if normalised together
         with self._at_work(parameters, few=len(x) <= _ROWS) as resident, torch.no_grad():
-            parts = (
-                resident.outputs(self.features(x[i : i + rows])) for i in range(0, len(x), rows)
-            )
+            parts = (resident.outputs(self.features(x[i : i + rows])) for i in range(0, len(x), rows))
             predicted: Array = torch.cat([self.activated(part).cpu() for part in parts]).numpy()
         return predicted
 
@@ -247,9 +241,7 @@ class Torch(Learner):
         """The loss of each row from its prediction, float64 ``[n]``; that of all, if it gives one number."""
         said = torch.from_numpy(np.array(predicted)).to(self.type)
         losses = self._compared(1, said, self.labels(y).cpu())
-        each: Array = (
-            losses.double().expand(losses.shape or len(y)).reshape(len(y), -1).mean(1).numpy()
-        )
+        each: Array = losses.double().expand(losses.shape or len(y)).reshape(len(y), -1).mean(1).numpy()
         return each
 
     def train(
@@ -365,9 +357,7 @@ class Torch(Learner):
         before = [f"{name}." if name else "" for name in norms]
         return [name + which for name in before for which in ("running_mean", "running_var")]
 
-    def _each(
-        self, parameters: Array, x: Array, y: Array, weights: Array | None
-    ) -> Iterator[tuple[Array, Any]]:
+    def _each(self, parameters: Array, x: Array, y: Array, weights: Array | None) -> Iterator[tuple[Array, Any]]:
         """One party's after the other's, without the rows that only fill up."""
         if parameters.ndim == 1:
             parameters, x, y = parameters[None], x[None], y[None]
@@ -381,20 +371,12 @@ class Torch(Learner):
 
     @contextmanager
     def _at_work(
-        self,
-        theta: Array | None = None,
-        training: bool = False,
-        key: int | None = None,
-        few: bool = True,
+        self, theta: Array | None = None, training: bool = False, key: int | None = None, few: bool = True
     ) -> Iterator["_Resident"]:
         """A resident module, of which there are as many as threads that ask at once; with these parameters,
         drawing under this key if it draws, and on one core unless it has more than a few rows.
         """
-        with (
-            _failures(),
-            _keyed(key if self.draws else None),
-            _one_core() if few else nullcontext(),
-        ):
+        with _failures(), _keyed(key if self.draws else None), _one_core() if few else nullcontext():
             resident = self._free.pop() if self._free else _Resident(self)
             try:
                 if theta is not None:
@@ -728,13 +710,7 @@ class _Resident:
             views[i].copy_(own)
 
     def step(
-        self,
-        row: Any,
-        feed: Feed,
-        i: int,
-        local: FirstOrder,
-        correct: Correction | None,
-        slots: Slots,
+        self, row: Any, feed: Feed, i: int, local: FirstOrder, correct: Correction | None, slots: Slots
     ) -> Slots:
         """Any optimiser and any correction, on the i-th party's flat vector; the optimiser's state after it."""
         views, theta, gradient = self.learner.views(row), row[None], torch.zeros_like(row)

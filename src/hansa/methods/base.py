@@ -104,9 +104,7 @@ class State:
         parameters, moved = server.serve(self.values["parameters"], update, slots)
         kept = {f"server.{name}": value for name, value in moved.items()}
         return replace(
-            self,
-            round=self.round + 1,
-            values=Values({**self.values, **values, **kept, "parameters": parameters}),
+            self, round=self.round + 1, values=Values({**self.values, **values, **kept, "parameters": parameters})
         )
 
 
@@ -264,9 +262,7 @@ class Work:
             return keyed.generator(self.seed, "private", self.round, party)
         asked = blake3()
         for name in sorted(self.received):  # asked otherwise, it draws other noise
-            asked.update(
-                name.encode() + b"\0" + np.ascontiguousarray(self.received[name]).tobytes()
-            )
+            asked.update(name.encode() + b"\0" + np.ascontiguousarray(self.received[name]).tobytes())
         return Stream(derived(self.secret, "private", self.round, party, asked.hexdigest()))
 
     def _over_all(self, of: Callable[..., Array], parameters: Array) -> Array:
@@ -476,8 +472,7 @@ class UpdateMethod(Method):
         for name in ("epochs", "batch_size", "moments", "shuffle"):
             if getattr(self.server, name) is not None:
                 raise StudyError(
-                    f"method.server.{name}: the server has no rows to pass over",
-                    remedy="Say it in `local`",
+                    f"method.server.{name}: the server has no rows to pass over", remedy="Say it in `local`"
                 )
 
     def require(self, task: Task) -> None:

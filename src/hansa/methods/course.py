@@ -174,8 +174,7 @@ class Course:
             )
         if self.stop and self.stop.metric not in names:
             raise StudyError(
-                f"stop: the task has no metric {self.stop.metric!r}",
-                remedy=did_you_mean(self.stop.metric, names),
+                f"stop: the task has no metric {self.stop.metric!r}", remedy=did_you_mean(self.stop.metric, names)
             )
         states = {name: m.init(self.setup, self.learner) for name, m in self.methods.items()}
         states["train"] = self._stored(states["train"])
@@ -250,9 +249,7 @@ class Course:
         elif work == "evaluate" and self.evaluate.due(round, last=last):
             yield self._asked_at(start, "evaluate", version + 1, {"train": state})
 
-    def _asked_at(
-        self, start: Progress, phase: Phase, version: int, states: Mapping[str, State]
-    ) -> Ask:
+    def _asked_at(self, start: Progress, phase: Phase, version: int, states: Mapping[str, State]) -> Ask:
         own = replace(start, version=version, phase=phase, states={**start.states, **states})
         ask = self.ask(own)
         assert ask is not None

@@ -67,9 +67,7 @@ class FedPer(GradientMethod):
         head = in_head(self.head, at.learner.layout)
         update = whole.contribution.values["update"][..., ~head]
         kept = {**whole.memory, "head": whole.memory["head"][..., head]}
-        return Answer(
-            Contribution(Values({"update": update}), whole.contribution.weight), Values(kept)
-        )
+        return Answer(Contribution(Values({"update": update}), whole.contribution.weight), Values(kept))
 
     def personal(self, at: At | Stack) -> Array:
         """The body that was received with the party's own head."""
@@ -102,8 +100,7 @@ def in_head(patterns: tuple[str, ...], layout: Layout) -> Array:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise StudyError(
-                f"method.head: the model has no array {pattern!r}",
-                remedy=did_you_mean(pattern, names),
+                f"method.head: the model has no array {pattern!r}", remedy=did_you_mean(pattern, names)
             )
     chosen = [any(fnmatchcase(name, pattern) for pattern in patterns) for name in names]
     if all(chosen):

@@ -74,10 +74,7 @@ class IFCA(GradientMethod):
         start = self._of(at, chosen)
         trained = at.train(start, self.local).parameters
         update = (trained - start)[..., None, :] * chosen[..., None].astype(trained.dtype)
-        values = {
-            "update": update.reshape(*chosen.shape[:-1], -1),
-            "chosen": chosen.astype(np.float64),
-        }
+        values = {"update": update.reshape(*chosen.shape[:-1], -1), "chosen": chosen.astype(np.float64)}
         return Answer(Contribution(Values(values), self.weight(at)))
 
     def personal(self, at: At | Stack) -> Array:

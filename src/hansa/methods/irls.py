@@ -144,9 +144,7 @@ class IRLS(Newton):
         first, estimated = state.round == 0, state.facts["estimated"]
         extremes = (0.0, rows) if state.facts["binary"] else (0.0,)
         if float(sums["labels"]) in extremes and not estimated:
-            raise RunError(
-                "the target is the same in every row", remedy="Correct task.target, or its labels"
-            )
+            raise RunError("the target is the same in every row", remedy="Correct task.target, or its labels")
         pearson, known = float(sums["pearson"]), degrees if estimated else None
         curve = Curve(
             gradient=sums["gradient"],

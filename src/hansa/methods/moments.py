@@ -61,9 +61,7 @@ class Moments(Method):
             _field("categories", counted, low=0.0, example=math.sqrt(len(categories))),
             *more,
         )
-        return Ask(
-            "", 0, 0, Values(), tuple(f for f in fields if not more or 0 not in (f.shape or ()))
-        )
+        return Ask("", 0, 0, Values(), tuple(f for f in fields if not more or 0 not in (f.shape or ())))
 
     def work(self, at: At) -> Answer:
         """Sums over the party's training rows."""

@@ -210,9 +210,7 @@ def unpenalised(kind: str, learner: Learner) -> None:
             remedy='Leave task.l2 out, or use method.kind = "fedavg"',
         )
     if learner.dtype != "float64":
-        raise StudyError(
-            f"the method {kind} needs all digits", remedy='Say task.precision = "float64"'
-        )
+        raise StudyError(f"the method {kind} needs all digits", remedy='Say task.precision = "float64"')
 
 
 def _dependent(names: list[str], round: int) -> RunError:

@@ -7,8 +7,6 @@
 - ``"zcdp"``: concentrated differential privacy, without sampling.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -51,10 +49,7 @@ class _Curve(NamedTuple):
 
 
 def spent(
-    events: Iterable[Event],
-    delta: float,
-    accountant: Accountant = None,
-    step: float = DISCRETISATION,
+    events: Iterable[Event], delta: float, accountant: Accountant = None, step: float = DISCRETISATION
 ) -> Spent:
     """What they cost together at a delta, all of whatever went wrong included.
 

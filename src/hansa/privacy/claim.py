@@ -1,7 +1,5 @@
 """What is to be protected, and against whom."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field as Limits

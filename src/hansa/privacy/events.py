@@ -5,8 +5,6 @@ Neighbours under ``"replace"`` are twice as far apart, for one contribution leav
 opposite, comes: the accountant applies the 2. A ledger writes ``canonical(EVENTS.spec(event))``.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Annotated, Any, ClassVar, Literal
 

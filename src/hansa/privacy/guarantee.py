@@ -1,7 +1,5 @@
 """What is protected, from whom, and what it costs: derived, never typed in."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,11 +81,7 @@ class Guarantee:
             f"Coordinator {self.adversary.coordinator}, {self.adversary.colluding} parties colluding."
         ]
         for one in self.observers:
-            name = {
-                "coordinator": "The coordinator",
-                "party": "Another party",
-                "public": "The public",
-            }
+            name = {"coordinator": "The coordinator", "party": "Another party", "public": "The public"}
             spent = one.spent
             if math.isfinite(spent.epsilon):
                 grid = f", grid {spent.discretisation:g}" if spent.discretisation else ""

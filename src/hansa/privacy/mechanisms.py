@@ -4,8 +4,6 @@ A noise multiplier is the standard deviation of the noise (for Laplace, its scal
 neighbours' results. Functions of orders give Rényi divergences; bounds at integers only are infinite between.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -6,8 +6,6 @@ evenly and kept with the chance that its probability has beside the row's larges
 Neither runs in constant time: who can time the party's processor to the nanosecond is not kept out.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from decimal import Decimal, localcontext

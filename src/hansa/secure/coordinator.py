@@ -91,9 +91,7 @@ def requests(desk: Desk) -> Out:
         parcels = np.frombuffer(desk.dealt, f"V{DEALT}")
         told = [parcels[row].tobytes() for row in edges(terms.bound(desk.coins).graph)]
     return tuple(
-        Envelope(*place, name, payload)
-        for name, payload in zip(terms.names, told, strict=True)
-        if name in asked
+        Envelope(*place, name, payload) for name, payload in zip(terms.names, told, strict=True) if name in asked
     )
 
 

@@ -57,9 +57,7 @@ class Certificate(Kept):
         said = [i for i, signature in enumerate(self.signatures) if signature]
         fits = len(self.signatures) == len(terms.roster) and len(said) >= terms.numbers.signers
         what = (b"survivors", terms.digest, self.chosen)
-        return fits and all(
-            signed(terms.roster[i].identity, self.signatures[i], *what) for i in said
-        )
+        return fits and all(signed(terms.roster[i].identity, self.signatures[i], *what) for i in said)
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,7 @@ class Party:
         """
         if any(old.sent and old.ended != "abandoned" for old in earlier):
             what = "this vector is in the sum of an earlier attempt, or may be yet"
-            remedy = (
-                "Two sums give away their difference. Charge fresh noise, or go to the next round."
-            )
+            remedy = "Two sums give away their difference. Charge fresh noise, or go to the next round."
             raise ConsentError(what, remedy=remedy, party=self.name, round=work.round)
         return replace(seat, work=work)
 
@@ -131,10 +127,7 @@ class Party:
         around = bound.graph[me].tolist()
         peers = (terms.roster[other].advert.masking for other in around)
         secrets = agreement.agree(seat.secret(MASKING), peers)
-        pairs = [
-            (bound.key(secret, MASKING, me, j), me < j)
-            for j, secret in zip(around, secrets, strict=True)
-        ]
+        pairs = [(bound.key(secret, MASKING, me, j), me < j) for j, secret in zip(around, secrets, strict=True)]
         masked = vector.copy()
         masks.apply(masked, [(derive(seat.secret(BLIND), bound.digest, BLIND), True), *pairs])
         seat = replace(seat, answer=masked.tobytes(), sent=True)
@@ -164,10 +157,7 @@ class Party:
             (terms.rules == self.rules, f"{terms.rules}, where it holds to {self.rules}"),
             (list(names) == sorted(set(names)), "a roster not in order of different names"),
             (not strangers, f"a roster with {strangers}, under keys it does not pin"),
-            (
-                len({m.identity for m in terms.roster}) == len(names),
-                "a roster with one identity under two names",
-            ),
+            (len({m.identity for m in terms.roster}) == len(names), "a roster with one identity under two names"),
             (own, "a roster with another advert than its own"),
         ):
             if not fits:

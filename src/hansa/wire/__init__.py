@@ -1,7 +1,5 @@
 """What travels between a party and its coordinator: messages, tensors, chunks, and the channel."""
 
-from __future__ import annotations
-
 import os
 
 # gRPC's C++ core prints to standard error what its Python API also raises; a user's mistake would

@@ -3,8 +3,6 @@
 Only hansa.wire imports grpc.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import ipaddress
@@ -38,9 +36,7 @@ _COMMON: list[tuple[str, Any]] = [
 ]
 
 
-def client_channel(
-    address: str, key_pem: bytes, certificate_pem: bytes, root_pem: bytes
-) -> grpc.aio.Channel:
+def client_channel(address: str, key_pem: bytes, certificate_pem: bytes, root_pem: bytes) -> grpc.aio.Channel:
     """A channel to the coordinator; it connects at the first call, and again after a loss.
 
     Args:
@@ -114,9 +110,7 @@ async def serve(
     return server, bound
 
 
-def _credentials(
-    pair: tuple[bytes, bytes], roots_pem: bytes, renewed: Renewed | None
-) -> grpc.ServerCredentials:
+def _credentials(pair: tuple[bytes, bytes], roots_pem: bytes, renewed: Renewed | None) -> grpc.ServerCredentials:
     """Credentials that ask ``renewed`` for a newer key and certificate before each handshake.
 
     gRPC must hear None when there is none. To be given the same again, it replaces at each handshake

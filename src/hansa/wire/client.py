@@ -79,9 +79,7 @@ class Client:
 class Conversation(Generic[Q, R]):
     """Messages both ways, in any order; leaving the ``async with`` ends it."""
 
-    def __init__(
-        self, rpc: Rpc[Q, R], call: Any, leave: Callable[[Rpc[Any, Any], Message], bytes]
-    ) -> None:
+    def __init__(self, rpc: Rpc[Q, R], call: Any, leave: Callable[[Rpc[Any, Any], Message], bytes]) -> None:
         self._rpc, self._call, self._leave = rpc, call, leave
         # And not call.read(), which forgets replies after a failed write.
         self._replies = aiter(call)

@@ -1,7 +1,5 @@
 """Errors across the wire: a HansaError becomes a gRPC status, and the same HansaError again."""
 
-from __future__ import annotations
-
 import logging
 import re
 from typing import Any, NoReturn
@@ -32,14 +30,11 @@ _CODES: dict[type[HansaError], grpc.StatusCode] = {
 # What BoringSSL says when it does not accept the server's certificate. A server that does not take
 # ours just closes the connection (TLS 1.3 tells the client too late): that reads as unreachable.
 _NOT_TRUSTED = re.compile(
-    r"CERTIFICATE_VERIFY_FAILED|BAD_SIGNATURE|signature failure|peer certificate|hostname",
-    re.IGNORECASE,
+    r"CERTIFICATE_VERIFY_FAILED|BAD_SIGNATURE|signature failure|peer certificate|hostname", re.IGNORECASE
 )
 
 
-async def refuse(
-    context: grpc.aio.ServicerContext[bytes, bytes], method: str, error: Exception
-) -> NoReturn:
+async def refuse(context: grpc.aio.ServicerContext[bytes, bytes], method: str, error: Exception) -> NoReturn:
     """End a call with ``error``; what is no HansaError is logged here and not told to strangers."""
     if not isinstance(error, HansaError):
         _LOG.error("%s failed", method, exc_info=error)

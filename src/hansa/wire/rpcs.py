@@ -1,7 +1,5 @@
 """What can be called, with which messages, by whom: the whole service as one table."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The answering side: a call is identified, checked against the table, and only then answered."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
@@ -58,15 +56,12 @@ def _admit(rpc: Rpc[Any, Any], context: Context, authorise: Authorise) -> Identi
     peer = authorise(certificates[0])
     if peer.role not in rpc.roles:
         raise TrustError(
-            f"{rpc.name} is not for the role {peer.role!r}",
-            remedy=f"It is for: {', '.join(sorted(rpc.roles))}.",
+            f"{rpc.name} is not for the role {peer.role!r}", remedy=f"It is for: {', '.join(sorted(rpc.roles))}."
         )
     return peer
 
 
-async def _end(
-    context: Context, rpc: Rpc[Any, Any], error: Exception | asyncio.CancelledError
-) -> NoReturn:
+async def _end(context: Context, rpc: Rpc[Any, Any], error: Exception | asyncio.CancelledError) -> NoReturn:
     """End a call that failed, or was cancelled."""
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()

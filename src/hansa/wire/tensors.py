@@ -12,8 +12,6 @@ the header is checked against the bytes that are really there before an array is
 wrong is a :class:`~hansa.errors.ContributionError`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
@@ -133,9 +131,7 @@ def _header(view: memoryview) -> tuple[dict[str, Any], int]:
         raise ContributionError(f"the tensors' header is longer than {_HEADER_LIMIT} bytes")
     try:
         parsed = json.loads(
-            str(view[8 : 8 + length], "utf-8"),
-            object_pairs_hook=_table,
-            parse_constant=_refuse_constant,
+            str(view[8 : 8 + length], "utf-8"), object_pairs_hook=_table, parse_constant=_refuse_constant
         )
     except (ValueError, RecursionError) as wrong:
         raise ContributionError(f"the tensors' header is not JSON: {wrong!s:.100}") from None
@@ -184,9 +180,7 @@ def _entry(name: str, claim: Any) -> _Entry:
 
 def _naturals(found: Any) -> bool:
     # type() and not isinstance: True is an int to Python.
-    return isinstance(found, list) and all(
-        type(item) is int and 0 <= item <= _MOST_BYTES for item in found
-    )
+    return isinstance(found, list) and all(type(item) is int and 0 <= item <= _MOST_BYTES for item in found)
 
 
 def _check_tiling(entries: list[_Entry], size: int) -> None:

@@ -31,9 +31,7 @@ def main(grid: Grid, context: Context) -> None:
     """A model of five numbers."""
     said = context.run_config
     count = int(said["parties"])
-    strategy = Timed(
-        fraction_train=1.0, fraction_evaluate=0.0, min_train_nodes=count, min_available_nodes=count
-    )
+    strategy = Timed(fraction_train=1.0, fraction_evaluate=0.0, min_train_nodes=count, min_available_nodes=count)
     strategy.marks = str(said["marks"])
     model = ArrayRecord([np.zeros((4, 1)), np.zeros(1)])
     strategy.start(grid=grid, initial_arrays=model, num_rounds=int(said["rounds"]))

@@ -10,9 +10,7 @@ down_revision = None
 
 def upgrade() -> None:
     """Create the first tables."""
-    op.create_table(
-        "party", *columns({"name": str}, state=str, serial=str, expires=str, offers=list)
-    )
+    op.create_table("party", *columns({"name": str}, state=str, serial=str, expires=str, offers=list))
     op.create_table("token", *columns({"hash": str}, party=str, expires=float, used=bool))
     op.create_table(
         "run",
@@ -27,9 +25,7 @@ def upgrade() -> None:
         ),
     )
     op.create_table("event", *columns({"run": str, "seq": int}, at=str, kind=str, body=dict))
-    op.create_table(
-        "ask", *columns({"run": str, "version": int}, attempt=int | None, digest=str | None)
-    )
+    op.create_table("ask", *columns({"run": str, "version": int}, attempt=int | None, digest=str | None))
     op.create_table(
         "answer",
         *columns(
@@ -42,6 +38,4 @@ def upgrade() -> None:
             reason=str | None,
         ),
     )
-    op.create_table(
-        "blob", *columns({"run": str, "version": int, "name": str}, digest=str, body=bytes | None)
-    )
+    op.create_table("blob", *columns({"run": str, "version": int, "name": str}, digest=str, body=bytes | None))
