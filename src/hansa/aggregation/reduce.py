@@ -61,7 +61,7 @@ def _add(total: Array, values: Array, order: Sequence[int], times: Array) -> Non
     The first axis of an array is reduced row by row, so the sum has the same bits whether rows are added
     by themselves or at once.
     """
-    step = max(1, _CHUNK // len(order))
+    step = max(1, _CHUNK // max(4, len(order)))
     for at in range(0, total.size, step):
         part = total[at : at + step]
         if len(order) == 1:

@@ -1,6 +1,7 @@
 """What simulated parties remember, in memory-mapped files: only those that took part have a place."""
 
 import math
+import mmap
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from hansa.contribution import Array, Rows, Values
+
+_SMALL = 1 << 27  # bytes
 
 
 class _Column:
@@ -25,10 +28,15 @@ class _Column:
         if (highest := max(places)) >= len(self._rows):
             shape = (max(256, 4 * highest), *self._rows.shape[1:])
             with tempfile.TemporaryFile(prefix="hansa-") as file:  # the map outlives it
-                file.truncate(max(1, math.prod(shape) * self._rows.dtype.itemsize))
-                grown = np.memmap(file, self._rows.dtype, mode="r+", shape=shape)
+                size = max(1, math.prod(shape) * self._rows.dtype.itemsize)
+                file.truncate(size)
+                # A small one gets its pages at once, where that can be had: page by page takes longer.
+                whole = size < _SMALL and hasattr(mmap, "MAP_POPULATE")
+                flags = {"flags": mmap.MAP_SHARED | mmap.MAP_POPULATE} if whole else {}
+                mapped = mmap.mmap(file.fileno(), size, **flags)
+            grown = np.frombuffer(mapped, self._rows.dtype, math.prod(shape)).reshape(shape)
             grown[: len(self._rows)] = self._rows
-            self._rows = np.asarray(grown)  # without the class, whose every view costs
+            self._rows = grown
         self._rows[places] = values
 
 
