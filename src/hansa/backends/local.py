@@ -525,7 +525,7 @@ class Room:
         crowd, course = self.crowd, self.crowd.course
         crowd.prepare(ask)
         fields = course.signals(ask)[-1].fields
-        stacks = self.engine == "stacked" and ask.work == "train" and course.method.stacks
+        stacks = self._stacks(ask)
 
         def stacked(group: Sequence[Sequence[str]]) -> tuple[list[Block], Outcome]:
             names = [name for block in group for name in block]
@@ -586,10 +586,15 @@ class Room:
             finally:  # nobody wants the rest of a round that is broken off
                 wait([future for future in begun.values() if not future.cancel()])
 
+    def _stacks(self, ask: Ask) -> bool:
+        """Whether parties work on this ask many at once."""
+        trains = ask.work == "train" and self.crowd.course.method.stacks
+        return self.engine == "stacked" and trains
+
     def answers(self, ask: Ask, parties: Sequence[str], memories: Mapping[str, Values]) -> Iterator[Outcome]:
         """The answers of some parties, not summed, in their order."""
         self.crowd.prepare(ask)
-        if self.engine == "stacked":
+        if self._stacks(ask):
             for at in range(0, len(parties), BLOCK):
                 yield self.crowd.stack(ask, parties[at : at + BLOCK], memories)
         else:

@@ -52,11 +52,11 @@ def summed(
             name = envelope.receiver
             if envelope.phase >= Phase.MASK and name not in vectors:
                 continue  # lost
-            seats[name], said = parties[name].step(seats[name], [envelope])
+            seats[name], answer = parties[name].step(seats[name], [envelope])
             if envelope.phase == Phase.MASK:
-                seats[name], said = parties[name].commit(seats[name], vectors[name])
-                spool[name] = said[0].payload
-            answers += said
+                seats[name], answer = parties[name].commit(seats[name], vectors[name])
+                spool[name] = answer[0].payload
+            answers += answer
         desk, asked = coordinator.step(desk, answers)
         if not asked and not desk.ended:
             desk, asked = coordinator.advance(desk)
