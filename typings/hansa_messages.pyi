@@ -3,14 +3,23 @@
 from collections.abc import Iterable
 from typing import Literal
 
-from google.protobuf.internal.containers import RepeatedCompositeFieldContainer, RepeatedScalarFieldContainer
+from google.protobuf.internal.containers import (
+    RepeatedCompositeFieldContainer,
+    RepeatedScalarFieldContainer,
+)
 from google.protobuf.message import Message
 
 class JoinRequest(Message):
     secret: bytes
     csr: bytes
     protocol: int
-    def __init__(self, *, secret: bytes = ..., csr: bytes = ..., protocol: int = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        secret: bytes = ...,
+        csr: bytes = ...,
+        protocol: int = ...,
+    ) -> None: ...
 
 class JoinReply(Message):
     certificate: bytes
@@ -18,21 +27,39 @@ class JoinReply(Message):
     party: str
     federation: str
     def __init__(
-        self, *, certificate: bytes = ..., authority: bytes = ..., party: str = ..., federation: str = ...
+        self,
+        *,
+        certificate: bytes = ...,
+        authority: bytes = ...,
+        party: str = ...,
+        federation: str = ...,
     ) -> None: ...
 
 class RenewRequest(Message):
     csr: bytes
-    def __init__(self, *, csr: bytes = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        csr: bytes = ...,
+    ) -> None: ...
 
 class RenewReply(Message):
     certificate: bytes
-    def __init__(self, *, certificate: bytes = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        certificate: bytes = ...,
+    ) -> None: ...
 
 class Column(Message):
     name: str
     type: str
-    def __init__(self, *, name: str = ..., type: str = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        name: str = ...,
+        type: str = ...,
+    ) -> None: ...
 
 class Offer(Message):
     dataset: str
@@ -40,13 +67,23 @@ class Offer(Message):
     columns: RepeatedCompositeFieldContainer[Column]
     allow: RepeatedScalarFieldContainer[str]
     def __init__(
-        self, *, dataset: str = ..., rows: int = ..., columns: Iterable[Column] = ..., allow: Iterable[str] = ...
+        self,
+        *,
+        dataset: str = ...,
+        rows: int = ...,
+        columns: Iterable[Column] = ...,
+        allow: Iterable[str] = ...,
     ) -> None: ...
 
 class Pending(Message):
     run: str
     version: int
-    def __init__(self, *, run: str = ..., version: int = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        run: str = ...,
+        version: int = ...,
+    ) -> None: ...
 
 class Hello(Message):
     protocol: int
@@ -64,7 +101,11 @@ class Hello(Message):
 
 class Welcome(Message):
     coordinator: str
-    def __init__(self, *, coordinator: str = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        coordinator: str = ...,
+    ) -> None: ...
 
 class Work(Message):
     run: str
@@ -97,11 +138,22 @@ class Settled(Message):
     version: int
     counted: bool
     reason: str
-    def __init__(self, *, run: str = ..., version: int = ..., counted: bool = ..., reason: str = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        run: str = ...,
+        version: int = ...,
+        counted: bool = ...,
+        reason: str = ...,
+    ) -> None: ...
 
 class Removed(Message):
     reason: str
-    def __init__(self, *, reason: str = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        reason: str = ...,
+    ) -> None: ...
 
 class Notice(Message):
     welcome: Welcome
@@ -119,22 +171,41 @@ class Notice(Message):
 
 class Describe(Message):
     run: str
-    def __init__(self, *, run: str = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        run: str = ...,
+    ) -> None: ...
 
 class Description(Message):
     federation: bytes
     setup: bytes
-    def __init__(self, *, federation: bytes = ..., setup: bytes = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        federation: bytes = ...,
+        setup: bytes = ...,
+    ) -> None: ...
 
 class FetchRequest(Message):
     digest: bytes
     offset: int
-    def __init__(self, *, digest: bytes = ..., offset: int = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        digest: bytes = ...,
+        offset: int = ...,
+    ) -> None: ...
 
 class Chunk(Message):
     offset: int
     data: bytes
-    def __init__(self, *, offset: int = ..., data: bytes = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        offset: int = ...,
+        data: bytes = ...,
+    ) -> None: ...
 
 class Head(Message):
     run: str
@@ -161,46 +232,83 @@ class Failure(Message):
     version: int
     attempt: int
     reason: str
-    def __init__(self, *, run: str = ..., version: int = ..., attempt: int = ..., reason: str = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        run: str = ...,
+        version: int = ...,
+        attempt: int = ...,
+        reason: str = ...,
+    ) -> None: ...
 
 class UploadPart(Message):
     head: Head
     chunk: Chunk
     failure: Failure
     def __init__(
-        self, *, head: Head | None = ..., chunk: Chunk | None = ..., failure: Failure | None = ...
+        self,
+        *,
+        head: Head | None = ...,
+        chunk: Chunk | None = ...,
+        failure: Failure | None = ...,
     ) -> None: ...
     def WhichOneof(  # noqa: N802 (protobuf"s name)
-        self, oneof_group: Literal["body"]
+        self,
+        oneof_group: Literal["body"],
     ) -> Literal["head", "chunk", "failure"] | None: ...
 
 class Resume(Message):
     offset: int
-    def __init__(self, *, offset: int = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        offset: int = ...,
+    ) -> None: ...
 
 class Receipt(Message):
     accepted: bool
     reason: str
-    def __init__(self, *, accepted: bool = ..., reason: str = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        accepted: bool = ...,
+        reason: str = ...,
+    ) -> None: ...
 
 class UploadReply(Message):
     resume: Resume
     receipt: Receipt
-    def __init__(self, *, resume: Resume | None = ..., receipt: Receipt | None = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        resume: Resume | None = ...,
+        receipt: Receipt | None = ...,
+    ) -> None: ...
     def WhichOneof(  # noqa: N802 (protobuf"s name)
-        self, oneof_group: Literal["body"]
+        self,
+        oneof_group: Literal["body"],
     ) -> Literal["resume", "receipt"] | None: ...
 
 class SubmitRequest(Message):
     federation: bytes
-    def __init__(self, *, federation: bytes = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        federation: bytes = ...,
+    ) -> None: ...
 
 class SubmitReply(Message):
     run: str
-    def __init__(self, *, run: str = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        run: str = ...,
+    ) -> None: ...
 
 class RunsRequest(Message):
-    def __init__(self) -> None: ...
+    def __init__(
+        self,
+    ) -> None: ...
 
 class RunLine(Message):
     run: str
@@ -224,45 +332,86 @@ class RunLine(Message):
 
 class RunsReply(Message):
     runs: RepeatedCompositeFieldContainer[RunLine]
-    def __init__(self, *, runs: Iterable[RunLine] = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        runs: Iterable[RunLine] = ...,
+    ) -> None: ...
 
 class EventsRequest(Message):
     run: str
     after: int
-    def __init__(self, *, run: str = ..., after: int = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        run: str = ...,
+        after: int = ...,
+    ) -> None: ...
 
 class EventLine(Message):
     seq: int
     at: str
     kind: str
     body: bytes
-    def __init__(self, *, seq: int = ..., at: str = ..., kind: str = ..., body: bytes = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        seq: int = ...,
+        at: str = ...,
+        kind: str = ...,
+        body: bytes = ...,
+    ) -> None: ...
 
 class EventLines(Message):
     lines: RepeatedCompositeFieldContainer[EventLine]
-    def __init__(self, *, lines: Iterable[EventLine] = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        lines: Iterable[EventLine] = ...,
+    ) -> None: ...
 
 class ResultRequest(Message):
     run: str
-    def __init__(self, *, run: str = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        run: str = ...,
+    ) -> None: ...
 
 class ResultReply(Message):
     checkpoint: bytes
     size: int
-    def __init__(self, *, checkpoint: bytes = ..., size: int = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        checkpoint: bytes = ...,
+        size: int = ...,
+    ) -> None: ...
 
 class InviteRequest(Message):
     party: str
     lifetime_seconds: int
-    def __init__(self, *, party: str = ..., lifetime_seconds: int = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        party: str = ...,
+        lifetime_seconds: int = ...,
+    ) -> None: ...
 
 class InviteReply(Message):
     token: str
     expires: str
-    def __init__(self, *, token: str = ..., expires: str = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        token: str = ...,
+        expires: str = ...,
+    ) -> None: ...
 
 class PartiesRequest(Message):
-    def __init__(self) -> None: ...
+    def __init__(
+        self,
+    ) -> None: ...
 
 class PartyLine(Message):
     name: str
@@ -282,25 +431,44 @@ class PartyLine(Message):
 
 class PartiesReply(Message):
     parties: RepeatedCompositeFieldContainer[PartyLine]
-    def __init__(self, *, parties: Iterable[PartyLine] = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        parties: Iterable[PartyLine] = ...,
+    ) -> None: ...
 
 class RemoveRequest(Message):
     party: str
     reason: str
-    def __init__(self, *, party: str = ..., reason: str = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        party: str = ...,
+        reason: str = ...,
+    ) -> None: ...
 
 class RemoveReply(Message):
-    def __init__(self) -> None: ...
+    def __init__(
+        self,
+    ) -> None: ...
 
 class ResumeRequest(Message):
     run: str
-    def __init__(self, *, run: str = ...) -> None: ...
+    def __init__(
+        self,
+        *,
+        run: str = ...,
+    ) -> None: ...
 
 class ResumeReply(Message):
-    def __init__(self) -> None: ...
+    def __init__(
+        self,
+    ) -> None: ...
 
 class StatusRequest(Message):
-    def __init__(self) -> None: ...
+    def __init__(
+        self,
+    ) -> None: ...
 
 class StatusReply(Message):
     name: str

@@ -9,6 +9,7 @@ WORDS = {
     "new": ["tumours"],
     "doctor": [],
     "simulate": ["study.toml", "--data", "rows.csv"],
+    "audit privacy": ["study.toml", "--data", "rows.csv"],
     "run": ["study.toml"],
     "runs": [],
     "watch": ["a-run"],
