@@ -249,7 +249,7 @@ class Federation(BaseModel):
                     remedy="Run `hansa data check` there to see the row, declare the column's categories "
                     "in the study's [contract], or leave it out of `features`",
                 )
-        setup = Setup(roster, numbers, categories, self.seed, arrays, self._bounds(numbers))
+        setup = Setup(roster, numbers, categories, self.seed, arrays, self.bounds(numbers))
         self.cohort.draw(setup, 1)  # refuses a cohort that the roster cannot fill
         cap = self.privacy.epsilon
         if cap and (cost := self.guaranteed(setup)["public"].epsilon) > cap:
@@ -259,7 +259,7 @@ class Federation(BaseModel):
             )
         return setup
 
-    def _bounds(self, numbers: Sequence[str]) -> dict[str, tuple[float, float]]:
+    def bounds(self, numbers: Sequence[str]) -> dict[str, tuple[float, float]]:
         """The declared range of each number column, if sums of them pass stages, which need bounds.
 
         Raises:
@@ -317,24 +317,29 @@ class Federation(BaseModel):
         """
         return self.guaranteed(None)
 
-    def guaranteed(self, setup: Setup | None) -> Guarantee:
+    def guaranteed(self, setup: Setup | None, forked: str = "") -> Guarantee:
         """The same among known parties, where a sample of fixed size hides something, too."""
         among = self._among(len(setup.parties)) if setup else None
         releases = []
         for what, times, chain, signal in self._released(setup):
-            bound = chain.bind(replace(signal, privacy=self.privacy, among=among))[-1]
+            trains = what.startswith("the models")
+            asked = self.evaluation.sample or (len(setup.parties) if setup else 0)
+            here = among if trains or among is None else among.all_of(asked)
+            bound = chain.bind(replace(signal, privacy=self.privacy, among=here))[-1]
             if among is None and any(noised.where == "shares" for noised in bound.noise):
                 raise PrivacyError(
                     "what shares of noise are worth depends on the parties and on the model's size",
                     remedy="Ask a run for its guarantee, or federation.guaranteed(setup)",
                 )
             noise = tuple((noised.where, noised.event) for noised in bound.noise)
-            trains, sampling = chain is self.aggregation, None
+            sampling = None
             # Who is quick is counted in a buffered run: no sample.
             if trains and self.method.kind != "fedbuff" and (setup or self.cohort.kind == "poisson"):
                 sampling = self.cohort.sampling(len(setup.parties) if setup else 0)
             held_out = "evaluations" in what
             releases.append(Release(what, times, noise, bound.hidden, sampling, held_out))
+        if forked:
+            releases.append(Release(f"the run {forked}, from which this one was forked", 1, ()))
         return guarantee(self.privacy, self.adversary, releases)
 
     def _released(self, setup: Setup | None) -> Iterator[tuple[str, int, Aggregation, Signal]]:
@@ -374,6 +379,8 @@ class Federation(BaseModel):
             fields = self.evaluation.fields(self.task, own)
             signal = Signal(fields, weights="equal")
             yield f"{times} evaluations", times, self.statistics, signal
+            if own and self.privacy.unit == "example":  # of models that were trained on the rows learnt from
+                yield "the scores of the parties' own models", times, NO_STAGES, Signal(())
 
     def run(self, backend: Backend) -> Run:
         """Run it: simulated by `hansa.Local`, deployed by `hansa.Remote`; notebooks included."""

@@ -18,6 +18,7 @@ from hansa.errors import HansaError
 from hansa.learners.base import Learner, Shared
 from hansa.methods.base import Answer, At, GradientMethod, Stack, no_row
 from hansa.methods.course import Course
+from hansa.privacy.noise import Stream, derived, uniform
 
 _NOTHING = Values()
 
@@ -314,7 +315,8 @@ def _held_out(course: Course, name: str, rows: int) -> tuple[Array | None, Array
         return None, np.empty(0, np.intp)
     random = keyed.generator(course.setup.seed, "holdout", name)
     if course.privacy.unit == "example":  # each row by itself: one more moves no other
-        held = random.random(rows) < course.evaluate.holdout
+        chance = Stream(derived(course.secret, "holdout", name)) if course.secret else random
+        held = uniform(chance, (rows,)) < course.evaluate.holdout
         return np.flatnonzero(~held), np.flatnonzero(held)
     order = random.permutation(rows)
     return np.sort(order[held_out:]), np.sort(order[:held_out])

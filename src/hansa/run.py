@@ -117,8 +117,16 @@ def enough(federation: Federation, arrival: Arrival) -> None:
         RunError: with every excluded party and why.
     """
     counted = len(arrival.total.parties)
-    if counted < min(federation.cohort.minimum, len(arrival.ask.parties)):
+    if counted < needed(federation, arrival.ask):
         raise too_few(federation, arrival.ask, counted, arrival.excluded)
+
+
+def needed(federation: Federation, ask: Ask) -> int:
+    """How many must be counted: no more than were asked, unless a claim counts on their shares of noise."""
+    protects = (federation.aggregation if ask.work == "train" else federation.statistics).protects
+    if protects and (ask.parties or ask.work == "train"):
+        return federation.cohort.minimum
+    return min(federation.cohort.minimum, len(ask.parties))
 
 
 def too_few(federation: Federation, ask: Ask, counted: int, excluded: Mapping[str, str]) -> RunError:
@@ -255,8 +263,9 @@ class Run:
 
     @property
     def guarantee(self) -> Guarantee:
-        """What is protected, from whom, and what it costs."""
-        return self.federation.guaranteed(self.setup)
+        """What is protected, from whom, and what it costs; of a fork, what it was forked from counts as bare."""
+        created = next((e.body for e in self.events if e.kind == "created"), {})
+        return self.federation.guaranteed(self.setup, forked=created.get("forked", ""))
 
     @property
     def model(self) -> Model:

@@ -61,6 +61,9 @@ class Desk:
         party = self._party(asked.run, federation, setup, offer)
         key = {"run": asked.run, "version": asked.ask.version, "attempt": asked.attempt, "at": now()}
         noise = party.course.signals(asked.ask)[-1].noise
+        counted = federation.privacy.adjacency == "add-remove" and asked.ask.through == "update"
+        if counted and getattr(federation.method, "weights", "equal") == "examples":
+            noise = ()  # its weight is the number of its rows
         charge = self._ledger.charge(key, federation.privacy, noise)
         remembered = Values(tensors.read(memory)) if memory else Values()
         answer = party.answer(asked.ask, remembered)

@@ -60,7 +60,10 @@ class Ledger:
         events = self._events + Counter([more] if more else [])
         times = [(event, event.times * count) for event, count in events.items()]
         all_ = [type(event)(**{**event.model_dump(), "times": n}) for event, n in times]
-        return accountant.epsilon(all_, delta, "rdp") if all_ else 0.0
+        # What hides whether a row is there and what hides which it is are not of one kind: they are added up.
+        kinds = {e.adjacency for e in all_}
+        each = [[e for e in all_ if e.adjacency == kind] for kind in kinds]
+        return sum(accountant.epsilon(mine, delta / len(kinds), "rdp") for mine in each)
 
     def charge(self, key: Mapping[str, Any], privacy: Privacy, noise: Sequence[Noised]) -> dict[str, Any]:
         """Charge an answer before it is worked on, and return the row; what was charged already costs nothing.
@@ -76,7 +79,7 @@ class Ledger:
         own = [noised.event for noised in noise if noised.where == "party"]
         event: Event = Exact(adjacency=privacy.adjacency)
         if own and privacy.unit == "example":
-            event = min(own, key=lambda e: accountant.epsilon([e], 1e-5, "rdp"))
+            event = min(map(_bounded, own), key=lambda e: accountant.epsilon([e], 1e-5, "rdp"))
         row = {**key, "event": EVENTS.spec(event)}
         if self._latest.get(row["run"]) == (row["version"], row["attempt"]):
             return row
@@ -100,3 +103,12 @@ class Ledger:
                 f"this party's privacy budget is epsilon {budget.epsilon:g}, and {would}{before}",
                 remedy="Its owner can raise it with `hansa agent start --budget`",
             )
+
+
+def _bounded(event: Event) -> Event:
+    """The event, or without its sample where the ledger's accountant knows no bound for that."""
+    try:
+        accountant.epsilon([event], 1e-5, "rdp")
+    except PrivacyError:
+        return type(event)(**{**event.model_dump(), "sampling": None})
+    return event

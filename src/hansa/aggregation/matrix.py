@@ -89,7 +89,7 @@ class Banded(Matrix):
     """
 
     kind: ClassVar[str] = "banded"
-    bands: Annotated[int, Limits(ge=1)] = 8
+    bands: Annotated[int, Limits(ge=1, le=10_000)] = 8
 
     def sensitivity(self, schedule: Schedule) -> float:
         """Of a unit that begins in round 1: every column is the first one, moved on."""

@@ -91,7 +91,7 @@ class Noise(Stage):
     """
 
     protects: ClassVar[bool] = True
-    noise_multiplier: Annotated[float, Limits(gt=0)]
+    noise_multiplier: Annotated[float, Limits(ge=1e-3)]
 
     def spread(self, signal: Signal) -> dict[str, float]:
         """Standard deviation, or scale, of the noise on each field."""
@@ -192,8 +192,9 @@ class LocalLaplace(LocalGaussian):
     def spread(self, signal: Signal) -> dict[str, float]:
         """Scale of the noise on each field."""
         found = groups(signal, self.kind)
+        scale = noise.grown(self.noise_multiplier, sum(group.size for group in found) ** 2)  # in L1
         return {
-            name: self.noise_multiplier * math.sqrt(group.size) * group.bound / group.portion
+            name: scale * math.sqrt(group.size) * group.bound / group.portion
             for group in found
             for name in group.names
         }

@@ -119,7 +119,7 @@ class Shares(Stage):
     """
 
     protects: ClassVar[bool] = True
-    noise_multiplier: Annotated[float, Limits(gt=0)]
+    noise_multiplier: Annotated[float, Limits(ge=1e-3)]
 
     def bind(self, signal: Signal) -> Signal:
         """Integers in and out; their norm is no longer bounded, but very likely."""

@@ -61,6 +61,10 @@ class Among:
     expected: float
     honest: int
 
+    def all_of(self, parties: int) -> "Among":
+        """The same where so many are asked, whoever is drawn for training."""
+        return Among(parties, float(parties), self.honest)
+
 
 @dataclass(frozen=True)
 class Schedule:

@@ -15,7 +15,7 @@ from hansa.coordinator.live import Answered, Guest, Live
 from hansa.database import Drop, Put
 from hansa.errors import RunError, StudyError, TrustError, did_you_mean, reason_of
 from hansa.federation import Federation, deployed
-from hansa.run import arrived, asked, draw, enough, now, too_few
+from hansa.run import arrived, asked, draw, enough, needed, now, too_few
 from hansa.wire import tensors
 
 LONGEST_REASON = 600
@@ -307,8 +307,7 @@ class Machine:
             return
         taken = tuple(party for party in live.ask.parties if live.answers[party].taken)
         excluded = {p: a.reason for p, a in live.answers.items() if not a.taken}
-        needed = min(live.federation.cohort.minimum, len(live.ask.parties))
-        if len(taken) < needed:
+        if len(taken) < needed(live.federation, live.ask):
             error = too_few(live.federation, live.ask, len(taken), excluded)
             self._end(effects, live, "failed", error.said)
             return

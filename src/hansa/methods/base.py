@@ -260,10 +260,12 @@ class Work:
         party = self.names[position]
         if not self.secret:
             return keyed.generator(self.seed, "private", self.round, party)
-        asked = blake3()
-        for name in sorted(self.received):  # asked otherwise, it draws other noise
-            asked.update(name.encode() + b"\0" + np.ascontiguousarray(self.received[name]).tobytes())
-        return Stream(derived(self.secret, "private", self.round, party, asked.hexdigest()))
+        known = blake3()  # all that the answer depends on: asked otherwise, on other rows, it draws other noise
+        x, y = self.all_rows[position]
+        for named in (self.received, self.memory, {"x": x, "y": y}):
+            for name in sorted(named):
+                known.update(name.encode() + b"\0" + np.ascontiguousarray(named[name]).tobytes())
+        return Stream(derived(self.secret, "private", self.round, party, known.hexdigest()))
 
     def _over_all(self, of: Callable[..., Array], parameters: Array) -> Array:
         """A function of parameters and rows over all training rows, ``[k, ...]``."""

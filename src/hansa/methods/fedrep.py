@@ -1,15 +1,18 @@
 """FedRep: own heads and a shared body, trained one after the other."""
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field as Limits
 
+from hansa.aggregation.signal import Noised
 from hansa.contribution import Contribution, Values
 from hansa.errors import StudyError
 from hansa.learners.optimizer import AdamW, FirstOrder, afresh
 from hansa.methods.base import Answer, At, Stack
 from hansa.methods.fedper import FedPer, in_head
+from hansa.privacy.claim import Privacy
 
 
 class FedRep(FedPer):
@@ -37,6 +40,14 @@ class FedRep(FedPer):
                 "method.local.weight_decay: it would shrink the part that a phase of fedrep holds still",
                 remedy="Set it to 0, or use adam",
             )
+
+    def noise(self, privacy: Privacy) -> tuple[Noised, ...]:
+        """Twice that of a round of training: once for the head, once for the body."""
+        twice = []
+        for noised in super().noise(privacy):
+            event = noised.event.model_copy(update={"times": 2 * noised.event.times})
+            twice.append(replace(noised, event=event))
+        return tuple(twice)
 
     def work(self, at: At | Stack) -> Answer:
         """The head, then the body under it."""

@@ -173,8 +173,8 @@ def _sampled(event: Event, times: int, sampling: AnySampling) -> Event:
     """The event, so many times, on a sample; where no bound is known for the sample, without it."""
     if isinstance(event, MatrixMechanism):  # of all rounds already, whoever is in which
         return event
-    times *= event.times
-    if event.sampling is not None:  # a party's own rows; one sample of another is not counted
+    several, times = event.times > 1, times * event.times
+    if event.sampling is not None or several:  # the cohort is drawn once for all steps of a round
         return type(event)(**{**event.model_dump(), "times": times})
     fits = sampling is None or (sampling.kind == "fixed") == (event.adjacency == "replace")
     more = {"times": times, "sampling": sampling if fits else None}
