@@ -1,7 +1,8 @@
 """Where the agent works: studies that were described, tables that were read, parties at work."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hansa.agent.ledger import Ledger
 from hansa.agent.machine import Asked, Worked
@@ -23,6 +24,14 @@ at a time."""
 FEWEST = 5
 """Rows of which a sum may be released: a study can hold out all rows but one, and the sum over one row is
 the row. A floor under the crudest questions, and no privacy guarantee."""
+
+
+class SpentError(Exception):
+    """Work that failed after it was charged: that it failed may say something, too."""
+
+    def __init__(self, error: Exception, charge: Mapping[str, Any]) -> None:
+        super().__init__(str(error))
+        self.error, self.charge = error, charge
 
 
 class Desk:
@@ -65,10 +74,13 @@ class Desk:
         if counted and getattr(federation.method, "weights", "equal") == "examples":
             noise = ()  # its weight is the number of its rows
         charge = self._ledger.charge(key, federation.privacy, noise)
-        remembered = Values(tensors.read(memory)) if memory else Values()
-        answer = party.answer(asked.ask, remembered)
-        kept = tensors.write(Values({**remembered, **answer.memory})) if answer.memory else b""
-        body = tensors.write(answer.contribution.values)
+        try:
+            remembered = Values(tensors.read(memory)) if memory else Values()
+            answer = party.answer(asked.ask, remembered)
+            kept = tensors.write(Values({**remembered, **answer.memory})) if answer.memory else b""
+            body = tensors.write(answer.contribution.values)
+        except Exception as error:
+            raise SpentError(error, charge) from error
         return Worked(asked, answer.contribution.weight, body, kept, charge)
 
     def _party(self, run: str, federation: Federation, setup: Setup, offer: Offer) -> Party:

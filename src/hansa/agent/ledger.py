@@ -45,14 +45,12 @@ class Ledger:
         self.budget = budget
         self.answers, self.last = 0, ("", "")
         self._events: Counter[Event] = Counter()
-        self._latest: dict[str, tuple[int, int]] = {}
         with reading("ledger"):
             for row in rows:
                 self._count(row, EVENTS.build(row["event"]))
 
     def _count(self, row: Mapping[str, Any], event: Event) -> None:
         self._events[event] += 1
-        self._latest[row["run"]] = row["version"], row["attempt"]
         self.answers, self.last = self.answers + 1, (row["run"], row["at"])
 
     def spent(self, delta: float = 1e-5, more: Event | None = None) -> float:
@@ -66,7 +64,8 @@ class Ledger:
         return sum(accountant.epsilon(mine, delta / len(kinds), "rdp") for mine in each)
 
     def charge(self, key: Mapping[str, Any], privacy: Privacy, noise: Sequence[Noised]) -> dict[str, Any]:
-        """Charge an answer before it is worked on, and return the row; what was charged already costs nothing.
+        """Charge an answer before it is worked on, and return the row. Bytes that are sent again were worked on
+        once; whatever is worked on again is charged again.
 
         Args:
             key: run, version, attempt, and when (``at``).
@@ -80,9 +79,7 @@ class Ledger:
         event: Event = Exact(adjacency=privacy.adjacency)
         if own and privacy.unit == "example":
             event = min(map(_bounded, own), key=lambda e: accountant.epsilon([e], 1e-5, "rdp"))
-        row = {**key, "event": EVENTS.spec(event)}
-        if self._latest.get(row["run"]) == (row["version"], row["attempt"]):
-            return row
+        row = {"number": self.answers + 1, **key, "event": EVENTS.spec(event)}
         if self.budget is not None:
             self._within(self.budget, privacy, event)
         self._count(row, event)

@@ -42,10 +42,11 @@ class Worked:
 
 @dataclass(frozen=True)
 class CouldNot:
-    """The work cannot be done, or may not be."""
+    """The work cannot be done, or may not be; and what trying cost, for the ledger."""
 
     asked: Asked
     reason: str
+    charge: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,8 @@ class Machine:
                 self._worked(effects, event)
             case CouldNot(asked):
                 self._working.discard(_key(asked))
+                if event.charge:
+                    effects.changes.append(Put("charge", event.charge))
                 effects.excuse.append(event)
             case Settled(run, version, counted):
                 self._settled(effects, (run, version), counted)

@@ -5,7 +5,7 @@ import contextlib
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from hansa import __version__
-from hansa.agent.desk import Desk
+from hansa.agent.desk import Desk, SpentError
 from hansa.agent.home import AgentHome
 from hansa.agent.left import Left, about
 from hansa.agent.machine import AgentEvent, Asked, CouldNot, Held, Machine, Settled
@@ -230,15 +230,23 @@ class Agent:
         working = asyncio.get_running_loop().run_in_executor
         try:
             worked: AgentEvent = await working(self._worker, self._desk.work, asked, memory)
-        except HansaError as error:
-            LOG.warning("work refused", run=asked.run, work=asked.ask.work, reason=str(error))
-            worked = CouldNot(asked, excuse(error))
+        except SpentError as spent:
+            worked = self._failed(asked, spent.error, spent.charge)
         except Exception as error:
-            # A defect of ours at one party is that party's excuse; the run goes on without it. What
-            # a stray exception says may quote the data, so the coordinator hears its kind only.
-            LOG.exception("work failed", run=asked.run, work=asked.ask.work)
-            worked = CouldNot(asked, f"the work failed ({type(error).__name__}); its log says why")
+            worked = self._failed(asked, error, {})
         await self._handle(worked)
+
+    def _failed(self, asked: Asked, error: Exception, charge: Mapping[str, Any]) -> CouldNot:
+        """A defect of ours at one party is that party's excuse; the run goes on without it. What a stray
+        exception says may quote the data, so the coordinator hears its kind only.
+        """
+        where = {"run": asked.run, "work": asked.ask.work}
+        if isinstance(error, HansaError):
+            LOG.warning("work refused", **where, reason=str(error))
+            return CouldNot(asked, excuse(error), charge)
+        LOG.error("work failed", **where, exc_info=error)
+        reason = f"the work failed ({type(error).__name__}); its log says why"
+        return CouldNot(asked, reason, charge)
 
     async def _send(self, held: Held) -> None:
         where: dict[str, Any] = {"run": held.run, "version": held.version}

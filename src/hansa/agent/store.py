@@ -18,7 +18,7 @@ sa.Table(
     *columns({"run": str, "version": int}, attempt=int, round=int, weight=float, body=bytes, memory=bytes),
 )
 sa.Table("latest", metadata, *columns({"run": str}, federation=str, version=int, digest=str))
-sa.Table("charge", metadata, *columns({"run": str, "version": int, "attempt": int}, at=str, event=dict))
+sa.Table("charge", metadata, *columns({"number": int}, run=str, version=int, attempt=int, at=str, event=dict))
 sa.Table("budget", metadata, *columns({"unit": str}, epsilon=float, delta=float))
 sa.Table("memory", metadata, *columns({"run": str}, body=bytes))
 
@@ -33,4 +33,4 @@ class AgentStore(Database):
         """What was charged, and the budget."""
         row = self.row("budget", unit="example")
         budget = Budget(row["epsilon"], row["delta"]) if row else None
-        return Ledger(self.rows("charge", order="at"), budget)
+        return Ledger(self.rows("charge", order="number"), budget)

@@ -270,7 +270,7 @@ class Course:
             models = {"": mine.received["parameters"]}
             if self.scores_own:
                 models["own."] = self.method.personal(mine)
-            answer = self.evaluate.score(mine, models)
+            answer = self.evaluate.score(mine, models, noised=chain.protects)
         else:
             answer = self._method(ask.work).work(mine)
         memory = answer.memory.named(ask.work)

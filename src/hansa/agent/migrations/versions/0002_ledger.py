@@ -10,5 +10,5 @@ down_revision = "0001"
 
 def upgrade() -> None:
     """Create the ledger."""
-    op.create_table("charge", *columns({"run": str, "version": int, "attempt": int}, at=str, event=dict))
+    op.create_table("charge", *columns({"number": int}, run=str, version=int, attempt=int, at=str, event=dict))
     op.create_table("budget", *columns({"unit": str}, epsilon=float, delta=float))
