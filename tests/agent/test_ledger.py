@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from hansa.agent.ledger import Budget, Ledger
+from hansa.agent.machine import Asked, CouldNot, Machine
 from hansa.agent.store import AgentStore
 from hansa.aggregation.signal import Noised
+from hansa.contribution import Ask, Values
 from hansa.database import Put
 from hansa.errors import PrivacyError
 from hansa.privacy import accountant
@@ -111,3 +113,23 @@ def test_it_survives_a_restart_and_is_recomputed_from_its_events(tmp_path: Path)
     assert (kept.answers, kept.spent()) == (5, ledger.spent())
     assert kept.budget == Budget(3.0)
     assert "privacy budget" in spend(kept)
+
+
+def test_weights_that_count_rows_and_mixed_adjacencies_are_told_apart() -> None:
+    ledger = Ledger()
+    replace = Gaussian(adjacency="replace", noise_multiplier=8.0)
+    ledger.charge(key(0), EXAMPLE, QUIET)
+    ledger.charge(key(1), Privacy(unit="example", adjacency="replace"), (Noised("party", replace, "x"),))
+    one, other = (accountant.epsilon([e], 5e-6, "rdp") for e in (NOISE, replace))
+    assert ledger.spent() == pytest.approx(one + other)
+
+
+def test_what_failed_is_charged_with_its_excuse() -> None:
+    machine = Machine()
+    ask = Ask("train", 0, 1, Values(), (), "update", ("a",))
+    asked = Asked("run", ask, 1, "hash")
+    machine.handle(asked)
+    row = Ledger().charge(key(0), EXAMPLE, QUIET)
+    effects = machine.handle(CouldNot(asked, "no", row))
+    assert effects.changes == [Put("charge", row)]
+    assert effects.excuse

@@ -140,3 +140,58 @@ def test_examples_are_hidden_from_everybody_and_weights_are_told_otherwise() -> 
     assert "the weights" in str(guarantee("examples"))
     assert guarantee("examples", "replace")["public"].epsilon < 20
     assert guarantee("equal", method=hs.methods.IFCA)["coordinator"].epsilon == math.inf
+
+
+HEADS = (hs.methods.FedPer, hs.methods.FedRep)
+
+
+def test_what_trains_twice_is_charged_twice_and_own_scores_are_named() -> None:
+    def federation(method: Any, **more: Any) -> hs.Federation:
+        return hs.Federation(
+            task=hs.LogisticRegression(target="y"),
+            method=method(local=local(rate=0.05, steps=20), weights="equal"),
+            rounds=5,
+            preprocessing=hs.Moments(standardise=False),
+            privacy=hs.Privacy(unit="example"),
+            **more,
+        )
+
+    silent = {"evaluation": hs.Evaluate(every=0)}
+    once, twice = (federation(partial(m, head=("intercept",)), **silent).guarantee["public"] for m in HEADS)
+    assert once.events is not None
+    assert twice.events is not None
+    assert [e.times for e in twice.events] == [2 * e.times for e in once.events]
+    own = federation(hs.methods.Ditto, evaluation=hs.Evaluate(own=True, every=5)).guarantee
+    assert any("own models" in what for what in own["coordinator"].exact)
+
+
+def test_a_cohort_that_is_drawn_once_does_not_amplify_every_step() -> None:
+    federation = hs.Federation(
+        task=hs.LogisticRegression(target="y"),
+        method=hs.FedAvg(local=local(rate=1.0, steps=20, noise_multiplier=4.0), weights="equal"),
+        rounds=100,
+        cohort=hs.Poisson(rate=0.05),
+        preprocessing=hs.Moments(standardise=False),
+        evaluation=hs.Evaluate(every=0),
+        privacy=hs.Privacy(unit="example"),
+    )
+    found = federation.guarantee
+    assert found["public"].epsilon == found["coordinator"].epsilon
+
+
+def test_a_fork_of_a_bare_run_claims_nothing_for_what_it_inherits() -> None:
+    x, y = rows(Logistic(5), 90)
+    columns = {f"x{i}": x[:, i] for i in range(5)} | {"y": y.astype(float)}
+    tables = hs.Population.of_sizes(columns, [20, 30, 40])
+    known: dict[str, Any] = {
+        "task": hs.LogisticRegression(target="y"),
+        "preprocessing": hs.Moments(standardise=False),
+        "evaluation": hs.Evaluate(every=0),
+        "privacy": hs.Privacy(unit="example"),
+    }
+    bare = hs.Federation(**known, method=hs.FedAvg(local=hs.SGD(lr=0.1)), rounds=1).run(hs.Local(tables))
+    private = hs.Federation(**known, method=hs.FedAvg(local=local(), weights="equal"), rounds=2)
+    assert private.run(hs.Local(tables)).guarantee["public"].epsilon < math.inf
+    forked = private.run(hs.Local(tables, fork=bare)).guarantee["public"]
+    assert forked.epsilon == math.inf
+    assert any("forked" in what for what in forked.exact)
