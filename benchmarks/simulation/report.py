@@ -22,9 +22,9 @@ TEXTS = {
 }
 PREFACE = """## Simulation, beside others
 
-All do the same work: the same rows in the same parties, the same cohorts (Hansa draws them, the others read
-them),
-the same weights to start from, plain SGD over each party's rows in the party's own order, the weighted mean.
+All do the same work: the same rows in the same parties, the same cohorts (Hansa draws them, the others
+read them), the same weights to start from, plain SGD over each party's rows in the party's own order, the
+weighted mean.
 Where that is so, the L1 norm of the final parameters is the same, too. Hansa's default, shuffled rows, is a row
 of its own.
 

@@ -321,8 +321,8 @@ class Federation(BaseModel):
         """The same among known parties, where a sample of fixed size hides something, too."""
         among = self._among(len(setup.parties)) if setup else None
         releases = []
-        for what, times, chain, signal in self._released(setup):
-            trains = what.startswith("the models")
+        for work, what, times, chain, signal in self._released(setup):
+            trains = work == "train"
             asked = self.evaluation.sample or (len(setup.parties) if setup else 0)
             here = among if trains or among is None else among.all_of(asked)
             bound = chain.bind(replace(signal, privacy=self.privacy, among=here))[-1]
@@ -336,14 +336,14 @@ class Federation(BaseModel):
             # Who is quick is counted in a buffered run: no sample.
             if trains and self.method.kind != "fedbuff" and (setup or self.cohort.kind == "poisson"):
                 sampling = self.cohort.sampling(len(setup.parties) if setup else 0)
-            held_out = "evaluations" in what
+            held_out = work == "evaluate"
             releases.append(Release(what, times, noise, bound.hidden, sampling, held_out))
         if forked:
             releases.append(Release(f"the run {forked}, from which this one was forked", 1, ()))
         return guarantee(self.privacy, self.adversary, releases)
 
-    def _released(self, setup: Setup | None) -> Iterator[tuple[str, int, Aggregation, Signal]]:
-        """What leaves the parties: in words, how often, through which stages, and as what."""
+    def _released(self, setup: Setup | None) -> Iterator[tuple[str, str, int, Aggregation, Signal]]:
+        """What leaves the parties: by which work, in words, how often, through which stages, and as what."""
         course: Course | None = None
         weights: Any = getattr(self.method, "weights", "examples")
         if setup is not None:
@@ -351,7 +351,7 @@ class Federation(BaseModel):
         if self.preprocessing.standardise:
             signal = Signal((counted("rows", example=1.0),), weights="equal")
             if course is None:
-                yield "the columns' sums", 1, self.statistics, signal
+                yield "moments", "the columns' sums", 1, self.statistics, signal
             else:
                 begun = course.begin()
                 ask = course.ask(begun)
@@ -360,7 +360,7 @@ class Federation(BaseModel):
                     asked = course.moments.ask(state)
                     assert asked is not None
                     signal = replace(signal, fields=asked.fields)
-                    yield "the columns' sums", 1, self.statistics, signal
+                    yield "moments", "the columns' sums", 1, self.statistics, signal
         signal = Signal(())
         if course is not None:
             signal = course.trained
@@ -369,18 +369,18 @@ class Federation(BaseModel):
             schedule = Schedule(self.rounds, self.cohort.period)
             added = self.method.noise(self.privacy)
             signal = Signal(fields, weights=weights, noise=added, schedule=schedule)
-        yield f"the models of {self.rounds} rounds", self.rounds, self.aggregation, signal
+        yield "train", f"the models of {self.rounds} rounds", self.rounds, self.aggregation, signal
         private = (self.privacy.unit, self.privacy.adjacency) == ("example", "add-remove")
         if private and weights == "examples":
-            yield "the weights, which count examples", self.rounds, NO_STAGES, Signal(())
+            yield "weights", "the weights, which count examples", self.rounds, NO_STAGES, Signal(())
         if not self.evaluation.central and self.evaluation.due(self.rounds, last=True):
             times = -(-self.rounds // self.evaluation.every)
             own = self.evaluation.own and self.method.personalises
             fields = self.evaluation.fields(self.task, own)
             signal = Signal(fields, weights="equal")
-            yield f"{times} evaluations", times, self.statistics, signal
+            yield "evaluate", f"{times} evaluations", times, self.statistics, signal
             if own and self.privacy.unit == "example":  # of models that were trained on the rows learnt from
-                yield "the scores of the parties' own models", times, NO_STAGES, Signal(())
+                yield "own", "the scores of the parties' own models", times, NO_STAGES, Signal(())
 
     def run(self, backend: Backend) -> Run:
         """Run it: simulated by `hansa.Local`, deployed by `hansa.Remote`; notebooks included."""
