@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,14 @@ from hansa.methods.course import Course
 from hansa.privacy.noise import Stream, derived, uniform
 
 _NOTHING = Values()
+
+
+@runtime_checkable
+class Stackable(Protocol):
+    """What simulated parties remember, if it can be had of many at once."""
+
+    def stack(self, parties: Sequence[str], begins: Mapping[str, Array]) -> dict[str, Array] | None:
+        """What these remember, or begin with, ``[k, ...]``; None if they do not remember alike."""
 
 
 class Party:
@@ -179,24 +187,23 @@ class Crowd:
 
     def stack(self, ask: Ask, names: Sequence[str], memory: Mapping[str, Values]) -> Outcome:
         """The answers of parties whose work is done at once; those that remember alike make a stack."""
-        known = {name: memory.get(name, _NOTHING) for name in names}
         method, alike = self.course.method, dict[frozenset[str], list[str]]()
         begins: Mapping[str, Array] = {}  # what those remember who do not yet
         if isinstance(method, GradientMethod):
             begins = Values(method.begins(ask.send)).named("train")
-        for name in names:
-            alike.setdefault(frozenset(known[name]).difference(begins), []).append(name)
-        if len(alike) > 1:
-            return together([self.stack(ask, few, known) for few in alike.values()])
         longest_first, rows, excluded = self._longest_first(names)
         if not longest_first:
             return Outcome(excluded=excluded)
-        at = Stack(
-            **_told(self.course, ask),
-            memory=_stacked([known[name] for name in longest_first], begins),
-            parties=longest_first,
-            data=rows,
-        )
+        remembered = memory.stack(longest_first, begins) if isinstance(memory, Stackable) else None
+        if remembered is None:
+            known = {name: memory.get(name, _NOTHING) for name in names}
+            for name in names:
+                alike.setdefault(frozenset(known[name]).difference(begins), []).append(name)
+            if len(alike) > 1:
+                return together([self.stack(ask, few, known) for few in alike.values()])
+            remembered = _stacked([known[name] for name in longest_first], begins)
+        told = _told(self.course, ask)
+        at = Stack(**told, memory=Values(remembered), parties=longest_first, data=rows)
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 answer = self.course.work(ask, at)
@@ -322,14 +329,14 @@ def _held_out(course: Course, name: str, rows: int) -> tuple[Array | None, Array
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def _stacked(memories: Sequence[Values], begins: Mapping[str, Array]) -> Values:
+def _stacked(memories: Sequence[Values], begins: Mapping[str, Array]) -> dict[str, Array]:
     """What parties remember, ``[k, ...]``; of those who do not yet, what they begin with."""
     stacked = {}
     for name, like in {n: value for one in memories for n, value in one.items()}.items():
         stacked[name] = rows = np.empty((len(memories), *like.shape), like.dtype)
         for i, one in enumerate(memories):
             rows[i] = one[name] if name in one else begins[name]
-    return Values(stacked)
+    return stacked
 
 
 def together(outcomes: Sequence[Outcome]) -> Outcome:

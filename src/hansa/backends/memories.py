@@ -39,6 +39,14 @@ class _Column:
             self._rows = grown
         self._rows[places] = values
 
+    def take(self, places: Array, out: Array) -> None:
+        """Read some parties'; anything where the place is negative."""
+        self._rows.take(places, axis=0, out=out, mode="clip")
+
+
+def _like(value: Array) -> tuple[tuple[int, ...], Any]:
+    return value.shape, value.dtype
+
 
 class Memories(Mapping[str, Values]):
     """Each party's memory, by name; what is taken out is a view, and holds until more is settled.
@@ -51,6 +59,7 @@ class Memories(Mapping[str, Values]):
         self._columns: dict[tuple[str, Any], _Column] = {}
         self._places: dict[str, int] = {}
         self._held: dict[str, dict[str, _Column]] = {}
+        self._even = True  # whether all remember under the same names
         self.settle(memories or {})
 
     def __getitem__(self, party: str) -> Values:
@@ -59,6 +68,20 @@ class Memories(Mapping[str, Values]):
 
     def __contains__(self, party: object) -> bool:
         return party in self._held
+
+    def stack(self, parties: Sequence[str], begins: Mapping[str, Array]) -> dict[str, Array] | None:
+        """What these remember or begin with, ``[k, ...]``, if it is all under the names of ``begins``."""
+        if not self._even or any((name, _like(value)) not in self._columns for name, value in begins.items()):
+            return None
+        if len(self._columns) != len(begins):
+            return None
+        places = np.array([self._places.get(party, -1) for party in parties])
+        stack = {}
+        for name, value in begins.items():
+            stack[name] = rows = np.empty((len(parties), *value.shape), value.dtype)
+            self._columns[name, _like(value)].take(places, rows)
+            rows[places < 0] = value
+        return stack
 
     def settle(self, memories: Mapping[str, Values]) -> None:
         """Keep what these parties remember from now on, beside what they remember under other names."""
@@ -71,9 +94,10 @@ class Memories(Mapping[str, Values]):
         columns = {}
         places = [self._places.setdefault(name, len(self._places)) for name in memories.parties]
         for name, values in memories.arrays.items():
-            like = (values.shape[1:], values.dtype)
-            columns[name] = column = self._columns.setdefault((name, str(like)), _Column(*like))
+            like = _like(values[0])
+            columns[name] = column = self._columns.setdefault((name, like), _Column(*like))
             column.put(places, values)
+        self._even = self._even and len(columns) == len(self._columns)
         for party in memories.parties:
             held = self._held.get(party)
             self._held[party] = columns if held is None else {**held, **columns}
@@ -97,6 +121,17 @@ class Latest(Mapping[str, Values]):
             return self._settled[party]
         new = self._new[party][party]
         return Values({**self._settled[party], **new}) if party in self._settled else new
+
+    def stack(self, parties: Sequence[str], begins: Mapping[str, Array]) -> dict[str, Array] | None:
+        """What these remember or begin with, ``[k, ...]``, if it is all under the names of ``begins``."""
+        latest = {place: self._new[name][name] for place, name in enumerate(parties) if name in self._new}
+        stack = self._settled.stack(parties, begins)
+        if stack is None or any(new.keys() != begins.keys() for new in latest.values()):
+            return None
+        for place, new in latest.items():
+            for name, value in new.items():
+                stack[name][place] = value
+        return stack
 
     def __contains__(self, party: object) -> bool:
         return party in self._new or party in self._settled
