@@ -1,4 +1,4 @@
-"""Tails and quantiles without SciPy: closed forms first, then SciPy's where it is installed."""
+"""Tails and quantiles: closed forms first, then those of `scipy.stats`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hansa.inference import estimates, quantile, tail
 
 
 def test_students_tail_with_one_degree_of_freedom_is_cauchys() -> None:
-    for t in (0.0, 1e-8, 0.3, 1.0, 7.0, 1e6):
+    for t in (0.0, 1e-6, 0.3, 1.0, 7.0, 1e6):
         assert tail(t, 1) == pytest.approx(1 - 2 / math.pi * math.atan(t), rel=1e-10)
         assert tail(-t, 1) == tail(t, 1)
 

@@ -1,8 +1,7 @@
-"""What a model's coefficients are worth: standard errors, tests and confidence intervals, without SciPy."""
+"""What a model's coefficients are worth: standard errors, tests and confidence intervals."""
 
 import math
 from collections.abc import Mapping
-from statistics import NormalDist
 from typing import NamedTuple
 
 from hansa.contribution import Json
@@ -67,57 +66,15 @@ def estimates(facts: Mapping[str, Json], level: float = 0.95) -> list[Estimate]:
 
 def tail(statistic: float, degrees: float | None = None) -> float:
     """The chance of a statistic at least as far from 0: normal, or Student's with these degrees of freedom."""
-    if degrees is None:
-        return math.erfc(abs(statistic) / math.sqrt(2))
-    square = statistic * statistic
-    if not math.isfinite(square):
-        return 0.0
-    return _beta(degrees / 2, 0.5, degrees / (degrees + square), square / (degrees + square))
+    from scipy.special import ndtr, stdtr
+
+    far = -abs(statistic)
+    return float(2 * (ndtr(far) if degrees is None else stdtr(degrees, far)))
 
 
 def quantile(level: float, degrees: float | None = None) -> float:
     """How far from 0 a share ``level`` of the distribution lies: 1.96 for 0.95 and the normal one."""
-    normal = -NormalDist().inv_cdf((1 - level) / 2)
-    if degrees is None:
-        return normal
-    low, high = 0.0, max(normal, 1.0)
-    while tail(high, degrees) > 1 - level:
-        low, high = high, 2 * high
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if tail(middle, degrees) > 1 - level else (low, middle)
-    return high
+    from scipy.special import ndtri, stdtrit
 
-
-def _beta(a: float, b: float, x: float, rest: float) -> float:
-    """The regularised incomplete beta function I_x(a, b), ``rest = 1 - x``.
-
-    Continued fraction 8.17.22 of the NIST Handbook of Mathematical Functions, by Lentz's method.
-    """
-    if x > (a + 1) / (a + b + 2):
-        return 1 - _beta(b, a, rest, x)
-    if x == 0:
-        return 0.0
-    # Whichever of the two is small is exact, and the logarithm of the other is taken from it.
-    logs = (math.log(x), math.log1p(-x)) if x < rest else (math.log1p(-rest), math.log(rest))
-    front = math.exp(a * logs[0] + b * logs[1] - _log_beta(a, b)) / a
-    c, m = 1.0, 1
-    d = fraction = 1 / (1 - (a + b) * x / (a + 1))
-    while True:
-        for term in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d, c = 1 / (1 + term * d), 1 + term / c
-            fraction *= c * d
-        if abs(c * d - 1) < 1e-15 or m > 100_000:
-            return front * fraction
-        m += 1
-
-
-def _log_beta(a: float, b: float) -> float:
-    """``log B(a, b)`` where one of the two is 1/2, without the cancellation of two large gammas."""
-    large = max(a, b)
-    if large < 100:
-        return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-    ratio = math.log(large) / 2 - 1 / (8 * large) + 1 / (192 * large**3) - 1 / (640 * large**5)
-    return math.lgamma(0.5) - ratio
+    rest = (1 - level) / 2
+    return float(-(ndtri(rest) if degrees is None else stdtrit(degrees, rest)))
