@@ -204,6 +204,8 @@ def _surely_fine(values: Array, declared: Field) -> Array | bool:
     if values.dtype.kind == "f":  # a NaN, an infinity, or a huge entry makes the square no number
         with np.errstate(over="ignore", invalid="ignore"):
             fine = np.isfinite(np.vecdot(flat, flat))
+    if values.dtype.kind == "u" and declared.low <= 0 and declared.high >= np.iinfo(values.dtype).max:
+        return True  # nothing else can be said in this dtype
     if math.isfinite(declared.low):
         fine = fine & (flat.min(axis=1) >= declared.low)
     if math.isfinite(declared.high):
