@@ -35,19 +35,24 @@ def test_an_encoding_survives_json_to_the_bit():
     assert back.scale.tobytes() == encoding.scale.tobytes()
 
 
-def test_the_identity_leaves_numbers_alone():
-    encoding = Encoding.identity(["a"], {"b": ["x"]})
+def plain(numbers=(), categories=None) -> Encoding:
+    """The encoding that leaves numbers as they are."""
+    return Encoding(tuple(numbers), np.zeros(len(numbers)), np.ones(len(numbers)), categories or {})
+
+
+def test_numbers_of_mean_0_and_scale_1_are_left_alone():
+    encoding = plain(["a"], {"b": ["x"]})
     table = Table.of({"a": [3, -1], "b": ["x", "y"]})
     np.testing.assert_array_equal(encoding.matrix(table), [[3, 1], [-1, 0]])
-    assert Encoding.identity(["a"]).names == ("a",)
+    assert plain(["a"]).names == ("a",)
 
 
 def test_a_text_value_in_a_number_feature_names_its_row():
     with pytest.raises(ContractError, match="column 'a', row 2: 'x' is text"):
-        Encoding.identity(["a"]).matrix(Table.of({"a": ["1", "x"]}))
+        plain(["a"]).matrix(Table.of({"a": ["1", "x"]}))
 
 
-@pytest.mark.parametrize("encoding", [Encoding.identity(["radius"]), Encoding.identity([], {"radius": ["x"]})])
+@pytest.mark.parametrize("encoding", [plain(["radius"]), plain([], {"radius": ["x"]})])
 def test_a_missing_feature_column_is_named(encoding):
     with pytest.raises(ContractError, match="no column 'radius'") as caught:
         encoding.matrix(Table.of({"radios": [1]}))

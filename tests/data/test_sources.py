@@ -5,11 +5,12 @@ import sys
 from decimal import Decimal
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from hansa.data import Source, Table, database, read, write_csv, write_parquet
+from hansa.data import Source, database, read, write_parquet
 from hansa.errors import DataError
 
 
@@ -82,21 +83,19 @@ def test_an_address_that_is_no_url_is_refused():
         read(Source(url="patients", sql="SELECT 1"))
 
 
-def test_sql_alone_runs_over_the_files_it_names(tmp_path, monkeypatch):
-    write_csv(tmp_path / "病人.csv", Table.of({"年": [40, 50], "t": ["x", "y"]}))
-    monkeypatch.chdir(tmp_path)
-    table = read(Source(sql="SELECT 年, 年 / 2.0 AS half, DATE '2024-01-02' AS d FROM '病人.csv'"))
-    assert table.names == ("年", "half", "d")
-    assert table.column("half").tolist() == [20.0, 25.0]
-    assert table.column("d").tolist() == ["2024-01-02"] * 2
+def parquet(path: Path, query: str) -> Path:
+    """A file that others wrote, with what a query of DuckDB gives."""
+    duckdb.sql(query).write_parquet(str(path))
+    return path
 
 
-def test_typed_columns_of_duckdb_become_numbers_and_text():
+def test_typed_columns_of_parquet_become_numbers_and_text(tmp_path):
     table = read(
-        Source(
-            sql="SELECT 1.25::DECIMAL(5,2) a, true b, 7::UTINYINT c, NULL d, 1::HUGEINT e,"
+        parquet(
+            tmp_path / "a.parquet",
+            "SELECT 1.25::DECIMAL(5,2) a, true b, 7::UTINYINT c, NULL d, 1::HUGEINT e,"
             " TIMESTAMP '2024-01-02 03:04:05' f, TIMESTAMPTZ '2024-01-02 03:04:05+02' g,"
-            " 'x'::ENUM('x') h, TIME '03:04:05' i"
+            " 'x'::ENUM('x') h, TIME '03:04:05' i",
         )
     )
     assert [table.column(name)[0] for name in "abce"] == [1.25, 1.0, 7.0, 1.0]
@@ -109,22 +108,9 @@ def test_typed_columns_of_duckdb_become_numbers_and_text():
     ]
 
 
-@pytest.mark.parametrize(
-    ("query", "message"),
-    [
-        ("SELECT [1] AS a", "'a' is of type list"),
-        ("SELECT 1 AS a, 2 AS a", "two columns 'a'"),
-        ("SELEC 1", "the query fails"),
-        ("SELECT * FROM table_of_this_test", "does not exist"),
-        ("SELECT * FROM 'https://example.org/a.csv'", "the query fails"),
-        ("", "gives no table"),
-    ],
-)
-def test_a_query_that_duckdb_refuses_is_an_error_of_the_data(query, message):
-    table_of_this_test = {"a": np.arange(3)}
-    with pytest.raises(DataError, match=message):
-        read(Source(sql=query))
-    assert table_of_this_test
+def test_a_column_of_parquet_that_is_neither_numbers_nor_text_is_named(tmp_path):
+    with pytest.raises(DataError, match="'a' is of type list"):
+        read(parquet(tmp_path / "a.parquet", "SELECT [1] AS a"))
 
 
 def test_parquet_is_written_and_read_back(tmp_path):
@@ -132,57 +118,35 @@ def test_parquet_is_written_and_read_back(tmp_path):
     columns = {
         "round": [1, 2, 3],
         "loss": [0.5, None, np.float64(0.25)],
-        '列 "x"; DROP TABLE written; --': ["', '", None, "上海"],
-        "kept": np.array([True, False, True]),
+        '列 "x"; DROP TABLE written; --': [1, 0.5, None],
         "none": [None, None, None],
     }
     write_parquet(path, columns)
     table = read(path)
     assert table.names == tuple(columns)
-    assert [table.kind(name) for name in table.names] == ["number"] * 2 + ["text"] + ["number"] * 2
-    np.testing.assert_array_equal(table.column("loss"), [0.5, np.nan, 0.25])
-    assert table.column(table.names[2]).tolist() == ["', '", None, "上海"]
+    for name, values in columns.items():
+        np.testing.assert_array_equal(table.column(name), np.array(values, float))
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_rows_of_large_parquet_and_of_a_join_keep_their_order(tmp_path):
-    path = tmp_path / "a.parquet"
+def test_rows_of_large_parquet_keep_their_order(tmp_path):
     rows = np.arange(300_000)
-    write_parquet(path, {"a": rows, "b": [f"t{row}" for row in rows]})
-    table = read(path)
+    table = read(parquet(tmp_path / "a.parquet", "SELECT range AS a, 't' || range AS b FROM range(300_000)"))
     np.testing.assert_array_equal(table.column("a"), rows)
     assert table.column("b")[-1] == "t299999"
-    query = f"SELECT x.a FROM '{path}' x JOIN '{path}' y USING (b)"
-    one, other = (read(Source(sql=query)).column("a") for _ in range(2))
-    np.testing.assert_array_equal(one, other)
 
 
 def test_integers_stay_integers_in_parquet(tmp_path):
     write_parquet(tmp_path / "a.parquet", {"n": [2**53 + 1], "x": [1.0]})
-    query = f"SELECT typeof(n) AS n, typeof(x) AS x FROM '{tmp_path / 'a.parquet'}'"
-    table = read(Source(sql=f"{query} WHERE n = {2**53 + 1}"))
-    assert (table.column("n")[0], table.column("x")[0]) == ("BIGINT", "DOUBLE")
+    kinds = duckdb.sql(f"SELECT typeof(n), typeof(x), n FROM '{tmp_path / 'a.parquet'}'").fetchall()
+    assert kinds == [("BIGINT", "DOUBLE", 2**53 + 1)]
 
 
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"a": [1, "x"]}, "column 'a' holds int, str"),
-        ({"a": [1], "b": [1, 2]}, "lengths"),
-        ({}, "lengths"),
-        ({"a": [2**70]}, "cannot write"),
-        ({"a": [b"x"]}, "holds bytes"),
-    ],
-)
-def test_what_parquet_cannot_hold_is_refused_and_leaves_no_file(tmp_path, columns, message):
-    with pytest.raises(DataError, match=message):
-        write_parquet(tmp_path / "a.parquet", columns)
+@pytest.mark.parametrize(("folder", "columns"), [("", {"a": [2**70]}), ("none", {"a": [1]})])
+def test_what_cannot_be_written_is_refused_and_leaves_no_file(tmp_path, folder, columns):
+    with pytest.raises(DataError, match=r"cannot write a\.parquet"):
+        write_parquet(tmp_path / folder / "a.parquet", columns)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_parquet_into_a_missing_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no such folder"):
-        write_parquet(tmp_path / "none" / "a.parquet", {"a": [1]})
 
 
 def test_parquet_without_rows_is_an_empty_table(tmp_path):
@@ -239,7 +203,9 @@ def test_a_source_is_parsed_from_one_word():
         Source.parse(" ")
 
 
-@pytest.mark.parametrize("fields", [{}, {"path": "a", "sql": "b"}, {"path": "a", "url": "b"}, {"file": "a"}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"path": "a", "sql": "b"}, {"path": "a", "url": "b"}, {"sql": "a"}, {"file": "a"}]
+)
 def test_a_source_is_one_place(fields):
     with pytest.raises(ValidationError):
         Source(**fields)
@@ -255,8 +221,8 @@ def test_tables_are_read_and_written_without_pandas_and_pyarrow(tmp_path):
     code = (
         "import sys; sys.modules.update(pandas=None, pyarrow=None)\n"
         "from hansa.data import read, write_parquet\n"
-        f"write_parquet({str(tmp_path / 'a.parquet')!r}, {{'a': [1, None], 'b': ['x', None]}})\n"
-        f"print(read({str(tmp_path / 'a.parquet')!r}).column('b').tolist())\n"
+        f"write_parquet({str(tmp_path / 'a.parquet')!r}, {{'a': [1, None]}})\n"
+        f"print(read({str(tmp_path / 'a.parquet')!r}).column('a').tolist())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['x', None]"
+    assert done.stdout.strip() == "[1.0, nan]"

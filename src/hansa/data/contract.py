@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -59,15 +59,15 @@ class Contract(BaseModel):
     minimum_rows: int = Field(default=1, ge=1)
 
 
-def check(table: Table, contract: Contract, *, needs: Iterable[str] = ()) -> None:
-    """Check a table against a contract; of the columns in ``needs`` only that they exist.
+def check(table: Table, contract: Contract) -> None:
+    """Check a table against a contract.
 
     A message may quote one cell, so it is for the table's owner; it must not leave the party.
 
     Raises:
         ContractError: names the column and the data row (the first is row 1) of the first breach.
     """
-    for name in (*contract.columns, *needs):
+    for name in contract.columns:
         _values(table, name)
     for name, rule in contract.columns.items():
         _check_column(table, name, rule)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hansa.data.duck import OTHER_TYPE, distinct, first_line
+from hansa.data.duck import OTHER_TYPE, first_line
 from hansa.data.table import Table
 from hansa.errors import DataError
 
@@ -50,11 +50,13 @@ def read_database(url: str, sql: str) -> Table:
             result = connection.execute(text(sql.replace(":", "\\:")))
             if not result.returns_rows:
                 raise DataError("the query gives no table", remedy="Write one SELECT.")
-            names, rows = distinct(list(result.keys()), "the query"), result.fetchall()
+            names, rows = list(result.keys()), result.fetchall()
     except SQLAlchemyError as error:
         raise DataError(f"{shown}: {first_line(getattr(error, 'orig', None) or error)}") from error
     finally:
         engine.dispose()
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise DataError(f"the query has two columns {min(repeated)!r}", remedy="Give each its own name with AS.")
     cells = list(zip(*rows, strict=True)) if rows else [()] * len(names)
     return Table({name: _column(name, column) for name, column in zip(names, cells, strict=True)})
 

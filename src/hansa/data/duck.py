@@ -1,4 +1,4 @@
-"""DuckDB as a reader: one in-memory connection a read, without downloads and without traces."""
+"""DuckDB reads and writes files: one in-memory connection each, without downloads and without traces."""
 
 from __future__ import annotations
 
@@ -25,20 +25,10 @@ _NUMBERS = frozenset(
 OTHER_TYPE = "Select numbers, text or times; leave the column out or cast it."
 _TEXTS = frozenset(["varchar", "enum", "uuid", "time"])
 _MOMENTS = ("date", "timestamp")
-_WRITTEN: dict[str, set[type]] = {
-    "BOOLEAN": {bool},
-    "BIGINT": {int},
-    "DOUBLE": {float, int, bool},
-    "VARCHAR": {str},
-}
 _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
-    "allow_persistent_secrets": False,
-    # Otherwise SQL could name this program's variables, and a large read would leave `.tmp` behind.
-    "python_enable_replacements": False,
-    "temp_directory": "",
-    "preserve_insertion_order": True,
+    "temp_directory": "",  # a large read would leave `.tmp` behind
 }
 
 
@@ -72,14 +62,6 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def distinct(names: list[str], what: str) -> list[str]:
-    """The names of a query's columns; a DataError if two are the same."""
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated:
-        raise DataError(f"{what} has two columns {min(repeated)!r}", remedy="Give each its own name with AS.")
-    return names
-
-
 def read_parquet(path: Path) -> Table:
     """The columns of a Parquet file.
 
@@ -87,22 +69,10 @@ def read_parquet(path: Path) -> Table:
         DataError: it is damaged, or a column is neither of numbers, text nor time.
     """
     with connection(f"{path.name} cannot be read as Parquet") as duck:
-        return _typed(duck.read_parquet(literal(path), hive_partitioning=False), path.name)
-
-
-def read_sql(sql: str) -> Table:
-    """What a query over files gives, such as ``SELECT * FROM 'patients.csv'``.
-
-    Raises:
-        DataError: DuckDB refuses the query, or a column is neither of numbers, text nor time.
-    """
-    with connection("the query fails") as duck:
-        # Several threads would give the rows of a join in another order every time.
-        duck.execute("SET threads = 1").fetchall()
-        relation = duck.sql(sql)
-        if relation is None:
-            raise DataError("the query gives no table", remedy="Write one SELECT.")
-        return _typed(relation, "the query")
+        relation = duck.read_parquet(literal(path), hive_partitioning=False)
+        types = zip(relation.columns, relation.types, strict=True)
+        casts = [f"{_cast(quoted(name), str(kind.id), name)} AS c{i}" for i, (name, kind) in enumerate(types)]
+        return Table(fetch(relation.project(", ".join(casts)), relation.columns))
 
 
 def fetch(relation: DuckDBPyRelation, names: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -111,43 +81,30 @@ def fetch(relation: DuckDBPyRelation, names: Sequence[str]) -> dict[str, NDArray
     return {name: _plain(arrays[f"c{i}"]) for i, name in enumerate(names)}
 
 
-def write_parquet(path: str | Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
-    """Write columns of int, float, bool or str, ``None`` allowed, as one Parquet file.
+def write_parquet(path: str | Path, columns: Mapping[str, Sequence[float | None]]) -> None:
+    """Write columns of numbers, ``None`` allowed, as one Parquet file, which appears whole or not at all.
 
-    The file appears whole or not at all. A column without values is written as DOUBLE.
+    Args:
+        path: of the file.
+        columns: of one length each; those of nothing but integers stay integers.
 
     Raises:
-        DataError: no columns, unequal lengths, a cell of another type, or a folder that is missing.
+        DataError: the file cannot be written.
     """
     target = Path(path)
-    cells = {str(name): _cells(values) for name, values in columns.items()}
-    lengths = {name: len(values) for name, values in cells.items()}
-    if not cells or len(set(lengths.values())) > 1:
-        raise DataError(f"cannot write {target.name}: columns of lengths {lengths}")
-    if not target.absolute().parent.is_dir():
-        raise DataError(f"cannot write {target.name}: no such folder {str(target.parent)!r}")
-    select = ", ".join(
-        f"unnest(${i}::{_sql_type(name, values)}[]) AS {quoted(name)}"
-        for i, (name, values) in enumerate(cells.items(), 1)
-    )
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    kinds = ("BIGINT" if all(isinstance(v, int) for v in values) else "DOUBLE" for values in columns.values())
+    select = (
+        f"unnest(${i}::{k}[]) AS {quoted(n)}" for i, (n, k) in enumerate(zip(columns, kinds, strict=True), 1)
+    )
+    cells = [[v if v is None or isinstance(v, int) else float(v) for v in vs] for vs in columns.values()]
     try:
         with connection(f"cannot write {target.name}") as duck:
-            made = f"CREATE TABLE written AS SELECT {select}"
-            duck.execute(made, list(cells.values())).fetchall()
+            duck.execute(f"CREATE TABLE written AS SELECT {', '.join(select)}", cells).fetchall()
             duck.table("written").write_parquet(str(partial.absolute()))
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _typed(relation: DuckDBPyRelation, what: str) -> Table:
-    names = distinct(relation.columns, what)
-    casts = [
-        f"{_cast(quoted(name), str(kind.id), name)} AS c{i}"
-        for i, (name, kind) in enumerate(zip(names, relation.types, strict=True))
-    ]
-    return Table(fetch(relation.project(", ".join(casts)), names))
 
 
 def _cast(column: str, kind: str, name: str) -> str:
@@ -166,20 +123,3 @@ def _plain(array: NDArray[Any]) -> NDArray[Any]:
     text = np.array(np.ma.getdata(array), dtype=object)
     text[np.ma.getmaskarray(array)] = None
     return text
-
-
-def _cells(values: Sequence[Any] | NDArray[Any]) -> list[Any]:
-    listed = values.tolist() if isinstance(values, np.ndarray) else values
-    return [v.item() if isinstance(v, np.generic) else v for v in listed]
-
-
-def _sql_type(name: str, values: Sequence[Any]) -> str:
-    kinds = {type(value) for value in values if value is not None}
-    if not kinds:
-        return "DOUBLE"
-    for sql, allowed in _WRITTEN.items():
-        if kinds <= allowed:
-            return sql
-    held = ", ".join(sorted(kind.__name__ for kind in kinds))
-    remedy = "Write numbers or text, one of them a column."
-    raise DataError(f"column {name!r} holds {held}", remedy=remedy, field=name)

@@ -1,8 +1,8 @@
 """Rows divided among parties, for simulations.
 
-Every way of dividing works on row numbers first (``..._rows``), so that it serves arrays of any
-size; `deal` makes tables of them. The seed alone decides who gets what. What cannot be divided so (too few
-rows, a share that is not positive) is a DataError with a remedy.
+Every way of dividing works on row numbers (``..._rows``), so that it serves arrays of any size;
+`hansa.Population.of_rows` makes parties of them. The seed alone decides who gets what. What cannot be divided
+so (too few rows, a share that is not positive) is a DataError with a remedy.
 """
 
 import heapq
@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from rich.cells import cell_len
 
 from hansa.data.contract import texts
 from hansa.data.table import Table
@@ -40,22 +39,6 @@ def by_column(table: Table, column: str) -> dict[str, Table]:
             )
     rest = table.drop(column)
     return {str(name): rest.take(rows) for name, rows in _alike(names)}
-
-
-def deal(table: Table, rows: Sequence[Rows], names: Sequence[str] = ()) -> dict[str, Table]:
-    """The parties' tables; without names they are ``party-1``, ``party-2`` ... of one width.
-
-    Raises:
-        DataError: no party, a name twice, or a party without a row.
-    """
-    width = len(str(len(rows)))
-    names = list(names) or [f"party-{i:0{width}d}" for i in range(1, len(rows) + 1)]
-    if not names or len(set(names)) < len(names) or len(names) != len(rows):
-        raise DataError(f"parties need names, each its own: {names}")
-    empty = [name for name, part in zip(names, rows, strict=True) if not len(part)]
-    if empty:
-        raise DataError(f"no row is left for {empty[0]}", remedy="Name fewer parties, or larger shares")
-    return {name: table.take(part) for name, part in zip(names, rows, strict=True)}
 
 
 def iid_rows(rows: int, parties: int, seed: int) -> list[Rows]:
@@ -140,8 +123,8 @@ def shard_rows(labels: ArrayLike, parties: int, per_party: int, seed: int) -> li
     return [np.sort(np.concatenate([cuts[shard] for shard in mine])) for mine in dealt]
 
 
-def describe(parts: Mapping[str, Table], target: str | None = None) -> str:
-    """A printable summary, one line a party: rows, and how the target is spread.
+def describe(parts: Mapping[str, Table], target: str | None = None) -> list[Sequence[object]]:
+    """A summary as a table, its header first, then one line a party: rows, and how the target is spread.
 
     A target with more than ten values over all parties is summed up by its mean. Of more than ten
     parties the first are listed, then the least, the median and the most of each column.
@@ -163,22 +146,12 @@ def describe(parts: Mapping[str, Table], target: str | None = None) -> str:
         else:
             header.append(f"values of {target}")
             columns.append([len(set(of) - {None}) for of in words])
-    lines = list(zip(parts, *columns, strict=True))
+    lines: list[Sequence[object]] = list(zip(parts, *columns, strict=True))
     if len(lines) > _FEW:
-        ranked = [sorted(column) for column in columns]
         ends = {"least": 0, "median": (len(lines) - 1) // 2, "most": -1}
-        more = (f"... {len(lines) - _LISTED} more", *[""] * len(columns))
-        summary = [(name, *(column[at] for column in ranked)) for name, at in ends.items()]
-        lines = [*lines[:_LISTED], more, *summary]
-    cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in line] for line in lines]
-    # The first column to the left, the others to the right; a Chinese character takes two columns.
-    widths = [max(map(cell_len, column)) for column in zip(header, *cells, strict=True)]
-    said = []
-    for line in (header, *cells):
-        gaps = [" " * (wide - cell_len(cell)) for wide, cell in zip(widths, line, strict=True)]
-        rest = (gap + cell for gap, cell in zip(gaps[1:], line[1:], strict=True))
-        said.append("  ".join((line[0] + gaps[0], *rest)).rstrip())
-    return "\n".join(said)
+        summary = [(name, *(sorted(column)[at] for column in columns)) for name, at in ends.items()]
+        lines[_LISTED:] = [(f"... {len(lines) - _LISTED} more", *[None] * len(columns)), *summary]
+    return [header, *lines]
 
 
 def _alike(values: ArrayLike, count: int = 0) -> list[tuple[object, Rows]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,12 +58,6 @@ class Encoding:
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "scale", np.where(scale == 0.0, 1.0, scale))
         object.__setattr__(self, "categories", declared)
-
-    @classmethod
-    def identity(cls, numbers: Sequence[str], categories: Mapping[str, Sequence[str]] | None = None) -> Encoding:
-        """The encoding that leaves numbers as they are."""
-        declared = {name: tuple(values) for name, values in (categories or {}).items()}
-        return cls(tuple(numbers), np.zeros(len(numbers)), np.ones(len(numbers)), declared)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from hansa.data.database import read_database
 from hansa.data.delimited import MISSING, read_csv, write_csv
-from hansa.data.duck import read_parquet, read_sql, write_parquet
+from hansa.data.duck import read_parquet, write_parquet
 from hansa.data.table import Table
 from hansa.errors import DataError
 
@@ -23,13 +23,13 @@ _WAYS_OUT = {
 
 
 class Source(BaseModel):
-    """One place a table is read from: a file, a query over files, or a query to a database.
+    """One place a table is read from: a file, or a query to a database.
 
     Attributes:
         path: a CSV or Parquet file.
         encoding: of the CSV file, any that Python knows.
-        sql: a query; alone it is run by DuckDB over the files it names.
-        url: the database that runs ``sql``, as an SQLAlchemy URL.
+        sql: a query.
+        url: the database that runs it, as an SQLAlchemy URL.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,10 +41,8 @@ class Source(BaseModel):
 
     @model_validator(mode="after")
     def _one_place(self) -> Source:
-        if (self.path is None) == (self.sql is None):
-            raise ValueError("a source is either a path or a query: give `path` or `sql`")
-        if self.url is not None and self.sql is None:
-            raise ValueError("a database needs a query: give `sql` with `url`")
+        if (self.path is None) == (self.sql is None) or (self.url is None) != (self.sql is None):
+            raise ValueError("a source is either a `path`, or a query: `url` and `sql`")
         return self
 
     @classmethod
@@ -82,8 +80,7 @@ def read(source: Source | str | Path) -> Table:
             read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else read_csv(path, source.encoding)
         )
     else:
-        what, sql = "the query's result", source.sql or ""
-        table = read_sql(sql) if source.url is None else read_database(source.url, sql)
+        what, table = "the query's result", read_database(source.url or "", source.sql or "")
     if table.rows == 0:
         raise DataError(f"{what} is an empty table", remedy="It needs at least one row.")
     _refuse_infinity(table, what)
