@@ -1,12 +1,8 @@
 """Typed stages between a party's contribution and the method's total."""
 
 from hansa.aggregation.adaptive_clip import AdaptiveClip, adaptive_clip
-from hansa.aggregation.centered_clip import CenteredClip, centered_clip
 from hansa.aggregation.clip import Clip, NormBound, clip, norm_bound
 from hansa.aggregation.codec import Codec
-from hansa.aggregation.coordinatewise import Median, TrimmedMean, median, trimmed_mean
-from hansa.aggregation.geometric_median import GeometricMedian, geometric_median
-from hansa.aggregation.krum import Krum, MultiKrum, krum, multi_krum
 from hansa.aggregation.low_rank import LowRank, low_rank
 from hansa.aggregation.matrix import Banded, Tree, banded, tree
 from hansa.aggregation.noise import Gaussian, LocalGaussian, LocalLaplace, gaussian, local_gaussian, local_laplace
@@ -21,6 +17,20 @@ from hansa.aggregation.ring import (
     grid,
     secure_sum,
     skellam,
+)
+from hansa.aggregation.robust import (
+    CenteredClip,
+    GeometricMedian,
+    Krum,
+    Median,
+    MultiKrum,
+    TrimmedMean,
+    centered_clip,
+    geometric_median,
+    krum,
+    median,
+    multi_krum,
+    trimmed_mean,
 )
 from hansa.aggregation.rotation import Rotate, rotate
 from hansa.aggregation.signal import Signal

@@ -8,10 +8,11 @@ import numpy as np
 from pydantic import Field as Limits
 
 from hansa.aggregation.signal import Signal, joint_norms
-from hansa.aggregation.stage import Aggregation, Context, Stage, chain
+from hansa.aggregation.stage import STAGES, Aggregation, Context, Encoded, Stage, chain
 from hansa.contribution import Contributions, Values
 
 
+@STAGES.register
 class Clip(Stage):
     """Scale a contribution down to an L2 norm, all parameter-like fields jointly.
 
@@ -29,9 +30,7 @@ class Clip(Stage):
         self.needs(signal)
         return replace(signal, norm=min(self.norm, signal.norm))
 
-    def encode(
-        self, stack: Contributions, announced: Values, memory: Values, context: Context
-    ) -> tuple[Contributions, Values]:
+    def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:
         """Scale each party's parameter-like fields by one factor."""
         return _scaled(stack, context.signal.carriers, self.norm), memory
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from hansa.aggregation.codec import Draw, blocks
 from hansa.aggregation.signal import Signal
-from hansa.aggregation.stage import Context, Stage, chain
+from hansa.aggregation.stage import Context, Decoded, Encoded, Stage, chain
 from hansa.contribution import Array, Contributions, Total, Values
 
 
@@ -30,15 +30,13 @@ class Rotate(Stage):
         single = any(f.dtype == "float32" for f in signal.fields if f.like == "parameters")
         return replace(signal, norm=signal.norm * (1 + (1e-6 if single else 1e-12)), mixed=self.kind)
 
-    def encode(
-        self, stack: Contributions, announced: Values, memory: Values, context: Context
-    ) -> tuple[Contributions, Values]:
+    def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:
         """Turn."""
         with np.errstate(invalid="ignore", over="ignore"):  # the check says it
             turned = self._turned(stack.values, context, back=False)
         return stack.holding({**stack.values, **turned}), memory
 
-    def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
+    def decode(self, total: Total, state: Values, context: Context) -> Decoded:
         """Turn back, the total or what was gathered for a reducer."""
         turned = self._turned(total.values, context, back=True) if total.values else {}
         return replace(total, values=Values({**total.values, **turned})), state
@@ -56,8 +54,7 @@ class Rotate(Stage):
 def signs(draw: Draw, count: int) -> Array:
     """True for minus, ``[count]``."""
     bits = draw.shared(-(-count // 64)).astype("<u8", copy=False)
-    minus: Array = np.unpackbits(bits.view(np.uint8), count=count).view(np.bool_)
-    return minus
+    return np.asarray(np.unpackbits(bits.view(np.uint8), count=count).view(np.bool_))
 
 
 def turned(x: Array, minus: Array) -> Array:

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Annotated, ClassVar, Literal, ParamSpec
+from typing import Annotated, ClassVar, Literal, ParamSpec, TypeAlias, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -15,6 +15,12 @@ from hansa.errors import PipelineError
 from hansa.part import Catalogue, Part
 
 P = ParamSpec("P")
+Encoded: TypeAlias = tuple[Contributions, Values]
+"""What goes on to the next stage, and what parties are to remember, ``[k, ...]``."""
+Decoded: TypeAlias = tuple[Total, Values]
+"""The total for the stage before, and the stage's next state."""
+Reduced: TypeAlias = tuple[dict[str, Array], Values]
+"""A value for each field, and the next state."""
 
 
 @dataclass(frozen=True)
@@ -61,38 +67,24 @@ class Stage(Part):
         or whole ones that no codec has packed; parameter-like ones, if ``vectors`` are needed.
         """
         packed = signal.domain != "real" or (vectors and not signal.carriers)
-        for refused, reason, remedy in (
-            (
-                signal.view != "party",
-                "works on single contributions, and only their sum exists here",
-                "Put {} before the stage that sums",
-            ),
-            (
-                vectors and not signal.vectors,
-                "has nothing to work on: the method sends no parameter-like field",
-                "Leave {} out",
-            ),
-            (
-                form != "any" and packed,
-                "works on real numbers, and these are packed already",
-                "Put {} before the stage that rounds or packs",
-            ),
-            (
-                form == "whole" and signal.travel is not None,
-                "works on whole vectors, and these are packed already",
-                "Put {} before the stage that packs",
-            ),
-        ):
-            if refused:
-                raise PipelineError(f"{self.kind} {reason}", remedy=remedy.format(self.kind))
+        if signal.view != "party":
+            reason, before = "works on single contributions, and only their sum exists here", "sums"
+        elif vectors and not signal.vectors:
+            reason, before = "has nothing to work on: the method sends no parameter-like field", ""
+        elif form != "any" and packed:
+            reason, before = "works on real numbers, and these are packed already", "rounds or packs"
+        elif form == "whole" and signal.travel is not None:
+            reason, before = "works on whole vectors, and these are packed already", "packs"
+        else:
+            return
+        remedy = f"Put {self.kind} before the stage that {before}" if before else f"Leave {self.kind} out"
+        raise PipelineError(f"{self.kind} {reason}", remedy=remedy)
 
     def announce(self, state: Values) -> Values:
         """What the parties must know this round, from the stage's state at the coordinator."""
         return Values()
 
-    def encode(
-        self, stack: Contributions, announced: Values, memory: Values, context: Context
-    ) -> tuple[Contributions, Values]:
+    def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:
         """At the parties: the contributions for the next stage, and the parties' next memory, ``[k, ...]``."""
         return stack, memory
 
@@ -100,7 +92,7 @@ class Stage(Part):
         """At the coordinator, party by party and before the sum: the inverse of a codec's `encode`."""
         return stack
 
-    def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
+    def decode(self, total: Total, state: Values, context: Context) -> Decoded:
         """At the coordinator: the total for the stage before, and the stage's next state."""
         return total, state
 
@@ -120,7 +112,7 @@ class Reducer(Stage):
         )
         return replace(signal, fields=fields, linear=False)
 
-    def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
+    def decode(self, total: Total, state: Values, context: Context) -> Decoded:
         """What was gathered, reduced; a field that is a sum counts the mean-like value for everybody."""
         if not total.parties:
             return total, state
@@ -133,49 +125,13 @@ class Reducer(Stage):
         return replace(total, values=Values({**total.values, **reduced})), state
 
     @abstractmethod
-    def reduce(
-        self, arrays: dict[str, Array], state: Values, context: Context
-    ) -> tuple[dict[str, Array], Values]:
+    def reduce(self, arrays: dict[str, Array], state: Values, context: Context) -> Reduced:
         """One value ``[d]`` for each array ``[k, d]`` (float64), and the next state; a RunError if there are too
         few parties for what it promises.
         """
 
 
-STAGES: Catalogue[Stage] = Catalogue(
-    "aggregation stage",
-    Stage,
-    {
-        kind: f"hansa.aggregation.{place}"
-        for kind, place in {
-            "adaptive-clip": "adaptive_clip:AdaptiveClip",
-            "banded": "matrix:Banded",
-            "centered-clip": "centered_clip:CenteredClip",
-            "clip": "clip:Clip",
-            "gaussian": "noise:Gaussian",
-            "discrete-gaussian": "ring:DiscreteGaussian",
-            "geometric-median": "geometric_median:GeometricMedian",
-            "grid": "ring:Grid",
-            "krum": "krum:Krum",
-            "local-gaussian": "noise:LocalGaussian",
-            "local-laplace": "noise:LocalLaplace",
-            "low-rank": "low_rank:LowRank",
-            "median": "coordinatewise:Median",
-            "multi-krum": "krum:MultiKrum",
-            "norm-bound": "clip:NormBound",
-            "qsgd": "quantization:QSGD",
-            "quantize": "quantization:Quantize",
-            "random-k": "sparsification:RandomK",
-            "random-mask": "sparsification:RandomMask",
-            "rotate": "rotation:Rotate",
-            "secure-sum": "ring:SecureSum",
-            "skellam": "ring:Skellam",
-            "subsample": "sparsification:Subsample",
-            "top-k": "sparsification:TopK",
-            "tree": "matrix:Tree",
-            "trimmed-mean": "coordinatewise:TrimmedMean",
-        }.items()
-    },
-)
+STAGES: Catalogue[Stage] = Catalogue("aggregation stage", Stage, {})
 AnyStage = Annotated[Stage, STAGES]
 
 
@@ -204,7 +160,7 @@ class Aggregation(BaseModel):
 
     def encode(
         self, stack: Contributions, announced: Values, memory: Values, signals: Sequence[Signal], context: Context
-    ) -> tuple[Contributions, Values]:
+    ) -> Encoded:
         """Forward through all stages, at the parties."""
         memories = []
         for i, stage in enumerate(self.stages):
@@ -233,9 +189,7 @@ class Aggregation(BaseModel):
                 stack = self.stages[i].open(stack, announced.under(str(i)), at)
         return stack
 
-    def decode(
-        self, total: Total, state: Values, signals: Sequence[Signal], context: Context
-    ) -> tuple[Total, Values]:
+    def decode(self, total: Total, state: Values, signals: Sequence[Signal], context: Context) -> Decoded:
         """Back through all stages, at the coordinator, after the sum."""
         states: list[Values] = [Values()] * len(self.stages)
         for i in reversed(range(len(self.stages))):
@@ -248,7 +202,10 @@ NO_STAGES = Aggregation()
 
 
 def chain(stage: Callable[P, Stage]) -> Callable[P, Aggregation]:
-    """A stage's public function: it takes the stage's keys, by name, and makes a chain of one."""
+    """A stage's public function: it takes the stage's keys, by name, and makes a chain of one. Studies may name
+    the stage from then on.
+    """
+    STAGES.register(cast(type[Stage], stage))
 
     @wraps(stage, updated=())
     def one(*args: P.args, **keys: P.kwargs) -> Aggregation:
