@@ -11,7 +11,7 @@ import numpy as np
 
 from hansa import keyed
 from hansa.aggregation.signal import Signal
-from hansa.aggregation.stage import Context, Stage
+from hansa.aggregation.stage import Context, Encoded, Stage
 from hansa.contribution import Array, Contributions, Dtype, Field, Values
 from hansa.errors import PipelineError
 
@@ -77,9 +77,7 @@ class Codec(Stage):
         travel = [self.parts(f) if f.like == "parameters" else (f,) for f in signal.wire]
         return replace(signal, travel=tuple(part for parts in travel for part in parts))
 
-    def encode(
-        self, stack: Contributions, announced: Values, memory: Values, context: Context
-    ) -> tuple[Contributions, Values]:
+    def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:
         """The parts in place of the fields; the memory is what they lack."""
         values, kept = dict(stack.values), {}
         for field in context.signal.wire:
@@ -162,12 +160,7 @@ def unpack_bits(packed: Array, bits: int, count: int) -> Array:
     if bits > 8:
         upper = packed[:, :count].astype(np.uint16) << np.uint16(bits - 8)
         return upper | unpack_bits(packed[:, count:], bits - 8, count)
-    whole = -(-count // 8)
-    padded = np.zeros((len(packed), whole * bits), dtype=np.uint8)
-    padded[:, : packed.shape[1]] = packed
-    words = np.zeros((len(packed), whole, 8), dtype=np.uint8)
-    words[..., :bits] = padded.reshape(len(packed), whole, bits)
-    shifted = words.view("<u8") >> (np.arange(8, dtype=np.uint64) * np.uint64(bits))
-    codes = (shifted & np.uint64((1 << bits) - 1)).astype(np.uint8)
-    flat: Array = codes.reshape(len(packed), -1)
-    return flat[:, :count]
+    codes = np.zeros((len(packed), count, 8), dtype=np.uint8)
+    entries = np.unpackbits(packed, axis=1, count=count * bits, bitorder="little")
+    codes[..., :bits] = entries.reshape(len(packed), count, bits)
+    return np.packbits(codes.reshape(len(packed), -1), axis=1, bitorder="little")

@@ -53,8 +53,7 @@ class LowRank(Codec):
         rows, columns = _shape(size(field))
         sent = parts["values"]
         h = np.matmul(self._a(rows, sent.dtype, draw), sent.reshape(len(sent), -1, columns))
-        x: Array = h.reshape(len(sent), -1)[:, : size(field)]
-        return x
+        return np.asarray(h.reshape(len(sent), -1)[:, : size(field)])
 
     def _a(self, rows: int, dtype: np.dtype[np.floating], draw: Draw) -> Array:
         shape = (rows, min(self.rank, rows))

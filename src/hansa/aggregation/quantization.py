@@ -22,11 +22,6 @@ class Grid(Codec):
 
     bits: int
 
-    @property
-    def nearest(self) -> bool:
-        """Whether rounding is to the nearest code, and not random."""
-        return False
-
     def bind(self, signal: Signal) -> Signal:
         """The norm grows by what rounding may add: at most a step for each entry."""
         bound = super().bind(signal)
@@ -64,7 +59,7 @@ class Grid(Codec):
         zero = 2.0 ** (self.bits - 1)
         single = x.dtype == np.float32 and self.bits <= 8  # else the sum needs the longer mantissa
         dtype: type[np.floating] = np.float32 if single else np.float64
-        if self.nearest:
+        if getattr(self, "rounding", "random") == "nearest":
             return np.asarray(zero + 0.5, dtype=dtype)
         return dithered(draw, x.shape[1], zero, dtype)
 
@@ -106,17 +101,11 @@ class Quantize(Grid):
     bits: Annotated[int, Limits(ge=1, le=16)] = 8
     rounding: Literal["random", "nearest"] = "random"
 
-    @property
-    def nearest(self) -> bool:
-        """As it was said."""
-        return self.rounding == "nearest"
-
     def _run(self, count: int) -> int:
         return count
 
     def _reach(self, x: Array) -> Array:
-        reach: Array = np.maximum(x.max(axis=1, keepdims=True), -x.min(axis=1, keepdims=True))
-        return reach
+        return np.asarray(np.maximum(x.max(axis=1, keepdims=True), -x.min(axis=1, keepdims=True)))
 
 
 class QSGD(Grid):
@@ -169,8 +158,7 @@ def dithered(draw: Draw, count: int, zero: float, dtype: type[np.floating]) -> A
     shared |= np.asarray(zero, dtype=dtype).view(whole)
     own = draw.own(-(-runs // each)).view(half)[:, :runs].astype(whole) << shift
     mantissas = shared.reshape(runs, _RUN) ^ own[:, :, None]
-    floats: Array = mantissas.reshape(len(own), -1).view(dtype)[:, :count]
-    return floats
+    return np.asarray(mantissas.reshape(len(own), -1).view(dtype)[:, :count])
 
 
 def _middle(bits: int) -> float:
