@@ -44,12 +44,7 @@ def root(key: PublicKey, kind: str, lifetime: dt.timedelta) -> x509.CertificateB
     """A root for ``key``, whose subject follows from the key."""
     mark = x509.SubjectKeyIdentifier.from_public_key(key)
     subject = _subject(f"hansa {kind} {mark.digest.hex()}")
-    return (
-        _certificate(subject, subject, key, lifetime)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
-        .add_extension(mark, critical=False)
-    )
+    return _certificate(subject, subject, key, lifetime, authority=True).add_extension(mark, critical=False)
 
 
 def leaf(
@@ -64,11 +59,9 @@ def leaf(
 ) -> bytes:
     """A certificate for ``key``, signed by ``issuer_key``, as PEM."""
     mark = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key())
+    # The label holds a blank or is "lobby": it can never be read as the server's DNS name.
     made = (
-        # The label holds a blank or is "lobby": it can never be read as the server's DNS name.
-        _certificate(_subject(label), issuer, key, lifetime)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
+        _certificate(_subject(label), issuer, key, lifetime, authority=False)
         .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(mark, critical=False)
@@ -82,18 +75,15 @@ def _subject(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, short)])
 
 
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates, key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates, content_commitment=False, key_encipherment=False,
-        data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
-
-
 def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: PublicKey, lifetime: dt.timedelta
+    subject: x509.Name, issuer: x509.Name, key: PublicKey, lifetime: dt.timedelta, *, authority: bool
 ) -> x509.CertificateBuilder:
     present = now()
+    usage = x509.KeyUsage(
+        digital_signature=not authority, key_cert_sign=authority, crl_sign=authority,
+        content_commitment=False, key_encipherment=False, data_encipherment=False,
+        key_agreement=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -102,4 +92,6 @@ def _certificate(
         .serial_number(x509.random_serial_number())
         .not_valid_before(present - _BACKDATED)
         .not_valid_after(present + lifetime)
+        .add_extension(x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True)
+        .add_extension(usage, critical=True)
     )
