@@ -90,35 +90,28 @@ class Progress:
 
         Equal progress gives equal bytes.
         """
-        groups = {f"state {name}": state.values for name, state in self.states.items()}
-        groups |= {f"memory {party}": values for party, values in (memories or {}).items()}
-        arrays, index = {}, []
-        for group, values in sorted(groups.items()):
-            for name, array in sorted(values.items()):
-                index.append([group, name])
-                arrays[str(len(index) - 1)] = array
+        groups = {("state", name): state.values for name, state in self.states.items()}
+        groups |= {("memory", party): values for party, values in (memories or {}).items()}
+        named = (((*group, name), array) for group, values in groups.items() for name, array in values.items())
+        arrays = {canonical(place).decode(): array for place, array in named}
         states = {n: {"round": s.round, "facts": dict(s.facts)} for n, s in self.states.items()}
-        facts: dict[str, Json] = {name: getattr(self, name) for name in _KEPT} | {
-            "metrics": dict(self.metrics),
-            "states": states,
-            "index": index,
-            "memories": sorted(memories or {}),
-        }
+        facts = {"states": states, "metrics": dict(self.metrics), "memories": sorted(memories or {})}
+        facts |= {name: getattr(self, name) for name in _KEPT}
         return tensors.write(arrays, {"progress": canonical(facts).decode()})
 
     @classmethod
     def unpack(cls, data: bytes) -> tuple[Progress, dict[str, Values]]:
         """The inverse of `pack`."""
         facts = json.loads(tensors.metadata(data)["progress"])
-        arrays = tensors.read(data)
-        groups: dict[str, dict[str, Array]] = {}
-        for number, (group, name) in enumerate(facts["index"]):
-            groups.setdefault(group, {})[name] = arrays[str(number)]
+        groups: dict[tuple[str, str], dict[str, Array]] = {}
+        for place, array in tensors.read(data).items():
+            group, owner, name = json.loads(place)
+            groups.setdefault((group, owner), {})[name] = array
         states = {
-            name: State(body["round"], Values(groups.get(f"state {name}")), body["facts"])
+            name: State(body["round"], Values(groups.get(("state", name))), body["facts"])
             for name, body in facts["states"].items()
         }
-        memories = {p: Values(groups.get(f"memory {p}")) for p in facts["memories"]}
+        memories = {p: Values(groups.get(("memory", p))) for p in facts["memories"]}
         kept = {name: facts[name] for name in (*_KEPT, "metrics")}
         return cls(states=states, **kept), memories
 
