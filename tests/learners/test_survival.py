@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import hansa as hs
-from hansa.learners.survival import Hazard
+from hansa.learners.glm import Hazard
 
 
 def test_a_prediction_is_the_hazard_relative_to_a_row_of_zeros() -> None:

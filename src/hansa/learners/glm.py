@@ -6,10 +6,12 @@ All three have the same shape: ``eta = x w + b``, a mean function ``mu(eta)`` an
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
 from hansa.contribution import Array, Dtype
+from hansa.errors import StudyError
 from hansa.learners.base import Layout, Learner, factors
 
 
@@ -116,8 +118,7 @@ class Linear(Glm):
 
     def losses(self, eta: Array, y: Array) -> Array:
         """Half the squared error of each row."""
-        loss: Array = 0.5 * np.square(eta[..., 0, :] - y)
-        return loss
+        return np.asarray(0.5 * np.square(eta[..., 0, :] - y))
 
     def mean(self, eta: Array) -> Array:
         """The identity."""
@@ -130,14 +131,12 @@ class Logistic(Glm):
     def losses(self, eta: Array, y: Array) -> Array:
         """``log(1 + exp(eta)) - y eta``, without overflow."""
         score = eta[..., 0, :]
-        loss: Array = np.logaddexp(0.0, score) - y * score
-        return loss
+        return np.asarray(np.logaddexp(0.0, score) - y * score)
 
     def mean(self, eta: Array) -> Array:
         """``1 / (1 + exp(-eta))``, without overflow: the exponent is never positive."""
         small = np.exp(-np.abs(eta))
-        mean: Array = np.where(eta >= 0, 1.0, small) / (1.0 + small)
-        return mean
+        return np.asarray(np.where(eta >= 0, 1.0, small) / (1.0 + small))
 
 
 class Poisson(Glm):
@@ -146,13 +145,11 @@ class Poisson(Glm):
     def losses(self, eta: Array, y: Array) -> Array:
         """``exp(eta) - y eta``."""
         score = eta[..., 0, :]
-        loss: Array = np.exp(score) - y * score
-        return loss
+        return np.asarray(np.exp(score) - y * score)
 
     def mean(self, eta: Array) -> Array:
         """``exp(eta)``."""
-        mean: Array = np.exp(eta)
-        return mean
+        return np.asarray(np.exp(eta))
 
 
 class Softmax(Glm):
@@ -163,8 +160,7 @@ class Softmax(Glm):
         top = eta.max(axis=-2)
         spread = top + np.log(np.exp(eta - top[..., None, :]).sum(axis=-2))
         chosen = np.take_along_axis(eta, y[..., None, :].astype(np.intp), axis=-2)[..., 0, :]
-        loss: Array = spread - chosen
-        return loss
+        return np.asarray(spread - chosen)
 
     def mean(self, eta: Array) -> Array:
         """The class probabilities."""
@@ -178,3 +174,32 @@ class Softmax(Glm):
         residual = self.mean(eta)
         residual -= y[..., None, :] == np.arange(self.outputs)[:, None]
         return residual
+
+
+class Hazard(Glm):
+    """Proportional hazards: the hazard of a row is a common baseline times ``exp(x w)`` (Cox 1972).
+
+    It is the hazard relative to a row whose features are all 0. The intercept is the baseline's.
+
+    Its likelihood compares rows with each other, so no row has a loss or a gradient of its own: only a method
+    that adds up the rows at risk at each time can fit it.
+    """
+
+    @property
+    def layout(self) -> Layout:
+        """``coef [p]``."""
+        return Layout((("coef", (self.width,)),))
+
+    def losses(self, eta: Array, y: Array) -> NoReturn:
+        """There are none: always a StudyError."""
+        raise StudyError("a partial likelihood is no mean over rows", remedy='Write [method] kind = "cox"')
+
+    residual = losses
+
+    def mean(self, eta: Array) -> Array:
+        """``exp(eta)``."""
+        return np.asarray(np.exp(eta))
+
+    def _eta(self, parameters: Array, x: Array) -> tuple[Array, Array]:
+        coef = parameters[..., None, :]
+        return coef, np.matmul(coef, np.swapaxes(x, -1, -2))
