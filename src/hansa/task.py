@@ -19,8 +19,7 @@ from hansa.contribution import Algebra, Array, Field, Values
 from hansa.data.table import Table
 from hansa.errors import DataError, StudyError
 from hansa.learners.base import Learner
-from hansa.learners.glm import Glm, Linear, Logistic, Poisson, Softmax
-from hansa.learners.survival import Hazard
+from hansa.learners.glm import Glm, Hazard, Linear, Logistic, Poisson, Softmax
 from hansa.part import Catalogue, Part
 
 BINS = 512
@@ -161,7 +160,7 @@ class _Glm(Task):
     precision: Literal["float64", "float32"] = "float64"
 
     def learner(self, width: int) -> Learner:
-        """A model of `hansa.learners.glm`, or `hansa.learners.survival.Hazard`."""
+        """A model of `hansa.learners.glm`."""
         return self.model(width, l2=self.l2, dtype=self.precision)
 
     def tallies(self) -> tuple[Field, ...]:
