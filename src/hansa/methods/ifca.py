@@ -95,9 +95,7 @@ class IFCA(GradientMethod):
         """Which model each party chooses, bool ``[*lead, clusters]``."""
         losses = np.stack([at.loss(model) for model in at.received["models"]], axis=-1)
         losses = np.where(np.isfinite(losses), losses, np.inf)  # or the smallest would be no number
-        best: Array = losses.argmin(axis=-1)[..., None] == np.arange(self.clusters)
-        return best
+        return np.asarray(losses.argmin(axis=-1)[..., None] == np.arange(self.clusters))
 
     def _of(self, at: At | Stack, chosen: Array) -> Array:
-        models: Array = at.received["models"][chosen.argmax(axis=-1)]
-        return models
+        return np.asarray(at.received["models"][chosen.argmax(axis=-1)])

@@ -163,8 +163,7 @@ class Newton(Method):
             names = [name for name, named in zip(state.facts["names"], part, strict=True) if named]
             # If they were independent before, it is the coefficients that grew.
             raise (_no_estimate if "first" in state.values else _dependent)(names, state.round + 1)
-        inverse: Array = (vectors / values) @ vectors.T / np.outer(scale, scale)
-        return inverse
+        return np.asarray((vectors / values) @ vectors.T / np.outer(scale, scale))
 
     def _lost(self, state: State, inverse: Array, first: Array, step: Array) -> int:
         """For how many rounds some coefficient has run away: it walks on in equal steps, and each takes more of
