@@ -287,7 +287,6 @@ def _told(course: Course, ask: Ask) -> dict[str, Any]:
     """What every party's work is told."""
     return {
         "round": ask.round,
-        "seed": course.setup.seed,
         "task": course.task,
         "setup": course.setup,
         "learner": course.learner,

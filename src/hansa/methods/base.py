@@ -100,12 +100,9 @@ class State:
 
     def step(self, server: FirstOrder, update: Array, **values: Array) -> State:
         """The next round's state: the server's optimiser moves the parameters along ``update``."""
-        slots = Values({k[7:]: v for k, v in self.values.items() if k.startswith("server.")})
-        parameters, moved = server.serve(self.values["parameters"], update, slots)
-        kept = {f"server.{name}": value for name, value in moved.items()}
-        return replace(
-            self, round=self.round + 1, values=Values({**self.values, **values, **kept, "parameters": parameters})
-        )
+        parameters, moved = server.serve(self.values["parameters"], update, self.values.under("server"))
+        kept = {**self.values, **values, **Values(moved).named("server"), "parameters": parameters}
+        return replace(self, round=self.round + 1, values=Values(kept))
 
 
 @dataclass(frozen=True)
@@ -146,17 +143,15 @@ class Work:
 
     Args:
         round: number of the training round, from 1.
-        seed: of the run's public randomness.
         task: what is learnt.
         setup: among whom, on which columns.
         learner: the model's mathematics.
         received: what the ask brought; the same for all.
         memory: what this method remembers at the parties.
-        secret: a party's key for noise; empty in simulation, where it comes from the seed.
+        secret: a party's key for noise; empty in simulation, where it comes from the seed of the setup.
     """
 
     round: int
-    seed: int
     task: Task
     setup: Setup
     learner: Learner
@@ -200,7 +195,7 @@ class Work:
         shuffle = local.shuffle is not False and size != "all"
         keys = np.zeros(len(self.names), np.uint64)
         if shuffle:
-            keys = keyed.keys(self.seed, "batches", self.round, parties=self.names)
+            keys = keyed.keys(self.setup.seed, "batches", self.round, parties=self.names)
         whole = 0 if size == "all" else size
         return Feed(self.all_rows, keys, local.epochs or 1, batch_size=whole, shuffle=shuffle)
 
@@ -259,7 +254,7 @@ class Work:
         """Where the sample and the noise of a party's training come from."""
         party = self.names[position]
         if not self.secret:
-            return keyed.generator(self.seed, "private", self.round, party)
+            return keyed.generator(self.setup.seed, "private", self.round, party)
         known = blake3()  # all that the answer depends on: asked otherwise, on other rows, it draws other noise
         x, y = self.all_rows[position]
         for named in (self.received, self.memory, {"x": x, "y": y}):
