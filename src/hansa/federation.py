@@ -137,7 +137,7 @@ class Federation(BaseModel):
             tallies = self.evaluation.fields(self.task, self.evaluation.own)
             self.statistics.bind(Signal(tallies, weights="equal", privacy=self.privacy))
         if isinstance(self.method, UpdateMethod):
-            fields = tuple(field.bind(1) for field in self.method.fields)
+            fields = self.method.declared(1)
             self.aggregation.bind(Signal(fields, weights=self.method.weights, privacy=self.privacy))
             for stage in self.aggregation.stages:
                 if stage.whole_rounds and self.method.kind == "fedbuff":
@@ -365,7 +365,7 @@ class Federation(BaseModel):
         if course is not None:
             signal = course.trained
         elif isinstance(self.method, UpdateMethod):
-            fields = tuple(field.bind(1) for field in self.method.fields)
+            fields = self.method.declared(1)
             schedule = Schedule(self.rounds, self.cohort.period)
             added = self.method.noise(self.privacy)
             signal = Signal(fields, weights=weights, noise=added, schedule=schedule)

@@ -104,6 +104,13 @@ class Task(Part):
     def metric_names(self) -> tuple[str, ...]:
         """What `metrics` returns."""
 
+    @property
+    def made_of(self) -> Mapping[str, tuple[str, ...]]:
+        """The sums, beside ``rows``, of each metric that can be asked for by itself; `metrics` leaves out
+        those whose sums are not there.
+        """
+        return {}
+
 
 def _matches(name: str, pattern: str) -> bool:
     """By its own name, too: ``size [mm]`` is a name before it is a pattern."""
@@ -153,7 +160,7 @@ def refuse(bad: Array, column: str, what: str) -> None:
 class _Glm(Task):
     model: ClassVar[type[Glm]]
     sums: ClassVar[tuple[Field, ...]]
-    means: ClassVar[Mapping[str, str]]
+    means: ClassVar[Mapping[str, str]] = {}
     """Metrics that are means over rows, each with the sum that it is made of."""
 
     l2: Annotated[float, Limits(ge=0)] = 0.0
@@ -168,9 +175,15 @@ class _Glm(Task):
         return self.sums
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
-        """The means over rows, of which noise may leave less than one."""
+        """The means over rows, of which noise may leave less than one, or more right ones than there are."""
         rows = max(1.0, float(totals["rows"]))
-        return {name: float(totals[of]) / rows for name, of in self.means.items()}
+        means = {name: float(totals[of]) / rows for name, of in self.means.items() if of in totals}
+        return {name: min(mean, 1.0) if name == "accuracy" else mean for name, mean in means.items()}
+
+    @property
+    def made_of(self) -> Mapping[str, tuple[str, ...]]:
+        """Of the means over rows."""
+        return {name: (of,) for name, of in self.means.items()}
 
     def _numbers(self, table: Table, column: str = "") -> Array:
         """The target column, or another, as numbers without a gap."""
@@ -265,7 +278,13 @@ class LogisticRegression(_Glm):
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
         """Log loss, accuracy, and AUC as the share of pairs in order, ties counting half."""
-        return {**super().metrics(totals), "auc": ordered_pairs(totals)}
+        auc = {"auc": ordered_pairs(totals)} if "positives" in totals else {}
+        return {**super().metrics(totals), **auc}
+
+    @property
+    def made_of(self) -> Mapping[str, tuple[str, ...]]:
+        """AUC is of two histograms."""
+        return {**super().made_of, "auc": ("positives", "negatives")}
 
 
 class SoftmaxRegression(_Glm):
@@ -432,6 +451,7 @@ class CodeTask(Task):
 
     flat = _authors("flat")
     metric_names = _authors("metric_names")
+    made_of = _authors("made_of")
     lower_is_better = _authors("lower_is_better")
     learner = _authors("learner")
     labels = _authors("labels")

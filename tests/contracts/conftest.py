@@ -103,6 +103,7 @@ LOCAL = hs.SGD(lr=0.1, epochs=2, batch_size=8)
 METHOD_LIST: dict[str, UpdateMethod] = {
     "fedavg": hs.FedAvg(local=LOCAL, server=hs.SGD(lr=0.9, momentum=0.5)),
     "fedsgd": hs.FedSGD(server=hs.SGD(lr=0.3), weights="equal"),
+    "fedsgd clipped": hs.FedSGD(server=hs.SGD(lr=0.3), clip=0.5, batch_size=20, weights="equal"),
     "fedadagrad": hs.FedAvg(local=LOCAL, server=hs.Adagrad(lr=0.1, epsilon=0.1)),
     "fedadam": hs.FedAvg(local=LOCAL, server=hs.Adam(lr=0.1, epsilon=0.1), weights="equal"),
     "fedyogi": hs.FedAvg(local=LOCAL, server=hs.Yogi(lr=0.1, epsilon=0.1)),

@@ -28,9 +28,9 @@ def table() -> Table:
         return read(path)
 
 
-def study(seed: int = 0) -> str:
-    """The text of a study on them, in TOML."""
-    text = _BESIDE.joinpath("study.toml").read_text("utf-8")
+def study(seed: int = 0, private: bool = False) -> str:
+    """The text of a study on them, in TOML: a plain one, or one that hides each patient."""
+    text = _BESIDE.joinpath("private.toml" if private else "study.toml").read_text("utf-8")
     return text.replace("seed = 0", f"seed = {seed}", 1)
 
 

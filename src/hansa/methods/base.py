@@ -185,6 +185,11 @@ class Work:
         """The gradient over all training rows, ``[d]`` or ``[k, d]``."""
         return self._over_all(self.learner.gradient, parameters)
 
+    def clipped(self, parameters: Array, norm: float) -> Array:
+        """The sum of the gradients of all training rows, each scaled down to a norm, ``[d]`` or ``[k, d]``."""
+        sums = [self.learner.clipped(parameters, x, y, norm) for x, y in self.all_rows]
+        return sums[0] if self.alone else np.stack(sums)
+
     def loss(self, parameters: Array) -> Any:
         """The mean loss over all training rows; of a stack, ``[k]``."""
         return self._over_all(self.learner.loss, parameters)
@@ -492,10 +497,13 @@ class UpdateMethod(Method):
 
     def ask(self, state: State) -> Ask:
         """Everything but the server's own slots is sent; the declared fields come back."""
-        size = state.values["parameters"].size
+        fields = self.declared(state.values["parameters"].size)
         send = {k: v for k, v in state.values.items() if not k.startswith("server.")}
-        fields = tuple(declared.bind(size) for declared in self.fields)
         return Ask("", 0, 0, Values(send), fields, through="update")
+
+    def declared(self, size: int) -> tuple[Field, ...]:
+        """The fields of a model of that size."""
+        return tuple(field.bind(size) for field in self.fields)
 
     def weight(self, at: At | Stack) -> Any:
         """What the party counts for; of a stack, ``[k]``."""

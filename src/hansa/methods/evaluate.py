@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field as Limits
 
 from hansa.contribution import Algebra, Array, Ask, Contribution, Field, Total, Values, check
-from hansa.errors import ContributionError, StudyError
+from hansa.errors import ContributionError, StudyError, did_you_mean
 from hansa.learners.base import Learner
 from hansa.methods.base import Answer, At, Method, Setup, State
 from hansa.task import Task
@@ -27,6 +27,7 @@ class Evaluate(Method):
         spread: also how the metrics are spread over the parties: quantiles, and the mean of the worst tenth.
         own: also score each party's own model on its own rows, where the method makes one.
         sample: ask so many parties, drawn anew each time, and not all.
+        only: these of the task's metrics, and not all; where sums get noise, fewer of them share it.
     """
 
     kind: ClassVar[str] = "evaluate"
@@ -37,6 +38,7 @@ class Evaluate(Method):
     spread: bool = False
     own: bool = False
     sample: Annotated[int, Limits(ge=1)] | None = None
+    only: tuple[str, ...] = ()
 
     def model_post_init(self, context: Any) -> None:
         """Refuse what only parties could say of a table that no party holds."""
@@ -70,6 +72,7 @@ class Evaluate(Method):
         """
         x, y = at.held_out()
         values: dict[str, Array] = {}
+        asked = {tally.name for tally in self._tallies(at.task)}
         for prefix, parameters in models.items():
             predicted = at.learner.predict(parameters, x)
             if noised:  # no row may decide whether there is an answer
@@ -82,13 +85,23 @@ class Evaluate(Method):
                     "the model has diverged: its errors are beyond counting",
                     remedy="Lower the learning rates, or add a clip to the aggregation",
                 ) from None
-            values |= {prefix + name: value for name, value in tallies.items()}
+            values |= {prefix + name: value for name, value in tallies.items() if name in asked}
         return Answer(Contribution(Values(values)))
+
+    def _tallies(self, task: Task) -> tuple[Field, ...]:
+        """The task's sums, or those of the metrics asked for; a StudyError if it has no such metric."""
+        if unknown := [name for name in self.only if name not in task.made_of]:
+            raise StudyError(
+                f"evaluation.only: the task has no metric {unknown[0]!r} that can be asked for by itself",
+                remedy=did_you_mean(unknown[0], task.made_of),
+            )
+        parts = {"rows", *(part for name in self.only for part in task.made_of[name])}
+        return tuple(tally for tally in task.tallies() if not self.only or tally.name in parts)
 
     def fields(self, task: Task, own: bool) -> tuple[Field, ...]:
         """What a party answers: the task's sums, again for its own model, each party's if `spread`."""
         algebra = Algebra.GATHER if self.spread else Algebra.SUM
-        tallies = [replace(tally, algebra=algebra) for tally in task.tallies()]
+        tallies = [replace(tally, algebra=algebra) for tally in self._tallies(task)]
         mine = [replace(t, name=f"own.{t.name}") for t in tallies if own]
         return (*tallies, *mine)
 
@@ -121,7 +134,7 @@ class Evaluate(Method):
 
     def names(self, task: Task, own: bool) -> tuple[str, ...]:
         """Of all metrics that `metrics` gives."""
-        names = [p + n for p in ("", "own.")[: 1 + own] for n in task.metric_names]
+        names = [p + n for p in ("", "own.")[: 1 + own] for n in self.only or task.metric_names]
         which = ("p10", "p50", "p90", "worst_decile") if self.spread else ()
         return (*names, *(f"{name}.{w}" for name in names for w in which))
 

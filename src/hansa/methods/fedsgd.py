@@ -1,9 +1,14 @@
 """Federated gradient descent."""
 
-from typing import ClassVar
+import math
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
 
-from hansa.contribution import Contribution, Values
-from hansa.learners.optimizer import SGD, Optimizer
+from pydantic import Field as Limits
+
+from hansa.contribution import Contribution, Field, Values
+from hansa.errors import StudyError
+from hansa.learners.optimizer import SGD, Optimizer, Positive
 from hansa.methods.base import Answer, At, UpdateMethod
 
 
@@ -13,13 +18,42 @@ class FedSGD(UpdateMethod):
     ``theta(t+1) = theta(t) - alpha * sum(w_i g_i) / sum(w_i)``, where ``alpha`` is ``server.lr`` and
     ``w_i`` is a party's number of examples, or 1. With weights by examples and no penalty it is
     gradient descent on the pooled rows.
+
+    With ``clip`` it is DP-FedSGD on full batches, if the aggregation adds noise: a party's ``g_i`` is the sum of
+    its rows' gradients, each scaled down to a norm (Abadi et al. 2016, arXiv 1607.00133), over a public number.
+
+    Args:
+        clip: the largest L2 norm of one row's gradient.
+        batch_size: what the sum of a party is divided by, if it is clipped: about the number of its rows, and
+            public, as the exact number is a secret, too.
     """
 
     kind: ClassVar[str] = "fedsgd"
     stacks: ClassVar[bool] = True
     server: Optimizer = SGD(lr=0.1)
+    clip: Positive | None = None
+    batch_size: Annotated[int, Limits(ge=1)] | None = None
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuse one of the two without the other."""
+        super().model_post_init(context)
+        if (self.clip is None) != (self.batch_size is None):
+            raise StudyError(
+                "method.clip and method.batch_size belong together",
+                remedy="Say both, for sums of clipped gradients over a public number, or neither",
+            )
+
+    def declared(self, size: int) -> tuple[Field, ...]:
+        """One update, to which one row adds the clip at most."""
+        most = (self.clip or math.inf) / (self.batch_size or 1)
+        return tuple(replace(field, example=most) for field in super().declared(size))
 
     def work(self, at: At) -> Answer:
         """Minus the gradient over all of the party's training rows."""
-        gradient = at.gradient(at.received["parameters"])
-        return Answer(Contribution(Values({"update": -gradient}), self.weight(at)))
+        theta = at.received["parameters"]
+        if self.clip is None or self.batch_size is None:
+            update = -at.gradient(theta)
+        else:
+            total = at.clipped(theta, self.clip) / self.batch_size + at.learner.penalty(theta)
+            update = -total.astype(theta.dtype)
+        return Answer(Contribution(Values({"update": update}), self.weight(at)))
