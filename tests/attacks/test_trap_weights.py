@@ -16,7 +16,7 @@ import hansa as hs
 from hansa import aggregation as agg
 from hansa import audit
 from hansa.aggregation.stage import Context
-from hansa.backends.local import LocalExchange
+from hansa.backends.exchange import LocalExchange
 from hansa.contribution import Values
 from hansa.party import Crowd
 

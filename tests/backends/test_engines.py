@@ -11,7 +11,7 @@ import pytest
 
 import hansa as hs
 from hansa import aggregation
-from hansa.backends.local import LocalExchange
+from hansa.backends.exchange import LocalExchange
 from hansa.contribution import Values
 from hansa.data.population import Numbered, Population
 from hansa.errors import HansaError, PipelineError, RunError, StudyError, UsageError

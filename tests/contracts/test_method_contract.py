@@ -12,7 +12,7 @@ import pytest
 
 import hansa as hs
 from hansa.aggregation import clip
-from hansa.backends.local import LocalExchange
+from hansa.backends.exchange import LocalExchange
 from hansa.contribution import Algebra, Arrival, Ask, Field, Values, canonical, check
 from hansa.learners import Learner
 from hansa.learners.base import Engine

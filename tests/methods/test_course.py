@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hansa as hs
-from hansa.backends.local import LocalExchange
+from hansa.backends.exchange import LocalExchange
 from hansa.contribution import Ask, Contribution, Field, Total, Values
 from hansa.errors import RunError, StudyError
 from hansa.methods import Answer, At, Setup, State

@@ -12,7 +12,7 @@ import pytest
 import hansa as hs
 from hansa.agent.policy import Offer, admit
 from hansa.aggregation import clip
-from hansa.backends.local import LocalExchange
+from hansa.backends.exchange import LocalExchange
 from hansa.contribution import Ask, Total, Values
 from hansa.errors import ConsentError, PipelineError, RunError, StudyError
 from hansa.federation import Federation

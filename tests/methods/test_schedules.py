@@ -10,7 +10,7 @@ import pytest
 
 import hansa as hs
 from hansa.aggregation import Reduction
-from hansa.backends.local import LocalExchange
+from hansa.backends.exchange import LocalExchange
 from hansa.contribution import Arrival, Ask, Contribution, Total, Values
 from hansa.keyed import generator
 from hansa.methods.course import Course, Progress

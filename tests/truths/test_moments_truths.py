@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hansa as hs
-from hansa.backends.local import LocalExchange
+from hansa.backends.exchange import LocalExchange
 from hansa.contribution import Array
 from hansa.data import ColumnRule
 from hansa.methods import State

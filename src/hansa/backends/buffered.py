@@ -9,15 +9,13 @@ import numpy as np
 
 from hansa import keyed
 from hansa.aggregation.reduce import Reduction
-from hansa.backends.local import LocalExchange, Options
+from hansa.backends.exchange import LocalExchange
 from hansa.contribution import Algebra, Arrival, Ask, Contribution, Contributions, Values
 from hansa.errors import RunError
 from hansa.federation import Federation
 from hansa.methods.base import State
-from hansa.methods.course import Course
 from hansa.methods.fedbuff import FedBuff
-from hansa.party import Crowd
-from hansa.run import UNDER_WAY, Run
+from hansa.run import UNDER_WAY
 
 _TRIES = 1000  # draws of a party that is free and there, before a place stays empty
 
@@ -33,20 +31,16 @@ class _Flight(NamedTuple):
 
 
 class BufferedExchange(LocalExchange):
-    """Parties begin and end when the clock says; an arrival is a full buffer, whatever its parties began from.
+    """Parties begin and end when the clock says; an arrival is a full buffer, whatever its parties began from."""
 
-    Args:
-        run: and, in its progress, what was under way when it was checkpointed.
-        method: how many train at a time, and how many fill the buffer.
-    """
-
-    def __init__(self, course: Course, crowd: Crowd, run: Run, options: Options, method: FedBuff) -> None:
-        super().__init__(course, crowd, run, options)
-        self._method, self._begun = method, 0
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        assert isinstance(self.course.method, FedBuff)
+        self._method, self._begun = self.course.method, 0
         self._flights: list[_Flight] = []
         self._asks: dict[int, Ask] = {}
-        if run.progress and UNDER_WAY in run.progress.states:
-            self._take_up(run.progress.states[UNDER_WAY])
+        if self.run and self.run.progress and UNDER_WAY in self.run.progress.states:
+            self._take_up(self.run.progress.states[UNDER_WAY])
 
     def draw(self, federation: Federation, ask: Ask) -> Ask:
         """Nobody yet: who begins when is decided on the way."""
@@ -76,7 +70,10 @@ class BufferedExchange(LocalExchange):
         self._asks[ask.version] = ask
         counted, proposed = dict[str, Contribution](), dict[str, Values]()
         excluded, leaving, landed = dict[str, str](), 0, list[_Flight]()
-        while (wanted := self._method.buffer - len(counted)) > 0:  # who is refused fills no place
+        # Who is refused fills no place; or, behind noise, fills it with nothing: who comes instead would be one
+        # contribution more by which two neighbours' sums differ, in this buffer and in all after it.
+        filling = landed if self.course.aggregation.protects else counted
+        while (wanted := self._method.buffer - len(filling)) > 0:
             more = self._landed(ask, excluded, landed, wanted)
             for version in dict.fromkeys(flight.version for flight in more):
                 began = self._asks[version]
@@ -94,7 +91,7 @@ class BufferedExchange(LocalExchange):
         under_way = {flight.version for flight in self._flights}
         self._asks = {v: one for v, one in self._asks.items() if v in under_way}
         order = tuple(flight.party for flight in landed if flight.party in counted)
-        reduction = Reduction(self._course.signals(ask)[-1].fields, order)
+        reduction = Reduction(self.course.signals(ask)[-1].fields, order)
         for party in order:
             reduction.add(party, counted[party])
         self.remember([proposed])
@@ -104,13 +101,13 @@ class BufferedExchange(LocalExchange):
             "lag": float(np.mean(lags)),
         }
         excluded = {name: why for name, why in excluded.items() if name not in counted}
-        total = reduction.total(len(self._course.setup.parties))
+        total = reduction.total(len(self.course.setup.parties))
         return Arrival(replace(ask, parties=order), total, excluded, metrics)
 
     def _discounted(self, ask: Ask, stack: Contributions, factor: float) -> Contributions:
         if factor == 1.0 or not stack.parties:
             return stack
-        fields = self._course.signals(ask)[-1].fields
+        fields = self.course.signals(ask)[-1].fields
         values = dict(stack.values)
         for field in fields:
             if field.like == "parameters" and field.algebra is not Algebra.SUM:
@@ -124,7 +121,7 @@ class BufferedExchange(LocalExchange):
         is left who could.
         """
         landed: list[_Flight] = []
-        clock, seed, failed = self._options.clock, self._course.setup.seed, 0
+        clock, seed, failed = self.clock, self.course.setup.seed, 0
         while len(landed) < number:
             self._start(ask, {flight.party for flight in (*before, *landed)})
             if not self._flights:
@@ -148,7 +145,7 @@ class BufferedExchange(LocalExchange):
 
     def _start(self, ask: Ask, waiting: set[str]) -> None:
         """Let parties begin from the newest parameters, until as many are at work as may be."""
-        setup, clock = self._course.setup, self._options.clock
+        setup, clock = self.course.setup, self.clock
         busy = {flight.party for flight in self._flights} | waiting
         tries = 0
         while len(self._flights) < self._method.concurrency and len(busy) < len(setup.parties):

@@ -13,7 +13,7 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from itertools import chain
@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hansa import study
-from hansa.aggregation.reduce import BLOCK, Block
-from hansa.backends.local import Book, Local, Room
+from hansa.aggregation.reduce import BLOCK
+from hansa.backends.book import Book
+from hansa.backends.local import Local
+from hansa.backends.room import Room, Summed
 from hansa.contribution import Algebra, Ask, Values
 from hansa.data.population import Population
 from hansa.data.table import Table
@@ -86,13 +88,13 @@ class Ray(Local):
         with _connected(self._address, self._count) as self._ray:
             return super().run(federation)
 
-    def _room(self, here: Room, book: Book) -> AbstractContextManager[Room]:
+    def _room(self, here: Room, book: Book) -> Room:
         cores = int(self._ray.cluster_resources().get("CPU", 1))
         count = self._count or max(1, min(cores, -(-len(self._tables) // BLOCK)))
         course = here.crowd.course  # each actor makes its own model
         said = self._ray.put((replace(course, task=_portable(course.task)), here.engine))
         told = (self._files, [said, self._ray.put(self._tables)])
-        return closing(Actors(self._ray, count, told, here, book))
+        return Actors(self._ray, count, told, here, book)
 
 
 class Worker:
@@ -126,10 +128,10 @@ class Worker:
         self._room = Room(Crowd(tables, course), engine, 1)
         return True
 
-    def outcomes(self, *said: Any) -> tuple[list[Block], Outcome]:
+    def outcomes(self, *said: Any) -> Summed:
         """The sums of a shard, and what else there is to say of its parties."""
         blocks, outcomes = zip(*self._room.outcomes(*said), strict=True)
-        return [block for block in blocks if block.parties], together(outcomes)
+        return [block for some in blocks for block in some if block.parties], together(outcomes)
 
     def answers(self, *said: Any) -> list[Outcome]:
         """As in `Room`."""
@@ -172,16 +174,15 @@ class Actors(Room):
 
     def outcomes(
         self, ask: Ask, blocks: Sequence[Sequence[str]], memories: Mapping[str, Values]
-    ) -> Iterator[tuple[Block, Outcome]]:
+    ) -> Iterator[Summed]:
         """The blocks' sums in roster order, each made by whichever actor had its shard."""
         fields = self.crowd.course.signals(ask)[-1].fields
         gathered = memories or any(field.algebra is Algebra.GATHER for field in fields)
         size = 8 * sum(math.prod(f.shape or ()) for f in fields) * (BLOCK if gathered else 1)
         for summed, outcome in self._all("outcomes", ask, blocks, memories, _LARGEST // (size + 1)):
-            yield Block(fields), outcome
-            for block in summed:
+            for block in summed:  # what lies in the store is read-only
                 block.sums = {name: total.copy() for name, total in block.sums.items()}
-                yield block, Outcome()  # what lies in the store is read-only
+            yield summed, outcome
 
     def answers(self, ask: Ask, parties: Sequence[str], memories: Mapping[str, Values]) -> Iterator[Outcome]:
         """As in `Room`."""

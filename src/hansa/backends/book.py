@@ -1,0 +1,53 @@
+"""The record of a simulated run, in memory and, if there is a folder, on disk."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hansa.contribution import Json, Values
+from hansa.methods.course import Progress
+from hansa.run import Event, Run, now
+
+
+@dataclass
+class Book:
+    """Writes a run down.
+
+    Args:
+        run: whose record it is.
+        folder: under which the run is kept; nowhere if None.
+        every: exchanges between two checkpoints that are written; rounds, if all are kept.
+        follow: told each event as it happens.
+        keep: each checkpoint that is written is kept.
+    """
+
+    run: Run
+    folder: str | Path | None
+    every: int
+    follow: Callable[[Event], None] | None
+    keep: bool
+
+    def event(self, kind: str, **body: Json) -> None:
+        """Append an event and tell whoever follows."""
+        event = Event(len(self.run.events) + 1, now(), kind, body)
+        self.run.events.append(event)
+        self.run.note(event)
+        if self.follow is not None:
+            self.follow(event)
+
+    def checkpoint(self, progress: Progress, memories: Mapping[str, Values]) -> None:
+        """Keep it; write it every so many exchanges."""
+        self.run.progress, self.run.memories = progress, memories
+        over = progress.phase in ("train", "done")  # the round, with its evaluation
+        number = progress.round if self.keep else progress.version
+        if number % self.every == 0 and (over or not self.keep):
+            self._save()
+
+    def close(self, kind: str, **body: Json) -> None:
+        """The last event; the run's folder is written."""
+        self.event(kind, **body)
+        self._save()
+
+    def _save(self) -> None:
+        if self.folder is not None:
+            self.run.save(Path(self.folder) / self.run.id, keep=self.keep)

@@ -1,0 +1,169 @@
+"""Asks in, arrivals out, among simulated parties."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from hansa.aggregation.reduce import BLOCK, Reduction
+from hansa.backends.clock import Clock
+from hansa.backends.masks import Masked
+from hansa.backends.memories import Latest, Memories
+from hansa.backends.room import Room
+from hansa.contribution import Array, Arrival, Ask, Total, Values
+from hansa.data.table import Table
+from hansa.errors import RunError, UsageError
+from hansa.federation import Federation
+from hansa.learners.base import Engine
+from hansa.methods.base import State
+from hansa.methods.course import Course
+from hansa.party import Crowd, Party
+from hansa.run import Decision, Run, draw
+from hansa.secure.terms import Rules
+
+
+@dataclass(eq=False)
+class LocalExchange:
+    """Asks in, arrivals out: stacks of parties, or one after the other, on the cores of this machine.
+
+    Args:
+        course: the run's.
+        crowd: its parties.
+        run: what happened before: what parties remember, how late it is, and what was under way.
+        engine: ``"stacked"`` trains a block of parties at once, ``"resident"`` one party after the other.
+        workers: threads.
+        test: the table of a central evaluation.
+        clock: the virtual one, if there is any.
+        deadline: virtual seconds after which a party is left out of its round.
+        decisions: of another run, to be repeated, by the number of the exchange.
+        masks: the rules of secure sums that are carried out as between machines.
+    """
+
+    course: Course
+    crowd: Crowd
+    run: Run | None = None
+    engine: Engine = "resident"
+    workers: int = 1
+    test: Table | None = None
+    clock: Clock | None = None
+    deadline: float = math.inf
+    decisions: Mapping[int, Decision] = field(default_factory=dict)
+    masks: Rules | None = None
+
+    def __post_init__(self) -> None:
+        run = self.run
+        self.room = Room(self.crowd, self.engine, self.workers)
+        self._settled = Memories(run.memories if run else None)
+        self.memories: Mapping[str, Values] = self._settled
+        self._counted: Sequence[Mapping[str, Values]] = ()
+        begun = run.progress.version if run and run.progress else 0
+        arrived = [e.body for e in (run.events if run else ()) if e.kind == "arrived"]
+        clocks = [b["clock"] for b in arrived if "clock" in b and b["version"] < begun]
+        self._now = float(clocks[-1]) if clocks else 0.0
+
+    def exchange(self, asks: Sequence[Ask]) -> Iterator[Arrival]:
+        """One arrival per ask, in order; an arrival without any party counted has no values."""
+        for ask in asks:
+            started = time.perf_counter()
+            try:
+                arrival = self._one(ask)
+            except MemoryError:
+                raise RunError(
+                    "the machine's memory does not hold the round",
+                    round=ask.round,
+                    remedy="Lower cohort.size, method.local.batch_size or the number of workers, or "
+                    'say task.precision = "float32"',
+                ) from None
+            clock = {"clock": self._now} if self.clock else {}
+            seconds = time.perf_counter() - started
+            yield replace(arrival, metrics={**arrival.metrics, "seconds": seconds, **clock})
+
+    def draw(self, federation: Federation, ask: Ask) -> Ask:
+        """The cohort of the federation."""
+        return draw(federation, self.course, ask)
+
+    def under_way(self) -> State | None:
+        """Nothing: who does not answer in time is left out."""
+        return None
+
+    def _one(self, ask: Ask) -> Arrival:
+        if ask.work == "evaluate" and self.course.evaluate.central:
+            return Arrival(ask, self._tested(ask))
+        signal, excluded = self.course.signals(ask)[-1], self._absent(ask)
+        # Who is absent leaves a gap in his block, and moves nobody.
+        cuts = (ask.parties[at : at + BLOCK] for at in range(0, len(ask.parties), BLOCK))
+        blocks = [[name for name in names if name not in excluded] for names in cuts]
+        reduction, masked = Reduction(signal.fields, ask.parties), None
+        if self.masks and signal.hidden:
+            masked = Masked(ask, signal.fields, self.masks, f"{self.course.setup.seed}")
+            present = [name for block in blocks for name in block]
+            outcomes = masked.counted(self.room.answers(ask, present, self.memories))
+        else:
+            outcomes = self.room.outcomes(ask, [block for block in blocks if block], self.memories)
+        leaving, proposed = 0, list[Mapping[str, Values]]()
+        for summed, outcome in outcomes:
+            for block in summed:
+                reduction.merge(block)
+            excluded |= outcome.excluded
+            proposed.append(outcome.memory)
+            leaving += outcome.leaving
+        self.remember(proposed)
+        metrics = {"bytes_out": float(ask.send.nbytes * len(ask.parties)), "bytes_in": float(leaving)}
+        total = (masked or reduction).total(len(self.course.setup.parties))
+        return Arrival(ask, total, dict(sorted(excluded.items())), metrics)
+
+    def remember(self, proposed: Sequence[Mapping[str, Values]]) -> None:
+        """Settle what the counted propose to remember.
+
+        What the latest checkpoint refers to stays readable until the next: an exchange that is broken off
+        changes nothing.
+        """
+        for memories in self._counted:
+            self._settled.settle(memories)
+        self._counted, self.memories = proposed, Latest(proposed, self._settled)
+
+    def _absent(self, ask: Ask) -> dict[str, str]:
+        """Who is not counted, as recorded or by the clock, which goes on until the last one has answered."""
+        if ask.version in self.decisions:
+            return dict(self.decisions[ask.version].excluded)
+        clock, seed = self.clock, self.course.setup.seed
+        if clock is None or ask.work != "train":
+            return {}
+        taken = self.durations(ask, ask.parties, ask.version)
+        there = clock.there(ask.parties, seed, ask.version, self._now)
+        fails = clock.fails(ask.parties, seed, ask.version)
+        deadline, absent, end = self.deadline, dict[str, str](), 0.0
+        for i, name in enumerate(ask.parties):
+            late = bool(taken[i] > deadline)
+            if not there[i]:
+                absent[name] = "it was not available"
+            elif fails[i]:
+                absent[name] = "it failed in the middle of the round"
+            elif late:
+                absent[name] = f"it would have taken {taken[i]:.4g} s, and the deadline is {deadline:g} s"
+            waited = deadline if there[i] and (fails[i] or late) else float(taken[i]) * there[i]
+            end = max(end, waited)
+        self._now += end
+        return absent
+
+    def durations(self, ask: Ask, parties: Sequence[str], turn: int) -> Array:
+        """Virtual seconds that each party's work on the ask takes, ``[k]``."""
+        wire = self.course.signals(ask)[-1].wire
+        up = sum(math.prod(f.shape or ()) * np.dtype(f.dtype).itemsize for f in wire)
+        local = getattr(self.course.method, "local", None)
+        epochs = (local.epochs or 1) if local is not None else 1
+        work = epochs * np.asarray([float(self.crowd.size(name)) for name in parties])
+        clock = self.clock or Clock()
+        return clock.durations(parties, self.course.setup.seed, turn, work, ask.send.nbytes, up)
+
+    def _tested(self, ask: Ask) -> Total:
+        """The tallies of the global model on the test table."""
+        if self.test is None:
+            raise UsageError(
+                "the evaluation is central, and there is no test table",
+                remedy="Say Local(..., test=TABLE) or --test FILE, or leave evaluation.central out",
+            )
+        answer = Party("test", self.test, self.course).tested(ask)
+        return Total(answer.values, (), len(self.course.setup.parties), 0.0)
