@@ -74,7 +74,7 @@ class Database:
             if revision is None:
                 self._begin(head)
             elif revision != head:
-                self._migrate(migrations, revision)
+                upgrade(self._engine, migrations)
             self._connection = self._engine.connect()
         except StoreError:
             self._engine.dispose()
@@ -157,16 +157,15 @@ class Database:
         return self._statements[key]
 
     def _upsert(self, table: sa.Table, values: Mapping[str, Any]) -> Any:
-        insert: Any = sqlite.insert(table).values(dict(values))
+        insert: Any = sqlite.insert
         if self._engine.dialect.name == "postgresql":
-            from sqlalchemy.dialects import postgresql
-
-            insert = postgresql.insert(table).values(dict(values))
+            from sqlalchemy.dialects.postgresql import insert
+        statement = insert(table).values(dict(values))
         primary = [column.name for column in table.primary_key]
-        kept = {name: insert.excluded[name] for name in values if name not in primary}
+        kept = {name: statement.excluded[name] for name in values if name not in primary}
         if not kept:
-            return insert.on_conflict_do_nothing()
-        return insert.on_conflict_do_update(index_elements=primary, set_=kept)
+            return statement.on_conflict_do_nothing()
+        return statement.on_conflict_do_update(index_elements=primary, set_=kept)
 
     def _begin(self, head: str) -> None:
         """Make the tables of an empty database as the newest migration would leave them.
@@ -189,36 +188,28 @@ class Database:
             revision: str | None = found.scalar()
             return revision
 
-    def _migrate(self, migrations: Path, revision: str) -> None:
-        """Bring an older database to the newest revision; refuse one of a newer Hansa."""
-        from alembic.script import ScriptDirectory
-
-        config = _alembic(migrations)
-        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-        if revision not in known:
-            raise StoreError(
-                f"the database has revision {revision}, which this version of Hansa does not know",
-                remedy="Update Hansa to the version that wrote it",
-            )
-        upgrade(self._engine, migrations)
-
 
 def upgrade(engine: sa.Engine, migrations: Path) -> None:
-    """Run the migrations that a database has not seen yet, in one transaction."""
+    """Run the migrations that a database has not seen yet, in one transaction.
+
+    Raises:
+        StoreError: if a newer Hansa wrote it.
+    """
     from alembic import command
-
-    config = _alembic(migrations)
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-
-
-def _alembic(migrations: Path) -> Any:
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(migrations).replace("%", "%%"))
-    return config
+    try:
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except CommandError as error:
+        raise StoreError(
+            f"the database has a revision that this version of Hansa does not know: {error}",
+            remedy="Update Hansa to the version that wrote it",
+        ) from None
 
 
 def _engine(url: str | Path) -> sa.Engine:
