@@ -263,7 +263,9 @@ def test_work_that_the_budget_does_not_allow_is_not_begun() -> None:
         desk.work(Asked("run", ask, 1, federation.hash), b"")
 
 
-@pytest.mark.parametrize(("holdout", "says"), [(29 / 30, "1 row to learn from"), (2 / 30, "2 rows held out")])
+@pytest.mark.parametrize(
+    ("holdout", "says"), [(29 / 30, "fewer than 5 rows to learn from"), (2 / 30, "fewer than 5 rows held out")]
+)
 def test_a_sum_over_so_few_rows_that_it_tells_one_does_not_leave(holdout: float, says: str) -> None:
     federation = study(evaluation=hs.Evaluate(holdout=holdout))
     setup, ask = honest(federation)

@@ -187,10 +187,10 @@ async def test_who_ignores_the_clip_or_claims_more_rows_than_it_offers_is_refuse
     )
     async with puppet(town, MALLORY, harvests["bremen"]) as party:
         run = await town.submit(federation)
-        rows = harvests["bremen"].rows
+        above = 2 * harvests["bremen"].rows  # as the puppet tells the exact number
         for update, weight, reason in (
             (np.full(3, 1.0), 3.0, "the norm is 1.73205 where at most 0.5 is allowed"),
-            (np.full(3, 0.1), rows + 1.0, f"more than the {rows} rows that it offers"),
+            (np.full(3, 0.1), float(above), f"the weight is {above}, and it offers fewer than {above} rows"),
         ):
             work = await party.work()
             reply = await party.upload(m.UploadPart(head=head(work, one(update), weight=weight)))

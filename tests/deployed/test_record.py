@@ -77,7 +77,7 @@ async def test_the_record_agrees_with_a_relay_that_counts_bytes(town: Town, stud
     assert hello["offers"] == [
         {
             "dataset": "tumours",
-            "rows": tables["bremen"].rows,
+            "rows": 1 << (tables["bremen"].rows.bit_length() - 1),
             "columns": len(tables["bremen"].names),
             "allow": [
                 "linear-regression",

@@ -103,7 +103,7 @@ def _enough_rows(train: Table, test: Table) -> None:
     for rows, what in ((train.rows, "to learn from"), (test.rows, "held out")):
         if rows < FEWEST and (rows or what == "to learn from"):
             raise ConsentError(
-                f"this party has {rows} {'row' if rows == 1 else 'rows'} {what} in this study, and sums "
-                f"over fewer than {FEWEST} rows do not leave it",
+                f"this party has fewer than {FEWEST} rows {what} in this study, and sums over so few do not "
+                "leave it",
                 remedy="Offer more rows, or change evaluation.holdout in the study",
             )

@@ -21,6 +21,13 @@ class Offer:
     table: Table
     allow: tuple[str, ...]
 
+    @property
+    def rows(self) -> int:
+        """As many rows as are told of: the largest power of two of which there are as many; the exact number
+        would tell of one row more or less.
+        """
+        return 1 << self.table.rows.bit_length() >> 1
+
 
 def admit(federation: Federation, ask: Ask, setup: Setup, offers: Sequence[Offer], party: str) -> Offer:
     """The offer whose table an ask to this party may use; called before anything runs, for every ask.

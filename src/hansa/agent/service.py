@@ -131,7 +131,7 @@ class Agent:
         for offer in self._offers:  # never a value of the table
             table, allow = offer.table, list(offer.allow)
             columns = [m.Column(name=c.name, type=c.type) for c in table.schema()]
-            said: dict[str, Any] = {"dataset": offer.dataset, "rows": table.rows, "allow": allow}
+            said: dict[str, Any] = {"dataset": offer.dataset, "rows": offer.rows, "allow": allow}
             hello.offers.add(**said, columns=columns)
             offers.append({**said, "columns": len(columns)})
         stream = client.stream(ATTEND, hello)

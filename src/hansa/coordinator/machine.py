@@ -236,8 +236,8 @@ class Machine:
             return
         refusal = event.refusal
         rows = self.guests[event.party].rows(live.federation.dataset)
-        if not refusal and event.weight > max(rows, 1):
-            refusal = f"the weight {event.weight:g} is more than the {rows} rows that it offers"
+        if not refusal and event.weight >= rows:
+            refusal = f"the weight is {event.weight:g}, and it offers fewer than {rows} rows"
         if refusal:
             self._exclude(effects, live, event.party, refusal)
             effects.receipts.append((event.ticket, False, refusal))
