@@ -41,10 +41,9 @@ def deployed(federation: Federation, setup: Setup, secret: bytes, run: str) -> C
     Raises:
         PrivacyError: if there is to be noise, and no key.
     """
-    private = bool(federation.method.noise(federation.privacy))
     if secret:
         return federation.course(setup, derived(secret, "run", run))
-    if private or federation.aggregation.protects or federation.statistics.protects:
+    if federation.noised:
         raise PrivacyError(
             "there is no key for the noise, and the study's seed is public",
             remedy="Run an agent and a coordinator from their own folders, which keep one",
@@ -175,6 +174,12 @@ class Federation(BaseModel):
     def has_code(self) -> bool:
         """Whether running it means running its author's code."""
         return self.task.kind in WITH_CODE or bool(self.bundle)
+
+    @property
+    def noised(self) -> bool:
+        """Whether anything in it is there to hide something."""
+        chains = self.aggregation.protects or self.statistics.protects
+        return chains or bool(self.method.noise(self.privacy))
 
     def require_no_code(self) -> None:
         """Refuse a study with code, or for simulation only, as every agent does.

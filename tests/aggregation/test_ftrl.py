@@ -229,6 +229,14 @@ def test_a_method_without_rounds_is_refused(chain: Aggregation) -> None:
         federation(agg.clip(1.0) >> chain, method=hs.methods.FedBuff(weights="equal"))
 
 
+def towns(seed: int = 2) -> dict[str, hs.Table]:
+    random, tables = np.random.default_rng(seed), {}
+    for name in ("harbour", "north", "river", "town"):
+        x = random.normal(size=(30, 2))
+        tables[name] = hs.Table.of({"a": x[:, 0], "b": x[:, 1], "y": 1.0 * (x[:, 0] > 0)})
+    return tables
+
+
 @pytest.mark.parametrize(
     "chain",
     [agg.clip(1.0) >> agg.tree(noise_multiplier=1.0),
@@ -238,10 +246,7 @@ def test_a_method_without_rounds_is_refused(chain: Aggregation) -> None:
 def test_a_run_that_stopped_goes_on_with_the_noise_of_the_undisturbed_one(
     chain: Aggregation, tmp_path: Path
 ) -> None:
-    random, tables = np.random.default_rng(2), {}
-    for name in ("harbour", "north", "river", "town"):
-        x = random.normal(size=(30, 2))
-        tables[name] = hs.Table.of({"a": x[:, 0], "b": x[:, 1], "y": 1.0 * (x[:, 0] > 0)})
+    tables = towns()
     study = federation(chain, hs.Cyclic(groups=2))
 
     def stop(event: Any) -> None:
@@ -257,6 +262,38 @@ def test_a_run_that_stopped_goes_on_with_the_noise_of_the_undisturbed_one(
     assert 0 < stopped.progress.round < 8
     resumed = study.run(hs.Local(tables, resume=stopped))
     assert np.array_equal(resumed.parameters, whole.parameters)
+
+
+def test_a_fork_of_noise_that_rounds_share_is_refused_and_a_fork_with_other_noise_is_not() -> None:
+    tree, banded = agg.tree(noise_multiplier=1.0), agg.banded(noise_multiplier=1.0, bands=3)
+    clip, tables = agg.clip(1.0), towns()
+    run = federation(clip >> banded, rounds=3).run(hs.Local(tables))
+    for chain in (clip >> banded, clip >> tree):
+        with pytest.raises(
+            hs.errors.PrivacyError, match=r"the run to fork share their noise \(banded\)"
+        ) as refused:
+            federation(chain, rounds=6).run(hs.Local(tables, fork=run))
+        assert "put gaussian in the fork's aggregation" in str(refused.value)
+    other = federation(clip >> agg.gaussian(noise_multiplier=1.0), rounds=6)
+    forked = other.run(hs.Local(tables, fork=run)).guarantee["public"]
+    assert forked.exact == (f"there is no noise in the run {run.id}, from which this one was forked",)
+    plain = other.run(hs.Local(tables))  # whose rounds share nothing: what begins behind it has its own noise
+    assert federation(clip >> banded, rounds=8).run(hs.Local(tables, fork=plain)).status == "finished"
+
+
+@pytest.mark.parametrize("chain", [agg.tree(noise_multiplier=1.0), agg.gaussian(noise_multiplier=1.0)])
+def test_a_run_is_not_taken_back_to_an_earlier_round_to_draw_its_noise_again(
+    chain: Aggregation, tmp_path: Path
+) -> None:
+    study = federation(agg.clip(1.0) >> chain, rounds=4)
+    run = study.run(hs.Local(towns(), folder=tmp_path, keep=True, every=1))
+    earlier = hs.Run.load(tmp_path / run.id, round=2)
+    with pytest.raises(hs.errors.PrivacyError, match=r"went on beyond this state of it.*Resume its latest state"):
+        study.run(hs.Local(towns(seed=3), resume=earlier))  # other rows, under the same noise
+    bare = federation(agg.clip(1.0), rounds=4)  # hides nothing, and may go back
+    run = bare.run(hs.Local(towns(), folder=tmp_path, keep=True, every=1))
+    again = bare.run(hs.Local(towns(), resume=hs.Run.load(tmp_path / run.id, round=2)))
+    assert np.array_equal(again.parameters, run.parameters)
 
 
 def test_between_machines_it_runs_with_the_noise_of_the_coordinator_s_own_key(deployed: Any) -> None:
