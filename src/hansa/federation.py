@@ -132,7 +132,12 @@ class Federation(BaseModel):
                 + ("aggregation stage" if self.aggregation.stages else "cohort but all of them"),
                 remedy="Leave [aggregation] and [cohort] out, or choose another method",
             )
-        if self.statistics.stages and not self.evaluation.central:
+        if self.method.statistics and not self.statistics.protects:
+            raise PipelineError(
+                f"the method {self.method.kind} counts rows in cells that may hold one, and nothing hides them",
+                remedy="Put noise into [statistics], such as local-gaussian",
+            )
+        if self.statistics.stages and not self.evaluation.central and self.evaluation.due(self.rounds, last=True):
             tallies = self.evaluation.fields(self.task, self.evaluation.own)
             self.statistics.bind(Signal(tallies, weights="equal", privacy=self.privacy))
         if isinstance(self.method, UpdateMethod):
@@ -270,7 +275,7 @@ class Federation(BaseModel):
         Raises:
             StudyError: if a column has none.
         """
-        if not self.preprocessing.standardise or not self.statistics.stages:
+        if not (self.method.statistics or (self.preprocessing.standardise and self.statistics.stages)):
             return {}
         bounds = {}
         for name in numbers:
@@ -374,7 +379,11 @@ class Federation(BaseModel):
             schedule = Schedule(self.rounds, self.cohort.period)
             added = self.method.noise(self.privacy)
             signal = Signal(fields, weights=weights, noise=added, schedule=schedule)
-        yield "train", f"the models of {self.rounds} rounds", self.rounds, self.aggregation, signal
+        if self.method.statistics:
+            signal = signal if course else Signal((counted("rows", example=1.0),), weights="equal")
+            yield "train", "the columns' counts", 1, self.statistics, signal
+        else:
+            yield "train", f"the models of {self.rounds} rounds", self.rounds, self.aggregation, signal
         private = (self.privacy.unit, self.privacy.adjacency) == ("example", "add-remove")
         if private and weights == "examples":
             yield "weights", "the weights, which count examples", self.rounds, NO_STAGES, Signal(())

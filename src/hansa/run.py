@@ -123,7 +123,8 @@ def enough(federation: Federation, arrival: Arrival) -> None:
 
 def needed(federation: Federation, ask: Ask) -> int:
     """How many must be counted: no more than were asked, unless a claim counts on their shares of noise."""
-    protects = (federation.aggregation if ask.work == "train" else federation.statistics).protects
+    chain = federation.aggregation if ask.through == "update" else federation.statistics
+    protects = chain.protects and ask.through != "plain"
     if protects and (ask.parties or ask.work == "train"):
         return federation.cohort.minimum
     return min(federation.cohort.minimum, len(ask.parties))

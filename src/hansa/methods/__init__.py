@@ -11,6 +11,7 @@ from hansa.methods.fedper import FedPer
 from hansa.methods.fedprox import FedProx
 from hansa.methods.fedrep import FedRep
 from hansa.methods.fedsgd import FedSGD
+from hansa.methods.histogram import Histogram
 from hansa.methods.ifca import IFCA
 from hansa.methods.irls import IRLS
 from hansa.methods.moments import Moments
@@ -18,6 +19,6 @@ from hansa.methods.scaffold import Scaffold
 
 __all__ = [
     "IFCA", "IRLS", "Answer", "At", "Cox", "Ditto", "Evaluate", "FedAvg", "FedBuff", "FedNova", "FedPer",
-    "FedProx", "FedRep", "FedSGD", "GradientMethod", "Method", "Moments", "Scaffold", "Setup", "State",
+    "FedProx", "FedRep", "FedSGD", "GradientMethod", "Histogram", "Method", "Moments", "Scaffold", "Setup", "State",
     "UpdateMethod",
 ]  # fmt: skip

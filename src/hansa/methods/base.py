@@ -389,6 +389,9 @@ class Method(Part):
     personalises: ClassVar[bool] = False
     """Whether a party ends with a model of its own; see `personal`."""
 
+    statistics: ClassVar[bool] = False
+    """Whether what it sums goes through the study's ``[statistics]``, and has to be hidden there."""
+
     exact: ClassVar[bool] = False
     """Whether it needs the sums of all parties as they are: every party in every round, and no stage."""
 
@@ -579,7 +582,7 @@ METHODS: Catalogue[Method] = Catalogue(
         name.lower(): f"hansa.methods.{name.lower()}:{name}"
         for name in (
             *("Cox", "Ditto", "FedAvg", "FedBuff", "FedNova", "FedPer", "FedProx", "FedRep"),
-            *("FedSGD", "IFCA", "IRLS", "Scaffold"),
+            *("FedSGD", "Histogram", "IFCA", "IRLS", "Scaffold"),
         )
     },
 )
