@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import hansa as hs
+from hansa import aggregation as agg
 from hansa.backends.clock import Clock
-from hansa.errors import RunError, StudyError, UsageError
+from hansa.errors import PipelineError, RunError, StudyError, UsageError
 from hansa.methods.fedbuff import FedBuff
 
 NAMES = [f"party-{i:02d}" for i in range(1, 13)]
@@ -205,3 +206,64 @@ def test_a_buffered_run_is_not_replayed(tables):
     method = FedBuff(local=hs.SGD(lr=0.3, batch_size=8), buffer=3, concurrency=6)
     with pytest.raises(UsageError, match="repeated by its clock"):
         federation(method=method, rounds=9).run(hs.Local(tables, replay=run))
+
+
+def noised(tables, noise=1e-3, buffer=3, **values):
+    private = {
+        "method": FedBuff(local=hs.SGD(lr=0.3, batch_size=8), buffer=buffer, concurrency=6, weights="equal"),
+        "aggregation": agg.clip(1.0) >> agg.gaussian(noise_multiplier=noise),
+        "preprocessing": hs.Moments(standardise=False),
+        "evaluation": hs.Evaluate(every=0),
+        "rounds": 9,
+    }
+    clock = Clock(seconds_per_example=(1.0, 1.0), jitter=0.3)
+    study = federation(**{**private, **values})
+    return study if tables is None else study.run(hs.Local(tables, clock=clock))
+
+
+@pytest.mark.parametrize("cohort", [hs.All(), hs.Poisson(rate=0.1)])
+@pytest.mark.parametrize("adjacency", ["add-remove", "replace"])
+def test_a_buffered_guarantee_counts_a_party_in_every_buffer_and_amplifies_nothing(cohort, adjacency):
+    study = noised(None, noise=5.0, cohort=cohort, privacy=hs.Privacy(adjacency=adjacency))
+    (event,) = study.guarantee["public"].events
+    assert (event.times, event.sampling, event.adjacency) == (9, None, adjacency)
+    synchronous = noised(None, noise=5.0, cohort=cohort, method=hs.FedAvg(weights="equal"))
+    assert (synchronous.guarantee["public"].events[0].sampling is None) == (cohort.kind == "all")
+
+
+def test_no_party_is_in_one_buffer_twice_and_one_may_be_in_each(tables):
+    rounds = arrived(noised(tables))
+    assert all(len(set(body["counted"])) == len(body["counted"]) == 3 for body in rounds)
+    slow = dict.fromkeys(NAMES, 1000.0) | {"party-01": 0.01}
+    method = FedBuff(local=hs.SGD(lr=0.3), buffer=1, concurrency=12, weights="equal")
+    study = noised(None, method=method, cohort=hs.All(minimum=1))
+    counted = arrived(study.run(hs.Local(tables, clock=Clock(seconds_per_example=slow))))
+    assert sum(body["counted"] == ["party-01"] for body in counted) == 9
+
+
+def test_behind_noise_a_party_that_is_refused_keeps_its_place_and_moves_no_other_party(tables):
+    whole = arrived(noised(tables))
+    broken = "party-05"
+    columns = {name: tables[broken].column(name) for name in ("a", "b")}
+    without = tables | {
+        broken: hs.Table({**columns, "y": np.full(tables[broken].rows, 7.0)})
+    }  # no class of the task
+    fewer = arrived(noised(without))
+    assert any(broken in body["counted"] for body in whole)
+    assert [[n for n in b["counted"] if n != broken] for b in whole] == [b["counted"] for b in fewer]
+    bare = arrived(noised(without, aggregation=agg.clip(1.0)))  # nothing is claimed: the next one takes its place
+    assert all(len(body["counted"]) == 3 for body in bare)
+
+
+def test_behind_noise_a_step_is_along_the_mean_of_its_buffer(tables):
+    study = {"noise": 1e-3, "rounds": 1}
+    near = noised(tables, **study).parameters
+    exact = noised(tables, **study, aggregation=agg.clip(1.0)).parameters
+    np.testing.assert_allclose(near, exact, atol=0.01)
+    assert np.linalg.norm(exact) > 0.1
+
+
+def test_a_secure_sum_of_asks_of_several_rounds_is_refused():
+    chain = agg.clip(1.0) >> agg.grid(bits=10) >> agg.secure_sum()
+    with pytest.raises(PipelineError, match="secure-sum goes by rounds, and fedbuff has none"):
+        noised(None, aggregation=chain)

@@ -214,6 +214,7 @@ class SecureSum(Stage):
 
     kind: ClassVar[str] = "secure-sum"
     protects: ClassVar[bool] = True
+    whole_rounds: ClassVar[bool] = True
     threshold: Annotated[float, Limits(gt=0.5, le=1)] = 0.7
 
     def bind(self, signal: Signal) -> Signal:
