@@ -69,31 +69,6 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Study
     return StudyError(f"{place} must be {' or '.join(words)}, not {shown(first['input'])}{tail}")
 
 
-def require_kinds(model: type[BaseModel], body: Mapping[str, Any], where: str) -> None:
-    """Refuse what pydantic would read from text, or from true and false, in the tables of a study.
-
-    Raises:
-        StudyError: naming the place, what belongs there, and what stands there.
-    """
-    for key, value in body.items():
-        field = model.model_fields.get(key)
-        if field is None:
-            continue
-        place = _place(where, (key,))
-        if fault := mistaken(field.annotation, value):
-            wanted = WANTED[fault.partition("_")[0]]
-            raise StudyError(f"{place} must be {wanted}, not {shown(value)}")
-        inner = _model_at(model, (key,))
-        if inner is None or not isinstance(value, Mapping):
-            continue
-        if any(get_origin(kind) is not None for kind in _alternatives(field.annotation)):
-            for name, one in value.items():  # a table of tables, such as contract.columns
-                if isinstance(one, Mapping):
-                    require_kinds(inner, one, _place(place, (name,)))
-        else:
-            require_kinds(inner, value, place)
-
-
 def mistaken(annotation: Any, value: object) -> Fault | None:
     """Pydantic's name of the fault, if a value is one that pydantic reads as what it is not.
 

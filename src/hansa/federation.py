@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic import Field as Limits
 
 from hansa.aggregation.signal import Among, Schedule, Signal
@@ -24,7 +23,7 @@ from hansa.methods.course import Course, Stop
 from hansa.methods.evaluate import Evaluate
 from hansa.methods.fedavg import FedAvg
 from hansa.methods.moments import Moments
-from hansa.part import explain
+from hansa.part import Part, Written, reading
 from hansa.privacy.claim import Adversary, Privacy
 from hansa.privacy.guarantee import Guarantee, Release, guarantee
 from hansa.privacy.noise import derived
@@ -51,7 +50,7 @@ def deployed(federation: Federation, setup: Setup, secret: bytes, run: str) -> C
     return federation.course(setup)
 
 
-class BundledFile(BaseModel):
+class BundledFile(Written):
     """A file that belongs to a study, by its content.
 
     Args:
@@ -60,7 +59,6 @@ class BundledFile(BaseModel):
         sha256: of every byte.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     path: str
     size: int
     sha256: str
@@ -75,7 +73,7 @@ class BundledFile(BaseModel):
         return cls(path=path, size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
-class Federation(BaseModel):
+class Federation(Part):
     """One definition, three ways to run it.
 
     Args:
@@ -97,7 +95,6 @@ class Federation(BaseModel):
         bundle: the study's files, by content. A federation with code names them here.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
     name: Annotated[str, Limits(min_length=1)] = "study"
     dataset: str = ""
     task: AnyTask
@@ -116,10 +113,8 @@ class Federation(BaseModel):
     bundle: tuple[BundledFile, ...] = ()
 
     def __init__(self, **values: Any) -> None:
-        try:
+        with reading("federation"):
             super().__init__(**values)
-        except ValidationError as error:
-            raise explain(error, type(self), "federation") from None
 
     def model_post_init(self, context: Any) -> None:
         """Refuse (StudyError, PipelineError) what cannot hold, when it is built."""

@@ -27,7 +27,7 @@ from hansa.contribution import Json
 from hansa.errors import StudyError, did_you_mean
 from hansa.faults import explain, mistaken
 
-__all__ = ["PLACE", "Catalogue", "P", "Part", "explain", "reading"]
+__all__ = ["PLACE", "Catalogue", "P", "Part", "Written", "reading"]
 
 PLACE: ContextVar[str] = ContextVar("place", default="")
 """Where in a study the part stands that is being read, such as ``method.local``."""
@@ -43,10 +43,25 @@ def reading(place: str) -> Iterator[None]:
         PLACE.reset(before)
 
 
-class Part(BaseModel):
-    """A frozen piece of a federation; two parts are equal if they say the same."""
+class Written(BaseModel):
+    """What a study writes as a table: frozen, and its numbers are numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _as_written(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        """Numbers are not read from text, nor from true and false."""
+        name = info.field_name or ""
+        if fault := mistaken(cls.model_fields[name].annotation, value):
+            raise PydanticKnownError(fault)
+        with reading(f"{PLACE.get()}.{name}"):
+            return handler(value)
+
+
+class Part(Written):
+    """A frozen piece of a federation; two parts are equal if they say the same."""
+
     kind: ClassVar[str] = ""
 
     @model_validator(mode="wrap")
@@ -58,16 +73,6 @@ class Part(BaseModel):
                 return handler(values)
             except ValidationError as error:
                 raise explain(error, cls, PLACE.get()) from None
-
-    @field_validator("*", mode="wrap")
-    @classmethod
-    def _as_written(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-        """Numbers are not read from text, nor from true and false."""
-        name = info.field_name or ""
-        if fault := mistaken(cls.model_fields[name].annotation, value):
-            raise PydanticKnownError(fault)
-        with reading(f"{PLACE.get()}.{name}"):
-            return handler(value)
 
 
 P = TypeVar("P", bound=Part)

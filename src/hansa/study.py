@@ -10,36 +10,16 @@ from types import ModuleType
 from typing import Any
 
 from hansa.errors import HansaError, StudyError, did_you_mean
-from hansa.faults import require_kinds
 from hansa.federation import BundledFile, Federation
 from hansa.methods.base import METHODS
-from hansa.methods.evaluate import Evaluate
-from hansa.methods.moments import Moments
-from hansa.part import reading
 from hansa.task import CodeTask, Task
 
-TABLES = frozenset(
-    [
-        "study",
-        "task",
-        "method",
-        "aggregation",
-        "cohort",
-        "preprocessing",
-        "evaluation",
-        "statistics",
-        "contract",
-        "privacy",
-        "adversary",
-    ]
-)
 MOVED = ("rounds", "stop")
 """Keys of [method] that are the federation's own."""
-PARTS = frozenset(["task", "method", "cohort", "preprocessing", "evaluation", "bundle", "privacy", "adversary"])
-"""Fields of a federation that look at the types of their values themselves."""
 PREFIX = "hansa_study_"
 """Of the names of the modules that studies are written in."""
 STUDY_KEYS = frozenset({"name", "dataset", "seed", "files"})
+TABLES = {"study", *Federation.model_fields} - {*STUDY_KEYS, *MOVED, "bundle"}
 IN_FILE = {
     **{f"federation.{key}": f"study.{key}" for key in STUDY_KEYS},
     **{f"federation.{key}": f"method.{key}" for key in MOVED},
@@ -106,13 +86,7 @@ def build(values: Mapping[str, Any]) -> Federation:
     Raises:
         StudyError: with the place in a study file.
     """
-    values = dict(values)
-    for name, part in (("preprocessing", Moments), ("evaluation", Evaluate)):
-        if isinstance(values.get(name), Mapping):
-            with reading(name):
-                values[name] = part.model_validate(values[name])
     try:
-        require_kinds(Federation, {k: v for k, v in values.items() if k not in PARTS}, "federation")
         return Federation(**values)
     except StudyError as error:
         if place := re.search(r"\bfederation\.(\w+)", error.message):

@@ -76,7 +76,7 @@ def test_a_refusal_names_stage_reason_and_remedy(signal: Signal, reason: str) ->
 
 @pytest.mark.parametrize("norm", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_norm_that_bounds_nothing_is_refused(norm: float) -> None:
-    with pytest.raises(StudyError, match=r"aggregation stage\.norm"):
+    with pytest.raises(StudyError, match=r"aggregation\.stages\.norm"):
         hs.Federation(
             task=hs.LinearRegression(target="y"), aggregation={"stages": [{"kind": "clip", "norm": norm}]}
         )

@@ -114,9 +114,3 @@ def test_no_count_between_zero_and_the_minimum_leaves_by_name(values, minimum):
     counts = count_categories(np.array(values, dtype=object), ["a", "b", "c"], minimum)
     assert all(count == 0 or count >= minimum for count in counts[:-1])
     assert counts.sum() == sum(value is not None for value in values)
-
-
-@pytest.mark.parametrize("categories", [["a", "a"], [OTHER]])
-def test_categories_to_count_are_distinct_and_none_is_other(categories):
-    with pytest.raises(ContractError, match="distinct"):
-        count_categories(["a"], categories)

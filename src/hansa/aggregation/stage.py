@@ -7,12 +7,11 @@ from functools import wraps
 from typing import Annotated, ClassVar, Literal, ParamSpec, TypeAlias, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from hansa.aggregation.signal import Signal
 from hansa.contribution import Algebra, Array, Contributions, Total, Values
 from hansa.errors import PipelineError
-from hansa.part import Catalogue, Part
+from hansa.part import Catalogue, Part, Written
 
 P = ParamSpec("P")
 Encoded: TypeAlias = tuple[Contributions, Values]
@@ -135,13 +134,12 @@ STAGES: Catalogue[Stage] = Catalogue("aggregation stage", Stage, {})
 AnyStage = Annotated[Stage, STAGES]
 
 
-class Aggregation(BaseModel):
+class Aggregation(Written):
     """Stages in the order in which a party's contribution passes them; join them with ``>>``.
 
     The memory and the state of stage number ``i`` are kept under names that begin with ``i``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     stages: tuple[AnyStage, ...] = ()
 
     def __rshift__(self, after: "Aggregation") -> "Aggregation":

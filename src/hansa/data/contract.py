@@ -7,16 +7,17 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from hansa.data.table import Table, missing_column
 from hansa.errors import ContractError, did_you_mean
+from hansa.part import Written
 
 OTHER = "other"
 """What rare and undeclared categories are counted as; no category may be declared by this name."""
 
 
-class ColumnRule(BaseModel):
+class ColumnRule(Written):
     """What one column must be.
 
     Attributes:
@@ -27,8 +28,6 @@ class ColumnRule(BaseModel):
         categories: the texts allowed in a ``category`` column.
         missing: whether cells may be missing.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     type: Literal["number", "integer", "category", "text"]
     unit: str = ""
@@ -50,10 +49,8 @@ class ColumnRule(BaseModel):
         return self
 
 
-class Contract(BaseModel):
+class Contract(Written):
     """What a table must be; columns that it does not name are not looked at."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     columns: Mapping[str, ColumnRule] = Field(default_factory=dict)
     minimum_rows: int = Field(default=1, ge=1)
@@ -67,8 +64,6 @@ def check(table: Table, contract: Contract) -> None:
     Raises:
         ContractError: names the column and the data row (the first is row 1) of the first breach.
     """
-    for name in contract.columns:
-        _values(table, name)
     for name, rule in contract.columns.items():
         _check_column(table, name, rule)
     if table.rows < contract.minimum_rows:
@@ -126,12 +121,7 @@ def count_categories(
     Returns:
         float64 of shape [len(categories) + 1], in declared order, the last being `OTHER`; the sum is the
         number of rows that are not missing.
-
-    Raises:
-        ContractError: a category is declared twice, or is called `OTHER`.
     """
-    if len(set(categories)) < len(categories) or OTHER in categories:
-        raise ContractError(f"categories are distinct, and none is {OTHER!r}: {list(categories)}")
     position = {category: i for i, category in enumerate(categories)}
     counts = np.zeros(len(categories) + 1)
     for value in values:

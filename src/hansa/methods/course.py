@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Limits
 
 from hansa.aggregation.signal import ONCE, Among, Schedule, Signal
@@ -26,6 +25,7 @@ from hansa.learners.base import Learner
 from hansa.methods.base import Answer, At, Method, Setup, Stack, State
 from hansa.methods.evaluate import Evaluate
 from hansa.methods.moments import Moments
+from hansa.part import Written
 from hansa.privacy.claim import PARTY, Privacy
 from hansa.task import Task
 from hansa.wire import tensors
@@ -34,7 +34,7 @@ _KEPT = ("version", "phase", "best", "since", "reason")  # of a checkpoint, as i
 Phase = Literal["moments", "train", "evaluate", "done"]
 
 
-class Stop(BaseModel):
+class Stop(Written):
     """When to stop before the last round.
 
     Args:
@@ -43,7 +43,6 @@ class Stop(BaseModel):
         patience: stop when so many evaluations in a row brought nothing better; at least 1.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     metric: str
     target: float | None = None
     patience: Annotated[int, Limits(ge=1)] | None = None
