@@ -15,7 +15,7 @@ from hansa.data.population import Population
 from hansa.data.preprocessing import Encoding
 from hansa.data.table import Table
 from hansa.errors import HansaError
-from hansa.learners.base import Learner, Shared
+from hansa.learners.base import Learner, Shared, sizes
 from hansa.methods.base import Answer, At, GradientMethod, Stack, no_row
 from hansa.methods.course import Course
 from hansa.privacy.noise import Stream, derived, uniform
@@ -230,40 +230,32 @@ class Crowd:
     ) -> tuple[tuple[str, ...], Sequence[tuple[Array, Array]], dict[str, str]]:
         """Who can work, those with more rows first; their rows; and who cannot, and why."""
         excluded: dict[str, str] = {}
+        rows: Sequence[tuple[Array, Array]]
         if self._population is not None and not _holds(self.course, 1 << 20):
-            starts, stops = self._population.ranges(names)
-            order = np.argsort(starts - stops, kind="stable")
-            names = [names[i] for i in order.tolist()]
-            shared = Shared(*self._shared[1], starts[order], stops[order])
-            self._unfit(names, shared, excluded)
-            if excluded:
-                fine = [i for i, name in enumerate(names) if name not in excluded]
-                names = [names[i] for i in fine]
-                shared = Shared(*self._shared[1], shared.starts[fine], shared.stops[fine])
-            return tuple(names), shared, excluded
-        rows: dict[str, tuple[Array, Array]] = {}
-        for name in names:
-            try:
-                x, y = self.rows(name, self._encoding)
-                self.course.learner.check(x, y)
-                rows[name] = x, y
-            except HansaError as error:
-                excluded[name] = error.reason
-        ordered = tuple(sorted(rows, key=lambda name: -len(rows[name][1])))
-        return ordered, [rows[name] for name in ordered], excluded
-
-    def _unfit(self, names: Sequence[str], rows: Shared, excluded: dict[str, str]) -> None:
-        """Note which parties have no row, or such as the model cannot take, and why."""
-        for at in np.flatnonzero(rows.starts == rows.stops).tolist():
-            excluded[names[at]] = no_row(names[at]).reason
-        if type(self.course.learner).check is Learner.check:
-            return
-        for at, name in enumerate(names):
+            rows = Shared(*self._shared[1], *self._population.ranges(names))
+            for at in np.flatnonzero(rows.starts == rows.stops).tolist():
+                excluded[names[at]] = no_row(names[at]).reason
+        else:
+            own: dict[str, tuple[Array, Array]] = {}
+            for name in names:
+                try:
+                    own[name] = self.rows(name, self._encoding)
+                except HansaError as error:
+                    excluded[name] = error.reason
+            names, rows = list(own), list(own.values())
+        learner = self.course.learner
+        for at, name in enumerate(names if type(learner).check is not Learner.check else ()):
             try:
                 if name not in excluded:
-                    self.course.learner.check(*rows[at])
+                    learner.check(*rows[at])
             except HansaError as error:
                 excluded[name] = error.reason
+        order = np.argsort(-sizes(rows), kind="stable").tolist()
+        fine = [at for at in order if names[at] not in excluded]
+        ordered = tuple(names[at] for at in fine)
+        if isinstance(rows, Shared):
+            return ordered, Shared(rows.x, rows.y, rows.starts[fine], rows.stops[fine]), excluded
+        return ordered, [rows[at] for at in fine], excluded
 
 
 @dataclass(frozen=True, eq=False)

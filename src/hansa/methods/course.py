@@ -18,7 +18,7 @@ from pydantic import Field as Limits
 
 from hansa.aggregation.signal import ONCE, Among, Schedule, Signal
 from hansa.aggregation.stage import NO_STAGES, Aggregation, Context
-from hansa.contribution import Array, Ask, Contributions, Json, Total, Values, canonical
+from hansa.contribution import Array, Ask, Contributions, Total, Values, canonical
 from hansa.data.preprocessing import Encoding
 from hansa.errors import RunError, StudyError, did_you_mean
 from hansa.learners.base import Learner
