@@ -131,6 +131,18 @@ def _study(data: bytes) -> None:
             from_mapping(body, Path(tempfile.gettempdir()) / "nothing is here")
 
 
+def _tables(data: bytes) -> None:
+    """The tables of a study file, as JSON, which is changed in its places."""
+    body = _json(data)
+    if isinstance(body, dict) and "files" not in str(body) and "module" not in str(body):
+        from_mapping(body, Path(tempfile.gettempdir()) / "nothing is here")
+
+
+def _json(data: bytes) -> Any:
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(data)
+
+
 def _token(data: bytes) -> None:
     Token.decode(data.decode("utf-8", "replace"))
 
@@ -190,6 +202,7 @@ def attempt() -> tuple[dict[int, Any], dict[str, party.Party], dict[int, Any]]:
     return seats, roles, desks
 
 
+IN_JSON = ("federation", "setup", "tables")
 HEARD: dict[int, list[bytes]] = {}
 """What was said in each phase of that attempt."""
 
@@ -230,6 +243,7 @@ TARGETS: dict[str, Target] = {
     "chunks": Target(_chunks, _wire("chunks")),
     "federation": Target(_federation, lambda: [from_mapping(tomllib.loads(STUDY), Path()).to_json()]),
     "setup": Target(_setup, lambda: [canonical(Setup(("a", "b"), ("x",), {"c": ("u", "v")}).to_json())]),
+    "tables": Target(_tables, lambda: [canonical(tomllib.loads(STUDY))]),
     "study": Target(_study, lambda: [STUDY.encode()]),
     "token": Target(
         _token,
@@ -241,13 +255,55 @@ TARGETS: dict[str, Target] = {
 _POINT = "036b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"  # P-256's own
 
 
+NASTY = (
+    *(None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**400, 0.5, -0.0, 1e308, float("inf"), float("nan")),
+    *(
+        "",
+        "a",
+        "\x00",
+        "x" * 300,
+        "../../etc",
+        "\u202e",
+        "müller",
+        [],
+        {},
+        [[]],
+        {"": {}},
+        {"kind": 1},
+        ["a", 1, None],
+    ),
+)
+
+
+def moved(data: bytes, seed: int) -> bytes:
+    """JSON with one place in it changed; what is none, as it is."""
+    body, chance = _json(data), random.Random(seed)  # noqa: S311  # the same each time
+    at, path = body, []
+    while isinstance(at, dict | list) and at and (not path or chance.random() < 0.8):
+        path.append((at, chance.choice(list(at)) if isinstance(at, dict) else chance.randrange(len(at))))
+        at = path[-1][0][path[-1][1]]
+    if not path:
+        return data
+    holder, key = path[-1]
+    if chance.random() < 0.15:
+        del holder[key]
+    elif isinstance(holder, dict) and chance.random() < 0.15:
+        holder[chance.choice(("kind", "extra", "", "stages"))] = holder.pop(key)
+    else:
+        holder[key] = chance.choice(NASTY)
+    return json.dumps(body).encode()
+
+
 def replayed(name: str, mutations: int) -> Iterator[bytes]:
     """The seeds, what was found before, and so many mutations of both, the same each time."""
     known = [*TARGETS[name].seeds(), *(path.read_bytes() for path in sorted(FOUND.glob(f"{name}-*")))]
     yield from known
     chance = random.Random(name)  # noqa: S311  # the same each time
     for _ in range(mutations):
-        data = bytearray(chance.choice(known))
+        data = bytearray(moved(chance.choice(known), chance.getrandbits(32)))
+        if name in IN_JSON and chance.random() < 0.8:
+            yield bytes(data)
+            continue
         for _ in range(chance.choice((1, 1, 2, 5))):
             at = chance.randrange(len(data) + 1)
             match chance.randrange(5):
@@ -270,6 +326,11 @@ def checked(name: str, data: bytes) -> None:
         TARGETS[name].parse(data)
 
 
+def _mutated(data: bytes, most: int, seed: int) -> bytes:
+    """As libFuzzer asks for it: mostly still JSON."""
+    return moved(data, seed)[:most] if seed % 4 else bytes(atheris.Mutate(data, most))
+
+
 def _one(name: str, runs: int) -> None:
     """Fuzz one target in this process, which ends with it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -284,7 +345,8 @@ def _one(name: str, runs: int) -> None:
             "-seed=1",
         ]
         options += ["-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=1"]
-        atheris.Setup([sys.argv[0], *options, folder], lambda data: checked(name, data))
+        more = {"custom_mutator": _mutated} if name in IN_JSON else {}
+        atheris.Setup([sys.argv[0], *options, folder], lambda data: checked(name, data), **more)
         atheris.Fuzz()
 
 

@@ -67,7 +67,7 @@ def from_mapping(body: Mapping[str, Any], folder: Path) -> Federation:
         raise StudyError("study.files is not a list of file names")
     method = dict(body.get("method", {"kind": "fedavg"}))
     moved = {key: method.pop(key) for key in MOVED if key in method}
-    if method.get("kind") in set(METHODS):
+    if method.get("kind") in [*METHODS]:
         # Asked here, because the method itself does not know that `rounds` and `stop` stand beside it.
         fields = METHODS.find(method["kind"]).model_fields
         _known(method, {"kind", *MOVED, *fields}, "key method.{}")

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 PATH = Path(__file__).resolve().parents[2] / "tools" / "fuzz.py"
-NAMES = ["tensors", "ask", "hello", "upload", "chunks", "federation", "setup", "study", "token"]
+NAMES = ["tensors", "ask", "hello", "upload", "chunks", "federation", "setup", "tables", "study", "token"]
 NAMES += ["party", "coordinator"]  # of a secure sum
 
 

@@ -62,12 +62,12 @@ class Histogram(Method):
 
     def work(self, at: At) -> Answer:
         """Counts over the party's training rows."""
-        counts = []
+        counts: list[Array] = []
         for name in at.setup.numbers:
             low, high = at.setup.bounds[name]
             x = at.train_rows.column(name)
             x = np.clip(x[(there := ~np.isnan(x))], low, high)
-            counts += [np.histogram(x, self.bins, (low, high))[0], [np.count_nonzero(~there)]]
+            counts += [np.histogram(x, self.bins, (low, high))[0], np.sum(~there, keepdims=True)]
         for name, values in at.setup.categories.items():
             counts.append(count_categories(texts(at.train_rows, name), values, 0))
         return Answer(Contribution(Values({"counts": np.concatenate(counts).astype(np.float64)})))
@@ -114,4 +114,4 @@ def quantiles(counts: Array, edges: Sequence[float], levels: Sequence[float]) ->
     rising = (np.maximum.accumulate(sums) + np.minimum.accumulate(sums[::-1])[::-1]) / 2
     rising = np.concatenate([[0.0], rising.clip(0, sums[-1])])
     rising[-1] = sums[-1]
-    return np.interp(np.asarray(levels) * sums[-1], rising, edges).tolist()
+    return [float(found) for found in np.interp(np.asarray(levels) * sums[-1], rising, edges)]
