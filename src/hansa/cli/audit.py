@@ -6,23 +6,17 @@ from html import escape
 from pathlib import Path
 
 from hansa.cli.dealt import Dealt
-from hansa.cli.home import Encoding, not_written
+from hansa.cli.home import not_written
 from hansa.cli.output import Json, Output, describe
-from hansa.cli.simulate import Count
 from hansa.errors import PrivacyError, StudyError
 
 
 def privacy(
     study: Path,
     /,
+    dealt: Dealt,
     *,
-    data: str,
-    by: str = "",
-    partition: str = "",
-    parties: Count = 0,
-    test: str = "",
     canaries: int = 1000,
-    encoding: Encoding = "utf-8",
     output: Path = Path("hansa-audit.html"),
     json: Json = False,
 ) -> int:
@@ -36,11 +30,6 @@ def privacy(
 
     Args:
         study: a study file, TOML or Python.
-        data: the table, as for `hansa simulate`.
-        by: the column that says to which party a row belongs.
-        partition: instead: how rows are dealt out by chance, as for `hansa simulate`.
-        parties: among so many parties; not with shares.
-        test: the test table, for a study with evaluation.central.
         canaries: rows or parties that are made up, and put in by the toss of a coin.
         output: the page that is written.
     """
@@ -49,8 +38,7 @@ def privacy(
     from hansa.comparison import score
 
     out, federation = Output(json), studies.load(study)
-    dealt = Dealt(data, by, partition, parties, encoding, test)
-    bare = audit.Bare.of(federation, tables := dealt.parties(out, federation))
+    bare = audit.Bare.of(federation, tables := dealt.out(out, federation))
     held_out = [dealt.tested_on] if dealt.tested_on else bare.held_out
     if not held_out:
         what = "no row is held out, so that nobody could say what the noise costs"

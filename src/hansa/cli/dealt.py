@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from hansa.cli.data import read_table, require_numbers
+from hansa.cli.home import Encoding
 from hansa.cli.output import Output
 from hansa.errors import UsageError, did_you_mean
 
@@ -21,17 +24,30 @@ WAYS = {word.partition(":")[0]: word for word in _WRITTEN}
 """What ``--partition`` knows, each as it is written."""
 
 
-@dataclass
+@Parameter(name="*")
+@dataclass(kw_only=True)
 class Dealt:
-    """A table, and the one way in which its rows become parties."""
+    """A table, and the one way in which its rows become parties: parameters that several commands have.
+
+    Args:
+        data: the table: a CSV or Parquet file, or URL#SELECT ...
+        by: the column that says to which party a row belongs.
+        partition: instead: deal the rows out by chance, in one of these ways: iid, dirichlet:0.5
+            (skewed labels), shards:2 (of rows sorted by label), quantity:0.5 (skewed sizes),
+            shares:0.6,0.3,0.1.
+        parties: among so many parties; not with shares.
+        test: the test table, for a study with evaluation.central.
+    """
 
     data: str
-    by: str
-    partition: str
-    count: int
-    encoding: str
+    by: str = ""
+    partition: str = ""
+    parties: Annotated[int, Parameter(show_default=False)] = 0
     test: str = ""
-    described: str = ""
+    encoding: Encoding = "utf-8"
+
+    def __post_init__(self) -> None:
+        self._described: list[Sequence[object]] = []
 
     @cached_property
     def table(self) -> Table:
@@ -43,7 +59,7 @@ class Dealt:
         """The table of a central evaluation."""
         return read_table(self.test, self.encoding) if self.test else None
 
-    def parties(self, out: Output, federation: Federation) -> Mapping[str, Table]:
+    def out(self, out: Output, federation: Federation) -> Mapping[str, Table]:
         """The parties' tables, each fit for the study, which are summed up for people."""
         from hansa.data import partition
         from hansa.data.population import Population
@@ -51,30 +67,26 @@ class Dealt:
         if bool(self.by) == bool(self.partition):
             remedy = "--by COLUMN, or --partition iid --parties 10"
             raise UsageError("say in one way how rows become parties", remedy=remedy)
-        if self.by and self.count:
+        if self.by and self.parties:
             remedy = "Leave one of the two out; --partition deals rows out to --parties"
             raise UsageError("--by makes a party of each value, so --parties says nothing", remedy=remedy)
-        parties: Mapping[str, Table] = {}
-        if self.by:
-            parties = partition.by_column(self.table, self.by)
-            rest, count = self.table.drop(self.by), len(parties)
-        else:
-            way, numbers = self._way()
-            rest, count = self.table, len(numbers) if way == "shares" else self.count
+        parties: Mapping[str, Table] = partition.by_column(self.table, self.by) if self.by else {}
+        rest = self.table.drop(self.by) if self.by else self.table
+        way, numbers = ("", []) if self.by else self._way()
+        count = len(parties) or (len(numbers) if way == "shares" else self.parties)
         self._require_enough(count, federation)
-        rows = [] if self.by else self._rows(way, numbers, federation)
-        require_numbers(rest, federation)
         federation.task.labels(rest)
-        target = federation.task.target if federation.task.target in rest.names else None
-        summed = parties
+        rows = self._rows(way, numbers, federation) if self.partition else []
+        require_numbers(rest, federation)
+        summed, target = parties, federation.task.target if federation.task.target in rest.names else None
         if self.partition:
             parties = dealt = Population.of_rows(rest, rows)
             one = target or rest.names[0]  # a summary of wide tables need not look at all columns
             summed = Population({one: dealt.table.column(one)}, dealt.starts, dealt.stops)
         described = partition.describe(summed, target)
-        if described != self.described:  # a sweep mostly deals the same out again
-            out.say(described)
-        self.described = described
+        if described != self._described:  # a sweep mostly deals the same out again
+            out.table([str(name) for name in described[0]], described[1:])
+        self._described = described
         return parties
 
     def _way(self) -> tuple[str, list[float]]:
@@ -92,8 +104,8 @@ class Dealt:
         if len(numbers) != wanted or bool(said) != bool(wanted) or not whole:
             what = f"--partition {self.partition} is not understood"
             raise UsageError(what, remedy=f"Write --partition {WAYS[way]}")
-        if (way == "shares") == bool(self.count):
-            what = f"--partition {self.partition} with{'' if self.count else 'out'} --parties"
+        if (way == "shares") == bool(self.parties):
+            what = f"--partition {self.partition} with{'' if self.parties else 'out'} --parties"
             remedy = "The shares say how many there are; else say --parties 10"
             raise UsageError(what, remedy=remedy)
         return way, numbers
@@ -101,7 +113,7 @@ class Dealt:
     def _rows(self, way: str, numbers: list[float], federation: Federation) -> list[Rows]:
         from hansa.data import partition as p
 
-        table, count, seed = self.table, self.count, federation.seed
+        table, count, seed = self.table, self.parties, federation.seed
         least = federation.contract.minimum_rows
         if way == "iid":
             return p.iid_rows(table.rows, count, seed)
@@ -109,7 +121,6 @@ class Dealt:
             return p.share_rows(table.rows, numbers, seed)
         if way == "quantity":
             return p.quantity_rows(table.rows, count, numbers[0], seed, least)
-        federation.task.labels(table)  # says in which row one is missing
         labels = table.column(federation.task.target)
         if way == "dirichlet":
             return p.dirichlet_rows(labels, count, numbers[0], seed, least)
@@ -119,7 +130,7 @@ class Dealt:
         cohort = federation.cohort
         for name, needed in (("minimum", cohort.minimum), ("size", getattr(cohort, "size", 0))):
             if parties < needed:
-                way = "--by" if self.by else "--parties" if self.count else "--partition"
+                way = "--by" if self.by else "--parties" if self.parties else "--partition"
                 more = "Say --by with a column of more values" if self.by else "Say more parties"
                 raise UsageError(
                     f"{way} gives {parties} {'party' if parties == 1 else 'parties'},"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from hansa.cli.dealt import Dealt
-from hansa.cli.home import Encoding, Kept, writable
+from hansa.cli.home import Kept, writable
 from hansa.cli.output import Json, Output, describe
 from hansa.errors import HansaError, UsageError, did_you_mean
 
@@ -22,19 +23,15 @@ if TYPE_CHECKING:
     from hansa.run import Run
 
 RUNS = Path("hansa-runs")
-
-Count = Annotated[int, Parameter(show_default=False)]
+NO_FACTS: Mapping[str, Any] = {"comparison": None, "plan": None}
+"""What only a simulation can say of a run: what federating was worth, and what the run was to take."""
 
 
 def simulate(
     study: Path,
     /,
+    dealt: Dealt,
     *,
-    data: str,
-    by: str = "",
-    partition: str = "",
-    parties: Count = 0,
-    test: str = "",
     changes: Annotated[Sequence[str], Parameter(name="--set", negative="")] = (),
     sweep: Annotated[Sequence[str], Parameter(negative="")] = (),
     seed: int | None = None,
@@ -46,7 +43,6 @@ def simulate(
     engine: Literal["stacked", "resident"] | None = None,
     device: str = "cpu",
     replay: Path | None = None,
-    encoding: Encoding = "utf-8",
     output: Kept = RUNS,
     json: Json = False,
 ) -> int:
@@ -59,13 +55,6 @@ def simulate(
 
     Args:
         study: a study file, TOML or Python.
-        data: the table: a CSV or Parquet file, or URL#SELECT ...
-        by: the column that says to which party a row belongs.
-        partition: instead: deal the rows out by chance, in one of these ways: iid, dirichlet:0.5
-            (skewed labels), shards:2 (of rows sorted by label), quantity:0.5 (skewed sizes),
-            shares:0.6,0.3,0.1.
-        parties: among so many parties; not with shares.
-        test: the test table, for a study with evaluation.central.
         changes: KEY=VALUE, as if the study said so: --set method.rounds=50, or --set rounds=50.
             It may be given several times.
         sweep: KEY=VALUE,VALUE,...: one run for each value, and a table of the results at the end.
@@ -95,7 +84,6 @@ def simulate(
     points = grid(sweeps)
     # All of them now, so that what is wrong with one is said before the first is run.
     varied = [vary(federation, point) for point in points]
-    dealt = Dealt(data, by, partition, parties, encoding, test)
     local = partial(
         _backend(backend),
         test=dealt.tested_on,
@@ -106,11 +94,10 @@ def simulate(
         device=device,
         replay=Run.load(replay) if replay else None,
     )
+    bench = _Bench(out, dealt, local, output, compare)
     if sweeps:
-        return _sweep(out, points, varied, dealt, local, output, compare)
-    among, rows = dealt.parties(out, federation), dealt.table.rows
-    run, plan, scored = _run(out, federation, among, rows, local, output, compare)
-    told(out, run, output, scored, plan)
+        return bench.sweep(points, varied)
+    told(out, output, *bench.run(federation))
     return 0
 
 
@@ -127,7 +114,7 @@ def _backend(said: str) -> Callable[..., Local]:
     raise UsageError(f"unknown backend {said!r}", remedy=did_you_mean(kind, ("local", "ray")))
 
 
-def resume_simulated(out: Output, kept: Path, dealt: Dealt, study: Path | None) -> None:
+def resume_simulated(out: Output, kept: Path, dealt: Dealt | None, study: Path | None) -> None:
     """Take up a simulated run from the folder that it left."""
     from hansa import study as studies
     from hansa.backends.local import Local
@@ -141,7 +128,7 @@ def resume_simulated(out: Output, kept: Path, dealt: Dealt, study: Path | None) 
             f"{kept} holds a run among real parties, and their coordinator takes it up",
             remedy=f"Say hansa resume {earlier.id}",
         )
-    if not dealt.data:
+    if dealt is None:
         raise UsageError(
             "a simulated run needs its table",
             remedy="Say --data FILE and --by or --partition, as `hansa simulate` was told.",
@@ -153,25 +140,16 @@ def resume_simulated(out: Output, kept: Path, dealt: Dealt, study: Path | None) 
         federation = federation.model_copy(update=code)
     local = partial(Local, test=dealt.tested_on, resume=earlier)
     output = writable(kept, "NAME").parent
-    parties, rows = dealt.parties(out, federation), dealt.table.rows
-    run, plan, _ = _run(out, federation, parties, rows, local, output)
-    told(out, run, output, plan=plan)
+    told(out, output, *_Bench(out, dealt, local, output).run(federation))
 
 
-def told(
-    out: Output,
-    run: Run,
-    output: Path,
-    scored: list[dict[str, Any]] | None = None,
-    plan: Mapping[str, int] | None = None,
-) -> None:
+def told(out: Output, output: Path, run: Run, facts: Mapping[str, Any] = NO_FACTS) -> None:
     """Where everything lies, and what to type next."""
     folder = output / run.id
     estimates = _estimates(out, run)
     out.say(f"Model, metrics and events are in {folder}")
     out.say(f"Next: hansa predict {folder / 'model.safetensors'} --data FILE")
-    told = {"comparison": scored, "plan": plan, "estimates": estimates}
-    out.finish({**summary(run, output), **told})
+    out.finish({**summary(run, output), **facts, "estimates": estimates})
 
 
 def _estimates(out: Output, run: Run) -> list[dict[str, Any]] | None:
@@ -200,74 +178,69 @@ def rounds_to_target(run: Run) -> int | None:
     return None
 
 
-def _run(
-    out: Output,
-    federation: Federation,
-    parties: Mapping[str, Table],
-    rows: int,
-    local: Callable[..., Local],
-    output: Path,
-    compare: bool = False,
-) -> tuple[Run, dict[str, int], list[dict[str, Any]] | None]:
-    """The run, what it was to take, and what federating was worth."""
-    from hansa.cli.plan import Plan
-    from hansa.cli.view import RoundsView
+@dataclass
+class _Bench:
+    """Where studies are simulated, on the same table, and kept under ``output``."""
 
-    plans: list[Plan] = []
+    out: Output
+    dealt: Dealt
+    local: Callable[..., Local]
+    output: Path
+    compare: bool = False
 
-    def resolved(setup: Setup) -> None:
-        plans.append(Plan.of(federation, setup, rows))
-        out.say(str(plans[0]))
-        if federation.aggregation.protects or federation.statistics.protects:
-            out.say(str(federation.guaranteed(setup)))
+    def run(self, federation: Federation) -> tuple[Run, dict[str, Any]]:
+        """The run, and what else is known of it."""
+        from hansa.cli.plan import Plan
+        from hansa.cli.view import RoundsView
 
-    with RoundsView(out, federation.rounds, resolved) as view:
-        backend = local(parties, folder=writable(output, "--output"), follow=view)
-        try:
-            run = federation.run(backend)
-        except KeyboardInterrupt:
-            if view.run:
-                again = f"hansa resume {output / view.run} --data ..., as it was dealt out"
-                out.say(f"To go on: {again}")
-            raise
-    reached = rounds_to_target(run)
-    if reached is not None:
-        out.say(f"The target was first reached after round {reached}", style="green")
-    scored = _comparison(out, federation, parties, run) if compare else None
-    return run, plans[0]._asdict() if plans else {}, scored
+        parties, facts = self.dealt.out(self.out, federation), dict(NO_FACTS)
 
+        def resolved(setup: Setup) -> None:
+            plan = Plan.of(federation, setup, self.dealt.table.rows)
+            facts["plan"] = plan._asdict()
+            self.out.say(str(plan))
+            if federation.aggregation.protects or federation.statistics.protects:
+                self.out.say(str(federation.guaranteed(setup)))
 
-def _sweep(
-    out: Output,
-    points: Sequence[Mapping[str, Any]],
-    varied: Sequence[Federation],
-    dealt: Dealt,
-    local: Callable[..., Local],
-    output: Path,
-    compare: bool,
-) -> int:
-    """One run after the other; one that fails does not keep the others from being run."""
-    results: list[dict[str, Any]] = []
-    failure: HansaError | None = None
-    for number, (point, federation) in enumerate(zip(points, varied, strict=True), start=1):
-        values = ", ".join(f"{key} = {value}" for key, value in point.items())
-        out.say(f"{number}/{len(points)}: {values}", style="bold")
-        parties, rows = dealt.parties(out, federation), dealt.table.rows
-        try:
-            run, _, scored = _run(out, federation, parties, rows, local, output, compare)
-            results.append({"values": point, **summary(run, output), "comparison": scored})
-        except HansaError as error:
-            out.say(f"error: {error}", style="red")
-            failure = failure or error
-            results.append({"values": point, "status": "failed", "reason": str(error)})
-    aims = any(one.stop and one.stop.target is not None for one in varied)
-    _results(out, results, aims)
-    document: dict[str, Any] = {"runs": results}
-    if failure:
-        out.say("What failed is kept, too, and is said above.", style="yellow")
-        document["error"] = describe(failure)
-    out.finish(document)
-    return failure.exit_status if failure else 0
+        with RoundsView(self.out, federation.rounds, resolved) as view:
+            backend = self.local(parties, folder=writable(self.output, "--output"), follow=view)
+            try:
+                run = federation.run(backend)
+            except KeyboardInterrupt:
+                if view.run:
+                    again = f"hansa resume {self.output / view.run} --data ..., as it was dealt out"
+                    self.out.say(f"To go on: {again}")
+                raise
+        reached = rounds_to_target(run)
+        if reached is not None:
+            self.out.say(f"The target was first reached after round {reached}", style="green")
+        if self.compare:
+            title = "On the held-out rows of all parties"
+            facts["comparison"] = compared(self.out, federation, parties, run, title)
+        return run, facts
+
+    def sweep(self, points: Sequence[Mapping[str, Any]], varied: Sequence[Federation]) -> int:
+        """One run after the other; one that fails does not keep the others from being run."""
+        results: list[dict[str, Any]] = []
+        failure: HansaError | None = None
+        for number, (point, federation) in enumerate(zip(points, varied, strict=True), start=1):
+            values = ", ".join(f"{key} = {value}" for key, value in point.items())
+            self.out.say(f"{number}/{len(points)}: {values}", style="bold")
+            try:
+                run, facts = self.run(federation)
+                told = {**summary(run, self.output), "comparison": facts["comparison"]}
+            except HansaError as error:
+                self.out.say(f"error: {error}", style="red")
+                failure = failure or error
+                told = {"status": "failed", "reason": str(error)}
+            results.append({"values": point, **told})
+        _results(self.out, results, any(one.stop and one.stop.target is not None for one in varied))
+        document: dict[str, Any] = {"runs": results}
+        if failure:
+            self.out.say("What failed is kept, too, and is said above.", style="yellow")
+            document["error"] = describe(failure)
+        self.out.finish(document)
+        return failure.exit_status if failure else 0
 
 
 def _results(out: Output, results: Sequence[Mapping[str, Any]], aims: bool) -> None:
@@ -333,13 +306,14 @@ def _pairs(option: str, words: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-def _comparison(
-    out: Output, federation: Federation, parties: Mapping[str, Table], run: Run
+def compared(
+    out: Output, federation: Federation, parties: Mapping[str, Table], run: Run, title: str
 ) -> list[dict[str, Any]]:
+    """The table of what federating was worth; only where one may see all rows."""
     from hansa.comparison import compare
 
     scored = compare(federation, parties, run.model)
     names = list(scored[0].metrics)
     rows = [(s.name, s.rows, *(f"{s.metrics[n]:.4f}" for n in names)) for s in scored]
-    out.table(("model", "rows", *names), rows, title="On the held-out rows of all parties")
+    out.table(("model", "rows", *names), rows, title=title)
     return [{"model": s.name, "rows": s.rows, "rate": s.rate, **s.metrics} for s in scored]

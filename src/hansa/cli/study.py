@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hansa.cli.dealt import Dealt
-from hansa.cli.home import CoordinatorFolder, Encoding, Kept, coordinator_home, writable
+from hansa.cli.home import CoordinatorFolder, Kept, coordinator_home, writable
 from hansa.cli.output import Json, Output
-from hansa.cli.simulate import RUNS, Count, resume_simulated, told
+from hansa.cli.simulate import RUNS, resume_simulated, told
 from hansa.errors import UnreachableError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -54,19 +54,15 @@ def watch(name: str, /, *, output: Kept = RUNS, home: CoordinatorFolder = None, 
 def resume(
     name: str,
     /,
+    dealt: Dealt | None = None,
     *,
-    data: str = "",
-    by: str = "",
-    partition: str = "",
-    parties: Count = 0,
-    test: str = "",
-    encoding: Encoding = "utf-8",
     study: Path | None = None,
     output: Kept = RUNS,
     home: CoordinatorFolder = None,
     json: Json = False,
 ) -> None:
-    """Take up a run where it stopped: a deployed one by its name, a simulated one by its folder.
+    """Take up a run where it stopped: a deployed one by its name; a simulated one by its folder, with its table
+    dealt out as it was.
 
     Example::
 
@@ -74,16 +70,10 @@ def resume(
 
     Args:
         name: of a run of the coordinator, or the folder of a simulated run.
-        data: of a simulated run: its table, as for `hansa simulate`.
-        by: of a simulated run: the column that says to which party a row belongs.
-        partition: of a simulated run: how the rows were dealt out by chance.
-        parties: of a simulated run: to how many.
-        test: of a simulated run with a central evaluation: its test table.
         study: of a simulated run with code: its study file.
     """
     out = Output(json)
     if (Path(name) / "federation.json").exists():
-        dealt = Dealt(data, by, partition, parties, encoding, test)
         resume_simulated(out, Path(name), dealt, study)
     else:
         _followed(out, _rounds(home, name), home, output, lambda remote: remote.resume(name))
@@ -132,7 +122,7 @@ def _followed(out: Output, rounds: int, home: Path | None, output: Path, go: Cal
             if view.run:
                 error.remedy = f"The run goes on; to follow it again: hansa watch {view.run}"
             raise
-    told(out, ended, output)
+    told(out, output, ended)
 
 
 def _rounds(home: Path | None, name: str) -> int:
