@@ -38,7 +38,7 @@ def test_a_machine_that_is_well_exits_0_and_says_what_was_looked_at(tmp_path, ca
     assert run(["doctor", "--home", str(tmp_path), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["well"] is True
-    names = ["python", "packages", "clock", "port", "home", "disk", "proxy"]
+    names = ["packages", "clock", "port", "home", "disk", "proxy"]
     assert [check["name"] for check in document["checks"]] == names
 
 
@@ -51,11 +51,6 @@ def test_a_port_in_use_exits_1_and_names_it(tmp_path, capsys):
 
 def test_a_port_that_cannot_be_one_is_bad():
     assert doctor.free_port(70000).verdict == "bad"
-
-
-@pytest.mark.parametrize(("version", "verdict"), [((3, 10, 9), "bad"), ((3, 11, 0), "ok"), ((3, 14, 0), "bad")])
-def test_python_is_3_11_to_3_13(version, verdict):
-    assert doctor.python_version(version).verdict == verdict
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -1,9 +1,10 @@
 """``hansa doctor``: can this machine take part? Nothing is sent, and nothing is changed."""
 
 import os
+import platform
+import re
 import shutil
 import socket
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -13,11 +14,8 @@ from typing import Literal, NamedTuple
 
 from hansa.cli.home import agent_home, coordinator_home, hansa_home
 from hansa.cli.output import Json, Output
+from hansa.cli.plan import in_bytes
 
-PACKAGES = (
-    *("numpy", "pydantic", "cryptography", "grpcio", "protobuf", "blake3"),
-    *("duckdb", "SQLAlchemy", "alembic", "structlog", "rich", "cyclopts"),
-)
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 WRITTEN_ON = datetime(2026, 1, 1, tzinfo=UTC)
 """A clock that stands before this day is wrong: the code is younger."""
@@ -63,7 +61,6 @@ def doctor(*, port: int | None = None, home: Path | None = None, json: Json = Fa
 
 def examine(port: int | None, home: Path) -> Iterator[Check]:
     """Every check, in the order in which they are worth mending."""
-    yield python_version(sys.version_info[:3])
     yield packages()
     yield clock(datetime.now(UTC))
     yield free_port(port)
@@ -75,20 +72,17 @@ def examine(port: int | None, home: Path) -> Iterator[Check]:
         yield from certificates(folder, datetime.now(UTC))
 
 
-def python_version(version: tuple[int, ...]) -> Check:
-    """Hansa supports Python 3.11, 3.12 and 3.13."""
-    well = (3, 11) <= version[:2] <= (3, 13)
-    return _check(well, "python", ".".join(map(str, version)), "Install Python 3.11, 3.12 or 3.13.")
-
-
 def packages() -> Check:
     """Every package that the core needs is installed."""
-    found, missing = [], []
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            missing.append(name)
+    found, missing = [f"Python {platform.python_version()}"], []
+    for needed in metadata.requires("hansa") or ():
+        name, _, only_if = needed.partition(";")
+        name = re.split(r"[^\w.-]", name)[0]
+        if "extra" not in only_if:
+            try:
+                found.append(f"{name} {metadata.version(name)}")
+            except metadata.PackageNotFoundError:
+                missing.append(name)
     said = f"missing: {', '.join(missing)}" if missing else ", ".join(found)
     remedy = "Install Hansa again: pip install --force-reinstall hansa."
     return _check(not missing, "packages", said, remedy)
@@ -105,8 +99,7 @@ def free_port(port: int | None) -> Check:
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
             listener.bind(("" if port else "127.0.0.1", port or 0))
-            found = f"{port} is free" if port else "loopback can be listened on"
-            return Check("port", "ok", found)
+            return Check("port", "ok", f"{port} is free" if port else "loopback can be listened on")
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         return Check("port", "bad", f"{port or 'loopback'}: {reason}", "Choose another --port.")
@@ -126,14 +119,16 @@ def writable(home: Path) -> Check:
 def disk(home: Path) -> Check:
     """There is room for updates, checkpoints and databases."""
     free = shutil.disk_usage(_nearest(home)).free
-    said, remedy = (f"{free / 2**30:.1f} GiB free at {home}", "Free some space, or set HANSA_HOME elsewhere.")
+    said, remedy = f"{in_bytes(free)} free at {home}", "Free some space, or set HANSA_HOME elsewhere."
     return _check(free >= TIGHT, "disk", said, remedy, "bad" if free < SCARCE else "note")
 
 
 def proxies(environment: Mapping[str, str]) -> Check:
     """A proxy that does not let gRPC through is a common reason why an agent cannot connect."""
     lower = {name.lower(): value for name, value in environment.items()}
-    found = [f"{name}={_without_password(lower[name])}" for name in PROXIES if lower.get(name)]
+    # What stands before an @ is a name and a password.
+    bare = {name: re.sub(r"^(\w+://)?.*@", r"\1", lower.get(name, "")) for name in PROXIES}
+    found = [f"{name}={url}" for name, url in bare.items() if url]
     if not found:
         return Check("proxy", "ok", "none set")
     exempt = lower.get("no_proxy", "")
@@ -163,11 +158,6 @@ def certificates(home: Path, now: datetime) -> Iterator[Check]:
 
 def _check(well: bool, name: str, found: str, remedy: str, otherwise: Verdict = "bad") -> Check:
     return Check(name, "ok", found) if well else Check(name, otherwise, found, remedy)
-
-
-def _without_password(url: str) -> str:
-    scheme, slashes, rest = url.rpartition("://")
-    return f"{scheme}{slashes}{rest.rpartition('@')[2]}"
 
 
 def _nearest(path: Path) -> Path:
