@@ -90,6 +90,7 @@ class Hello(Message):
     version: str
     offers: RepeatedCompositeFieldContainer[Offer]
     pending: RepeatedCompositeFieldContainer[Pending]
+    identity: bytes
     def __init__(
         self,
         *,
@@ -97,6 +98,7 @@ class Hello(Message):
         version: str = ...,
         offers: Iterable[Offer] = ...,
         pending: Iterable[Pending] = ...,
+        identity: bytes = ...,
     ) -> None: ...
 
 class Welcome(Message):
@@ -155,16 +157,46 @@ class Removed(Message):
         reason: str = ...,
     ) -> None: ...
 
+class Member(Message):
+    name: str
+    identity: bytes
+    def __init__(
+        self,
+        *,
+        name: str = ...,
+        identity: bytes = ...,
+    ) -> None: ...
+
+class Step(Message):
+    run: str
+    version: int
+    attempt: int
+    phase: int
+    payload: bytes
+    def __init__(
+        self,
+        *,
+        run: str = ...,
+        version: int = ...,
+        attempt: int = ...,
+        phase: int = ...,
+        payload: bytes = ...,
+    ) -> None: ...
+
 class Notice(Message):
     welcome: Welcome
+    members: RepeatedCompositeFieldContainer[Member]
     settled: RepeatedCompositeFieldContainer[Settled]
+    steps: RepeatedCompositeFieldContainer[Step]
     work: RepeatedCompositeFieldContainer[Work]
     removed: Removed
     def __init__(
         self,
         *,
         welcome: Welcome | None = ...,
+        members: Iterable[Member] = ...,
         settled: Iterable[Settled] = ...,
+        steps: Iterable[Step] = ...,
         work: Iterable[Work] = ...,
         removed: Removed | None = ...,
     ) -> None: ...
@@ -245,17 +277,19 @@ class UploadPart(Message):
     head: Head
     chunk: Chunk
     failure: Failure
+    step: Step
     def __init__(
         self,
         *,
         head: Head | None = ...,
         chunk: Chunk | None = ...,
         failure: Failure | None = ...,
+        step: Step | None = ...,
     ) -> None: ...
     def WhichOneof(  # noqa: N802 (protobuf"s name)
         self,
         oneof_group: Literal["body"],
-    ) -> Literal["head", "chunk", "failure"] | None: ...
+    ) -> Literal["head", "chunk", "failure", "step"] | None: ...
 
 class Resume(Message):
     offset: int

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field as Limits
 
+from hansa.aggregation.ring import SecureSum
 from hansa.aggregation.signal import Among, Schedule, Signal
 from hansa.aggregation.stage import NO_STAGES, Aggregation, Reducer
 from hansa.cohort import All, AnyCohort
@@ -27,6 +28,7 @@ from hansa.part import Part, Written, reading
 from hansa.privacy.claim import Adversary, Privacy
 from hansa.privacy.guarantee import Guarantee, Release, guarantee
 from hansa.privacy.noise import derived
+from hansa.secure.terms import Rules
 from hansa.task import BUILT_IN, WITH_CODE, AnyTask, counted
 
 if TYPE_CHECKING:
@@ -187,25 +189,31 @@ class Federation(Part):
         Raises:
             ConsentError: if running it means running its author's code.
             StudyError: if its evaluation is central: nobody but a simulation holds the test table.
-            PipelineError: if it sums securely, which only a simulation pretends to.
         """
         if self.evaluation.central:
             raise StudyError(
                 "evaluation.central is of a test table, which only a simulation has",
                 remedy="Leave evaluation.central out, or `hansa simulate`",
             )
-        chains = (*self.aggregation.stages, *self.statistics.stages)
-        if any(stage.kind == "secure-sum" for stage in chains):
-            raise PipelineError(
-                "secure-sum is simulated only: between machines there are no masks yet, and the coordinator "
-                "would see every contribution",
-                remedy="`hansa simulate`, or use local-gaussian, which needs none",
-            )
         if self.has_code or self.task.kind not in BUILT_IN:
             raise ConsentError(
                 "the study brings code, and agents run built-in task kinds only",
                 remedy=f"Use a built-in task kind ({', '.join(BUILT_IN)}), or `hansa simulate`",
             )
+
+    def rules(self, parties: int) -> Rules | None:
+        """What each of so many parties holds a secure sum to: the study's adversary, the largest of its
+        thresholds, and the minimum, on whose shares of noise its guarantee counts. None if nothing is so summed.
+        """
+        chains = (*self.aggregation.stages, *self.statistics.stages)
+        thresholds = [stage.threshold for stage in chains if isinstance(stage, SecureSum)]
+        if not thresholds:
+            return None
+        cohort, colluding = self.cohort, self.adversary.colluding
+        least = max(*thresholds, 0.0, cohort.minimum / max(1, cohort.most(parties)))
+        curious = self.adversary.coordinator != "malicious"
+        honest = max(1, cohort.minimum - colluding - 1)
+        return Rules(colluding, max(0.0, 1 - least), "curious" if curious else "malicious", honest)
 
     def resolve(self, offers: Mapping[str, Sequence[ColumnSchema]], roster: Sequence[str] | None = None) -> Setup:
         """Who takes part with which feature columns.

@@ -176,7 +176,7 @@ class World:
         self.guilds = {name: Guild(name) for name in TABLES}
         self.flying: list[tuple[str, party.Held]] = []
         self.inside: list[MachineEvent] = []
-        self.alarms: list[tuple[str, int, int]] = []
+        self.alarms: list[DeadlinePassed] = []
         self.fates: dict[tuple[str, int], set[bool]] = {}
         self.attempts: dict[tuple[str, int, int], set[bytes]] = {}
         for name in TABLES:
@@ -236,7 +236,7 @@ class World:
                 guild.inbox.append(notice)
         for run, version, parties in effects.reduce:
             self.inside.append(self.reduced(run, version, parties))
-        self.alarms += [(run, version, attempt) for run, version, attempt, _ in effects.alarms]
+        self.alarms += [passed for passed, _ in effects.alarms]
 
     def reduced(self, run: str, version: int, parties: tuple[str, ...]) -> Reduced:
         live = self.machine.runs[run]
@@ -429,7 +429,7 @@ def test_deadlines_failures_and_removals_are_recorded_and_the_run_ends(script: l
 
     def harm() -> list[Callable[[], object]]:
         found: list[Callable[[], object]] = [
-            partial(world.feed, DeadlinePassed(*alarm)) for alarm in dict.fromkeys(world.alarms)
+            partial(world.feed, alarm) for alarm in dict.fromkeys(world.alarms)
         ]
         for name, guest in world.machine.guests.items():
             live = world.machine.runs.get(RUN)

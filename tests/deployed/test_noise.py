@@ -10,7 +10,7 @@ import pytest
 
 import hansa as hs
 from hansa import aggregation as agg
-from hansa.errors import PipelineError, PrivacyError
+from hansa.errors import PrivacyError
 from hansa.federation import deployed as course_of
 from hansa.methods.base import Setup
 
@@ -45,15 +45,6 @@ def test_noise_is_nobody_elses_and_no_two_runs_share_it(
     models = [run.parameters for run in runs]
     assert all(np.isfinite(model).all() for model in models)
     assert not any(np.isclose(models[i], models[j]).all() for i, j in ((0, 1), (0, 2), (1, 2)))
-
-
-def test_a_secure_sum_without_masks_is_refused_between_machines(
-    deployed: Deployed, harvests: dict[str, hs.Table], study: Callable[..., hs.Federation]
-) -> None:
-    chain = agg.clip(1.0) >> agg.grid(bits=8) >> agg.secure_sum()
-    federation = study(method=EQUAL, aggregation=chain)
-    with pytest.raises(PipelineError, match="no masks yet"):
-        deployed(harvests).run(federation)
 
 
 def test_noise_without_a_key_is_refused(study: Callable[..., hs.Federation]) -> None:

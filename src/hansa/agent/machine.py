@@ -8,11 +8,16 @@ That an answer was not taken settles nothing: an earlier sending of the same byt
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hansa.contribution import Ask
+from hansa.agent.seats import Seats, Step
+from hansa.contribution import Array, Ask, Values
+from hansa.crypto.agreement import Identity
 from hansa.database import Drop, Put
+from hansa.errors import HansaError
+from hansa.secure.terms import Phase, Rules, Work
+from hansa.wire import tensors
 
 Key = tuple[str, int]
 
@@ -30,7 +35,7 @@ class Asked:
 @dataclass(frozen=True)
 class Worked:
     """The work is done: the contribution, and what to remember if it is counted, if anything; both as tensors;
-    and what it costs, for the ledger.
+    and what it costs, for the ledger. In place of the contribution the ``vector`` for a secure sum, ``[d]``.
     """
 
     asked: Asked
@@ -38,6 +43,7 @@ class Worked:
     body: bytes
     memory: bytes
     charge: Mapping[str, Any] = field(default_factory=dict)
+    vector: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,26 @@ class Settled:
     counted: bool
 
 
-AgentEvent = Asked | Worked | CouldNot | Settled
+@dataclass(frozen=True)
+class Seated:
+    """The work is admitted, and its answer is for a secure sum; see `Seats.take`."""
+
+    asked: Asked
+    work: Work
+    rules: Rules
+    fresh: bool
+    entropy: bytes
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The coordinator asks for a step of a secure sum; with the identities that the owner confirmed."""
+
+    step: Step
+    pins: Mapping[str, bytes] = field(default_factory=dict)
+
+
+AgentEvent = Asked | Worked | CouldNot | Settled | Seated | Heard
 
 
 @dataclass(frozen=True)
@@ -76,12 +101,13 @@ class Held:
 
 @dataclass
 class Effects:
-    """What one event leads to: rows to commit first, then work to begin, answers or excuses to send."""
+    """What one event leads to: rows to commit first, then work to begin, answers, steps or excuses to send."""
 
     changes: list[Put | Drop] = field(default_factory=list)
     work: list[Asked] = field(default_factory=list)
     send: list[Held] = field(default_factory=list)
     excuse: list[CouldNot] = field(default_factory=list)
+    say: list[Step] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -103,14 +129,18 @@ class Latest:
 
 
 class Machine:
-    """The agent, from the rows of its tables ``answer``, ``memory`` and ``latest``."""
+    """The agent, from the rows of its tables ``answer``, ``memory`` and ``latest``, and its seats."""
 
     def __init__(
         self,
         held: Iterable[Mapping[str, Any]] = (),
         memories: Iterable[Mapping[str, Any]] = (),
         latest: Iterable[Mapping[str, Any]] = (),
+        seats: Seats | None = None,
     ) -> None:
+        self._seats = seats or Seats("", Identity(bytes(32)))
+        self._ready: dict[Key, Worked] = {}  # vectors that an attempt may still take
+        self._early: dict[str, Heard] = {}  # requests that came before the work was admitted
         self.held = {(row["run"], row["version"]): Held(**row) for row in held}
         self.memories: dict[str, bytes] = {row["run"]: row["body"] for row in memories}
         self.latest = {row["run"]: Latest(**row) for row in latest}
@@ -137,7 +167,15 @@ class Machine:
                 effects.excuse.append(event)
             case Settled(run, version, counted):
                 self._settled(effects, (run, version), counted)
+            case Seated():
+                self._seated(effects, event)
+            case Heard():
+                self._heard(effects, event)
         return effects
+
+    def wants(self, asked: Asked) -> bool:
+        """Whether work is still to be done for an ask that was admitted."""
+        return _key(asked) in self._working
 
     def _asked(self, effects: Effects, asked: Asked) -> None:
         held = self.held.get((asked.run, asked.ask.version))
@@ -152,13 +190,23 @@ class Machine:
                 self._over[asked.run] = asked.ask.version - 1
             self._working.add(_key(asked))
             effects.work.append(asked)
+        else:
+            effects.say += self._seats.advert(*_key(asked))
 
     def _worked(self, effects: Effects, event: Worked) -> None:
         asked = event.asked
         self._working.discard(_key(asked))
-        latest = _latest(asked)
         if asked.ask.version <= self._over.get(asked.run, -1):
             return  # too late: nobody waits for it any more
+        if event.vector is None:
+            self._answered(effects, event)
+        else:
+            self._ready[_key(asked)[:2]] = event
+            self._give(effects, asked.run)
+
+    def _answered(self, effects: Effects, event: Worked) -> None:
+        asked = event.asked
+        latest = _latest(asked)
         if not latest.follows(self.latest.get(asked.run, latest)):
             return  # another ask under this number was answered in the meantime
         self.latest[asked.run] = latest
@@ -171,9 +219,63 @@ class Machine:
         effects.changes.append(Put("latest", vars(latest)))
         effects.send.append(held)
 
+    # --- secure sums
+
+    def _seated(self, effects: Effects, event: Seated) -> None:
+        asked = event.asked
+        run, version, attempt = _key(asked)
+        place = run, asked.federation, version, attempt
+        try:
+            effects.changes += self._seats.take(place, event.work, event.rules, event.entropy, event.fresh)
+        except HansaError as error:
+            self._working.discard(_key(asked))
+            effects.excuse.append(CouldNot(asked, error.message))
+            return
+        effects.say += self._seats.advert(run, version, attempt)
+        if self._seats.given(run, version):  # it is worked out again, with other noise
+            self._ready.pop((run, version), None)
+        if (run, version) in self._ready:
+            self._working.discard(_key(asked))
+        if (early := self._early.pop(run, None)) is not None:
+            self._heard(effects, early)
+
+    def _heard(self, effects: Effects, event: Heard) -> None:
+        step = event.step
+        if not self._seats.ready(step.run):
+            self._early[step.run] = event
+            return
+        try:
+            changes, answers = self._seats.hear(step, event.pins)
+        except HansaError as error:
+            ask = Ask("secure sum", step.version, 0, Values(), ())
+            reason = f"{error.message}. {error.remedy}" if error.remedy else error.message
+            effects.excuse.append(CouldNot(Asked(step.run, ask, step.attempt, ""), reason))
+            return
+        effects.changes += changes
+        effects.say += answers
+        if step.phase == Phase.MASK:
+            self._give(effects, step.run)
+
+    def _give(self, effects: Effects, run: str) -> None:
+        """Mask the vector, once it is there and asked for: its charge, and its bytes, are one transaction."""
+        seat = self._seats.latest(run)
+        if seat is None or seat.sent or seat.phase != Phase.MASK:
+            return
+        key = run, seat.attempt >> 16
+        if (ready := self._ready.get(key)) is None or ready.vector is None:
+            return
+        changes, masked = self._seats.commit(run, ready.vector)
+        body = tensors.write({"masked": masked})
+        asked = replace(ready.asked, attempt=seat.attempt & 0xFFFF)
+        effects.changes += changes
+        self._answered(effects, replace(ready, asked=asked, body=body))
+        self._ready[key] = replace(ready, charge={})
+
     def _settled(self, effects: Effects, key: Key, counted: bool) -> None:
         run, version = key
         self._over[run] = max(version, self._over.get(run, -1))
+        self._ready.pop(key, None)
+        effects.changes += self._seats.close(run, version)
         held = self.held.pop(key, None)
         if held is not None and counted and held.memory:
             self.memories[run] = held.memory

@@ -1,17 +1,23 @@
 """The tables that a party's owner offers, and what may be done with them."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
+from hansa.agent.ledger import CONFIRMED, MISSING
 from hansa.agent.policy import Offer
 from hansa.agent.store import AgentStore
+from hansa.crypto.agreement import words
 from hansa.data.source import Source, read
 from hansa.database import Drop, Put
-from hansa.errors import DataError, UsageError, did_you_mean
+from hansa.errors import DataError, TrustError, UsageError, did_you_mean
 from hansa.task import BUILT_IN
+
+WORDS = re.compile(r"([a-z]{5} ){7}[a-z]{5}")
+"""How `hansa.crypto.agreement.words` says an identity."""
 
 
 class Offers:
@@ -52,6 +58,37 @@ class Offers:
     def allow_epsilon(self, epsilon: float, delta: float) -> None:
         """What all studies together may cost a row of any table."""
         self._store.apply([Put("budget", {"unit": "example", "epsilon": epsilon, "delta": delta})])
+
+    def ask_for(self, honest: int) -> None:
+        """How many honest parties must be beside this one in a secure sum."""
+        self._store.apply([Put("rule", {"name": "honest", "value": honest})])
+
+    def confirm(self, name: str, said: str) -> None:
+        """Remember the words of another party's identity, as its people said them.
+
+        Raises:
+            UsageError: if they are not the words of an identity.
+            TrustError: if the coordinator shows another identity under that name.
+        """
+        spelt = " ".join(said.lower().split())
+        if not WORDS.fullmatch(spelt):
+            raise UsageError(f"{said!r} is no identity", remedy="It is eight words of five letters")
+        row = self._store.row("member", name=name)
+        if row and row["identity"] and words(row["identity"]) != spelt:
+            raise TrustError(
+                f"the coordinator shows {words(row['identity'])!r} for {name!r}",
+                remedy=f"Ask the people of {name} what their `hansa agent roster` says: one of the two lies",
+            )
+        self._store.apply([Put("member", {"name": name, "words": spelt})])
+
+    def roster(self) -> list[dict[str, Any]]:
+        """The other parties: what the coordinator shows of each, and what was confirmed."""
+        rows = self._store.rows("member", order="name")
+        shown = [words(row["identity"]) if row["identity"] else "" for row in rows]
+        return [
+            {"party": row["name"], "words": said or row["words"], "confirmed": said and said == row["words"]}
+            for row, said in zip(rows, shown, strict=True)
+        ]
 
     def remove(self, dataset: str) -> None:
         """Take a table off the offer.
@@ -96,7 +133,13 @@ class Offers:
             "delta": delta,
             "budget": budget.epsilon if budget else None,
             "answers": ledger.answers,
+            "missing": ledger.missing,
         }
+
+    def take_as_spent(self) -> None:
+        """Take the ledger as spent, of which charges are missing."""
+        rows = self._store.rows("charge", attempt=MISSING)
+        self._store.apply([Put("charge", {**row, "attempt": CONFIRMED}) for row in rows])
 
     def close(self) -> None:
         """Release the store."""
@@ -132,6 +175,26 @@ def named(word: str, encoding: str = "utf-8") -> tuple[str, Source]:
     if not equals or not name.strip():
         raise UsageError(f"{word!r} names no data set", remedy="Write --data NAME=FILE")
     return name.strip(), Source.parse(text, encoding)
+
+
+def pinned(path: Path) -> dict[str, str]:
+    """The identities in a file of lines ``NAME = WORDS``, blank ones and comments (#) aside.
+
+    Raises:
+        UsageError: if it cannot be read, or a line is another.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the roster {path} cannot be read: {error}") from None
+    found = {}
+    for line in lines:
+        name, equals, said = line.partition("=")
+        if line and not line.startswith("#"):
+            if not equals or not WORDS.fullmatch(" ".join(said.split())):
+                raise UsageError(f"{line!r} in {path} names no identity", remedy="Write NAME = EIGHT WORDS")
+            found[name.strip()] = said
+    return found
 
 
 def checked_kinds(words: Iterable[str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from hansa.errors import ConsentError, HansaError
 from hansa.federation import Federation
 from hansa.methods.base import Setup
 from hansa.run import draw
+from hansa.secure.terms import Rules
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,21 @@ def admit(federation: Federation, ask: Ask, setup: Setup, offers: Sequence[Offer
             remedy="The coordinator is of another version, or not to be trusted",
         )
     return offer
+
+
+def company(rules: Rules, honest: int) -> None:
+    """Refuse a secure sum in which a party may be with fewer honest ones than its owner asks for.
+
+    Raises:
+        ConsentError: naming what would do.
+    """
+    if rules.honest < honest:
+        raise ConsentError(
+            f"its owner asks for {honest} honest parties beside it in a secure sum, and the study is sure of "
+            f"{rules.honest}",
+            remedy=f"Raise cohort.minimum to {honest + rules.corrupt + 1}, or its owner can say "
+            f"`hansa agent start --honest {rules.honest}`",
+        )
 
 
 def _offered(federation: Federation, offers: Sequence[Offer]) -> Offer:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import random
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +17,18 @@ from hansa import __version__
 from hansa.agent.desk import Desk, SpentError
 from hansa.agent.home import AgentHome
 from hansa.agent.left import Left, about
-from hansa.agent.machine import AgentEvent, Asked, CouldNot, Held, Machine, Settled
+from hansa.agent.machine import AgentEvent, Asked, CouldNot, Effects, Heard, Held, Machine, Seated, Settled
 from hansa.agent.policy import Offer
+from hansa.agent.seats import ATTEMPTS, Seats, Step
 from hansa.agent.store import AgentStore
 from hansa.contribution import Ask, Values
 from hansa.crypto import keys, pki
+from hansa.crypto.agreement import Identity
 from hansa.database import Drop, Put
 from hansa.errors import ConsentError, ContributionError, HansaError, PrivacyError, TrustError, UnreachableError
 from hansa.files import kept_key
+from hansa.run import now
+from hansa.secure.terms import Phase
 from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
@@ -41,8 +46,8 @@ LASTED = 10.0
 PENDING = 1000
 """Answers that an agent asks about at once; the others when it comes back."""
 
-COUNTABLE = 1 << 63
-"""Numbers below this one are those that a database can keep."""
+COUNTABLE = 1 << 47
+"""Numbers below this one are those that a database can keep, with that of an attempt behind them."""
 
 RENEWAL_CHECK = 60.0
 """Seconds between two looks at the clock: it may be set, or the machine may have slept."""
@@ -57,9 +62,13 @@ class Agent:
     def __init__(self, home: AgentHome, offers: Sequence[Offer], say: Callable[[str], None] = LOG.info) -> None:
         self.home, self._offers, self._say = home, tuple(offers), say
         self._store = AgentStore(home.folder)
-        self._machine = Machine(*map(self._store.rows, ("answer", "memory", "latest")))
+        self.identity = Identity(kept_key(home.folder / "identity.key"))
+        seats = Seats(home.party, self.identity, self._store.rows("seat"))
+        held, memories, latest = map(self._store.rows, ("answer", "memory", "latest"))
+        self._machine = Machine(held, memories, latest, seats)
         key = kept_key(home.folder / "noise.key")
-        self._desk = Desk(home.party, offers, key, self._store.ledger())
+        self._ledger = self._store.ledger()
+        self._desk = Desk(home.party, offers, key, self._ledger, self._store.honest())
         self._left = Left(home.folder / "left.jsonl")
         self._worker = ThreadPoolExecutor(1, "work")
         self._pause, self._waiting = FIRST_PAUSE, False
@@ -126,7 +135,7 @@ class Agent:
 
     async def _listen(self, client: Client) -> None:
         pending = [m.Pending(run=run, version=v) for run, v in self._machine.pending[:PENDING]]
-        hello = m.Hello(protocol=PROTOCOL, version=__version__, pending=pending)
+        hello = m.Hello(protocol=PROTOCOL, version=__version__, pending=pending, identity=self.identity.public)
         offers: list[Any] = []
         for offer in self._offers:  # never a value of the table
             table, allow = offer.table, list(offer.allow)
@@ -147,11 +156,21 @@ class Agent:
         if notice.HasField("welcome"):
             self._welcomed, self._waiting = time.monotonic(), False
             self._say(f"connected to {notice.welcome.coordinator} at {self.home.address}")
+        known = {row["name"]: row["identity"] for row in self._store.rows("member") if notice.members}
+        seen = [{"name": one.name, "identity": one.identity} for one in notice.members]
+        self._store.apply([Put("member", row) for row in seen if known.get(row["name"]) != row["identity"]])
         for said in notice.settled:
             if not said.counted:
                 reason = said.reason or "the run ended, or went on without it"
                 LOG.warning("answer not counted", run=said.run, version=said.version, reason=reason)
+            if said.counted and (missing := self._ledger.counted(said.run, said.version, now())):
+                self._store.apply([Put("charge", missing)])
+                LOG.error("ledger older than its answers", run=said.run, version=said.version)
             await self._handle(Settled(said.run, said.version, said.counted))
+        for step in notice.steps:
+            pins = self._store.pins() if step.phase == Phase.ROSTER else {}
+            heard = Step(step.run, step.version, step.attempt, step.phase, step.payload)
+            await self._handle(Heard(heard, pins))
         for work in notice.work:
             self._begin(self._take(work), self._calling)
         if notice.HasField("removed"):
@@ -179,7 +198,7 @@ class Agent:
 
     async def _understood(self, work: m.Work) -> Asked:
         """The ask of a notice, with what the notice does not carry."""
-        if max(work.version, work.round, work.attempt) >= COUNTABLE:
+        if max(work.version, work.round) >= COUNTABLE or work.attempt >= ATTEMPTS:
             raise ContributionError("a number of the ask is too large")
         if not self._desk.knows(work.run):
             with coordinators_own():
@@ -213,7 +232,7 @@ class Agent:
         self._unsaved.extend(effects.changes)
         # What became of an answer may be written with the next one: an agent that is killed before
         # asks for it again.
-        if effects.changes and not isinstance(event, Settled):
+        if effects.changes and (not isinstance(event, Settled) or _erases(effects)):
             changes, self._unsaved = self._unsaved, []
             self._store.apply(changes)
         for asked in effects.work:
@@ -224,10 +243,23 @@ class Agent:
             self._begin(self._send(held), self._calling)
         for could_not in effects.excuse:
             self._begin(self._excuse(could_not), self._calling)
+            if isinstance(event, Heard | Seated):
+                LOG.warning("secure sum refused", run=could_not.asked.run, reason=could_not.reason)
+        for step in effects.say:
+            self._begin(self._say_step(step), self._calling)
 
     async def _work(self, asked: Asked) -> None:
         memory = self._machine.memories.get(asked.run, b"")
         working = asyncio.get_running_loop().run_in_executor
+        try:
+            seat = await working(self._worker, self._desk.sitting, asked)
+        except Exception as error:
+            await self._handle(self._failed(asked, error, {}))
+            return
+        if seat is not None:
+            await self._handle(Seated(asked, *seat, secrets.token_bytes(32)))
+            if not self._machine.wants(asked):
+                return
         try:
             worked: AgentEvent = await working(self._worker, self._desk.work, asked, memory)
         except SpentError as spent:
@@ -256,8 +288,10 @@ class Agent:
         part = m.UploadPart(head=head)
         if small:
             part.head.data = held.body
-        shapes = {name: list(value.shape) for name, value in tensors.read(held.body).items()}
-        with coordinators_own(), about(**where, round=held.round, fields=shapes):
+        values = tensors.read(held.body)
+        shapes = {name: list(value.shape) for name, value in values.items()}
+        first = {name: value.reshape(-1)[:4].tolist() for name, value in values.items()}
+        with coordinators_own(), about(**where, round=held.round, fields=shapes, first=first):
             reply = await (self._upload(part) if small else self._upload_large(part, held.body))
         if reply is not None and reply.receipt.accepted:
             self._pause = FIRST_PAUSE
@@ -270,6 +304,12 @@ class Agent:
         failure = m.Failure(**where, attempt=asked.attempt, reason=could_not.reason)
         with coordinators_own(), about(**where, round=asked.ask.round, fields="reason"):
             await self._upload(m.UploadPart(failure=failure))
+
+    async def _say_step(self, step: Step) -> None:
+        where: dict[str, Any] = {"run": step.run, "version": step.version}
+        said = {Phase(step.phase).name.lower(): [len(step.payload)]}
+        with coordinators_own(), about(**where, fields=said):
+            await self._upload(m.UploadPart(step=m.Step(**vars(step))))
 
     async def _upload(self, part: m.UploadPart) -> m.UploadReply | None:
         """Send what fits into one message, over the one conversation of this session."""
@@ -342,6 +382,11 @@ class Agent:
         self.home = replace(self.home, key_pem=pem, certificate_pem=reply.certificate)
         self.home.save()
         LOG.info("certificate renewed", party=self.home.party)
+
+
+def _erases(effects: Effects) -> bool:
+    """Whether secrets go."""
+    return any(change.table == "seat" for change in effects.changes)
 
 
 async def _cancelled(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from hansa.agent.ledger import Budget, Ledger
+from hansa.crypto.agreement import words
 from hansa.database import Database, columns
+from hansa.secure.terms import Rules
 
-HEAD = "0002"
+HEAD = "0003"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 metadata = sa.MetaData()
@@ -21,6 +23,9 @@ sa.Table("latest", metadata, *columns({"run": str}, federation=str, version=int,
 sa.Table("charge", metadata, *columns({"number": int}, run=str, version=int, attempt=int, at=str, event=dict))
 sa.Table("budget", metadata, *columns({"unit": str}, epsilon=float, delta=float))
 sa.Table("memory", metadata, *columns({"run": str}, body=bytes))
+sa.Table("seat", metadata, *columns({"run": str, "attempt": int}, body=bytes))
+sa.Table("member", metadata, *columns({"name": str}, identity=bytes | None, words=str | None))
+sa.Table("rule", metadata, *columns({"name": str}, value=int))
 
 
 class AgentStore(Database):
@@ -34,3 +39,13 @@ class AgentStore(Database):
         row = self.row("budget", unit="example")
         budget = Budget(row["epsilon"], row["delta"]) if row else None
         return Ledger(self.rows("charge", order="number"), budget)
+
+    def pins(self) -> dict[str, bytes]:
+        """The public keys of others whose words the owner confirmed."""
+        rows = self.rows("member")
+        return {r["name"]: r["identity"] for r in rows if r["identity"] and words(r["identity"]) == r["words"]}
+
+    def honest(self) -> int:
+        """How many honest parties beside its own an owner asks for in a secure sum."""
+        row = self.row("rule", name="honest")
+        return row["value"] if row else Rules().honest

@@ -5,6 +5,7 @@
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
@@ -14,9 +15,10 @@ from pydantic import Field as Limits
 from hansa.aggregation.noise import chance, groups
 from hansa.aggregation.signal import Noised, Signal
 from hansa.aggregation.stage import Context, Stage, chain
-from hansa.contribution import Algebra, Array, Contributions, Field, Total, Values
+from hansa.contribution import Algebra, Array, Ask, Contributions, Field, Total, Values
 from hansa.errors import PipelineError
 from hansa.privacy import events, mechanisms, noise
+from hansa.secure.terms import Work
 
 BETA = math.exp(-0.5)
 """The chance with which rounding is drawn again; it buys a smaller norm."""
@@ -249,6 +251,30 @@ class SecureSum(Stage):
             residue = np.asarray(summed).astype(np.int64) % 2**32
             values[name] = np.where(residue >= 2**31, residue - 2**32, residue).astype(np.float64)
         return replace(total, values=Values(values)), state
+
+
+def sitting(ask: Ask, signal: Signal) -> Work:
+    """What a party gives its vector for: this ask, whose answer the hidden ``signal`` declares."""
+    length = sum(math.prod(field.shape or ()) for field in signal.fields)
+    return Work(ask.round, bytes.fromhex(ask.digest), length)
+
+
+def masked(work: Work) -> Signal:
+    """What travels of a party's answer to it: one vector under masks."""
+    field = Field("masked", shape=(work.length,), dtype="uint32", algebra=Algebra.SUM, low=0.0, high=2**32 - 1)
+    return Signal((field,), weights="equal")
+
+
+def joined(values: Mapping[str, Array], fields: Sequence[Field]) -> Array:
+    """The declared fields as one vector, ``[d]``."""
+    return np.concatenate([values[field.name].reshape(-1) for field in fields])
+
+
+def parted(vector: Array, fields: Sequence[Field]) -> Values:
+    """The inverse of `joined`, of a sum, in float64."""
+    cuts = np.cumsum([math.prod(field.shape or ()) for field in fields])[:-1]
+    parts = zip(fields, np.split(vector.astype(np.float64), cuts), strict=True)
+    return Values({field.name: part.reshape(field.shape or ()) for field, part in parts})
 
 
 def _integer(field: Field, most: int, dtype: Any) -> Field:

@@ -30,6 +30,8 @@ def start(
     allow: Sequence[str] = (),
     budget: float | None = None,
     delta: float = 1e-5,
+    honest: int | None = None,
+    roster: Path | None = None,
     home: AgentFolder = None,
     verbose: Verbose = False,
     leash: Leash = False,
@@ -50,8 +52,10 @@ def start(
         allow: a kind of task that may run on these tables; may be given several times.
         budget: the epsilon that all studies together may cost one row, for ever; remembered.
         delta: at which the budget is taken.
+        honest: honest parties that must be beside this one in a secure sum, 3 if never said; remembered.
+        roster: a file of lines NAME = WORDS, the identities of others, from whom you trust to know them.
     """
-    from hansa.agent.offers import Offers, checked_kinds, named
+    from hansa.agent.offers import Offers, checked_kinds, named, pinned
 
     out = Output(json)
     log_to_stderr(verbose)
@@ -61,16 +65,24 @@ def start(
     if budget is not None and not (0 < budget < math.inf and 0 < delta < 1):
         remedy = "A budget is above 0; delta is well below one over the number of rows"
         raise UsageError(f"a budget of epsilon {budget:g} at delta {delta:g}", remedy=remedy)
+    known = pinned(roster) if roster is not None else {}
+    if honest is not None and honest < 1:
+        raise UsageError(f"{honest} honest parties", remedy="Say 1 or more: alone, a sum is what it sums")
     with sole(folder):
-        if budget is not None:
-            with contextlib.closing(Offers(folder)) as offers:
+        with contextlib.closing(Offers(folder)) as offers:
+            if budget is not None:
                 offers.allow_epsilon(budget, delta)
+            if honest is not None:
+                offers.ask_for(honest)
+            for name, said in known.items():
+                offers.confirm(name, said)
         program = _serve(out, folder, token, _offers(folder, wanted, kinds))
         asyncio.run(serve(program, leash=leash))
 
 
 async def _serve(out: Output, folder: Path, token: str, offers: Sequence[Offer]) -> None:
     from hansa.agent.service import Agent
+    from hansa.crypto.agreement import words
 
     joined = await _join(out, folder, token)
     agent = Agent(joined, offers, say=out.say)
@@ -78,7 +90,8 @@ async def _serve(out: Output, folder: Path, token: str, offers: Sequence[Offer])
         size = f"{offer.table.rows} rows, {len(offer.table.names)} columns"
         out.say(f"Offering {offer.dataset}: {size}, for {', '.join(offer.allow)}")
     out.say(f"What leaves is written to {folder / 'left.jsonl'}")
-    out.finish({"party": joined.party, "address": joined.address, "home": folder})
+    own = words(agent.identity.public)
+    out.finish({"party": joined.party, "address": joined.address, "home": folder, "identity": own})
     try:
         await agent.run()
     except asyncio.CancelledError:
@@ -145,12 +158,15 @@ def _offers(folder: Path, data: Sequence[tuple[str, Source]], kinds: tuple[str, 
         return offers.read()
 
 
-def status(*, home: AgentFolder = None, json: Json = False) -> None:
+def status(*, confirm: bool = False, home: AgentFolder = None, json: Json = False) -> None:
     """Say how the agent is doing: who it is, what it offers, what has left.
 
     Example::
 
         hansa agent status
+
+    Args:
+        confirm: of an agent restored from an old backup: take its ledger as spent, and go on.
     """
     from cryptography import x509
 
@@ -163,6 +179,9 @@ def status(*, home: AgentFolder = None, json: Json = False) -> None:
     expires = x509.load_pem_x509_certificate(joined.certificate_pem).not_valid_after_utc
     listed = offered(folder)
     with contextlib.closing(Offers(folder)) as offers:
+        if confirm:
+            with sole(folder):
+                offers.take_as_spent()
         privacy = offers.privacy()
     spent, budget = privacy["spent"], privacy["budget"]
     record = folder / "left.jsonl"
@@ -175,6 +194,11 @@ def status(*, home: AgentFolder = None, json: Json = False) -> None:
     cost = f"epsilon {spent:.4g}" if spent < math.inf else "without a bound: sums left without noise"
     charges = f"{privacy['answers']} answers at delta {privacy['delta']:g}"
     out.say(f"its rows have cost {cost}{of}, in {charges}")
+    for run, version in privacy["missing"].items():
+        out.say(
+            f"its ledger is older than its answers (exchange {version} of run {run} is missing), so it takes "
+            "part in nothing: restore the newest backup, or take it as spent: `hansa agent status --confirm`"
+        )
     out.say(f"{messages} messages have left; {record} tells of each")
     out.finish(
         {
@@ -187,3 +211,52 @@ def status(*, home: AgentFolder = None, json: Json = False) -> None:
             "left": {"file": record, "messages": messages},
         }
     )
+
+
+def roster(*, home: AgentFolder = None, json: Json = False) -> None:
+    """Show the words of this party's identity, and those of the others; secure sums are with confirmed ones only.
+
+    Example::
+
+        hansa agent roster
+    """
+    from hansa.agent.home import AgentHome
+    from hansa.agent.offers import Offers
+    from hansa.crypto.agreement import Identity, words
+    from hansa.files import kept_key
+
+    out = Output(json)
+    folder = agent_home(home)
+    joined = AgentHome.open(folder)
+    own = words(Identity(kept_key(folder / "identity.key")).public)
+    with contextlib.closing(Offers(folder)) as offers:
+        others = [row for row in offers.roster() if row["party"] != joined.party]
+    out.say(f"{joined.party}, this party: {own}")
+    states = {True: "confirmed", False: "not confirmed"}
+    rows = [(row["party"], row["words"], states[row["confirmed"]]) for row in others]
+    out.table(("party", "identity", ""), rows)
+    out.say("Compare the words by telephone, each reading out their own, then: hansa agent confirm NAME WORDS")
+    out.finish({"party": joined.party, "identity": own, "others": others})
+
+
+def confirm(name: str, *words: str, home: AgentFolder = None, json: Json = False) -> None:
+    """Remember the identity of another party, as its people read it out.
+
+    Example::
+
+        hansa agent confirm bremen zabod zapup munug juguj noguh jasuv dozit gafon
+
+    Args:
+        name: the other party.
+        words: the eight words that its own `hansa agent roster` shows.
+    """
+    from hansa.agent.home import AgentHome
+    from hansa.agent.offers import Offers
+
+    out = Output(json)
+    folder = agent_home(home)
+    AgentHome.open(folder)
+    with contextlib.closing(Offers(folder)) as offers:
+        offers.confirm(name, " ".join(words))
+    out.say(f"{name} is confirmed: secure sums with it are possible from now on.")
+    out.finish({"party": name, "confirmed": True})

@@ -10,7 +10,8 @@ from typing import Any
 import structlog
 
 from hansa.aggregation.reduce import Reduction
-from hansa.contribution import Contribution, Contributions, Values
+from hansa.aggregation.ring import parted
+from hansa.contribution import Contribution, Contributions, Total, Values
 from hansa.coordinator import events as ev
 from hansa.coordinator.live import Guest, Live, revived
 from hansa.coordinator.machine import Machine
@@ -18,6 +19,7 @@ from hansa.coordinator.store import INLINE, CoordinatorStore
 from hansa.database import Drop, Put
 from hansa.errors import HansaError, UnreachableError, reason_of
 from hansa.run import now
+from hansa.secure.coordinator import total
 from hansa.wire import tensors
 
 PAGE = 256
@@ -77,7 +79,7 @@ class Driver:
         self.under_way: set[str] = set()
         self.commits = 0
         self._task: asyncio.Task[None] | None = None
-        self._alarms: dict[tuple[str, int, int], asyncio.TimerHandle] = {}
+        self._alarms: dict[ev.DeadlinePassed, asyncio.TimerHandle] = {}
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._secret = secret
         self.machine = Machine(secret=secret)
@@ -263,13 +265,13 @@ class Driver:
             self.store.sweep(run, version)
 
     def _set_alarms(self, effects: ev.Effects) -> None:
-        over = [key for key in self._alarms if key[:2] in effects.settled or key[0] in effects.ended]
+        settled, ended = effects.settled, effects.ended
+        over = [key for key in self._alarms if (key.run, key.version) in settled or key.run in ended]
         for key in over:
             self._alarms.pop(key).cancel()
         loop = asyncio.get_running_loop()
-        for run, version, attempt, seconds in effects.alarms:
-            event = ev.DeadlinePassed(run, version, attempt)
-            self._alarms[run, version, attempt] = loop.call_later(seconds, self.post, event)
+        for event, seconds in effects.alarms:
+            self._alarms[event] = loop.call_later(seconds, self.post, event)
 
     def post(self, event: ev.MachineEvent) -> None:
         """Hand over an event whose outcome nobody waits for."""
@@ -284,6 +286,8 @@ class Driver:
         live = self.machine.runs[run]
         assert live.ask is not None
         course, ask = live.course, live.ask
+        if live.desk is not None:
+            return self._unmasked(live, version, at_hand)
         reduction = Reduction(course.signals(ask)[-1].fields, ask.parties)
         population, excluded, failure = len(course.setup.parties), dict[str, str](), ""
         try:
@@ -300,6 +304,25 @@ class Driver:
             failure = error.said
         return ev.Reduced(run, version, reduction.total(population), excluded, failure)
 
+    def _unmasked(self, live: Live, version: int, at_hand: Mapping[Key, bytes]) -> ev.Reduced:
+        """The sum of the survivors of a secure sum."""
+        desk, ask, driver = live.desk, live.ask, self
+        assert desk is not None
+        assert ask is not None
+
+        class Spool(dict[str, memoryview]):
+            def __missing__(self, party: str) -> memoryview:
+                key = (live.id, version, f"answer {party}")
+                return tensors.read(at_hand.get(key) or driver.store.read_blob(*key))["masked"].data
+
+        fields, population = live.course.signals(ask)[-1].fields, len(live.course.setup.parties)
+        try:
+            values = parted(total(desk, Spool()), fields)
+        except HansaError as error:
+            return ev.Reduced(live.id, version, Total(Values(), (), population, 0.0), failure=error.said)
+        counted = desk.survivors
+        return ev.Reduced(live.id, version, Total(values, counted, population, float(len(counted))))
+
     def _checkpoint_version(self, run: str) -> int:
         """How many exchanges of a run were applied; 0 if there is no such run."""
         kept = self.store.rows("blob", order="version", columns=("version",), run=run, name="checkpoint")
@@ -307,6 +330,8 @@ class Driver:
 
     def _restore(self) -> Machine:
         guests = {row["name"]: Guest.from_row(row) for row in self.store.rows("party")}
+        for party, run, version in self.store.counted():
+            guests[party].counted[run] = version
         runs: dict[str, Live] = {}
         for row in self.store.rows("run", status="running"):
             try:
@@ -337,4 +362,6 @@ class Driver:
             live.attempt = ask["attempt"] if ask else 1
             return live
         answers = self.store.rows("answer", run=run, version=version)
-        return revived(row, packed, seq, ask, answers, self._secret)
+        there = self.store.row("blob", run=run, version=version, name="desk")
+        desk = self.store.read_blob(run, version, "desk") if there else b""
+        return revived(row, packed, seq, ask, answers, self._secret, desk)

@@ -64,6 +64,7 @@ class Connected:
     party: str
     offers: tuple[Offered, ...]
     pending: tuple[Unsettled, ...] = ()
+    identity: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,19 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Said:
+    """A party's answer in a phase of a secure sum, but for its vector."""
+
+    ticket: object
+    party: str
+    run: str
+    version: int
+    attempt: int
+    phase: int
+    payload: bytes
+
+
+@dataclass(frozen=True)
 class Submitted:
     """An operator asks for a run."""
 
@@ -165,14 +179,15 @@ class Reduced:
 
 @dataclass(frozen=True)
 class DeadlinePassed:
-    """The time of an ask is over."""
+    """The time of an ask is over, or of a phase of its secure sum."""
 
     run: str
     version: int
     attempt: int
+    phase: int = 0
 
 
-PartyEvent = Connected | Disconnected | Joined | Renewed | Removed | Delivered | Failed
+PartyEvent = Connected | Disconnected | Joined | Renewed | Removed | Delivered | Failed | Said
 MachineEvent = PartyEvent | Submitted | Resumed | Reduced | DeadlinePassed
 
 # --- what is to be done -------------------------------------------------------------------------
@@ -205,7 +220,25 @@ class RemovedNotice:
     reason: str
 
 
-Notice = WorkNotice | SettledNotice | RemovedNotice
+@dataclass(frozen=True)
+class StepNotice:
+    """Ask a party for a step of a secure sum."""
+
+    run: str
+    version: int
+    attempt: int
+    phase: int
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class MembersNotice:
+    """Tell a party who else there is, by name with the public key."""
+
+    members: Mapping[str, bytes]
+
+
+Notice = WorkNotice | SettledNotice | RemovedNotice | StepNotice | MembersNotice
 
 
 @dataclass(frozen=True)
@@ -228,7 +261,7 @@ class Effects:
         notices: then told to parties that listen.
         receipts: then acknowledged: ticket, taken, reason.
         reduce: then summed: run, version, and the parties in roster order.
-        alarms: then waited for: run, version, attempt, seconds.
+        alarms: then waited for: events, and after how many seconds.
         settled: exchanges whose files may go once the changes are committed.
         ended: runs that ended.
     """
@@ -238,7 +271,7 @@ class Effects:
     notices: list[tuple[str, Notice]] = field(default_factory=list)
     receipts: list[tuple[object, bool, str]] = field(default_factory=list)
     reduce: list[tuple[str, int, tuple[str, ...]]] = field(default_factory=list)
-    alarms: list[tuple[str, int, int, float]] = field(default_factory=list)
+    alarms: list[tuple[DeadlinePassed, float]] = field(default_factory=list)
     settled: list[tuple[str, int]] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from hansa.coordinator.events import Connected, Offered, Unsettled
+from hansa.crypto.agreement import KEY
 from hansa.data.table import ColumnSchema
 from hansa.errors import TrustError
 from hansa.text import without_controls
@@ -41,7 +42,8 @@ def connected(party: str, hello: m.Hello) -> Connected:
     offers = tuple(_offer(offer, party) for offer in hello.offers)
     # A database has limits that the wire has not.
     kept = (p for p in hello.pending[:PENDING] if p.version < 1 << 31 and p.run.isprintable())
-    return Connected(party, offers, tuple(Unsettled(p.run, p.version) for p in kept))
+    identity = hello.identity if len(hello.identity) == KEY else b""
+    return Connected(party, offers, tuple(Unsettled(p.run, p.version) for p in kept), identity)
 
 
 def _offer(offer: m.Offer, party: str) -> Offered:

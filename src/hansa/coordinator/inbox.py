@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from hansa.aggregation.ring import masked, sitting
 from hansa.aggregation.signal import Signal
 from hansa.contribution import Ask, Contribution, Values
 from hansa.coordinator.live import Live
@@ -135,7 +136,8 @@ def expected(live: Live | None, head: m.Head, party: str) -> Signal | None:
         return None
     if (head.version, head.attempt) != (ask.version, live.attempt):
         return None
-    return live.course.signals(ask)[-1]
+    signal = live.course.signals(ask)[-1]
+    return masked(sitting(ask, signal)) if live.rules else signal
 
 
 def too_large(signal: Signal | None, size: int) -> str:

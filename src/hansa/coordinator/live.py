@@ -13,17 +13,21 @@ from hansa.federation import Federation, deployed
 from hansa.methods.base import Setup
 from hansa.methods.course import Course, Progress
 from hansa.run import draw
+from hansa.secure.coordinator import Desk
+from hansa.secure.terms import Phase, Rules, decode, numbered
 
 
 @dataclass
 class Guest:
-    """A party as the coordinator knows it."""
+    """A party as the coordinator knows it; ``counted`` is the latest exchange of each run that counted it."""
 
     state: str
     serial: str
     expires: str
     offers: tuple[Offered, ...] = ()
     listening: bool = False
+    identity: bytes = b""
+    counted: dict[str, int] = field(default_factory=dict)
 
     def rows(self, dataset: str) -> int:
         """More than it offers under that name, since it tells the power of two below; never less than 2."""
@@ -32,13 +36,13 @@ class Guest:
     def to_row(self) -> dict[str, Any]:
         """What is kept of it, without its name."""
         kept = {"state": self.state, "serial": self.serial, "expires": self.expires}
-        return {**kept, "offers": [offer.to_json() for offer in self.offers]}
+        return {**kept, "offers": [offer.to_json() for offer in self.offers], "identity": self.identity}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Guest:
         """The inverse of `to_row`; nobody listens yet."""
         offers = tuple(Offered.from_json(body) for body in row["offers"])
-        return cls(row["state"], row["serial"], row["expires"], offers)
+        return cls(row["state"], row["serial"], row["expires"], offers, identity=row["identity"] or b"")
 
 
 @dataclass
@@ -59,6 +63,11 @@ class Live:
 
     Args:
         missing: parties of which was said, in this exchange, that it waits for them; whether it still does.
+        rules: of the secure sum that the open ask ends in; None if its answers are seen.
+        adverts: of parties for the roster of an attempt that is about to open.
+        desk: the attempt that is open.
+        gone: parties whose vector is there, and that will say no more.
+        failures: attempts at this exchange that came to nothing.
     """
 
     id: str
@@ -73,10 +82,44 @@ class Live:
     answers: dict[str, Answered] = field(default_factory=dict)
     missing: dict[str, bool] = field(default_factory=dict)
     reducing: bool = False
+    rules: Rules | None = None
+    adverts: dict[str, bytes] = field(default_factory=dict)
+    desk: Desk | None = None
+    gone: set[str] = field(default_factory=set)
+    failures: int = 0
+
+    def take(self, ask: Ask | None) -> None:
+        """Open an ask, or none."""
+        self.ask, self.rules, self.failures = ask, None, 0
+        if ask is not None and ask.parties and self.course.signals(ask)[-1].hidden:
+            self.rules = self.federation.rules(len(self.course.setup.parties))
+        self.anew()
+
+    def anew(self) -> None:
+        """Begin an attempt at it, without those who are left out."""
+        left_out = {party: answer for party, answer in self.answers.items() if not answer.taken}
+        self.answers, self.adverts, self.desk, self.gone = left_out if self.rules else {}, {}, None, set()
+
+    @property
+    def number(self) -> int:
+        """Of the attempt, in the run."""
+        return numbered(self.progress.version, self.attempt)
+
+    @property
+    def phase(self) -> int:
+        """Of the attempt; 0 before its roster."""
+        return self.desk.phase if self.desk else 0
+
+    def out(self, party: str) -> bool:
+        """Whether nothing more is expected of a party."""
+        answer = self.answers.get(party)
+        return party in self.gone or (answer is not None and not (answer.taken and self.rules))
 
     def waits_for(self, party: str) -> bool:
-        """Whether the open ask waits for this party's answer."""
-        return self.ask is not None and party in self.ask.parties and party not in self.answers
+        """Whether the open ask waits for something of this party."""
+        if self.ask is None or party not in self.ask.parties or self.out(party):
+            return False
+        return party in self.desk.missing if self.desk else party not in self.adverts
 
     def about(self, party: str) -> dict[str, Json]:
         """What an event about a party in the open ask says first."""
@@ -91,6 +134,7 @@ def revived(
     ask: Mapping[str, Any] | None = None,
     answers: Sequence[Mapping[str, Any]] = (),
     secret: bytes = b"",
+    desk: bytes = b"",
 ) -> Live:
     """A run as it stood at its last commit, from its row, its latest checkpoint, the number of its last event,
     and the rows of the exchange that was open and of the answers to it.
@@ -106,7 +150,7 @@ def revived(
         return live
     live.attempt = ask["attempt"]
     made = course.ask(progress)
-    live.ask = None if made is None else draw(federation, course, made)
+    live.take(None if made is None else draw(federation, course, made))
     if live.ask is None or live.ask.digest != ask["digest"]:
         raise StoreError(
             f"exchange {ask['version']} of run {live.id} cannot be made again as it was: another"
@@ -119,4 +163,8 @@ def revived(
         )
         for row in answers
     }
+    open_: Desk | None = decode(desk, Desk) if desk else None
+    if open_ is not None and open_.terms.attempt == live.number:
+        vectors = [name for name, answer in live.answers.items() if answer.taken]
+        live.desk = open_.holding(vectors) if open_.phase == Phase.MASK else open_
     return live

@@ -8,18 +8,25 @@ the bit.
 
 from collections.abc import Mapping
 
-from hansa.contribution import Arrival, Json
+from hansa.aggregation.ring import sitting
+from hansa.contribution import Arrival, Ask, Json
 from hansa.coordinator import events as ev
 from hansa.coordinator.admission import admissible
 from hansa.coordinator.live import Answered, Guest, Live
+from hansa.crypto.agreement import KEY
 from hansa.database import Drop, Put
-from hansa.errors import RunError, StudyError, TrustError, did_you_mean, reason_of
+from hansa.errors import HansaError, RunError, StudyError, TrustError, did_you_mean, reason_of
 from hansa.federation import Federation, deployed
 from hansa.run import arrived, asked, draw, enough, needed, now, too_few
+from hansa.secure.coordinator import Desk, advance, opening, requests, step
+from hansa.secure.terms import Envelope, Member, Out, Phase, Rules, Terms, encode
 from hansa.wire import tensors
 
 LONGEST_REASON = 600
 """Characters of a party's own words that are kept."""
+
+ATTEMPTS = 5
+"""At the secure sum of one exchange, before the run fails."""
 
 
 class Machine:
@@ -45,7 +52,7 @@ class Machine:
                 if live.waits_for(party):
                     self._missing(effects, live, party)
             self._alarm(effects, live)
-            self._maybe_reduce(effects, live)
+            self._go_on(effects, live)
         return effects
 
     def handle(self, event: ev.MachineEvent) -> ev.Effects:
@@ -71,14 +78,16 @@ class Machine:
                 self._delivered(effects, event)
             case ev.Failed():
                 self._failed(effects, event)
+            case ev.Said():
+                self._said(effects, event)
             case ev.Submitted(run, federation):
                 self._submitted(effects, run, federation)
             case ev.Resumed(live):
                 self._resumed(effects, live)
             case ev.Reduced():
                 self._reduced(effects, event)
-            case ev.DeadlinePassed(run, version, attempt):
-                self._deadline(effects, run, version, attempt)
+            case ev.DeadlinePassed():
+                self._deadline(effects, event)
         return effects
 
     # --- parties
@@ -86,9 +95,14 @@ class Machine:
     def _connected(self, effects: ev.Effects, event: ev.Connected) -> None:
         guest = self.guests[event.party]
         guest.listening = True
-        if guest.offers != event.offers:
-            guest.offers = event.offers
+        if (guest.offers, guest.identity) != (event.offers, event.identity):
+            if guest.identity != event.identity:
+                news = ev.MembersNotice({event.party: event.identity})
+                effects.notices += [(n, news) for n, g in self.guests.items() if g.listening and g is not guest]
+            guest.offers, guest.identity = event.offers, event.identity
             self._save_guest(effects, event.party)
+        members = {n: g.identity for n, g in self.guests.items() if g.identity and g.state == "active"}
+        effects.notices.append((event.party, ev.MembersNotice(members)))
         for said in event.pending:
             live = self.runs.get(said.run)
             applied = live.progress.version if live else self._applied.get(said.run, said.applied)
@@ -96,12 +110,19 @@ class Machine:
                 counted = said.taken and said.version < applied
                 notice = ev.SettledNotice(said.run, said.version, counted)
                 effects.notices.append((event.party, notice))
+        for run, version in guest.counted.items():  # what it does not remember, it has lost
+            effects.notices.append((event.party, ev.SettledNotice(run, version, True)))
         for live in self.runs.values():
-            if live.waits_for(event.party):
-                if live.missing.get(event.party):
-                    live.missing[event.party] = False
-                    self._event(effects, live, "returned", **live.about(event.party))
+            if live.ask is None or event.party not in live.ask.parties or live.out(event.party):
+                continue
+            if live.missing.get(event.party):
+                live.missing[event.party] = False
+                self._event(effects, live, "returned", **live.about(event.party))
+            if event.party not in live.answers:
                 self._tell(effects, live, event.party)
+            for envelope in requests(live.desk) if live.desk else ():
+                if envelope.receiver == event.party:
+                    self._ask_step(effects, live, envelope)
 
     def _disconnected(self, effects: ev.Effects, party: str) -> None:
         if party not in self.guests:
@@ -126,7 +147,7 @@ class Machine:
                 party=party,
                 remedy=f"The operator can say `hansa party remove {party}` and invite it anew",
             )
-        self.guests[party] = Guest("active", serial, expires)
+        self.guests[party] = Guest("active", serial, expires, counted=known.counted if known else {})
         self._save_guest(effects, party)
 
     def _renewed(self, effects: ev.Effects, event: ev.Renewed) -> None:
@@ -149,8 +170,8 @@ class Machine:
         effects.notices.append((party, ev.RemovedNotice(reason)))
         for live in list(self.runs.values()):
             if live.waits_for(party):
-                self._exclude(effects, live, party, f"removed: {reason}")
-                self._maybe_reduce(effects, live)
+                self._leave(effects, live, party, f"removed: {reason}")
+                self._go_on(effects, live)
 
     def _save_guest(self, effects: ev.Effects, name: str) -> None:
         effects.changes.append(Put("party", {"name": name, **self.guests[name].to_row()}))
@@ -196,29 +217,42 @@ class Machine:
         if ask is None:
             self._end(effects, live, "finished", live.progress.reason)
             return
-        live.ask, live.answers, live.missing, live.reducing = ask, {}, {}, False
-        row = {"run": live.id, "version": ask.version}
-        effects.changes.append(Put("ask", {**row, "attempt": live.attempt, "digest": ask.digest}))
+        live.answers, live.missing, live.reducing = {}, {}, False
+        live.take(ask)
         effects.blobs.append(ev.Blob(live.id, ask.version, "ask", tensors.write(ask.send)))
         self._event(effects, live, "asked", **asked(ask), attempt=live.attempt)
-        for party in ask.parties:
+        self._call(effects, live, ask)
+
+    def _call(self, effects: ev.Effects, live: Live, ask: Ask) -> None:
+        """Begin an attempt at an ask, or a phase of it, with those who are not left out."""
+        if live.desk is None:
+            row = {"run": live.id, "version": ask.version}
+            effects.changes.append(Put("ask", {**row, "attempt": live.attempt, "digest": ask.digest}))
+        steps = {envelope.receiver: envelope for envelope in requests(live.desk)} if live.desk else {}
+        for party in filter(live.waits_for, ask.parties):
             if self.guests[party].state == "removed":
-                self._exclude(effects, live, party, "removed")
-            elif self.guests[party].listening:
+                self._leave(effects, live, party, "removed")
+            elif not self.guests[party].listening:
+                self._missing(effects, live, party)
+            elif live.desk is None:
                 self._tell(effects, live, party)
             else:
-                self._missing(effects, live, party)
+                self._ask_step(effects, live, steps[party])
         self._alarm(effects, live)
-        self._maybe_reduce(effects, live)
+        self._go_on(effects, live)
 
     def _alarm(self, effects: ev.Effects, live: Live) -> None:
-        version, attempt = live.progress.version, live.attempt
-        effects.alarms.append((live.id, version, attempt, live.federation.cohort.deadline))
+        passed = ev.DeadlinePassed(live.id, live.progress.version, live.attempt, live.phase)
+        effects.alarms.append((passed, live.federation.cohort.deadline))
 
     def _tell(self, effects: ev.Effects, live: Live, party: str) -> None:
         if live.ask is not None:
             notice = ev.WorkNotice(live.id, live.ask, live.attempt, live.hash)
             effects.notices.append((party, notice))
+
+    def _ask_step(self, effects: ev.Effects, live: Live, out: Envelope) -> None:
+        notice = ev.StepNotice(live.id, live.progress.version, live.attempt, out.phase, out.payload)
+        effects.notices.append((out.receiver, notice))
 
     # --- answers
 
@@ -235,13 +269,15 @@ class Machine:
             effects.receipts.append((event.ticket, same, reason))
             return
         refusal = event.refusal
+        if live.rules and live.phase != Phase.MASK:
+            refusal = "a vector before it was asked for"
         rows = self.guests[event.party].rows(live.federation.dataset)
         if not refusal and event.weight >= rows:
             refusal = f"the weight is {event.weight:g}, and it offers fewer than {rows} rows"
         if refusal:
             self._exclude(effects, live, event.party, refusal)
             effects.receipts.append((event.ticket, False, refusal))
-            self._maybe_reduce(effects, live)
+            self._go_on(effects, live)
             return
         size = len(event.body)
         answer = Answered(event.attempt, event.digest, event.weight, taken=True, size=size)
@@ -250,18 +286,36 @@ class Machine:
         name = f"answer {event.party}"
         effects.blobs.append(ev.Blob(live.id, event.version, name, event.body))
         effects.receipts.append((event.ticket, True, ""))
-        self._maybe_reduce(effects, live)
+        if live.desk is not None:
+            self._turn(effects, live, *step(live.desk.holding([event.party]), ()))
+        self._go_on(effects, live)
 
     def _failed(self, effects: ev.Effects, event: ev.Failed) -> None:
         live, stale = self._expected(event)
-        if live is None or event.party in live.answers:
+        if live is None or live.out(event.party):
             effects.receipts.append((event.ticket, False, stale))
             return
-        self._exclude(effects, live, event.party, event.reason)
+        self._leave(effects, live, event.party, event.reason)
         effects.receipts.append((event.ticket, True, ""))
-        self._maybe_reduce(effects, live)
+        self._go_on(effects, live)
 
-    def _expected(self, event: ev.Delivered | ev.Failed) -> tuple[Live | None, str]:
+    def _said(self, effects: ev.Effects, event: ev.Said) -> None:
+        """An answer in a phase need not be durable before it is heard: who gave it, gives it again."""
+        live, stale = self._expected(event)
+        effects.receipts.append((event.ticket, live is not None, stale))
+        if live is None or live.rules is None:
+            return
+        if live.desk is not None and event.phase != Phase.MASK:
+            said = Envelope(live.id, live.hash, live.number, event.phase, event.party, "", event.payload)
+            self._turn(effects, live, *step(live.desk, [said]))
+        elif live.desk is None and event.phase == Phase.ADVERTISE and live.waits_for(event.party):
+            if len(event.payload) == 4 * KEY:
+                live.adverts[event.party] = event.payload
+            else:
+                self._leave(effects, live, event.party, "an advert of another length")
+        self._go_on(effects, live)
+
+    def _expected(self, event: ev.Delivered | ev.Failed | ev.Said) -> tuple[Live | None, str]:
         """The run that waits for this answer, or why none does."""
         live = self.runs.get(event.run)
         if live is None:
@@ -273,13 +327,21 @@ class Machine:
             return None, f"stale: an answer to exchange {said}, and the run is at {at}"
         return live, ""
 
+    def _leave(self, effects: ev.Effects, live: Live, party: str, reason: str) -> None:
+        """Expect no more of a party; if its vector is here already, that is still counted."""
+        answer = live.answers.get(party)
+        if answer is None or not answer.taken:
+            live.adverts.pop(party, None)
+            self._exclude(effects, live, party, reason)
+        else:
+            live.gone.add(party)
+            self._event(effects, live, "refused", **live.about(party), reason=_short(reason))
+
     def _exclude(self, effects: ev.Effects, live: Live, party: str, reason: str) -> None:
         """The party is not counted in this exchange; the run goes on with the others."""
         if live.ask is None:
             return
-        # On one line and not too long: what a party says goes into events, logs and terminals.
-        short = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
-        reason = "".join(c if c.isprintable() else " " for c in short)
+        reason = _short(reason)
         answer = Answered(live.attempt, "", 0.0, taken=False, reason=reason)
         live.answers[party] = answer
         self._save_answer(effects, live, party, answer)
@@ -289,21 +351,27 @@ class Machine:
         key = {"run": live.id, "version": live.progress.version, "party": party}
         effects.changes.append(Put("answer", {**key, **vars(answer)}))
 
-    def _deadline(self, effects: ev.Effects, run: str, version: int, attempt: int) -> None:
-        live = self.runs.get(run)
+    def _deadline(self, effects: ev.Effects, passed: ev.DeadlinePassed) -> None:
+        live = self.runs.get(passed.run)
         if live is None or live.ask is None or live.reducing:
             return
-        if (live.ask.version, live.attempt) != (version, attempt):
+        if (live.ask.version, live.attempt, live.phase) != (passed.version, passed.attempt, passed.phase):
             return
         seconds = live.federation.cohort.deadline
         for party in live.ask.parties:
-            if party not in live.answers:
-                self._exclude(effects, live, party, f"no answer within {seconds:g} s")
-        self._maybe_reduce(effects, live)
+            if live.waits_for(party):
+                self._leave(effects, live, party, f"no answer within {seconds:g} s")
+        self._go_on(effects, live)
 
-    def _maybe_reduce(self, effects: ev.Effects, live: Live) -> None:
-        """Sum once everybody has answered or is excluded; fail if too few can be counted."""
-        if live.ask is None or live.reducing or len(live.answers) < len(live.ask.parties):
+    def _go_on(self, effects: ev.Effects, live: Live) -> None:
+        """Once nobody is waited for: sum, or the next phase of a secure sum; fail if too few can be counted."""
+        if live.ask is None or live.reducing or any(map(live.waits_for, live.ask.parties)):
+            return
+        if live.desk is not None:
+            self._turn(effects, live, *advance(live.desk))
+            return
+        if live.rules is not None:
+            self._seat(effects, live, live.ask, live.rules)
             return
         taken = tuple(party for party in live.ask.parties if live.answers[party].taken)
         excluded = {p: a.reason for p, a in live.answers.items() if not a.taken}
@@ -313,6 +381,75 @@ class Machine:
             return
         live.reducing = True
         effects.reduce.append((live.id, live.ask.version, taken))
+
+    # --- secure sums
+
+    def _seat(self, effects: ev.Effects, live: Live, ask: Ask, rules: Rules) -> None:
+        """Open an attempt with those who advertised, if they are enough."""
+        adverts = sorted(live.adverts.items())
+        excluded = {p: a.reason for p, a in live.answers.items()}
+        try:
+            if len(adverts) < needed(live.federation, ask):
+                raise too_few(live.federation, ask, len(adverts), excluded)
+            work = sitting(ask, live.course.signals(ask)[-1])
+            roster = tuple(Member(name, self.guests[name].identity, said) for name, said in adverts)
+            live.desk, _ = opening(Terms(live.id, live.hash, live.number, work, rules, roster))
+        except HansaError as error:
+            reasons = "; ".join(f"{party}: {reason}" for party, reason in sorted(excluded.items()))
+            told = error.said if isinstance(error, RunError) or not reasons else f"{error.said} ({reasons})"
+            self._end(effects, live, "failed", told)
+            return
+        self._keep_desk(effects, live, live.desk)
+        self._call(effects, live, ask)
+
+    def _turn(self, effects: ev.Effects, live: Live, desk: Desk, out: Out) -> None:
+        """Take what a desk has become; another phase is durable before its requests leave."""
+        before, ask, live.desk = live.desk, live.ask, desk
+        for said in desk.refused[len(before.refused) if before else 0 :]:
+            for name in desk.terms.names:
+                if said.startswith(f"{name}: ") and not live.out(name):
+                    self._leave(effects, live, name, said.removeprefix(f"{name}: "))
+        if before is None or ask is None or (desk.phase, desk.ended) == (before.phase, before.ended):
+            return
+        if desk.ended == "summed":
+            self._keep_desk(effects, live, desk)
+            live.reducing = True
+            effects.reduce.append((live.id, ask.version, desk.survivors))
+        elif desk.ended:
+            for envelope in out if desk.ended == "abandoned" else ():
+                self._ask_step(effects, live, envelope)
+            self._again(effects, live, ask, before, desk)
+        else:
+            self._keep_desk(effects, live, desk)
+            self._call(effects, live, ask)
+
+    def _keep_desk(self, effects: ev.Effects, live: Live, desk: Desk) -> None:
+        effects.blobs.append(ev.Blob(live.id, live.progress.version, "desk", encode(desk)))
+
+    def _again(self, effects: ev.Effects, live: Live, ask: Ask, before: Desk, desk: Desk) -> None:
+        """An attempt came to nothing, and nothing was revealed: the next one is without those who failed it."""
+        place = {"run": live.id, "version": ask.version}
+        phase = Phase(before.phase).name
+        taken = [party for party, answer in live.answers.items() if answer.taken]
+        for party in sorted(live.gone):
+            self._exclude(effects, live, party, "it did not go through with the attempt before")
+        fewer = any(map(live.out, before.terms.names))
+        live.anew()
+        without = {party: answer.reason for party, answer in live.answers.items()}
+        where = {"round": ask.round, "work": ask.work, "version": ask.version, "attempt": live.attempt}
+        self._event(effects, live, "attempt", **where, ended=desk.ended, phase=phase, without=without)
+        effects.changes.append(Drop("answer", place))
+        for name in ("desk", *(f"answer {party}" for party in taken)):
+            effects.changes.append(Drop("blob", {**place, "name": name}))
+        for party, answer in live.answers.items():
+            self._save_answer(effects, live, party, answer)
+        live.attempt, live.failures = live.attempt + 1, live.failures + 1
+        if live.failures < ATTEMPTS and fewer:
+            self._call(effects, live, ask)
+            return
+        excluded = "; ".join(f"{party}: {reason}" for party, reason in sorted(without.items()))
+        said = f"{live.failures} attempts at a secure sum came to nothing ({excluded})"
+        self._end(effects, live, "failed", RunError(said, round=ask.round).said)
 
     def _reduced(self, effects: ev.Effects, event: ev.Reduced) -> None:
         live, version, total = self.runs.get(event.run), event.version, event.total
@@ -340,10 +477,12 @@ class Machine:
         if ask.work == "evaluate":
             self._event(effects, live, "metrics", round=ask.round, **live.progress.metrics)
         for party in ask.parties:
-            counted = party in total.parties
+            if counted := party in total.parties:
+                self.guests[party].counted[live.id] = version
             notice = ev.SettledNotice(live.id, version, counted, excluded.get(party, ""))
             effects.notices.append((party, notice))
         live.attempt, live.answers = 1, {}
+        live.take(None)
         self._checkpoint(effects, live)
         for table in ("blob", "ask"):
             effects.changes.append(Drop(table, {"run": live.id, "version": version}))
@@ -356,11 +495,13 @@ class Machine:
         effects.changes.append(Put("run", {"id": live.id, "round": live.progress.round}))
 
     def _end(self, effects: ev.Effects, live: Live, status: str, reason: str) -> None:
-        for party, answer in live.answers.items():
-            if answer.taken:  # the round of a run that fails counts nobody
-                notice = ev.SettledNotice(live.id, live.progress.version, False, reason)
-                effects.notices.append((party, notice))
-        live.status, live.ask, live.answers = status, None, {}
+        hidden = live.ask.parties if live.ask and live.rules else ()
+        for party in hidden or [party for party, answer in live.answers.items() if answer.taken]:
+            notice = ev.SettledNotice(live.id, live.progress.version, False, reason)  # it counts nobody
+            effects.notices.append((party, notice))
+        live.answers = {}
+        live.status = status
+        live.take(None)
         del self.runs[live.id]
         self._applied[live.id] = live.progress.version
         self._event(effects, live, status, reason=reason, round=live.progress.round)
@@ -371,3 +512,9 @@ class Machine:
         live.seq += 1
         row = {"run": live.id, "seq": live.seq, "at": now(), "kind": kind, "body": body}
         effects.changes.append(Put("event", row))
+
+
+def _short(reason: str) -> str:
+    """On one line and not too long: what a party says goes into events, logs and terminals."""
+    short = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
+    return "".join(c if c.isprintable() else " " for c in short)

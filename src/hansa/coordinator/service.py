@@ -224,7 +224,11 @@ class Coordinator(Operators):
                 case "failure":
                     of = first.failure
                     which = ticket, peer.name, of.run, of.version, of.attempt
-                    event: ev.Failed | ev.Delivered = ev.Failed(*which, of.reason)
+                    event: ev.Failed | ev.Delivered | ev.Said = ev.Failed(*which, of.reason)
+                case "step":
+                    step = first.step
+                    which = ticket, peer.name, step.run, step.version, step.attempt
+                    event = ev.Said(*which, step.phase, step.payload)
                 case "head":
                     head = first.head
                     signal = inbox.expected(self.driver.machine.runs.get(head.run), head, peer.name)
@@ -240,7 +244,7 @@ class Coordinator(Operators):
                     kept = b"" if refusal else body
                     event = ev.Delivered(*which, head.weight, head.digest.hex(), kept, refusal)
                 case _:
-                    raise ContributionError("an upload begins with a head or a failure")
+                    raise ContributionError("an upload begins with a head or a failure, or is a step")
             await self.driver.put(event)
             taken, reason = await ticket
             yield m.UploadReply(receipt=m.Receipt(accepted=taken, reason=reason))
@@ -259,6 +263,11 @@ class Coordinator(Operators):
                 message.removed.reason = reason
             case ev.SettledNotice(run, version, counted, reason):
                 message.settled.add(run=run, version=version, counted=counted, reason=reason)
+            case ev.StepNotice():
+                message.steps.add(**vars(notice))
+            case ev.MembersNotice(members):
+                for name, identity in members.items():
+                    message.members.add(name=name, identity=identity)
             case ev.WorkNotice():
                 message.work.append(await self._work(notice))
 

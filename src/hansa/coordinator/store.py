@@ -14,11 +14,15 @@ from hansa.files import sync_folder, write_whole
 INLINE = 1 << 16
 """Blobs up to this size lie in the database, larger ones in files beside it."""
 
-HEAD = "0001"
+HEAD = "0002"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 metadata = sa.MetaData()
-sa.Table("party", metadata, *columns({"name": str}, state=str, serial=str, expires=str, offers=list))
+sa.Table(
+    "party",
+    metadata,
+    *columns({"name": str}, state=str, serial=str, expires=str, offers=list, identity=bytes | None),
+)
 sa.Table("token", metadata, *columns({"hash": str}, party=str, expires=float, used=bool))
 sa.Table(
     "run",
@@ -73,6 +77,16 @@ class CoordinatorStore(Database):
             remedy = did_you_mean(run, known, otherwise="`hansa runs` lists them")
             raise StudyError(f"there is no run {run!r}", remedy=remedy)
         return row
+
+    def counted(self) -> list[tuple[str, str, int]]:
+        """Each party with each run that counted answers of it, and the exchange of the latest."""
+        answer, blob = metadata.tables["answer"].c, metadata.tables["blob"].c
+        applied = sa.select(blob.run, sa.func.max(blob.version).label("version")).where(blob.name == "checkpoint")
+        of = applied.group_by(blob.run).subquery()
+        latest = sa.select(answer.party, answer.run, sa.func.max(answer.version)).join(of, of.c.run == answer.run)
+        query = latest.where(answer.taken, answer.version < of.c.version).group_by(answer.party, answer.run)
+        with self._connection.begin():
+            return [(party, run, version) for party, run, version in self._connection.execute(query)]
 
     def blob(self, run: str, version: int, name: str, body: bytes) -> Put:
         """The row of a blob; a large one is written to its file, durably, before this returns."""

@@ -1,6 +1,6 @@
 """The coordinator's side of an attempt: it relays, has one set of survivors signed, and opens that set's sum."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -38,6 +38,12 @@ class Desk(Kept):
         """Whose vectors are in the sum; nobody's before that is fixed."""
         chosen = self.chosen or bytes(len(self.terms.names))
         return tuple(n for n, there in zip(self.terms.names, chosen, strict=True) if there)
+
+    def holding(self, names: Iterable[str]) -> "Desk":
+        """The desk with vectors that were checked and kept elsewhere; :func:`step` then goes on."""
+        there = set(names)
+        marked = zip(self.terms.names, self.answers, strict=True)
+        return replace(self, answers=tuple(b"\1" if name in there else got for name, got in marked))
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -129,16 +135,19 @@ def advance(desk: Desk) -> tuple[Desk, Out]:
     return desk, requests(desk)
 
 
-def total(desk: Desk, vectors: Mapping[str, bytes]) -> NDArray[Any]:
-    """The sum of the survivors' vectors, ``[d]``, modulo 2^bits, from the payloads of MASK by party."""
+def total(desk: Desk, vectors: Mapping[str, bytes | memoryview]) -> NDArray[Any]:
+    """The sum of the survivors' vectors, ``[d]``, modulo 2^bits, from the payloads of MASK by party, of which
+    it holds a few at a time.
+    """
     if desk.ended != "summed":
         raise StudyError(f"this attempt has no sum: it {desk.ended or 'has not ended'}")
     dtype = masks.DTYPES[desk.terms.work.bits]
     out = np.zeros(desk.terms.work.length, dtype)
-    given = [np.frombuffer(vectors[name], dtype) for name in desk.survivors]
-    for at in range(0, len(out), masks.BLOCK):
-        for vector in given:
-            out[at : at + masks.BLOCK] += vector[at : at + masks.BLOCK]
+    for few in range(0, len(desk.survivors), 8):
+        given = [np.frombuffer(vectors[name], dtype) for name in desk.survivors[few : few + 8]]
+        for at in range(0, len(out), masks.BLOCK):
+            for vector in given:
+                out[at : at + masks.BLOCK] += vector[at : at + masks.BLOCK]
     masks.apply(out, _left_over(desk))
     return out
 

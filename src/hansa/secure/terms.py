@@ -22,6 +22,11 @@ class Phase(IntEnum):
     ADVERTISE, ROSTER, SHARE, MASK, SURVIVORS, UNMASK, CLOSE = 1, 2, 3, 4, 5, 6, 7
 
 
+def numbered(version: int, attempt: int) -> int:
+    """One number for an attempt at an exchange of a run; later ones have higher ones."""
+    return version << 16 | attempt
+
+
 class Kept:
     """A frozen dataclass that becomes bytes: JSON without blanks, fields in their order, bytes in base64."""
 
