@@ -148,7 +148,9 @@ class Work:
         learner: the model's mathematics.
         received: what the ask brought; the same for all.
         memory: what this method remembers at the parties.
+        parties: their names.
         secret: a party's key for noise; empty in simulation, where it comes from the seed of the setup.
+        failed: what went wrong, by position; filled by the verbs.
     """
 
     round: int
@@ -157,15 +159,12 @@ class Work:
     learner: Learner
     received: Values
     memory: Values
+    parties: tuple[str, ...]
     secret: bytes = b""
+    failed: dict[int, HansaError] = field(default_factory=dict)
 
     alone: ClassVar[bool] = False
     """Whether it is one party by itself, whose arrays have no leading axis."""
-
-    @property
-    @abstractmethod
-    def names(self) -> tuple[str, ...]:
-        """Of the parties."""
 
     @property
     @abstractmethod
@@ -173,13 +172,15 @@ class Work:
         """Each party's training rows: features ``[n, ...]`` and labels ``[n]``."""
 
     @property
-    @abstractmethod
     def examples(self) -> Any:
         """How many rows a party learns from; of a stack, float64 ``[k]``."""
+        return sizes(self.all_rows).astype(np.float64)
 
-    @abstractmethod
     def fail(self, position: int, error: HansaError) -> None:
-        """The work of the party at this position cannot be done."""
+        """The work of the party at this position cannot be done: raise it, or note it for the others' sake."""
+        if self.alone:
+            raise error
+        self.failed.setdefault(position, error)
 
     def gradient(self, parameters: Array) -> Array:
         """The gradient over all training rows, ``[d]`` or ``[k, d]``."""
@@ -198,9 +199,9 @@ class Work:
         """The rows in the order of local training, shuffled by (seed, round, party)."""
         size = BATCH_SIZE if local.batch_size is None else local.batch_size
         shuffle = local.shuffle is not False and size != "all"
-        keys = np.zeros(len(self.names), np.uint64)
+        keys = np.zeros(len(self.parties), np.uint64)
         if shuffle:
-            keys = keyed.keys(self.setup.seed, "batches", self.round, parties=self.names)
+            keys = keyed.keys(self.setup.seed, "batches", self.round, parties=self.parties)
         whole = 0 if size == "all" else size
         return Feed(self.all_rows, keys, local.epochs or 1, batch_size=whole, shuffle=shuffle)
 
@@ -239,7 +240,7 @@ class Work:
         start = np.asarray(parameters, self.learner.dtype)
         begin = {name: value[lead] for name, value in (slots or {}).items()}
         if isinstance(local, Private):
-            steps = np.full(len(self.names), local.steps)
+            steps = np.full(len(self.parties), local.steps)
             rows, whence = self.all_rows, self._chance
             trained, kept = train_privately(self.learner, start, rows, local, hook, begin, whence)
         else:
@@ -250,14 +251,14 @@ class Work:
             fine = np.isfinite(np.vecdot(trained, trained))
         for i in np.flatnonzero(~fine).tolist():
             if not np.isfinite(trained[i]).all():
-                self.fail(i, diverged(self.names[i], self.round))
+                self.fail(i, diverged(self.parties[i], self.round))
         if self.alone:
             return Trained(trained[0], int(steps[0]), {n: v[0] for n, v in kept.items()})
         return Trained(trained, steps[:, None], kept)
 
     def _chance(self, position: int) -> Chance:
         """Where the sample and the noise of a party's training come from."""
-        party = self.names[position]
+        party = self.parties[position]
         if not self.secret:
             return keyed.generator(self.setup.seed, "private", self.round, party)
         known = blake3()  # all that the answer depends on: asked otherwise, on other rows, it draws other noise
@@ -269,7 +270,7 @@ class Work:
 
     def _over_all(self, of: Callable[..., Array], parameters: Array) -> Array:
         """A function of parameters and rows over all training rows, ``[k, ...]``."""
-        feed = Feed(self.all_rows, np.zeros(len(self.names), np.uint64))
+        feed = Feed(self.all_rows, np.zeros(len(self.parties), np.uint64))
         parameters = np.asarray(parameters, self.learner.dtype)
         parts = []
         for parties, x, y, weights in feed.stacked(self.learner.takes):
@@ -284,7 +285,6 @@ class At(Work):
     """A party at work.
 
     Args:
-        party: its name.
         train_rows: the rows to learn from.
         test_rows: those held out.
         encode: from one of the two to features ``[n, p]`` and labels ``[n]``.
@@ -292,15 +292,14 @@ class At(Work):
 
     alone: ClassVar[bool] = True
 
-    party: str
     train_rows: Table
     test_rows: Table
     encode: Callable[[Table], tuple[Array, Array]]
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The party's own."""
-        return (self.party,)
+    def party(self) -> str:
+        """Its name."""
+        return self.parties[0]
 
     @property
     def examples(self) -> int:
@@ -322,43 +321,21 @@ class At(Work):
         """Features and labels of the rows held out; there may be none."""
         return self.encode(self.test_rows)
 
-    def fail(self, position: int, error: HansaError) -> None:
-        """Raise it."""
-        raise error
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Stack(Work):
     """Several parties at work at once; those with more rows come first, and none has no row.
 
     Args:
-        parties: their names.
         data: each one's features and labels.
-        failed: what went wrong, by position; filled by the verbs.
     """
 
-    parties: tuple[str, ...]
     data: Sequence[tuple[Array, Array]]
-    failed: dict[int, HansaError] = field(default_factory=dict)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The parties'."""
-        return self.parties
-
-    @property
-    def examples(self) -> Array:
-        """How many rows each learns from, float64 ``[k]``."""
-        return sizes(self.data).astype(np.float64)
 
     @property
     def all_rows(self) -> Sequence[tuple[Array, Array]]:
         """Theirs."""
         return self.data
-
-    def fail(self, position: int, error: HansaError) -> None:
-        """Note it, for the others' sake."""
-        self.failed.setdefault(position, error)
 
 
 def no_row(party: str) -> ContributionError:
@@ -532,7 +509,7 @@ class GradientMethod(UpdateMethod):
     def work(self, at: At | Stack) -> Answer:
         """Train with the method's correction; what is left is the method's `finish`."""
         first, keeps = self.begins(at.received), self.local.moments == "keep"
-        lead = (len(at.names),) if isinstance(at, Stack) else ()
+        lead = (len(at.parties),) if isinstance(at, Stack) else ()
         memory = Values(
             {
                 name: at.memory.get(name, np.broadcast_to(value, (*lead, *value.shape)))
