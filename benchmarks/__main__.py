@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import deployed, install, secure_sum, simulation, startup
+from benchmarks import deployed, install, noise, secure_sum, simulation, startup
 from benchmarks.peers import flower
 from benchmarks.simulation import report
 
@@ -26,6 +26,7 @@ PARTS = {
     "deployed": deployed.measure,
     "flower": flower.measure,
     "secure-sum": secure_sum.measure,
+    "noise": noise.measure,
 }
 
 
@@ -51,8 +52,9 @@ def page(results: dict[str, dict[str, object] | None]) -> str:
     for name, write in (("install", _install), ("deployed", _deployed), ("startup", _startup)):
         if name in results:
             lines += write(results)
-    if secure := results.get("secure-sum"):
-        lines += secure_sum.lines(secure, _taken(secure))
+    for name, section in (("secure-sum", secure_sum), ("noise", noise)):
+        if measured := results.get(name):
+            lines += section.lines(measured, _taken(measured))
     if part := results.get("simulation"):
         lines += report.lines(part)
     return "\n".join(lines) + "\n"
