@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from hansa.agent.ledger import Budget, Ledger
+from hansa.agent.ledger import CONFIRMED, MISSING, Budget, Ledger
 from hansa.agent.machine import Asked, CouldNot, Machine
+from hansa.agent.offers import Offers
 from hansa.agent.store import AgentStore
 from hansa.aggregation.signal import Noised
 from hansa.contribution import Ask, Values
@@ -17,7 +18,7 @@ from hansa.database import Put
 from hansa.errors import PrivacyError
 from hansa.privacy import accountant
 from hansa.privacy.claim import Privacy
-from hansa.privacy.events import Gaussian
+from hansa.privacy.events import DiscreteGaussian, Gaussian
 
 EXAMPLE = Privacy(unit="example")
 NOISE = Gaussian(adjacency="add-remove", noise_multiplier=4.0)
@@ -133,3 +134,60 @@ def test_what_failed_is_charged_with_its_excuse() -> None:
     effects = machine.handle(CouldNot(asked, "no", row))
     assert effects.changes == [Put("charge", row)]
     assert effects.excuse
+
+
+def test_a_ledger_older_than_its_answers_allows_nothing_until_that_is_confirmed(tmp_path: Path) -> None:
+    store = AgentStore(tmp_path)
+    ledger = store.ledger()
+    store.apply([Put("charge", ledger.charge(key(version), EXAMPLE, QUIET)) for version in range(3)])
+    assert ledger.counted("tumours", 2, "now") is None  # it remembers
+    assert ledger.counted("tumours", 0, "now") is None
+    row = ledger.counted("tumours", 7, "now")  # it does not: it was restored
+    assert row is not None
+    assert (row["number"], row["version"], row["attempt"]) == (4, 7, MISSING)
+    assert ledger.counted("tumours", 5, "now") is None  # one row is for all that is missing of a run
+    store.apply([Put("charge", row)])
+    for one in (ledger, store.ledger()):  # a restart forgets no doubt
+        with pytest.raises(
+            PrivacyError, match=r"exchange 7 of run tumours that is not in it.*agent status --confirm"
+        ):
+            one.charge(key(8), EXAMPLE, QUIET)
+        assert one.answers == 4
+    store.close()
+    offers = Offers(tmp_path)
+    assert offers.privacy()["missing"] == {"tumours": 7}
+    offers.take_as_spent()
+    assert offers.privacy()["missing"] == {}
+    assert [row["attempt"] for row in offers._store.rows("charge", order="number")] == [1, 1, 1, CONFIRMED]
+    offers.allow_epsilon(100.0, 1e-5)
+    offers.close()
+    store = AgentStore(tmp_path)
+    whole = store.ledger()
+    store.close()
+    assert whole.counted("tumours", 7, "now") is None
+    assert whole.spent() == math.inf  # what is lost may have cost anything
+    with pytest.raises(PrivacyError, match="privacy budget is epsilon 100"):
+        whole.charge(key(8), EXAMPLE, QUIET)
+    assert Ledger([row]).missing == {"tumours": 7}
+
+
+def test_without_a_budget_a_confirmed_ledger_goes_on() -> None:
+    ledger = Ledger()
+    row = ledger.counted("tumours", 7, "now")
+    assert row is not None
+    again = Ledger([{**row, "attempt": CONFIRMED}])
+    assert again.charge(key(8), EXAMPLE, QUIET)["number"] == 2
+
+
+def test_under_a_secure_sum_the_shares_of_the_others_count_for_whoever_knows_one() -> None:
+    share = {"adjacency": "add-remove", "variance": 400.0, "dimension": 4, "l2": 10.0, "l1": 20.0}
+    three, two = (DiscreteGaussian(shares=shares, **share) for shares in (3, 2))
+    noise = (Noised("shares", three, "discrete-gaussian"),)
+    ledger = Ledger()
+    ledger.charge(key(0), EXAMPLE, noise, hidden=True)
+    assert ledger.spent() == pytest.approx(accountant.epsilon([two], 1e-5, "rdp"))
+    alone = (Noised("shares", three.model_copy(update={"shares": 1}), "discrete-gaussian"),)
+    for exact in ((noise, False), (alone, True), ((), True)):  # seen one by one, with nobody else's, without any
+        ledger = Ledger()
+        ledger.charge(key(0), EXAMPLE, *exact)
+        assert ledger.spent() == math.inf

@@ -4,6 +4,9 @@ All tables of an agent are one population: whose rows they are is not known here
 offered twice is charged like any other. The sum is taken anew from the events whenever it is asked for, by Rényi
 divergences, which hold for studies that are chosen in the light of earlier ones (Feldman and Zrnic 2021, arXiv
 2008.11193).
+
+If the coordinator counted an answer that is not in the ledger, the ledger was restored from an old backup. It
+then has a row for what is missing, and allows nothing until its owner confirms that; it may have cost anything.
 """
 
 import math
@@ -18,6 +21,10 @@ from hansa.part import reading
 from hansa.privacy import accountant
 from hansa.privacy.claim import Privacy
 from hansa.privacy.events import EVENTS, Event, Exact
+from hansa.privacy.guarantee import less_one
+
+MISSING, CONFIRMED = -1, 0
+"""In place of an attempt: of a charge that was lost, before and after its owner confirmed it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,8 @@ class Ledger:
     def __init__(self, rows: Iterable[Mapping[str, Any]] = (), budget: Budget | None = None) -> None:
         self.budget = budget
         self.answers, self.last = 0, ("", "")
+        self.missing: dict[str, int] = {}
+        self._latest: dict[str, int] = {}
         self._events: Counter[Event] = Counter()
         with reading("ledger"):
             for row in rows:
@@ -52,6 +61,28 @@ class Ledger:
     def _count(self, row: Mapping[str, Any], event: Event) -> None:
         self._events[event] += 1
         self.answers, self.last = self.answers + 1, (row["run"], row["at"])
+        self._latest[row["run"]] = max(row["version"], self._latest.get(row["run"], -1))
+        if row["attempt"] == MISSING:
+            self.missing[row["run"]] = row["version"]
+
+    def counted(self, run: str, version: int, at: str) -> dict[str, Any] | None:
+        """Hear that an answer was counted; the row for it and those before it in its run, if there is none."""
+        if version <= self._latest.get(run, -1):
+            return None
+        event = Exact(adjacency="add-remove")
+        row = {"number": self.answers + 1, "run": run, "version": version, "attempt": MISSING, "at": at}
+        self._count(row, event)
+        return {**row, "event": EVENTS.spec(event)}
+
+    def require_whole(self) -> None:
+        """Refuse (PrivacyError) to go on while the owner has not confirmed that charges are missing."""
+        for run, version in self.missing.items():
+            raise PrivacyError(
+                "this party's ledger is older than its answers: the coordinator counted one to exchange "
+                f"{version} of run {run} that is not in it",
+                remedy="Restore the newest backup of the agent's folder; or stop the agent, and say "
+                "`hansa agent status --confirm`, which takes the ledger as spent",
+            )
 
     def spent(self, delta: float = 1e-5, more: Event | None = None) -> float:
         """The epsilon of everything, and of one event more; infinite if something left without noise."""
