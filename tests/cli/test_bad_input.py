@@ -61,7 +61,7 @@ def iid(parties):
             ["simulate", "study.toml", "--data", "row.csv", "--by", "hospital"],
             3,
             "no such file: row.csv",
-            "Near it: rows.csv",
+            "Did you mean 'rows.csv'?",
         ),
         (
             ["predict", "model.safetensors", "--data", "rows.csv"],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,59 +13,39 @@ from hansa.data.table import Table
 from hansa.errors import DataError
 
 
+@dataclass(frozen=True)
 class Numbered(Sequence[str]):
     """The names ``party-0001``, ``party-0002`` ... of so many parties, in order, made when asked for."""
 
-    def __init__(self, count: int, prefix: str = "party-") -> None:
-        self._count, self._prefix, self._digits = count, prefix, len(str(count))
+    size: int
 
     def __len__(self) -> int:
-        return self._count
+        return self.size
 
-    @overload
-    def __getitem__(self, at: int) -> str: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[str]: ...
-    def __getitem__(self, at: int | slice) -> str | Sequence[str]:
-        if isinstance(at, slice):
-            return tuple(self[i] for i in range(*at.indices(self._count)))
-        at = int(at) + self._count * (at < 0)
-        if not 0 <= at < self._count:
-            raise IndexError(at)
-        return f"{self._prefix}{at + 1:0{self._digits}d}"
+    def __getitem__(self, at: Any) -> Any:
+        chosen = range(self.size)[at]
+        if isinstance(chosen, range):
+            return tuple(map(self.__getitem__, chosen))
+        return f"party-{chosen + 1:0{len(str(self.size))}d}"
 
     def index(self, name: Any, start: int = 0, stop: int | None = None) -> int:
         """Where a name stands; a ValueError if nobody is called so."""
-        prefix, digits = self._prefix, str(name)[-self._digits :]
-        fits = digits.isdecimal() and digits.isascii() and name == prefix + digits
-        at = int(digits) - 1 if fits else -1
-        if not 0 <= at < self._count or len(digits) < self._digits:
+        digits = str(name)[len("party-") :]
+        at = int(digits) - 1 if digits.isdecimal() else -1
+        if not 0 <= at < self.size or self[at] != name:
             raise ValueError(f"no party is called {name!r}")
         return at
 
     def __contains__(self, name: object) -> bool:
         try:
-            self.index(name)
+            return self.index(name) >= 0
         except ValueError:
             return False
-        return True
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, Numbered):
-            return self.to_json() == other.to_json()
-        return isinstance(other, tuple) and tuple(self) == other
-
-    def __hash__(self) -> int:
-        return hash((self._count, self._prefix))
-
-    def to_json(self) -> dict[str, int | str]:
-        """Two facts, however many names they stand for."""
-        return {"count": self._count, "prefix": self._prefix}
 
 
 def listed(names: Sequence[str]) -> Any:
     """The names of a roster as JSON; the inverse of `unlisted`."""
-    return names.to_json() if isinstance(names, Numbered) else list(names)
+    return asdict(names) if isinstance(names, Numbered) else list(names)
 
 
 def unlisted(body: Any) -> Sequence[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from hansa.data.database import read_database
 from hansa.data.delimited import MISSING, read_csv, write_csv
 from hansa.data.duck import read_parquet, write_parquet
 from hansa.data.table import Table
-from hansa.errors import DataError
+from hansa.errors import DataError, did_you_mean
 
 __all__ = ["MISSING", "Source", "read", "write_csv", "write_parquet"]
 
@@ -107,8 +106,7 @@ def _near(path: Path) -> str:
     if not folder.is_dir():
         return f"There is no folder {str(folder)!r} either."
     names = [entry.name for entry in folder.iterdir() if entry.is_file()]
-    near = difflib.get_close_matches(path.name, names)
-    return f"Near it: {', '.join(near)}" if near else f"It was looked for in {str(folder)!r}."
+    return did_you_mean(path.name, names, otherwise=f"It was looked for in {str(folder)!r}.")
 
 
 def _refuse_infinity(table: Table, what: str) -> None:
