@@ -27,17 +27,16 @@ def run(words: Sequence[str]) -> int:
         require_known(words)
         status = build_app()(list(words), exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        return _interrupted(output)
     except CycloptsError as error:
         return _refuse(error, output)
     except BrokenPipeError:
         # The reader (`head`, a pager) has seen enough. Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
-    except Exception as error:
-        if _is_interruption(error):
-            return _interrupted(output)
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) or _is_interruption(error):
+            output.fail(HansaError("interrupted"), kind="Interrupted")
+            return INTERRUPTED
         if isinstance(error, HansaError):
             output.fail(error)
             return error.exit_status
@@ -84,11 +83,6 @@ def build_app() -> App:
         # Without help=: the page of a command is the docstring of its function.
         groups.get(group_name, app).command(f"hansa.cli.{command.target}", name=name)
     return app
-
-
-def _interrupted(output: Output) -> int:
-    output.fail(HansaError("interrupted"), kind="Interrupted")
-    return INTERRUPTED
 
 
 def _is_interruption(error: BaseException | None) -> bool:
