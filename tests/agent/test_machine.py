@@ -69,6 +69,19 @@ def test_a_run_that_failed_and_goes_on_is_answered_again() -> None:
     assert machine.handle(worked(attempt=2)).send != []
 
 
+def test_what_was_counted_is_not_worked_on_again_and_what_failed_is() -> None:
+    machine = Machine()
+    machine.handle(Settled("run", 3, True))
+    for version in (0, 3):
+        effects = machine.handle(asked(version=version, attempt=2))
+        assert (effects.work, effects.changes) == ([], [])
+        assert [said.reason for said in effects.excuse] == ["its answer to this exchange was counted already"]
+    assert machine.handle(asked(version=4)).work == [asked(version=4)]
+    machine.handle(Settled("run", 4, False))
+    assert machine.handle(asked(version=4, attempt=2)).work == [asked(version=4, attempt=2)]
+    assert (machine.over("run", 3), machine.over("run", 5), machine.over("other", 0)) == (True, False, False)
+
+
 def test_a_number_stands_for_one_ask_of_one_study() -> None:
     machine = Machine()
     machine.handle(asked(version=3))

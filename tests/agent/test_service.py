@@ -13,7 +13,9 @@ import structlog
 
 from hansa.agent import service as agent_service
 from hansa.agent.home import AgentHome
+from hansa.agent.machine import Asked, Settled
 from hansa.agent.service import Agent
+from hansa.contribution import Ask, Values
 from hansa.crypto import pki
 from hansa.errors import HansaError, StoreError, UnreachableError
 from hansa.wire import chunks
@@ -42,6 +44,32 @@ async def test_an_owner_learns_why_an_answer_was_not_counted(agent: Agent) -> No
         (2, "no answer within 600 s"),
         (3, "the run ended, or went on without it"),
     ]
+
+
+@pytest.mark.parametrize("counted", [True, False])
+async def test_an_ask_that_is_settled_while_it_is_fetched_costs_nothing(
+    agent: Agent, counted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handled: list[Any] = []
+    ask = Ask("train", 1, 1, Values(), ())
+
+    async def understood(work: m.Work) -> Asked:
+        if not handled:
+            await agent._noticed(m.Notice(settled=[m.Settled(run="run", version=1, counted=counted)]))
+        return Asked("run", ask, work.attempt, "")
+
+    async def handle(event: Any) -> None:
+        handled.append(event)
+        agent._machine.handle(event)
+
+    monkeypatch.setattr(agent._ledger, "counted", lambda *_: None)
+    monkeypatch.setattr(agent, "_understood", understood)
+    monkeypatch.setattr(agent, "_handle", handle)
+    await agent._take(m.Work(run="run", work="train", version=1, attempt=1))
+    assert [type(event) for event in handled] == [Settled]
+    await agent._take(m.Work(run="run", work="train", version=1, attempt=2))  # the run failed, and goes on
+    assert [type(event) for event in handled] == [Settled, Asked]
+    assert agent._machine.wants(handled[1]) is not counted
 
 
 class Cut:

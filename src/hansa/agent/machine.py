@@ -145,6 +145,7 @@ class Machine:
         self.memories: dict[str, bytes] = {row["run"]: row["body"] for row in memories}
         self.latest = {row["run"]: Latest(**row) for row in latest}
         self._over: dict[str, int] = {}  # the latest exchange of each run that is known to be over
+        self._counted: dict[str, int] = {}  # and that counted this party
         self._working: set[tuple[str, int, int]] = set()
 
     @property
@@ -173,6 +174,10 @@ class Machine:
                 self._heard(effects, event)
         return effects
 
+    def over(self, run: str, version: int) -> bool:
+        """Whether the coordinator said what became of this exchange."""
+        return version <= self._over.get(run, -1)
+
     def wants(self, asked: Asked) -> bool:
         """Whether work is still to be done for an ask that was admitted."""
         return _key(asked) in self._working
@@ -185,6 +190,8 @@ class Machine:
             effects.excuse.append(CouldNot(asked, reason))
         elif held is not None and held.attempt == asked.attempt:
             effects.send.append(held)
+        elif asked.ask.version <= self._counted.get(asked.run, -1):  # to work again would cost again
+            effects.excuse.append(CouldNot(asked, "its answer to this exchange was counted already"))
         elif _key(asked) not in self._working:
             if asked.ask.version <= self._over.get(asked.run, -1):  # a run that failed goes on
                 self._over[asked.run] = asked.ask.version - 1
@@ -274,6 +281,8 @@ class Machine:
     def _settled(self, effects: Effects, key: Key, counted: bool) -> None:
         run, version = key
         self._over[run] = max(version, self._over.get(run, -1))
+        if counted:
+            self._counted[run] = max(version, self._counted.get(run, -1))
         self._ready.pop(key, None)
         effects.changes += self._seats.close(run, version)
         held = self.held.pop(key, None)
