@@ -22,6 +22,7 @@ from hansa.methods.evaluate import Evaluate
 from hansa.methods.fedavg import FedAvg
 from hansa.model import Model
 from hansa.party import Party
+from hansa.privacy.claim import Privacy
 from hansa.run import Run
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -66,7 +67,17 @@ def compare(federation: Federation, tables: Mapping[str, Table], model: Model) -
         {name: np.concatenate([part.column(name) for part in parts]) for name in parts[0].names}
     )
     scored.append(Scored("federated", everything.rows, score(model, held_out), None))
+    if federation.noised:
+        plain = bare(federation).run(Local(tables)).model
+        scored.append(Scored("without noise", everything.rows, score(plain, held_out), None))
     return [*scored, _alone(federation, "pooled", everything, held_out)]
+
+
+def bare(federation: Federation) -> Federation:
+    """The same, but for what hides something on its way: noise, secure sums, and the grid that they need."""
+    rest = [s for s in federation.aggregation.stages if not s.protects and s.kind != "grid"]
+    chains = {"aggregation": Aggregation(stages=tuple(rest)), "statistics": Aggregation()}
+    return federation.model_copy(update={**chains, "privacy": Privacy()})
 
 
 def score(model: Model, tables: Sequence[Table]) -> dict[str, float]:
@@ -141,7 +152,7 @@ def _alone(federation: Federation, name: str, table: Table, held_out: Sequence[T
     method, split = federation.method, federation.evaluation.split
     rows = table.drop(split) if split else table
     by_itself = {"cohort": All(minimum=1), "evaluation": Evaluate(every=0, holdout=0.0)}
-    plain = federation.model_copy(update={**by_itself, "aggregation": Aggregation(), "stop": None})
+    plain = bare(federation).model_copy(update={**by_itself, "aggregation": Aggregation(), "stop": None})
     tried = []
     for rate in (None,) if method.exact else RATES:  # an exact method has no rate to choose
         if not method.exact:

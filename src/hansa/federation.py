@@ -395,7 +395,7 @@ class Federation(Part):
             own = self.evaluation.own and self.method.personalises
             fields = self.evaluation.fields(self.task, own)
             signal = Signal(fields, weights="equal")
-            yield "evaluate", f"{times} evaluations", times, self.statistics, signal
+            yield "evaluate", f"{times} evaluation{'s'[: times - 1]}", times, self.statistics, signal
             if own and self.privacy.unit == "example":  # of models that were trained on the rows learnt from
                 yield "own", "the scores of the parties' own models", times, NO_STAGES, Signal(())
 

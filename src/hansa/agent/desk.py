@@ -97,7 +97,7 @@ class Desk:
         counted = federation.privacy.adjacency == "add-remove" and asked.ask.through == "update"
         if counted and getattr(federation.method, "weights", "equal") == "examples":
             noise = ()  # its weight is the number of its rows
-        charge = self._ledger.charge(key, federation.privacy, noise)
+        charge = self._ledger.charge(key, federation.privacy, noise, signal.hidden)
         try:
             remembered = Values(tensors.read(memory)) if memory else Values()
             answer = party.answer(asked.ask, remembered)

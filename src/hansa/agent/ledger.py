@@ -94,7 +94,9 @@ class Ledger:
         each = [[e for e in all_ if e.adjacency == kind] for kind in kinds]
         return sum(accountant.epsilon(mine, delta / len(kinds), "rdp") for mine in each)
 
-    def charge(self, key: Mapping[str, Any], privacy: Privacy, noise: Sequence[Noised]) -> dict[str, Any]:
+    def charge(
+        self, key: Mapping[str, Any], privacy: Privacy, noise: Sequence[Noised], hidden: bool = False
+    ) -> dict[str, Any]:
         """Charge an answer before it is worked on, and return the row. Bytes that are sent again were worked on
         once; whatever is worked on again is charged again.
 
@@ -102,11 +104,15 @@ class Ledger:
             key: run, version, attempt, and when (``at``).
             privacy: what the study protects.
             noise: what is in the answer.
+            hidden: whether only a secure sum of it is seen, in which others' shares of noise count. Another
+                party knows its own, so that one is not counted.
 
         Raises:
             PrivacyError: if it would cost more than is left, or protects something else.
         """
         own = [noised.event for noised in noise if noised.where == "party"]
+        shares = [noised.event for noised in noise if hidden and noised.where == "shares"]
+        own += [event for event in map(less_one, shares) if event is not None]
         event: Event = Exact(adjacency=privacy.adjacency)
         if own and privacy.unit == "example":
             event = min(map(_bounded, own), key=lambda e: accountant.epsilon([e], 1e-5, "rdp"))

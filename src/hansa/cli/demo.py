@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json as json_text
+import math
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,12 +33,14 @@ def demo(
     seed: int = 0,
     output: Path = Path("hansa-demo"),
     keep: Annotated[bool, Parameter(negative="")] = False,
+    no_privacy: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
     """Watch three hospitals, as separate programs, learn one diagnosis model on this machine.
 
     A coordinator and three agents start on free ports of the loopback; each hospital has its own
-    folder and rows, joins with a one-time token and makes its own keys. Everything is stopped and
+    folder and rows, joins with a one-time token and makes its own keys. No sum of a hospital's is
+    seen, but only that of all three, with noise that hides each patient. Everything is stopped and
     cleaned up at the end, but for the results.
 
     Example::
@@ -47,6 +51,7 @@ def demo(
         seed: of the partition, the batches and the initial weights.
         output: folder under which the results are kept.
         keep: leave the programs running, to try commands on them.
+        no_privacy: learn without noise and secure sums.
     """
     from hansa import study as studies
     from hansa.backends.remote import Remote
@@ -62,21 +67,27 @@ def demo(
         programs = Programs(Path(tempfile.mkdtemp(prefix="hansa-demo-")), leash=not keep)
         stack.callback(programs.close)
         study = programs.folder / "study.toml"
-        study.write_text(wisconsin.study(seed), encoding="utf-8")
+        study.write_text(wisconsin.study(seed, not no_privacy), encoding="utf-8")
         federation = studies.load(study)
         began = time.monotonic()
-        _up(out, programs, hospitals)
+        _up(out, programs, hospitals, () if no_privacy else ("--honest", "2", "--budget", "6"))
         out.say(f"All four programs are up after {time.monotonic() - began:.1f} s.")
+        document: dict[str, Any] = {}
+        if not no_privacy:
+            _introduced(out, programs, hospitals)
+            document["guarantee"] = _promised(out, federation, hospitals)
         with programs.watched(), RoundsView(out, federation.rounds) as view:
             run = federation.run(Remote(programs.folder / "coordinator", follow=view))
         interrupts.check()
         results = stack.enter_context(_kept_if_whole(output / run.id))
         _results(results, run, programs, hospitals, study)
-        scored = _table(out, federation, hospitals, run)
-        left = _left(out, results, hospitals)
+        if not no_privacy:
+            document["seen"] = _seen(out, results, hospitals, run)
+        document["comparison"] = _table(out, federation, hospitals, run)
+        document["left"] = _left(out, programs, hospitals)
         interrupts.check()
         programs.kept = keep
-    document = {**summary(run, output), "comparison": scored, "left": left}
+    document |= summary(run, output)
     document["seconds"] = time.monotonic() - began
     _next(out, results, programs if keep else None)
     if keep:
@@ -84,7 +95,7 @@ def demo(
     out.finish(document)
 
 
-def _up(out: Output, programs: Programs, hospitals: Mapping[str, Table]) -> None:
+def _up(out: Output, programs: Programs, hospitals: Mapping[str, Table], rules: Sequence[str]) -> None:
     """Start everything and wait until all hospitals listen."""
     from hansa.cli.operator import call
     from hansa.data.source import write_csv
@@ -102,7 +113,7 @@ def _up(out: Output, programs: Programs, hospitals: Mapping[str, Table]) -> None
     for name, table in hospitals.items():
         said = call(home, INVITE, m.InviteRequest(party=name, lifetime_seconds=600))
         rows = programs.folder / name / "tumours.csv"
-        offer = ("--data", f"tumours={rows}", "--allow", "logistic-regression")
+        offer = ("--data", f"tumours={rows}", "--allow", "logistic-regression", *rules)
         own = ("--home", str(programs.folder / name / "agent"))
         programs.start(name, "agent", "start", "--token", said.token, *offer, *own)
         out.say(f"{name} joins with a one-time token and keeps its {table.rows} rows.")
@@ -114,6 +125,68 @@ def _up(out: Output, programs: Programs, hospitals: Mapping[str, Table]) -> None
         programs.check()
         time.sleep(0.05)
     raise UnreachableError(f"not all hospitals connected within {PATIENCE:g} s")
+
+
+def _introduced(out: Output, programs: Programs, hospitals: Mapping[str, Table]) -> None:
+    """What people do by telephone: each hospital hears the words of the others' identities, and confirms them."""
+    from hansa.agent.offers import Offers
+
+    said = {name: programs.document(name)["identity"] for name in hospitals}
+    for name in hospitals:
+        with closing(Offers(programs.folder / name / "agent")) as mine:
+            for other in said.keys() - {name}:
+                mine.confirm(other, said[other])
+    out.say("The hospitals compare the words of their identities, as by telephone:")
+    for name, words in said.items():
+        out.say(f"  {name}: {words}")
+
+
+def _promised(out: Output, federation: Federation, hospitals: Mapping[str, Table]) -> dict[str, Any]:
+    """What is protected, from whom, said before anything leaves."""
+    setup = federation.resolve({name: table.schema() for name, table in hospitals.items()})
+    guarantee = federation.guaranteed(setup)
+    out.say("What holds for each patient (one row of one hospital's table), whatever the rows are:")
+    for line in str(guarantee).splitlines()[:-1]:  # the last is of simulations
+        out.say(f"  {line}")
+    return guarantee.to_json()
+
+
+def _seen(out: Output, results: Path, hospitals: Mapping[str, Table], run: Run) -> list[dict[str, Any]]:
+    """What left one hospital, beside what would have left it without protection, in the same exchanges."""
+    from hansa.comparison import bare
+    from hansa.contribution import Values
+    from hansa.methods.course import Phase, Progress
+    from hansa.party import Party
+
+    name = next(iter(hospitals))
+    assert run.setup is not None
+    assert run.progress is not None
+    course = bare(run.federation).course(run.setup)
+    record = (results / name / "left.jsonl").read_text("utf-8")
+    begun, masked = course.begin(), list[list[int]]()
+    for line in map(json_text.loads, record.splitlines()):
+        if "masked" in line.get("first", {}):
+            masked.append(line["first"]["masked"])
+    known = replace(begun, states={**begun.states, "moments": run.progress.states["moments"]})
+    exact = []
+    asked: list[tuple[Progress, Phase]] = [(begun, "moments"), (known, "train"), (run.progress, "evaluate")]
+    for progress, phase in asked:
+        ask = course.ask(replace(progress, phase=phase))
+        assert ask is not None
+        exact.append(Party(name, hospitals[name], course).answer(ask, Values()).contribution.values)
+    feature, (sums, first, scores) = run.setup.numbers[0], exact
+    seen = (
+        ("patients to learn from", sums["rows"], masked[0][0]),
+        (f"update of {feature}, round 1", first["update"][0], masked[1][0]),
+        (f"update of {run.setup.numbers[1]}, round 1", first["update"][1], masked[1][1]),
+        ("patients held out", scores["rows"], masked[-1][0]),
+        ("diagnoses that are right", scores["correct"], masked[-1][1]),
+    )
+    rows = [(what, f"{float(plain):.6g}", str(hidden)) for what, plain, hidden in seen]
+    out.say("")
+    title = f"What the coordinator saw of {name}: numbers under masks, which only cancel in the sum of all three"
+    out.table(("of this hospital", "without protection", "with protection"), rows, title=title)
+    return [{"what": what, "without": float(plain), "with": hidden} for what, plain, hidden in seen]
 
 
 def _results(folder: Path, run: Run, programs: Programs, hospitals: Mapping[str, Table], study: Path) -> None:
@@ -134,7 +207,7 @@ def _table(out: Output, federation: Federation, hospitals: Mapping[str, Table], 
     scored = compare(federation, hospitals, run.model)
     rows = []
     for s in scored:
-        what = s.name if s.name in {"federated", "pooled"} else f"{s.name} alone"
+        what = f"{s.name} alone" if s.name in hospitals else s.name
         shown = (f"{s.metrics[n]:.4f}" for n in ("accuracy", "auc", "loss"))
         rows.append((what, s.rows, *shown))
     out.say("")
@@ -143,18 +216,25 @@ def _table(out: Output, federation: Federation, hospitals: Mapping[str, Table], 
     return [{"model": s.name, "rows": s.rows, "rate": s.rate, **s.metrics} for s in scored]
 
 
-def _left(out: Output, results: Path, hospitals: Mapping[str, Table]) -> list[dict[str, Any]]:
-    """A summary of the record of what left each hospital."""
+def _left(out: Output, programs: Programs, hospitals: Mapping[str, Table]) -> list[dict[str, Any]]:
+    """A summary of the record of what left each hospital, and of its ledger."""
+    from hansa.agent.offers import Offers
+
     lines = []
     for name in hospitals:
-        record = (results / name / "left.jsonl").read_text(encoding="utf-8").splitlines()
+        home = programs.folder / name / "agent"
+        with closing(Offers(home)) as offers:
+            ledger = offers.privacy()
+        record = (home / "left.jsonl").read_text(encoding="utf-8").splitlines()
         messages = [json_text.loads(line) for line in record]
         fields = sorted({f for m in messages if m["call"] == "Upload" for f in m["fields"]})
         size = sum(message["bytes"] for message in messages)
-        lines.append({"party": name, "messages": len(messages), "bytes": size, "fields": fields})
-    rows = [(s["party"], s["messages"], s["bytes"]) for s in lines]
-    title = "What left each hospital: sums and updates, never a row"
-    out.table(("hospital", "messages", "bytes"), rows, title=title)
+        lines.append({"party": name, "messages": len(messages), "bytes": size, "fields": fields, **ledger})
+    said = ("party", "messages", "bytes", "answers")
+    spent = [f"{s['spent']:.3f}" if s["spent"] < math.inf else "no bound" for s in lines]
+    rows = [(*(s[key] for key in said), cost, s["budget"]) for s, cost in zip(lines, spent, strict=True)]
+    title = "What left each hospital, sums and never a row; and by its ledger, what that may tell of a patient"
+    out.table(("hospital", "messages", "bytes", "answers", "epsilon", "of"), rows, title=title)
     fields = sorted({field for s in lines for field in s["fields"]})
     out.say(f"The fields in them: {', '.join(fields)}")
     out.say("")

@@ -122,7 +122,7 @@ class Release:
             if observer == "coordinator" and (where == "coordinator" or not self.hidden):
                 mine = event if where == "party" else None
             elif observer == "party":  # it knows its own share
-                mine = _less_one(event)
+                mine = less_one(event)
             if mine is not None:
                 hides = self.sampling if observer == "public" else None
                 events.append(_sampled(mine, self.times, hides))
@@ -162,7 +162,8 @@ def _nothing(privacy: Privacy) -> Event:
     return Gaussian(adjacency=privacy.adjacency, noise_multiplier=1e6)
 
 
-def _less_one(event: Event) -> Event | None:
+def less_one(event: Event) -> Event | None:
+    """The event for somebody who knows one of its shares; None if that was all."""
     shares = getattr(event, "shares", None)
     if shares is None:
         return event
