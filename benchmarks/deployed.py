@@ -12,17 +12,18 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
 import hansa as hs
+from hansa.agent.offers import Offers
 from hansa.backends.remote import Remote
 from hansa.cli.operator import call
 from hansa.cli.programs import Programs
-from hansa.data.source import write_csv
+from hansa.data.source import write_parquet
 from hansa.wire import messages as m
 from hansa.wire.rpcs import INVITE, PARTIES
 
@@ -45,8 +46,12 @@ def fsync_ms(folder: Path, times: int = 200) -> float:
 
 
 @contextmanager
-def parties(count: int, rows: int = 16, columns: int = 4) -> Iterator[Path]:
-    """A coordinator and agents, each a process; gives the coordinator's folder."""
+def parties(
+    count: int, rows: int = 16, columns: int = 4, kind: str = "logistic-regression", acquainted: bool = False
+) -> Iterator[Path]:
+    """A coordinator and agents, each a process, whose owners have confirmed each other's identities if they are
+    ``acquainted``; gives the coordinator's folder.
+    """
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="hansa-bench-") as temporary:
         folder = Path(temporary)
@@ -59,12 +64,18 @@ def parties(count: int, rows: int = 16, columns: int = 4) -> Iterator[Path]:
             for i in range(count):
                 x = random.normal(size=(rows, columns))
                 table = {f"x{j}": x[:, j] for j in range(columns)}
-                file = folder / f"{i}.csv"
-                write_csv(file, hs.Table.of({**table, "y": (x.sum(axis=1) > 0).astype(float)}))
+                file = folder / f"{i}.parquet"
+                write_parquet(file, {**table, "y": (x.sum(axis=1) > 0).astype(float)})
                 invited = call(home, INVITE, m.InviteRequest(party=f"p{i}", lifetime_seconds=60))
                 words = ("--token", invited.token, "--data", f"tiny={file}")
-                allow = ("--allow", "logistic-regression", "--home", str(folder / f"agent{i}"))
+                allow = ("--allow", kind, "--home", str(folder / f"agent{i}"))
                 programs.start(f"agent{i}", "agent", "start", *words, *allow)
+            names = [f"p{i}" for i in range(count if acquainted else 0)]
+            said = [programs.document(f"agent{i}")["identity"] for i in range(len(names))]
+            for i in range(len(names)):
+                with closing(Offers(folder / f"agent{i}")) as offers:
+                    for name, words in zip(names, said, strict=True):
+                        offers.confirm(name, words)
             while True:
                 listed = call(home, PARTIES, m.PartiesRequest()).parties
                 if sum(party.connected for party in listed) == count:
