@@ -108,8 +108,9 @@ class Ledger:
                 party knows its own, so that one is not counted.
 
         Raises:
-            PrivacyError: if it would cost more than is left, or protects something else.
+            PrivacyError: if it would cost more than is left, protects something else, or charges are missing.
         """
+        self.require_whole()
         own = [noised.event for noised in noise if noised.where == "party"]
         shares = [noised.event for noised in noise if hidden and noised.where == "shares"]
         own += [event for event in map(less_one, shares) if event is not None]

@@ -50,7 +50,7 @@ def list_(*, home: CoordinatorFolder = None, json: Json = False) -> None:
     parties = call(home, PARTIES, m.PartiesRequest()).parties
     rows = []
     for p in parties:
-        offers = (f"{o.dataset} (at least {o.rows} rows; {', '.join(o.allow)})" for o in p.offers)
+        offers = (f"{o.dataset} ({o.rows}+ rows; {', '.join(o.allow)})" for o in p.offers)
         until = p.certificate_expires[:16].replace("T", " ")
         rows.append((p.name, p.state, p.connected, until, ", ".join(offers)))
     if not rows:
