@@ -1,0 +1,264 @@
+"""What an agent answers in a secure sum, and what it refuses a coordinator that is not honest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hansa.agent.machine import Asked, Effects, Heard, Machine, Seated, Settled, Worked
+from hansa.agent.seats import Seats, Step
+from hansa.contribution import Ask, Values
+from hansa.crypto.agreement import Identity
+from hansa.database import Put
+from hansa.secure import coordinator
+from hansa.secure.coordinator import Desk
+from hansa.secure.terms import Envelope, Member, Phase, Rules, Terms, Work, decode, encode, numbered
+
+NAMES = ("a", "b", "c", "d")
+RULES = Rules(dropout=0.25, honest=2)
+KEYS = {name: Identity(bytes([i + 1]) * 32) for i, name in enumerate(NAMES)}
+PINS = {name: key.public for name, key in KEYS.items()}
+WORK = Work(1, b"m" * 32, 5)
+
+
+def asked(attempt: int = 1, version: int = 0) -> Asked:
+    return Asked("run", Ask("train", version, 1, Values(), ()), attempt, "federation")
+
+
+class Four:
+    """Four agents' machines, each with what is durable of it, and a coordinator's desk."""
+
+    def __init__(self, attempt: int = 1, fresh: bool = False, work: dict[str, Work] | None = None) -> None:
+        self.rows: dict[str, dict[tuple[str, int], Any]] = {name: {} for name in NAMES}
+        self.machines = {n: Machine(seats=Seats(n, KEYS[n])) for n in NAMES}
+        self.fresh, self.sent = fresh, dict[str, Any]()
+        self.begin(attempt, work or {})
+
+    def begin(self, attempt: int, work: dict[str, Work] | None = None) -> None:
+        self.attempt, members = attempt, []
+        for name in NAMES:
+            own = (work or {}).get(name, WORK)
+            seated = Seated(asked(attempt), own, RULES, self.fresh, bytes([attempt]) * 31 + name.encode())
+            effects = self.feed(name, asked(attempt), seated)
+            if effects.say:
+                members.append(Member(name, PINS[name], effects.say[0].payload))
+        self.members = tuple(members)
+
+    def open(self, **other: Any) -> None:
+        kept = {"work": WORK, "rules": RULES, "roster": self.members}
+        self.terms = Terms("run", "federation", numbered(0, self.attempt), **{**kept, **other})
+        self.desk, self.out = coordinator.opening(self.terms)
+
+    def feed(self, name: str, *events: Any) -> Effects:
+        effects = Effects()
+        for event in events:
+            effects = self.machines[name].handle(event)
+            for change in effects.changes:
+                if change.table == "seat":
+                    key = change.values["run"], change.values["attempt"]
+                    self.rows[name].pop(key, None)
+                    if isinstance(change, Put):
+                        self.rows[name][key] = dict(change.values)
+        return effects
+
+    def restart(self, name: str) -> None:
+        self.machines[name] = Machine(seats=Seats(name, KEYS[name], self.rows[name].values()))
+
+    def worked(self, *names: str) -> None:
+        for name in names or NAMES:
+            vector = np.arange(5, dtype=np.uint32)
+            event = Worked(asked(self.attempt), 1.0, b"", b"", {"number": self.attempt}, vector)
+            self.note(name, self.feed(name, event))
+
+    def note(self, name: str, effects: Effects) -> None:
+        for held in effects.send:
+            self.sent[name] = held
+            self.desk = self.desk.holding([name])
+
+    def ask(self, envelope: Envelope) -> Effects:
+        step = Step("run", 0, self.attempt, envelope.phase, envelope.payload)
+        return self.feed(envelope.receiver, Heard(step, PINS))
+
+    def turn(self, but: tuple[str, ...] = ()) -> None:
+        said = []
+        for envelope in self.out:
+            if envelope.receiver in but:
+                continue
+            effects = self.ask(envelope)
+            assert not effects.excuse, effects.excuse
+            self.note(envelope.receiver, effects)
+            place = (envelope.run, envelope.session, envelope.attempt, envelope.phase, envelope.receiver, "")
+            said += [Envelope(*place, answer.payload) for answer in effects.say]
+        before = self.desk.phase
+        self.desk, self.out = coordinator.step(self.desk, said)
+        if self.desk.phase == before and not self.desk.ended:
+            self.desk, self.out = coordinator.advance(self.desk)
+
+    def until(self, phase: Phase, but: tuple[str, ...] = ()) -> Four:
+        while self.desk.phase < phase and not self.desk.ended:
+            self.turn(but)
+        return self
+
+
+@pytest.fixture
+def four() -> Four:
+    made = Four()
+    made.open()
+    return made
+
+
+def reason(effects: Effects) -> str:
+    assert not effects.say
+    assert not effects.send
+    [excuse] = effects.excuse
+    return excuse.reason
+
+
+def test_an_attempt_goes_through_and_leaves_no_secret(four: Four) -> None:
+    four.worked()
+    four.until(Phase.CLOSE)
+    assert four.desk.ended == "summed"
+    for name in NAMES:
+        assert four.feed(name, Settled("run", 0, True)).changes
+        [row] = four.rows[name].values()
+        assert b'"entropy":""' in row["body"]
+        assert b'"shares":""' in row["body"]
+
+
+def test_the_charge_the_seat_and_the_masked_bytes_are_one_transaction(four: Four) -> None:
+    four.until(Phase.MASK)
+    for envelope in four.out:
+        assert not four.ask(envelope).send
+    vector = np.arange(5, dtype=np.uint32)
+    effects = four.feed("a", Worked(asked(), 1.0, b"", b"", {"number": 1}, vector))
+    assert {change.table for change in effects.changes} == {"seat", "answer", "charge", "latest"}
+    [held] = effects.send
+    assert four.feed("a", asked()).send == [held]
+    four.restart("a")
+    assert not four.feed("a", Worked(asked(), 1.0, b"", b"", {"number": 2}, vector + 1)).send
+
+
+def attacks() -> Iterator[tuple[str, Any]]:
+    """Each plays a coordinator that is not honest to one party, and gives what that says."""
+
+    def another_model(four: Four) -> Effects:
+        four.open(work=replace(WORK, model=b"w" * 32))
+        return four.ask(four.out[0])
+
+    def lowered_threshold(four: Four) -> Effects:
+        four.open(rules=replace(RULES, dropout=0.3))
+        return four.ask(four.out[0])
+
+    def substituted_key(four: Four) -> Effects:
+        mine = replace(four.members[1], identity=Identity(bytes(32)).public)
+        four.open(roster=(four.members[0], mine, *four.members[2:]))
+        return four.ask(four.out[0])
+
+    def second_set(four: Four) -> Effects:
+        four.worked()
+        four.until(Phase.SURVIVORS)
+        four.ask(four.out[0])
+        return four.ask(replace(four.out[0], payload=four.terms.marks(NAMES[:3])))
+
+    def unmask_after_another(four: Four) -> Effects:
+        four.worked()
+        four.until(Phase.UNMASK)
+        four.ask(four.out[0])
+        said = decode(four.out[0].payload, coordinator.Certificate)
+        return four.ask(replace(four.out[0], payload=encode(replace(said, chosen=four.terms.marks(NAMES[:3])))))
+
+    def old_message(four: Four) -> Effects:
+        four.until(Phase.MASK)
+        step = Step("run", 0, 1, four.out[0].phase, four.out[0].payload)
+        four.begin(2)
+        return four.feed("a", Heard(step, PINS))
+
+    def used_number(four: Four) -> Effects:
+        four.begin(2)
+        four.restart("a")
+        return four.feed("a", asked(1), Seated(asked(1), WORK, RULES, True, bytes(32)))
+
+    def unmask_at_once(four: Four) -> Effects:
+        four.until(Phase.SHARE)
+        return four.ask(replace(four.out[0], phase=Phase.UNMASK, payload=b"{}"))
+
+    yield "terms of other work", another_model
+    yield "where it holds to Rules(corrupt=0, dropout=0.25", lowered_threshold
+    yield "the identity of 'b' is not confirmed here", substituted_key
+    yield "a second request of a phase that it answered", second_set
+    yield "fewer than 3 of the roster signed", unmask_after_another
+    yield "an attempt that is not open", old_message
+    yield "an attempt whose number was used", used_number
+    yield "no Certificate", unmask_at_once
+
+
+@pytest.mark.parametrize(("says", "attack"), [*attacks()], ids=lambda value: getattr(value, "__name__", ""))
+def test_a_coordinator_that_is_not_honest_gets_nothing(says: str, attack: Any, four: Four) -> None:
+    assert says in reason(attack(four))
+
+
+def test_the_last_answer_is_given_again_byte_for_byte_and_by_a_restarted_agent(four: Four) -> None:
+    four.worked()
+    for phase in (Phase.ROSTER, Phase.SHARE, Phase.SURVIVORS, Phase.UNMASK):
+        four.until(phase)
+        [first] = four.ask(four.out[0]).say
+        assert four.ask(four.out[0]).say == [first]
+        if phase > Phase.ROSTER:  # before, it hears of its work again first
+            four.restart("a")
+            assert four.ask(four.out[0]).say == [first]
+
+
+def test_a_roster_waits_until_a_restarted_agent_has_admitted_the_work_again(four: Four) -> None:
+    four.restart("a")
+    effects = four.ask(four.out[0])
+    assert not effects.say
+    assert not effects.excuse
+    again = four.feed("a", asked(), Seated(asked(), WORK, RULES, False, bytes(32)))
+    assert [step.phase for step in again.say] == [Phase.ADVERTISE, Phase.ROSTER]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_vector_that_may_be_in_a_sum_goes_into_no_other(fresh: bool) -> None:
+    four = Four(fresh=fresh)
+    four.open()
+    four.worked()
+    four.until(Phase.SURVIVORS)
+    four.feed("a", asked(2))
+    effects = four.feed("a", Seated(asked(2), WORK, RULES, fresh, b"2" * 32))
+    if fresh:  # it is worked out anew, with other noise, and charged anew
+        assert [step.phase for step in effects.say] == [Phase.ADVERTISE]
+        assert four.machines["a"].wants(asked(2))
+    else:
+        assert "may be yet" in reason(effects)
+
+
+def test_a_vector_of_an_attempt_that_was_proved_to_have_no_sum_is_given_again_and_not_charged_again() -> None:
+    four = Four()
+    four.open()
+    four.worked()
+    four.until(Phase.MASK)
+    four.turn(but=("c", "d"))
+    assert four.desk.survivors == ()
+    four.turn()
+    assert four.desk.ended == "abandoned"
+    for envelope in coordinator.requests(four.desk):
+        four.ask(envelope)
+    first = four.sent["a"].body
+    four.begin(2)
+    assert not four.machines["a"].wants(asked(2))
+    four.open()
+    four.until(Phase.MASK)
+    effects = four.ask(next(e for e in four.out if e.receiver == "a"))
+    assert {change.table for change in effects.changes} == {"seat", "answer", "latest"}
+    assert effects.send[0].body != first
+
+
+def test_a_desk_that_holds_a_vector_goes_on_as_if_it_had_come(four: Four) -> None:
+    four.until(Phase.MASK)
+    desk, _ = coordinator.step(four.desk.holding(NAMES), ())
+    assert isinstance(desk, Desk)
+    assert desk.phase == Phase.SURVIVORS
