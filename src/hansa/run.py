@@ -6,12 +6,12 @@ read by console, command line and notebook alike.
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from hansa.errors import HansaError, RunError, StoreError, UsageError
 from hansa.federation import Federation
 from hansa.files import write_whole
 from hansa.inference import Estimate
-from hansa.methods.base import Setup, State
+from hansa.methods.base import Setup
 from hansa.methods.course import Course, Progress
 from hansa.model import Model
 from hansa.privacy.guarantee import Guarantee
@@ -63,36 +63,6 @@ def new_id(name: str) -> str:
     """An identifier for a run: when, which study, and six characters of chance."""
     safe = "".join(c if c.isalnum() else "-" for c in name)[:40]
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{safe}-{secrets.token_hex(3)}"
-
-
-class Record(Protocol):
-    """Where a run in progress is written down."""
-
-    def event(self, kind: str, **body: Json) -> None:
-        """Append an event."""
-
-    def checkpoint(self, progress: Progress, memories: Mapping[str, Values]) -> None:
-        """Keep everything that is needed to go on from here."""
-
-
-class Exchange(Protocol):
-    """A backend among known parties; its one verb."""
-
-    @property
-    def memories(self) -> Mapping[str, Values]:
-        """What each party remembers, where the backend knows it: in simulation."""
-
-    def exchange(self, asks: Sequence[Ask]) -> Iterator[Arrival]:
-        """Asks in, arrivals out. Asks of earlier calls that are still under way may arrive, too.
-
-        An arrival in which no party was counted has no values; whether to go on is the schedule's.
-        """
-
-    def draw(self, federation: Federation, ask: Ask) -> Ask:
-        """The ask with its cohort, which may be empty if who works on it is decided on the way."""
-
-    def under_way(self) -> State | None:
-        """Work that was begun and has not arrived, to be kept with the progress; None if there is none."""
 
 
 def draw(federation: Federation, course: Course, ask: Ask) -> Ask:
@@ -187,50 +157,6 @@ def decided(run: "Run") -> dict[int, Decision]:
         elif event.kind == "arrived" and number in cohorts:
             made[number] = Decision(cohorts[number], dict(event.body["excluded"]))
     return made
-
-
-def drive(
-    federation: Federation,
-    course: Course,
-    exchange: Exchange,
-    record: Record,
-    progress: Progress,
-    decisions: Mapping[int, Decision],
-) -> Progress:
-    """The schedule: one ask, one arrival, until the course is done.
-
-    Args:
-        federation: whose schedule it is.
-        course: the run, as pure functions.
-        exchange: among whom.
-        record: where it is written down.
-        progress: where to go on.
-        decisions: of another run, to be repeated instead of made anew; by the number of the exchange.
-
-    Returns:
-        the last progress.
-
-    Raises:
-        RunError: if too few parties could be counted, or the model is no longer finite.
-    """
-    while (ask := course.ask(progress)) is not None:
-        made = decisions.get(ask.version)
-        ask = replace(ask, parties=made.parties) if made else exchange.draw(federation, ask)
-        record.event("asked", **asked(ask))
-        arrival = next(iter(exchange.exchange([ask])))
-        for party, reason in arrival.excluded.items():
-            record.event("refused", party=party, round=ask.round, work=ask.work, reason=reason)
-        enough(federation, arrival)
-        progress = course.apply(progress, ask, arrival.total)
-        record.event("arrived", **arrived(arrival))
-        if ask.work == "evaluate":
-            clock = {n: v for n, v in arrival.metrics.items() if n == "clock"}
-            record.event("metrics", round=ask.round, **progress.metrics, **clock)
-        if (begun := exchange.under_way()) is not None:
-            progress = replace(progress, states={**progress.states, UNDER_WAY: begun})
-        del arrival  # a large total is not kept through the next exchange
-        record.checkpoint(progress, exchange.memories)
-    return progress
 
 
 @dataclass

@@ -15,7 +15,6 @@ from hansa.contribution import Arrival, Ask, Contribution, Total, Values
 from hansa.keyed import generator
 from hansa.methods.course import Course, Progress
 from hansa.party import Crowd
-from hansa.run import Exchange
 
 SIZES = {"a": 30, "b": 12, "c": 40, "d": 25, "e": 18}
 
@@ -23,7 +22,7 @@ SIZES = {"a": 30, "b": 12, "c": 40, "d": 25, "e": 18}
 class Slow:
     """A backend in which an answer takes its time: some arrive in a later call than they were asked in."""
 
-    def __init__(self, inner: Exchange, seed: int) -> None:
+    def __init__(self, inner: LocalExchange, seed: int) -> None:
         self.inner, self.memories = inner, inner.memories
         self._random, self._under_way = generator(seed, "slowness"), list[Arrival]()
 
@@ -53,7 +52,7 @@ def course(tables: Mapping[str, hs.Table], rounds: int = 60) -> Course:
     return federation.course(federation.resolve({n: t.schema() for n, t in tables.items()}))
 
 
-def buffered(course: Course, exchange: Exchange, goal: int, log: list[int] | None = None) -> Progress:
+def buffered(course: Course, exchange: LocalExchange | Slow, goal: int, log: list[int] | None = None) -> Progress:
     """FedBuff (Nguyen et al. 2022, arXiv 2106.06639): apply after every ``goal`` arrivals.
 
     A party is asked again as soon as it has answered. An update counts by 1 / sqrt(1 + staleness).

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from hansa.aggregation.reduce import BLOCK, Reduction
+from hansa.backends.book import Book
 from hansa.backends.clock import Clock
 from hansa.backends.masks import Masked
 from hansa.backends.memories import Latest, Memories
@@ -18,9 +19,9 @@ from hansa.errors import RunError, UsageError
 from hansa.federation import Federation
 from hansa.learners.base import Engine
 from hansa.methods.base import State
-from hansa.methods.course import Course
+from hansa.methods.course import Course, Progress
 from hansa.party import Crowd, Party
-from hansa.run import Decision, Run, draw
+from hansa.run import UNDER_WAY, Decision, Run, arrived, asked, draw, enough
 from hansa.secure.terms import Rules
 
 
@@ -63,6 +64,39 @@ class LocalExchange:
         clocks = [b["clock"] for b in arrived if "clock" in b and b["version"] < begun]
         self._now = float(clocks[-1]) if clocks else 0.0
 
+    def drive(self, federation: Federation, book: Book, progress: Progress) -> Progress:
+        """The schedule: one ask, one arrival, until the course is done.
+
+        Args:
+            federation: whose schedule it is.
+            book: where it is written down.
+            progress: where to go on.
+
+        Returns:
+            the last progress.
+
+        Raises:
+            RunError: if too few parties could be counted, or the model is no longer finite.
+        """
+        while (ask := self.course.ask(progress)) is not None:
+            made = self.decisions.get(ask.version)
+            ask = replace(ask, parties=made.parties) if made else self.draw(federation, ask)
+            book.event("asked", **asked(ask))
+            arrival = next(self.exchange([ask]))
+            for party, reason in arrival.excluded.items():
+                book.event("refused", party=party, round=ask.round, work=ask.work, reason=reason)
+            enough(federation, arrival)
+            progress = self.course.apply(progress, ask, arrival.total)
+            book.event("arrived", **arrived(arrival))
+            if ask.work == "evaluate":
+                clock = {n: v for n, v in arrival.metrics.items() if n == "clock"}
+                book.event("metrics", round=ask.round, **progress.metrics, **clock)
+            if (begun := self.under_way()) is not None:
+                progress = replace(progress, states={**progress.states, UNDER_WAY: begun})
+            del arrival  # a large total is not kept through the next exchange
+            book.checkpoint(progress, self.memories)
+        return progress
+
     def exchange(self, asks: Sequence[Ask]) -> Iterator[Arrival]:
         """One arrival per ask, in order; an arrival without any party counted has no values."""
         for ask in asks:
@@ -81,11 +115,11 @@ class LocalExchange:
             yield replace(arrival, metrics={**arrival.metrics, "seconds": seconds, **clock})
 
     def draw(self, federation: Federation, ask: Ask) -> Ask:
-        """The cohort of the federation."""
+        """The ask with its cohort, which may be empty if who works on it is decided on the way."""
         return draw(federation, self.course, ask)
 
     def under_way(self) -> State | None:
-        """Nothing: who does not answer in time is left out."""
+        """Work that was begun and has not arrived, to be kept with the progress: here, none."""
         return None
 
     def _one(self, ask: Ask) -> Arrival:

@@ -28,7 +28,7 @@ from hansa.methods.base import Setup
 from hansa.methods.course import Course
 from hansa.methods.fedbuff import FedBuff
 from hansa.party import Crowd
-from hansa.run import Event, Run, decided, drive, new_id
+from hansa.run import Event, Run, decided, new_id
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -129,7 +129,7 @@ class Local:
                 book.event("resumed", version=run.progress.version)
             exchange = self._exchange(federation, course, run, self._pick(course, run, book))
             with closing(self._room(exchange.room, book)) as exchange.room:
-                run.progress = drive(federation, course, exchange, book, run.progress, exchange.decisions)
+                run.progress = exchange.drive(federation, book, run.progress)
         except KeyboardInterrupt:
             book.close("stopped", reason="interrupted")
             raise
