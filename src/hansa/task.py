@@ -48,21 +48,12 @@ class Task(Part):
         """The feature columns among those that a party has, in the party's order; a DataError if the target or
         a named feature is not there, naming what is.
         """
-        has = f"it has {', '.join(columns)}"
         if self.target not in columns:
-            raise DataError(
-                f"the target column {self.target!r} is missing; {has}",
-                party=where,
-                remedy="Correct `target` in the study, or the table that the party offers",
-            )
+            raise _absent("target", f"the target column {self.target!r} is missing", columns, where)
         rest = [name for name in columns if name != self.target]
         for pattern in self.features:
             if not any(_matches(name, pattern) for name in rest):
-                raise DataError(
-                    f"no column is named {pattern!r}; {has}",
-                    party=where,
-                    remedy="Correct `features` in the study, or the table that the party offers",
-                )
+                raise _absent("features", f"no column is named {pattern!r}", columns, where)
         return tuple(n for n in rest if any(_matches(n, pattern) for pattern in self.features))
 
     @abstractmethod
@@ -110,6 +101,11 @@ class Task(Part):
         those whose sums are not there.
         """
         return {}
+
+
+def _absent(key: str, what: str, columns: Sequence[str], party: str) -> DataError:
+    remedy = f"Correct `{key}` in the study, or the table that the party offers"
+    return DataError(f"{what}; it has {', '.join(columns)}", party=party, remedy=remedy)
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -392,11 +388,7 @@ class CoxRegression(_Glm):
     def select(self, columns: Sequence[str], where: str) -> tuple[str, ...]:
         """Neither the time nor the event is a feature."""
         if self.event not in columns:
-            raise DataError(
-                f"the event column {self.event!r} is missing; it has {', '.join(columns)}",
-                party=where,
-                remedy="Correct `event` in the study, or the table that the party offers",
-            )
+            raise _absent("event", f"the event column {self.event!r} is missing", columns, where)
         return super().select([name for name in columns if name != self.event], where)
 
     def labels(self, table: Table) -> Array:

@@ -117,8 +117,6 @@ def _explanation(entry: HelpEntry, text: str) -> str:
     parts = [text]
     if entry.choices:
         parts.append(f"[one of: {', '.join(entry.choices)}]")
-    if entry.env_var:
-        parts.append(f"[environment: {', '.join(entry.env_var)}]")
     if entry.default is not None and entry.default not in ("False", "None", '""', "()"):
         parts.append(f"[default: {entry.default}]")
     if entry.required:
