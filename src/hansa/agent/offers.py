@@ -86,7 +86,11 @@ class Offers:
         rows = self._store.rows("member", order="name")
         shown = [words(row["identity"]) if row["identity"] else "" for row in rows]
         return [
-            {"party": row["name"], "words": said or row["words"], "confirmed": said and said == row["words"]}
+            {
+                "party": row["name"],
+                "words": said or row["words"],
+                "confirmed": said != "" and said == row["words"],
+            }
             for row, said in zip(rows, shown, strict=True)
         ]
 
