@@ -24,7 +24,7 @@ holdout = {holdout}
 
 @pytest.fixture
 def simulate(hansa, tmp_path: Path):
-    def call(*words, kind="logistic-regression", method="irls", event="", rounds=30, holdout=0.0):
+    def call(*words, kind="logistic-regression", method="irls", event="", rounds=30, holdout=0.0, more=""):
         random = np.random.default_rng(3)
         a, b = random.normal(size=(2, 90))
         y = (random.random(90) < 1 / (1 + np.exp(-a))).astype(float)
@@ -33,10 +33,11 @@ def simulate(hansa, tmp_path: Path):
         write_csv(tmp_path / "rows.csv", Table.of(columns))
         study = tmp_path / "study.toml"
         text = STUDY.format(kind=kind, method=method, event=event, rounds=rounds, holdout=holdout)
-        study.write_text(text, "utf-8")
+        study.write_text(text + more, "utf-8")
         return hansa(
             *("simulate", study, "--data", tmp_path / "rows.csv", "--by", "part"),
             *("--output", tmp_path / "runs", *words),
+            **of,
         )
 
     return call
@@ -70,3 +71,37 @@ def test_the_hazards_are_shown_and_compared(simulate):
     assert {row["model"] for row in answer.document["comparison"]} == {"0", "1", "2", "federated", "pooled"}
     assert [row["name"] for row in answer.document["estimates"]] == ["a", "b"]
     assert all(0 < row["concordance"] < 1 for row in answer.document["comparison"])
+
+
+NOISE = """
+[preprocessing]
+standardise = false
+[contract.columns.a]
+type = "number"
+low = -5
+high = 5
+[contract.columns.b]
+type = "number"
+low = -5
+high = 5
+[[statistics.stages]]
+kind = "gaussian"
+noise_multiplier = 0.5
+[privacy]
+unit = "example"
+"""
+
+
+def test_what_was_counted_is_shown_and_in_the_document(simulate):
+    answer = simulate(method="histogram", rounds=1, more=NOISE)
+    assert "Quantiles, from counts with noise" in answer.said
+    columns = answer.document["columns"]
+    assert set(columns) == {"a", "b"}
+    assert columns["a"]["quantiles"]["0.5"] == pytest.approx(0, abs=1)
+    assert answer.document["estimates"] is None
+
+
+def test_counts_without_noise_are_refused(simulate):
+    answer = simulate(method="histogram", rounds=1)
+    assert answer.status == 2
+    assert "counts rows in cells that may hold one" in answer.said

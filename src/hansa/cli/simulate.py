@@ -146,10 +146,10 @@ def resume_simulated(out: Output, kept: Path, dealt: Dealt | None, study: Path |
 def told(out: Output, output: Path, run: Run, facts: Mapping[str, Any] = NO_FACTS) -> None:
     """Where everything lies, and what to type next."""
     folder = output / run.id
-    estimates = _estimates(out, run)
+    found = {"estimates": _estimates(out, run), **_columns(out, run)}
     out.say(f"Model, metrics and events are in {folder}")
     out.say(f"Next: hansa predict {folder / 'model.safetensors'} --data FILE")
-    out.finish({**summary(run, output), **facts, "estimates": estimates})
+    out.finish({**summary(run, output), **facts, **found})
 
 
 def _estimates(out: Output, run: Run) -> list[dict[str, Any]] | None:
@@ -166,6 +166,26 @@ def _estimates(out: Output, run: Run) -> list[dict[str, Any]] | None:
     if not found["converged"]:
         out.say("The estimates have not converged: raise method.rounds", style="yellow")
     return [{**row._asdict(), "ratio": None if linear else row.ratio} for row in rows]
+
+
+def _columns(out: Output, run: Run) -> dict[str, Any]:
+    """What is in the columns, from a method that counts it."""
+    columns = run.model.facts.get("columns") if run.status == "finished" else None
+    if not columns:
+        return {}
+    numbers = {name: of for name, of in columns.items() if "quantiles" in of}
+    for levels in {tuple(of["quantiles"]) for of in numbers.values()}:
+        rows = [(name, *of["quantiles"].values(), of["missing"]) for name, of in numbers.items()]
+        out.table(("", *levels, "missing"), rows, title="Quantiles, from counts with noise")
+    rows = [
+        (n, value, count)
+        for n, of in columns.items()
+        if n not in numbers
+        for value, count in of["counts"].items()
+    ]
+    if rows:
+        out.table(("", "", "rows"), rows, title="Counts, with noise")
+    return {"columns": columns}
 
 
 def rounds_to_target(run: Run) -> int | None:
