@@ -37,7 +37,6 @@ def simulate(hansa, tmp_path: Path):
         return hansa(
             *("simulate", study, "--data", tmp_path / "rows.csv", "--by", "part"),
             *("--output", tmp_path / "runs", *words),
-            **of,
         )
 
     return call
