@@ -6,7 +6,7 @@ read by console, command line and notebook alike.
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import import_module
@@ -291,9 +291,9 @@ class Run:
             federation = Federation.from_json((folder / "federation.json").read_bytes())
             lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
             events = [Event(**json.loads(line)) for line in lines]
-            run = cls(str(events[0].body["run"]), federation, events=events)
+            run = cls(str(events[0].body["run"]), federation)
             for event in events:
-                run.note(event)
+                run.hear(event)
             if checkpoint.is_file():
                 packed = checkpoint.read_bytes()
                 run.progress, run.memories = Progress.unpack(packed)
@@ -301,8 +301,9 @@ class Run:
             raise StoreError(f"{folder} holds no run of Hansa ({error})") from error
         return run
 
-    def note(self, event: Event) -> None:
-        """Let an event change status, reason and setup."""
+    def hear(self, event: Event, follow: Callable[[Event], None] | None = None) -> None:
+        """Append an event, which may change status, reason and setup, and tell whoever follows."""
+        self.events.append(event)
         if event.kind == "resolved":
             self.setup = Setup.from_json(event.body["setup"])
         if event.kind in {"finished", "failed", "stopped"}:
@@ -310,6 +311,8 @@ class Run:
             self.reason = str(event.body.get("reason", ""))
         if event.kind == "resumed":
             self.status, self.reason = "running", ""
+        if follow is not None:
+            follow(event)
 
 
 def _frame(columns: Mapping[str, Sequence[object]], form: str) -> Any:

@@ -29,11 +29,7 @@ class Book:
 
     def event(self, kind: str, **body: Json) -> None:
         """Append an event and tell whoever follows."""
-        event = Event(len(self.run.events) + 1, now(), kind, body)
-        self.run.events.append(event)
-        self.run.note(event)
-        if self.follow is not None:
-            self.follow(event)
+        self.run.hear(Event(len(self.run.events) + 1, now(), kind, body), self.follow)
 
     def checkpoint(self, progress: Progress, memories: Mapping[str, Values]) -> None:
         """Keep it; write it every so many exchanges."""

@@ -33,13 +33,11 @@ class LocalExchange:
         course: the run's.
         crowd: its parties.
         run: what happened before: what parties remember, how late it is, and what was under way.
-        engine: ``"stacked"`` trains a block of parties at once, ``"resident"`` one party after the other.
-        workers: threads.
-        test: the table of a central evaluation.
-        clock: the virtual one, if there is any.
         deadline: virtual seconds after which a party is left out of its round.
         decisions: of another run, to be repeated, by the number of the exchange.
         masks: the rules of secure sums that are carried out as between machines.
+
+    The others are those of `hansa.Local`.
     """
 
     course: Course

@@ -81,11 +81,7 @@ class Remote:
             run = Run(name, federation, Setup.from_json(json.loads(said.setup)))
             async for told in client.stream(EVENTS, m.EventsRequest(run=name)):
                 for line in told.lines:
-                    event = Event(line.seq, line.at, line.kind, json.loads(line.body))
-                    run.events.append(event)
-                    run.note(event)
-                    if self._follow is not None:
-                        self._follow(event)
+                    run.hear(Event(line.seq, line.at, line.kind, json.loads(line.body)), self._follow)
             run.progress = await _checkpoint(client, name)
         if self._folder is not None:
             run.save(self._folder / name)
