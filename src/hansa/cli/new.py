@@ -45,7 +45,16 @@ def new(
         output: the file to write.
         force: overwrite a file that is there.
     """
-    text = study_text(name, target=target, kind=kind, dataset=dataset, file=output.name)
+    for label, word in (("NAME", name), ("--target", target), ("--dataset", dataset or name)):
+        if not word.strip() or not word.isprintable():
+            said = f"{label} must be a name, not {word!r}"
+            raise UsageError(said, remedy="Use printable letters.")
+    metric, aim = TARGETS[kind]
+    # A JSON string without escapes for letters is a TOML basic string too.
+    words = {"name": name, "dataset": dataset or name, "target": target}
+    quoted = {key: json_text.dumps(word, ensure_ascii=False) for key, word in words.items()}
+    template = Template(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+    text = template.substitute(quoted, kind=kind, metric=metric, aim=aim, file=output.name)
     try:
         with output.open("w" if force else "x", encoding="utf-8", newline="\n") as file:
             file.write(text)
@@ -59,23 +68,3 @@ def new(
     out.say(f"Wrote {output}. Try it on one machine:")
     out.say(f"  hansa simulate {output} --data table.csv --by COLUMN")
     out.finish({"file": str(output), "name": name})
-
-
-def study_text(
-    name: str, *, target: str, kind: Kind = "logistic-regression", dataset: str = "", file: str
-) -> str:
-    """The text of a study, in TOML; names may hold any printable character.
-
-    Raises:
-        UsageError: a name is empty or holds control characters.
-    """
-    for label, word in (("NAME", name), ("--target", target), ("--dataset", dataset or name)):
-        if not word.strip() or not word.isprintable():
-            said = f"{label} must be a name, not {word!r}"
-            raise UsageError(said, remedy="Use printable letters.")
-    metric, aim = TARGETS[kind]
-    # A JSON string without escapes for letters is a TOML basic string too.
-    words = {"name": name, "dataset": dataset or name, "target": target}
-    quoted = {key: json_text.dumps(word, ensure_ascii=False) for key, word in words.items()}
-    template = Template(Path(__file__).with_suffix(".toml").read_text("utf-8"))
-    return template.substitute(quoted, kind=kind, metric=metric, aim=aim, file=file)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from hansa.data.database import read_database
 from hansa.data.delimited import MISSING, read_csv, write_csv
 from hansa.data.duck import read_parquet, write_parquet
 from hansa.data.table import Table
 from hansa.errors import DataError, did_you_mean
+from hansa.part import Written
 
 __all__ = ["MISSING", "Source", "read", "write_csv", "write_parquet"]
 
@@ -21,7 +22,7 @@ _WAYS_OUT = {
 }
 
 
-class Source(BaseModel):
+class Source(Written):
     """One place a table is read from: a file, or a query to a database.
 
     Attributes:
@@ -30,8 +31,6 @@ class Source(BaseModel):
         sql: a query.
         url: the database that runs it, as an SQLAlchemy URL.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str | None = None
     encoding: str = "utf-8"
