@@ -269,12 +269,6 @@ class DPAdam(Private, Adam):
         return parameters + self.lr * (kept["first"] / kept["first_mass"]) / root, kept
 
 
-def afresh(local: FirstOrder, why: str) -> None:
-    """Refuse (StudyError) kept moments in a method in which it is not clear whose they would be."""
-    if local.moments == "keep":
-        raise StudyError(f'method.local.moments is "keep", but {why}', remedy='Leave it out, or write "reset"')
-
-
 def _mean(before: Array | None, decay: float, value: Array) -> Array:
     """A moving mean that starts from 0."""
     fresh = (1 - decay) * value

@@ -418,8 +418,7 @@ class Method(Part):
 
         ``at.memory`` holds what training remembered there.
         """
-        parameters: Array = at.received["parameters"]
-        return parameters
+        return np.asarray(at.received["parameters"])
 
     @abstractmethod
     def apply(self, state: State, ask: Ask, total: Total) -> State:
@@ -504,7 +503,17 @@ class GradientMethod(UpdateMethod):
     memory: ClassVar[tuple[str, ...]] = ()
     stacks: ClassVar[bool] = True
 
+    afresh: ClassVar[str] = ""
+    """Why it is not clear whose the moments of a local optimiser would be, if a party kept them."""
+
     local: Optimizer = SGD(lr=0.1)
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuse kept moments where nobody could say whose they are."""
+        super().model_post_init(context)
+        if self.afresh and self.local.moments == "keep":
+            said = f'method.local.moments is "keep", but {self.afresh}'
+            raise StudyError(said, remedy='Leave it out, or write "reset"')
 
     def work(self, at: At | Stack) -> Answer:
         """Train with the method's correction; what is left is the method's `finish`."""

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field as Limits
 
 from hansa.contribution import Array, Values
 from hansa.learners.base import Affine
-from hansa.learners.optimizer import afresh
 from hansa.methods.base import Answer, At, GradientMethod, Stack
 
 
@@ -27,13 +26,9 @@ class Ditto(GradientMethod):
     stacks: ClassVar[bool] = True
     personalises: ClassVar[bool] = True
     memory: ClassVar[tuple[str, ...]] = ("personal",)
+    afresh: ClassVar[str] = "ditto trains two models"
 
     lam: Annotated[float, Limits(ge=0)] = 0.1
-
-    def model_post_init(self, context: Any) -> None:
-        """Refuse kept moments."""
-        super().model_post_init(context)
-        afresh(self.local, "ditto trains two models")
 
     def work(self, at: At | Stack) -> Answer:
         """FedAvg's answer, and a round of training of the party's own model."""

@@ -9,7 +9,7 @@ from pydantic import Field as Limits
 from hansa.aggregation.signal import Noised
 from hansa.contribution import Contribution, Values
 from hansa.errors import StudyError
-from hansa.learners.optimizer import AdamW, FirstOrder, afresh
+from hansa.learners.optimizer import AdamW, FirstOrder
 from hansa.methods.base import Answer, At, Stack
 from hansa.methods.fedper import FedPer, in_head
 from hansa.privacy.claim import Privacy
@@ -28,13 +28,13 @@ class FedRep(FedPer):
 
     kind: ClassVar[str] = "fedrep"
     stacks: ClassVar[bool] = True
+    afresh: ClassVar[str] = "fedrep trains in two phases"
 
     head_epochs: Annotated[int, Limits(ge=1, le=10_000)] = 10
 
     def model_post_init(self, context: Any) -> None:
-        """Refuse optimisers that would move what a phase holds still, or that a phase would confuse."""
+        """Refuse optimisers that would move what a phase holds still."""
         super().model_post_init(context)
-        afresh(self.local, "fedrep trains in two phases")
         if isinstance(self.local, AdamW) and self.local.weight_decay:
             raise StudyError(
                 "method.local.weight_decay: it would shrink the part that a phase of fedrep holds still",

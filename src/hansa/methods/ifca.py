@@ -1,7 +1,7 @@
 """IFCA: several models, each party with the one that fits it best."""
 
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field as Limits
@@ -10,7 +10,7 @@ from hansa import keyed
 from hansa.aggregation.signal import Noised
 from hansa.contribution import Array, Ask, Contribution, Field, Total, Values
 from hansa.learners.base import Learner
-from hansa.learners.optimizer import Positive, afresh
+from hansa.learners.optimizer import Positive
 from hansa.methods.base import Answer, At, GradientMethod, Setup, Stack, State
 from hansa.privacy.claim import Privacy
 
@@ -34,6 +34,7 @@ class IFCA(GradientMethod):
     reducible: ClassVar[bool] = False
     stacks: ClassVar[bool] = True
     personalises: ClassVar[bool] = True
+    afresh: ClassVar[str] = "a party of ifca may train another model in every round"
     fields: ClassVar[tuple[Field, ...]] = (
         Field("update", like="parameters"),
         Field("chosen", shape=(1,), low=0.0, high=1.0),
@@ -41,11 +42,6 @@ class IFCA(GradientMethod):
 
     clusters: Annotated[int, Limits(ge=2, le=1000)] = 2
     spread: Positive = 0.1
-
-    def model_post_init(self, context: Any) -> None:
-        """Refuse kept moments."""
-        super().model_post_init(context)
-        afresh(self.local, "a party of ifca may train another model in every round")
 
     def init(self, setup: Setup, learner: Learner) -> State:
         """Models that differ, keyed by the seed."""
