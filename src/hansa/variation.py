@@ -92,25 +92,24 @@ def _resolve(key: str, known: set[str]) -> str:
 def _known(federation: Federation, values: Mapping[str, Any]) -> Iterator[str]:
     """The keys that a study file may have: those of the federation, and of a kind that was changed."""
     places = {place: file for file, place in IN_FEDERATION.items()}
-    yield from (places.get(key, key) for key in _keys(federation) if key != "bundle")
+    yield from (places.get(key, key) for key in _keys(federation.model_dump(exclude={"bundle"})))
     yield from (f"method.stop.{name}" for name in Stop.model_fields)
     for name, catalogue in _AT.items():
         if isinstance(values.get(name), dict) and values[name].get("kind") in set(catalogue):
-            yield from (f"{name}.{key}" for key in _keys(catalogue.find(values[name]["kind"])))
+            for key, field in catalogue.find(values[name]["kind"]).model_fields.items():
+                yield f"{name}.{key}"
+                if isinstance(default := field.get_default(), BaseModel):
+                    table = {_tag(default): "", **default.model_dump()}
+                    yield from _keys(table, f"{name}.{key}.")
 
 
-def _keys(part: BaseModel | type[BaseModel]) -> Iterator[str]:
-    """The keys of the table that says a part, and of the tables in it."""
-    if tag := _tag(part):
-        yield tag
-    for name, field in _class(part).model_fields.items():
-        value = getattr(part, name) if isinstance(part, BaseModel) else field.get_default()
-        yield name
-        numbered = enumerate(value) if isinstance(value, tuple) else ()
-        inside = {name: value, **{f"{name}.{i}": one for i, one in numbered}}
-        for place, one in inside.items():
-            if isinstance(one, BaseModel):
-                yield from (f"{place}.{key}" for key in _keys(one))
+def _keys(table: object, at: str = "") -> Iterator[str]:
+    """The dotted keys of a table, and of the tables in it."""
+    numbered = enumerate(table) if isinstance(table, list | tuple) else ()
+    for key, value in table.items() if isinstance(table, dict) else numbered:
+        if isinstance(table, dict):
+            yield f"{at}{key}"
+        yield from _keys(value, f"{at}{key}.")
 
 
 def _enter(values: dict[str, Any], path: list[str]) -> Any:
@@ -146,12 +145,7 @@ def _opened(value: object) -> Any:
     return dict(value) if isinstance(value, Mapping) else {}
 
 
-def _tag(part: BaseModel | type[BaseModel]) -> str:
+def _tag(part: BaseModel) -> str:
     """Under which key a table names the kind of such a part; empty if it has only one kind."""
-    cls: Any = _class(part)
-    tags = [c.tag for c in _CATALOGUES if issubclass(cls, c.base) and cls.kind in set(c)]
+    tags = [c.tag for c in _CATALOGUES if isinstance(part, c.base) and part.kind in set(c)]
     return tags[0] if tags else ""
-
-
-def _class(part: BaseModel | type[BaseModel]) -> type[BaseModel]:
-    return type(part) if isinstance(part, BaseModel) else part
