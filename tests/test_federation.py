@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 import hansa as hs
 from hansa.aggregation import Clip
-from hansa.data import ColumnRule, ColumnSchema
+from hansa.data.contract import ColumnRule
+from hansa.data.table import ColumnSchema
 from hansa.errors import DataError, PipelineError, StudyError
 from hansa.methods import Setup
 

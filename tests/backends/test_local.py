@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import hansa as hs
-from hansa.data import ColumnRule, write_csv
+from hansa.data.contract import ColumnRule
+from hansa.data.source import write_csv
 from hansa.errors import ContractError, DataError, RunError
 from hansa.run import Event
 

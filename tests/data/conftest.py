@@ -3,7 +3,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from hansa.data import Table
+from hansa.data.table import Table
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hansa.data import OTHER, ColumnRule, Contract, Table, check, count_categories
+from hansa.data.contract import OTHER, ColumnRule, Contract, check, count_categories
+from hansa.data.table import Table
 from hansa.errors import ContractError
 
 TABLE = Table.of(

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hansa.data import Source, Table, delimited, read, write_csv
+from hansa.data import delimited
+from hansa.data.source import Source, read, write_csv
+from hansa.data.table import Table
 from hansa.errors import DataError
 
 

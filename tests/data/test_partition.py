@@ -3,8 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansa.data import Table, by_column, describe, partition
+from hansa.data import partition
+from hansa.data.partition import by_column, describe
 from hansa.data.population import Population
+from hansa.data.table import Table
 from hansa.errors import DataError
 
 DIGITS = np.repeat(np.arange(10), 60)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import hansa as hs
-from hansa.data import Table
 from hansa.data.population import Numbered, Population, listed, unlisted
+from hansa.data.table import Table
 from hansa.errors import DataError
 from hansa.methods import Setup
 

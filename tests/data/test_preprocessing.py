@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from hansa.data import Encoding, Table
+from hansa.data.preprocessing import Encoding
+from hansa.data.table import Table
 from hansa.errors import ContractError, DataError
 
 ENCODING = Encoding(

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from hansa.data import Source, database, read, write_parquet
+from hansa.data import database
+from hansa.data.source import Source, read, write_parquet
 from hansa.errors import DataError
 
 
@@ -212,7 +213,7 @@ def test_a_source_is_one_place(fields):
 
 
 def test_importing_the_data_room_loads_no_database():
-    code = "import sys, hansa.data; print({'duckdb', 'sqlalchemy'} & set(sys.modules))"
+    code = "import sys, hansa.data.source; print({'duckdb', 'sqlalchemy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -220,7 +221,7 @@ def test_importing_the_data_room_loads_no_database():
 def test_tables_are_read_and_written_without_pandas_and_pyarrow(tmp_path):
     code = (
         "import sys; sys.modules.update(pandas=None, pyarrow=None)\n"
-        "from hansa.data import read, write_parquet\n"
+        "from hansa.data.source import read, write_parquet\n"
         f"write_parquet({str(tmp_path / 'a.parquet')!r}, {{'a': [1, None]}})\n"
         f"print(read({str(tmp_path / 'a.parquet')!r}).column('a').tolist())\n"
     )

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hansa.data import ColumnSchema, Table
+from hansa.data.table import ColumnSchema, Table
 from hansa.errors import DataError
 
 

@@ -10,7 +10,7 @@ import pytest
 import hansa as hs
 from hansa.backends.exchange import LocalExchange
 from hansa.contribution import Array
-from hansa.data import ColumnRule
+from hansa.data.contract import ColumnRule
 from hansa.methods import State
 from hansa.party import Crowd
 from hansa.run import draw
