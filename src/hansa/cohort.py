@@ -146,7 +146,5 @@ def _named(setup: Setup, chosen: Array) -> tuple[str, ...]:
     return tuple(setup.parties[i] for i in chosen.tolist())
 
 
-COHORTS: Catalogue[All] = Catalogue(
-    "cohort", All, {c.kind: f"{__name__}:{c.__name__}" for c in (All, Cyclic, Fixed, Poisson)}, default="all"
-)
+COHORTS: Catalogue[All] = Catalogue("cohort", All, (All, Cyclic, Fixed, Poisson), default="all")
 AnyCohort = Annotated[All, COHORTS]

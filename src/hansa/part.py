@@ -4,7 +4,7 @@ A study file names parts by their kind; a catalogue turns the name into a class 
 registered in this process. Nothing is ever imported because a study says so.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
@@ -84,16 +84,23 @@ class Catalogue(Generic[P]):
     Args:
         noun: what an unknown kind is called in an error, such as ``"method"``.
         base: the class of every part in it.
-        built_in: kind to ``"module:Class"``; the module is imported when the kind is first used.
+        parts: those that are built in.
         tag: the key under which a study file names the kind.
         default: the kind of a part that does not name its own.
+        later: kind to ``"module:Class"`` of others; the module is imported when the kind is first used.
     """
 
     def __init__(
-        self, noun: str, base: type[P], built_in: Mapping[str, str], tag: str = "kind", default: str | None = None
+        self,
+        noun: str,
+        base: type[P],
+        parts: Iterable[type[P]] = (),
+        tag: str = "kind",
+        default: str | None = None,
+        later: Mapping[str, str] | None = None,
     ) -> None:
         self.noun, self.base, self.tag, self.default = noun, base, tag, default
-        self._known: dict[str, str | type[P]] = dict(built_in)
+        self._known: dict[str, str | type[P]] = {**{part.kind: part for part in parts}, **(later or {})}
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._known))

@@ -471,14 +471,8 @@ class CodeTask(Task):
 TASKS: Catalogue[Task] = Catalogue(
     "task",
     Task,  # type: ignore[type-abstract]  # only instances are asked for
-    {
-        **{
-            f"{name.lower()}-regression": f"hansa.task:{name}Regression"
-            for name in ("Linear", "Logistic", "Softmax", "Poisson", "Cox")
-        },
-        "code": "hansa.task:CodeTask",
-        "torch": "hansa.tasks:Torch",
-    },
+    (LinearRegression, LogisticRegression, SoftmaxRegression, PoissonRegression, CoxRegression, CodeTask),
+    later={"torch": "hansa.tasks:Torch"},
 )
 WITH_CODE = ("code", "torch")
 BUILT_IN = tuple(kind for kind in TASKS if kind not in WITH_CODE)

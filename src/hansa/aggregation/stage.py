@@ -130,7 +130,7 @@ class Reducer(Stage):
         """
 
 
-STAGES: Catalogue[Stage] = Catalogue("aggregation stage", Stage, {})
+STAGES: Catalogue[Stage] = Catalogue("aggregation stage", Stage)
 AnyStage = Annotated[Stage, STAGES]
 
 

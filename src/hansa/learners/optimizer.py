@@ -278,10 +278,7 @@ def _mean(before: Array | None, decay: float, value: Array) -> Array:
 OPTIMIZERS: Catalogue[FirstOrder] = Catalogue(
     "optimizer",
     FirstOrder,  # type: ignore[type-abstract]  # only instances are asked for
-    {
-        name.lower().replace("dp", "dp-"): f"hansa.learners.optimizer:{name}"
-        for name in ("Adagrad", "Adam", "AdamW", "DPAdam", "DPSGD", "SGD", "Yogi")
-    },
+    (Adagrad, Adam, AdamW, DPAdam, DPSGD, SGD, Yogi),
     tag="optimizer",
     default="sgd",
 )

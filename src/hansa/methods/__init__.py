@@ -1,6 +1,6 @@
 """Methods: one paper, one file."""
 
-from hansa.methods.base import Answer, At, GradientMethod, Method, Setup, State, UpdateMethod
+from hansa.methods.base import METHODS, Answer, At, GradientMethod, Method, Setup, State, UpdateMethod
 from hansa.methods.cox import Cox
 from hansa.methods.ditto import Ditto
 from hansa.methods.evaluate import Evaluate
@@ -19,6 +19,12 @@ from hansa.methods.scaffold import Scaffold
 
 __all__ = [
     "IFCA", "IRLS", "Answer", "At", "Cox", "Ditto", "Evaluate", "FedAvg", "FedBuff", "FedNova", "FedPer",
-    "FedProx", "FedRep", "FedSGD", "GradientMethod", "Histogram", "Method", "Moments", "Scaffold", "Setup", "State",
-    "UpdateMethod",
+    "FedProx", "FedRep", "FedSGD", "GradientMethod", "Histogram", "Method", "Moments", "Scaffold", "Setup",
+    "State", "UpdateMethod",
 ]  # fmt: skip
+
+_BUILT_IN: tuple[type[Method], ...] = (
+    Cox, Ditto, FedAvg, FedBuff, FedNova, FedPer, FedProx, FedRep, FedSGD, Histogram, IFCA, IRLS, Scaffold,
+)  # fmt: skip
+for _method in _BUILT_IN:
+    METHODS.register(_method)

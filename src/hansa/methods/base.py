@@ -561,15 +561,5 @@ class GradientMethod(UpdateMethod):
         return {"update": np.subtract(parameters, received["parameters"], out=parameters)}, {}
 
 
-METHODS: Catalogue[Method] = Catalogue(
-    "method",
-    Method,  # type: ignore[type-abstract]  # only instances are asked for
-    {
-        name.lower(): f"hansa.methods.{name.lower()}:{name}"
-        for name in (
-            *("Cox", "Ditto", "FedAvg", "FedBuff", "FedNova", "FedPer", "FedProx", "FedRep"),
-            *("FedSGD", "Histogram", "IFCA", "IRLS", "Scaffold"),
-        )
-    },
-)
+METHODS: Catalogue[Method] = Catalogue("method", Method)  # type: ignore[type-abstract]
 AnyMethod = Annotated[Method, METHODS]

@@ -38,9 +38,7 @@ class Fixed(Part):
         return self.size / self.population
 
 
-SAMPLINGS: Catalogue[Part] = Catalogue(
-    "sampling", Part, {part.kind: f"{__name__}:{part.__name__}" for part in (Poisson, Fixed)}
-)
+SAMPLINGS: Catalogue[Part] = Catalogue("sampling", Part, (Poisson, Fixed))
 AnySampling = Annotated[Poisson | Fixed, SAMPLINGS] | None
 
 
@@ -151,7 +149,6 @@ class Exact(Event):
     kind: ClassVar[str] = "exact"
 
 
-_BUILT_IN = (Gaussian, MatrixMechanism, Laplace, Skellam, DiscreteGaussian, Exact)
 EVENTS: Catalogue[Event] = Catalogue(
-    "privacy event", Event, {part.kind: f"{__name__}:{part.__name__}" for part in _BUILT_IN}
+    "privacy event", Event, (Gaussian, MatrixMechanism, Laplace, Skellam, DiscreteGaussian, Exact)
 )
