@@ -126,7 +126,7 @@ class Play:
         desk, self.out = server("relay", coordinator.step, desk, answers)
         answers = self.ask(seats)
         desk, _ = server("open", coordinator.step, desk, answers)
-        total = server("open", coordinator.total, desk, self.spool)
+        total = server("open", coordinator.total, desk, self.spool.__getitem__)
         self.out = before
         assert desk.ended == "summed"
         want = sum(int(self.vectors[name][0]) for name in desk.survivors)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from hansa.agent.machine import Asked, Effects, Heard, Machine, Seated, Settled, Worked
-from hansa.agent.seats import Seats, Step
+from hansa.agent.seats import Seats
 from hansa.contribution import Ask, Values
 from hansa.crypto.agreement import Identity
 from hansa.database import Put
 from hansa.secure import coordinator
 from hansa.secure.coordinator import Desk
-from hansa.secure.terms import Envelope, Member, Phase, Rules, Terms, Work, decode, encode, numbered
+from hansa.secure.terms import Envelope, Member, Phase, Rules, Step, Terms, Work, decode, encode, numbered
 
 NAMES = ("a", "b", "c", "d")
 RULES = Rules(dropout=0.25, honest=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,9 +90,9 @@ def test_nobody_in_the_middle_sees_a_vector(monkeypatch: pytest.MonkeyPatch, pop
     sent: list[Mapping[str, Any]] = []
     total, summed = rehearsal.coordinator.total, rehearsal.summed
 
-    def watched(desk: Any, vectors: Mapping[str, bytes]) -> Any:
-        given.append(dict(vectors))
-        return total(desk, vectors)
+    def watched(desk: Any, vector: Callable[[str], bytes]) -> Any:
+        given.append({name: vector(name) for name in desk.survivors})
+        return total(desk, vector)
 
     def told(names: Sequence[str], vectors: Mapping[str, Any], *more: Any) -> Any:
         sent.append(dict(vectors))

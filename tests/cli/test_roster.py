@@ -72,7 +72,7 @@ def test_what_is_no_identity_is_refused(home: Path, hansa: Callable[..., Any]) -
 
 def test_a_roster_is_read_from_a_file_and_company_is_remembered(home: Path, hansa: Callable[..., Any]) -> None:
     file = home / "roster.txt"
-    file.write_text(f"# of 2026\ndanzig = {SAID}\n", encoding="utf-8")
+    file.write_text(f'# of 2026\ndanzig = "{SAID}"\n', encoding="utf-8")
     start = ("agent", "start", "--home", home, "--roster", file, "--honest", 2)
     assert "nothing is on offer" in hansa(*start).message
     with contextlib.closing(Offers(home)) as offers:
@@ -80,5 +80,7 @@ def test_a_roster_is_read_from_a_file_and_company_is_remembered(home: Path, hans
     with contextlib.closing(AgentStore(home)) as store:
         assert store.honest() == 2
     file.write_text("danzig zabod\n", encoding="utf-8")
-    assert "names no identity" in hansa(*start).message
+    assert "cannot be read" in hansa(*start).message
+    file.write_text('danzig = "zabod"\n', encoding="utf-8")
+    assert "is no identity" in hansa(*start).message
     assert hansa("agent", "start", "--home", home, "--honest", 0).status == 2

@@ -117,14 +117,14 @@ async def test_statistics_and_evaluations_go_into_secure_sums_too(
         evaluation=hs.Evaluate(holdout=0.5),
     )
     await settle(town, five)
-    seen: list[bytes] = []
-    reduce = town.running.driver._unmasked
+    seen, sums = list[str](), town.running.driver._reduce
 
-    def watched(*given: Any) -> Any:
-        seen.append(given[0].ask.work)
-        return reduce(*given)
+    def watched(run: str, *given: Any) -> Any:
+        live = town.running.driver.machine.runs[run]
+        seen.extend([live.ask.work] if live.desk else [])
+        return sums(run, *given)
 
-    town.running.driver._unmasked = watched
+    town.running.driver._reduce = watched
     ended = await town.run(federation)
     assert seen == ["moments", "evaluate"]
     here = federation.run(hs.Local(five, masks=True))

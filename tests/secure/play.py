@@ -81,7 +81,7 @@ class Hall:
         )
 
     def total(self):
-        return coordinator.total(self.desk, self.spool)
+        return coordinator.total(self.desk, self.spool.__getitem__)
 
 
 class Faults(Hall):

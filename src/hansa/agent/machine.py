@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hansa.agent.seats import Seats, Step
+from hansa.agent.seats import ATTEMPTS, Seats
 from hansa.contribution import Array, Ask, Values
 from hansa.crypto.agreement import Identity
 from hansa.database import Drop, Put
 from hansa.errors import HansaError
-from hansa.secure.terms import Phase, Rules, Work
+from hansa.secure.terms import Phase, Rules, Step, Work
 from hansa.wire import tensors
 
 Key = tuple[str, int]
@@ -198,7 +198,7 @@ class Machine:
             self._working.add(_key(asked))
             effects.work.append(asked)
         else:
-            effects.say += self._seats.advert(*_key(asked))
+            effects.say += self._seats.advert(Step(*_key(asked), 0, b""))
 
     def _worked(self, effects: Effects, event: Worked) -> None:
         asked = event.asked
@@ -229,21 +229,20 @@ class Machine:
     # --- secure sums
 
     def _seated(self, effects: Effects, event: Seated) -> None:
-        asked = event.asked
-        run, version, attempt = _key(asked)
-        place = run, asked.federation, version, attempt
+        asked, key = event.asked, _key(event.asked)
+        place = Step(*key, 0, event.entropy)
         try:
-            effects.changes += self._seats.take(place, event.work, event.rules, event.entropy, event.fresh)
+            effects.changes += self._seats.take(place, asked.federation, event.work, event.rules, event.fresh)
         except HansaError as error:
-            self._working.discard(_key(asked))
+            self._working.discard(key)
             effects.excuse.append(CouldNot(asked, error.message))
             return
-        effects.say += self._seats.advert(run, version, attempt)
-        if self._seats.given(run, version):  # it is worked out again, with other noise
-            self._ready.pop((run, version), None)
-        if (run, version) in self._ready:
-            self._working.discard(_key(asked))
-        if (early := self._early.pop(run, None)) is not None:
+        effects.say += self._seats.advert(place)
+        if self._seats.given(*key[:2]):  # it is worked out again, with other noise
+            self._ready.pop(key[:2], None)
+        if key[:2] in self._ready:
+            self._working.discard(key)
+        if (early := self._early.pop(asked.run, None)) is not None:
             self._heard(effects, early)
 
     def _heard(self, effects: Effects, event: Heard) -> None:
@@ -260,22 +259,19 @@ class Machine:
             return
         effects.changes += changes
         effects.say += answers
-        if step.phase == Phase.MASK:
-            self._give(effects, step.run)
+        self._give(effects, step.run)
 
     def _give(self, effects: Effects, run: str) -> None:
         """Mask the vector, once it is there and asked for: its charge, and its bytes, are one transaction."""
         seat = self._seats.latest(run)
-        if seat is None or seat.sent or seat.phase != Phase.MASK:
+        key = run, seat.attempt >> 16 if seat else 0
+        ready = self._ready.get(key)
+        if seat is None or seat.sent or seat.phase != Phase.MASK or ready is None or ready.vector is None:
             return
-        key = run, seat.attempt >> 16
-        if (ready := self._ready.get(key)) is None or ready.vector is None:
-            return
-        changes, masked = self._seats.commit(run, ready.vector)
-        body = tensors.write({"masked": masked})
-        asked = replace(ready.asked, attempt=seat.attempt & 0xFFFF)
+        changes, masked = self._seats.commit(seat, ready.vector)
         effects.changes += changes
-        self._answered(effects, replace(ready, asked=asked, body=body))
+        asked = replace(ready.asked, attempt=seat.attempt % ATTEMPTS)
+        self._answered(effects, replace(ready, asked=asked, body=tensors.write({"masked": masked})))
         self._ready[key] = replace(ready, charge={})
 
     def _settled(self, effects: Effects, key: Key, counted: bool) -> None:

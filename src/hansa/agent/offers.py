@@ -1,6 +1,7 @@
 """The tables that a party's owner offers, and what may be done with them."""
 
 import re
+import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,7 @@ class Offers:
             UsageError: if they are not the words of an identity.
             TrustError: if the coordinator shows another identity under that name.
         """
-        spelt = " ".join(said.lower().split())
-        if not WORDS.fullmatch(spelt):
-            raise UsageError(f"{said!r} is no identity", remedy="It is eight words of five letters")
+        spelt = _spelt(said)
         row = self._store.row("member", name=name)
         if row and row["identity"] and words(row["identity"]) != spelt:
             raise TrustError(
@@ -182,23 +181,20 @@ def named(word: str, encoding: str = "utf-8") -> tuple[str, Source]:
 
 
 def pinned(path: Path) -> dict[str, str]:
-    """The identities in a file of lines ``NAME = WORDS``, blank ones and comments (#) aside.
-
-    Raises:
-        UsageError: if it cannot be read, or a line is another.
-    """
+    """The identities in a TOML file of lines ``NAME = "WORDS"``; a UsageError if it is none."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        known = tomllib.loads(path.read_text(encoding="utf-8"))
+        return {name: _spelt(said) for name, said in known.items()}
     except (OSError, ValueError) as error:
         raise UsageError(f"the roster {path} cannot be read: {error}") from None
-    found = {}
-    for line in lines:
-        name, equals, said = line.partition("=")
-        if line and not line.startswith("#"):
-            if not equals or not WORDS.fullmatch(" ".join(said.split())):
-                raise UsageError(f"{line!r} in {path} names no identity", remedy="Write NAME = EIGHT WORDS")
-            found[name.strip()] = said
-    return found
+
+
+def _spelt(said: Any) -> str:
+    """The words of an identity as they are kept; a UsageError if they are none."""
+    spelt = " ".join(str(said).lower().split())
+    if not WORDS.fullmatch(spelt):
+        raise UsageError(f"{said!r} is no identity", remedy="It is eight words of five letters")
+    return spelt
 
 
 def checked_kinds(words: Iterable[str]) -> tuple[str, ...]:

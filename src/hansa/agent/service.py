@@ -19,7 +19,7 @@ from hansa.agent.home import AgentHome
 from hansa.agent.left import Left, about
 from hansa.agent.machine import AgentEvent, Asked, CouldNot, Effects, Heard, Held, Machine, Seated, Settled
 from hansa.agent.policy import Offer
-from hansa.agent.seats import ATTEMPTS, Seats, Step
+from hansa.agent.seats import ATTEMPTS, Seats
 from hansa.agent.store import AgentStore
 from hansa.contribution import Ask, Values
 from hansa.crypto import keys, pki
@@ -28,7 +28,7 @@ from hansa.database import Drop, Put
 from hansa.errors import ConsentError, ContributionError, HansaError, PrivacyError, TrustError, UnreachableError
 from hansa.files import kept_key
 from hansa.run import now
-from hansa.secure.terms import Phase
+from hansa.secure.terms import Phase, Step
 from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
@@ -169,8 +169,7 @@ class Agent:
             await self._handle(Settled(said.run, said.version, said.counted))
         for step in notice.steps:
             pins = self._store.pins() if step.phase == Phase.ROSTER else {}
-            heard = Step(step.run, step.version, step.attempt, step.phase, step.payload)
-            await self._handle(Heard(heard, pins))
+            await self._handle(Heard(Step.read(step), pins))
         for work in notice.work:
             self._begin(self._take(work), self._calling)
         if notice.HasField("removed"):

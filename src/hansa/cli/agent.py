@@ -53,7 +53,7 @@ def start(
         budget: the epsilon that all studies together may cost one row, for ever; remembered.
         delta: at which the budget is taken.
         honest: honest parties that must be beside this one in a secure sum, 3 if never said; remembered.
-        roster: a file of lines NAME = WORDS, the identities of others, from whom you trust to know them.
+        roster: a file of lines NAME = "WORDS", the identities of others, from whom you trust to know them.
     """
     from hansa.agent.offers import Offers, checked_kinds, named, pinned
 

@@ -11,7 +11,7 @@ import structlog
 
 from hansa.aggregation.reduce import Reduction
 from hansa.aggregation.ring import parted
-from hansa.contribution import Contribution, Contributions, Total, Values
+from hansa.contribution import Array, Contribution, Contributions, Total, Values
 from hansa.coordinator import events as ev
 from hansa.coordinator.live import Guest, Live, revived
 from hansa.coordinator.machine import Machine
@@ -286,16 +286,19 @@ class Driver:
         live = self.machine.runs[run]
         assert live.ask is not None
         course, ask = live.course, live.ask
-        if live.desk is not None:
-            return self._unmasked(live, version, at_hand)
-        reduction = Reduction(course.signals(ask)[-1].fields, ask.parties)
-        population, excluded, failure = len(course.setup.parties), dict[str, str](), ""
+        fields, population = course.signals(ask)[-1].fields, len(course.setup.parties)
+        reduction, excluded, failure = Reduction(fields, ask.parties), dict[str, str](), ""
+
+        def read(party: str) -> dict[str, Array]:
+            key = (run, version, f"answer {party}")
+            return tensors.read(at_hand.get(key) or self.store.read_blob(*key))
+
         try:
+            if live.desk is not None:
+                values = parted(total(live.desk, lambda party: read(party)["masked"].data), fields)
+                return ev.Reduced(run, version, Total(values, parties, population, float(len(parties))))
             for party in parties:
-                key = (run, version, f"answer {party}")
-                body = at_hand.get(key) or self.store.read_blob(*key)
-                values = Values(tensors.read(body))
-                arrived = Contribution(values, live.answers[party].weight)
+                arrived = Contribution(Values(read(party)), live.answers[party].weight)
                 stack, refused = course.open(ask, Contributions.of(party, arrived))
                 excluded |= refused
                 for opened in stack.parties:
@@ -303,25 +306,6 @@ class Driver:
         except HansaError as error:
             failure = error.said
         return ev.Reduced(run, version, reduction.total(population), excluded, failure)
-
-    def _unmasked(self, live: Live, version: int, at_hand: Mapping[Key, bytes]) -> ev.Reduced:
-        """The sum of the survivors of a secure sum."""
-        desk, ask, driver = live.desk, live.ask, self
-        assert desk is not None
-        assert ask is not None
-
-        class Spool(dict[str, memoryview]):
-            def __missing__(self, party: str) -> memoryview:
-                key = (live.id, version, f"answer {party}")
-                return tensors.read(at_hand.get(key) or driver.store.read_blob(*key))["masked"].data
-
-        fields, population = live.course.signals(ask)[-1].fields, len(live.course.setup.parties)
-        try:
-            values = parted(total(desk, Spool()), fields)
-        except HansaError as error:
-            return ev.Reduced(live.id, version, Total(Values(), (), population, 0.0), failure=error.said)
-        counted = desk.survivors
-        return ev.Reduced(live.id, version, Total(values, counted, population, float(len(counted))))
 
     def _checkpoint_version(self, run: str) -> int:
         """How many exchanges of a run were applied; 0 if there is no such run."""

@@ -10,6 +10,7 @@ from hansa.contribution import Ask, Json, Total
 from hansa.data.table import ColumnSchema
 from hansa.database import Drop, Put
 from hansa.federation import Federation
+from hansa.secure.terms import Step
 
 if TYPE_CHECKING:
     from hansa.coordinator.live import Live
@@ -139,11 +140,7 @@ class Said:
 
     ticket: object
     party: str
-    run: str
-    version: int
-    attempt: int
-    phase: int
-    payload: bytes
+    step: Step
 
 
 @dataclass(frozen=True)
@@ -221,24 +218,13 @@ class RemovedNotice:
 
 
 @dataclass(frozen=True)
-class StepNotice:
-    """Ask a party for a step of a secure sum."""
-
-    run: str
-    version: int
-    attempt: int
-    phase: int
-    payload: bytes
-
-
-@dataclass(frozen=True)
 class MembersNotice:
     """Tell a party who else there is, by name with the public key."""
 
     members: Mapping[str, bytes]
 
 
-Notice = WorkNotice | SettledNotice | RemovedNotice | StepNotice | MembersNotice
+Notice = WorkNotice | SettledNotice | RemovedNotice | MembersNotice | Step
 
 
 @dataclass(frozen=True)

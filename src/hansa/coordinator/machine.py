@@ -6,7 +6,7 @@ makes of what was committed stands where it stood; the ask that is open is made 
 the bit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from hansa.aggregation.ring import sitting
 from hansa.contribution import Arrival, Ask, Json
@@ -19,7 +19,7 @@ from hansa.errors import HansaError, RunError, StudyError, TrustError, did_you_m
 from hansa.federation import Federation, deployed
 from hansa.run import arrived, asked, draw, enough, needed, now, too_few
 from hansa.secure.coordinator import Desk, advance, opening, requests, step
-from hansa.secure.terms import Envelope, Member, Out, Phase, Rules, Terms, encode
+from hansa.secure.terms import Envelope, Member, Phase, Rules, Step, Terms, encode
 from hansa.wire import tensors
 
 LONGEST_REASON = 600
@@ -120,9 +120,7 @@ class Machine:
                 self._event(effects, live, "returned", **live.about(event.party))
             if event.party not in live.answers:
                 self._tell(effects, live, event.party)
-            for envelope in requests(live.desk) if live.desk else ():
-                if envelope.receiver == event.party:
-                    self._ask_step(effects, live, envelope)
+            self._ask_steps(effects, live, [event.party])
 
     def _disconnected(self, effects: ev.Effects, party: str) -> None:
         if party not in self.guests:
@@ -228,7 +226,6 @@ class Machine:
         if live.desk is None:
             row = {"run": live.id, "version": ask.version}
             effects.changes.append(Put("ask", {**row, "attempt": live.attempt, "digest": ask.digest}))
-        steps = {envelope.receiver: envelope for envelope in requests(live.desk)} if live.desk else {}
         for party in filter(live.waits_for, ask.parties):
             if self.guests[party].state == "removed":
                 self._leave(effects, live, party, "removed")
@@ -236,8 +233,9 @@ class Machine:
                 self._missing(effects, live, party)
             elif live.desk is None:
                 self._tell(effects, live, party)
-            else:
-                self._ask_step(effects, live, steps[party])
+        self._ask_steps(
+            effects, live, [p for p in filter(live.waits_for, ask.parties) if self.guests[p].listening]
+        )
         self._alarm(effects, live)
         self._go_on(effects, live)
 
@@ -250,14 +248,17 @@ class Machine:
             notice = ev.WorkNotice(live.id, live.ask, live.attempt, live.hash)
             effects.notices.append((party, notice))
 
-    def _ask_step(self, effects: ev.Effects, live: Live, out: Envelope) -> None:
-        notice = ev.StepNotice(live.id, live.progress.version, live.attempt, out.phase, out.payload)
-        effects.notices.append((out.receiver, notice))
+    def _ask_steps(self, effects: ev.Effects, live: Live, parties: Sequence[str]) -> None:
+        """Ask these parties for their steps of a secure sum, if there is one and they are to take one."""
+        for out in requests(live.desk) if live.desk else ():
+            if out.receiver in parties:
+                where = live.id, live.progress.version, live.attempt
+                effects.notices.append((out.receiver, Step(*where, out.phase, out.payload)))
 
     # --- answers
 
     def _delivered(self, effects: ev.Effects, event: ev.Delivered) -> None:
-        live, stale = self._expected(event)
+        live, stale = self._expected(event.party, event)
         if live is None or live.ask is None:
             effects.receipts.append((event.ticket, False, stale))
             return
@@ -287,11 +288,11 @@ class Machine:
         effects.blobs.append(ev.Blob(live.id, event.version, name, event.body))
         effects.receipts.append((event.ticket, True, ""))
         if live.desk is not None:
-            self._turn(effects, live, *step(live.desk.holding([event.party]), ()))
+            self._turn(effects, live, live.desk, step(live.desk.holding([event.party]), ())[0])
         self._go_on(effects, live)
 
     def _failed(self, effects: ev.Effects, event: ev.Failed) -> None:
-        live, stale = self._expected(event)
+        live, stale = self._expected(event.party, event)
         if live is None or live.out(event.party):
             effects.receipts.append((event.ticket, False, stale))
             return
@@ -301,26 +302,27 @@ class Machine:
 
     def _said(self, effects: ev.Effects, event: ev.Said) -> None:
         """An answer in a phase need not be durable before it is heard: who gave it, gives it again."""
-        live, stale = self._expected(event)
+        said, party = event.step, event.party
+        live, stale = self._expected(party, said)
         effects.receipts.append((event.ticket, live is not None, stale))
         if live is None or live.rules is None:
             return
-        if live.desk is not None and event.phase != Phase.MASK:
-            said = Envelope(live.id, live.hash, live.number, event.phase, event.party, "", event.payload)
-            self._turn(effects, live, *step(live.desk, [said]))
-        elif live.desk is None and event.phase == Phase.ADVERTISE and live.waits_for(event.party):
-            if len(event.payload) == 4 * KEY:
-                live.adverts[event.party] = event.payload
+        if live.desk is not None and said.phase != Phase.MASK:
+            envelope = Envelope(live.id, live.hash, said.number, said.phase, party, "", said.payload)
+            self._turn(effects, live, live.desk, step(live.desk, [envelope])[0])
+        elif live.desk is None and said.phase == Phase.ADVERTISE and live.waits_for(party):
+            if len(said.payload) == 4 * KEY:
+                live.adverts[party] = said.payload
             else:
-                self._leave(effects, live, event.party, "an advert of another length")
+                self._leave(effects, live, party, "an advert of another length")
         self._go_on(effects, live)
 
-    def _expected(self, event: ev.Delivered | ev.Failed | ev.Said) -> tuple[Live | None, str]:
+    def _expected(self, party: str, event: ev.Delivered | ev.Failed | Step) -> tuple[Live | None, str]:
         """The run that waits for this answer, or why none does."""
         live = self.runs.get(event.run)
         if live is None:
             return None, f"no run {event.run!r} waits for answers"
-        if live.ask is None or event.party not in live.ask.parties:
+        if live.ask is None or party not in live.ask.parties:
             return None, "the party was not asked"
         if (event.version, event.attempt) != (live.ask.version, live.attempt):
             said, at = f"{event.version}.{event.attempt}", f"{live.ask.version}.{live.attempt}"
@@ -368,7 +370,7 @@ class Machine:
         if live.ask is None or live.reducing or any(map(live.waits_for, live.ask.parties)):
             return
         if live.desk is not None:
-            self._turn(effects, live, *advance(live.desk))
+            self._turn(effects, live, live.desk, advance(live.desk)[0])
             return
         if live.rules is not None:
             self._seat(effects, live, live.ask, live.rules)
@@ -393,63 +395,55 @@ class Machine:
                 raise too_few(live.federation, ask, len(adverts), excluded)
             work = sitting(ask, live.course.signals(ask)[-1])
             roster = tuple(Member(name, self.guests[name].identity, said) for name, said in adverts)
-            live.desk, _ = opening(Terms(live.id, live.hash, live.number, work, rules, roster))
+            desk, _ = opening(Terms(live.id, live.hash, live.number, work, rules, roster))
         except HansaError as error:
-            reasons = "; ".join(f"{party}: {reason}" for party, reason in sorted(excluded.items()))
-            told = error.said if isinstance(error, RunError) or not reasons else f"{error.said} ({reasons})"
+            told = error.said if isinstance(error, RunError) else f"{error.said} ({_listed(excluded)})"
             self._end(effects, live, "failed", told)
             return
-        self._keep_desk(effects, live, live.desk)
-        self._call(effects, live, ask)
+        self._turn(effects, live, Desk(desk.terms), desk)
 
-    def _turn(self, effects: ev.Effects, live: Live, desk: Desk, out: Out) -> None:
+    def _turn(self, effects: ev.Effects, live: Live, before: Desk, desk: Desk) -> None:
         """Take what a desk has become; another phase is durable before its requests leave."""
-        before, ask, live.desk = live.desk, live.ask, desk
-        for said in desk.refused[len(before.refused) if before else 0 :]:
+        ask, live.desk = live.ask, desk
+        for said in desk.refused[len(before.refused) :]:
             for name in desk.terms.names:
                 if said.startswith(f"{name}: ") and not live.out(name):
                     self._leave(effects, live, name, said.removeprefix(f"{name}: "))
-        if before is None or ask is None or (desk.phase, desk.ended) == (before.phase, before.ended):
+        if ask is None or (desk.phase, desk.ended) == (before.phase, before.ended):
             return
-        if desk.ended == "summed":
-            self._keep_desk(effects, live, desk)
+        if desk.ended in ("abandoned", "failed"):
+            self._ask_steps(effects, live, desk.terms.names if desk.ended == "abandoned" else ())
+            self._again(effects, live, ask, before, desk)
+            return
+        effects.blobs.append(ev.Blob(live.id, ask.version, "desk", encode(desk)))
+        if desk.ended:
             live.reducing = True
             effects.reduce.append((live.id, ask.version, desk.survivors))
-        elif desk.ended:
-            for envelope in out if desk.ended == "abandoned" else ():
-                self._ask_step(effects, live, envelope)
-            self._again(effects, live, ask, before, desk)
         else:
-            self._keep_desk(effects, live, desk)
             self._call(effects, live, ask)
-
-    def _keep_desk(self, effects: ev.Effects, live: Live, desk: Desk) -> None:
-        effects.blobs.append(ev.Blob(live.id, live.progress.version, "desk", encode(desk)))
 
     def _again(self, effects: ev.Effects, live: Live, ask: Ask, before: Desk, desk: Desk) -> None:
         """An attempt came to nothing, and nothing was revealed: the next one is without those who failed it."""
         place = {"run": live.id, "version": ask.version}
-        phase = Phase(before.phase).name
-        taken = [party for party, answer in live.answers.items() if answer.taken]
         for party in sorted(live.gone):
             self._exclude(effects, live, party, "it did not go through with the attempt before")
-        fewer = any(map(live.out, before.terms.names))
+        fewer, known = any(map(live.out, before.terms.names)), live.answers
         live.anew()
         without = {party: answer.reason for party, answer in live.answers.items()}
+        facts = {"phase": Phase(before.phase).name, "ended": desk.ended, "without": without}
         where = {"round": ask.round, "work": ask.work, "version": ask.version, "attempt": live.attempt}
-        self._event(effects, live, "attempt", **where, ended=desk.ended, phase=phase, without=without)
-        effects.changes.append(Drop("answer", place))
-        for name in ("desk", *(f"answer {party}" for party in taken)):
+        self._event(effects, live, "attempt", **where, **facts)
+        for name in ("desk", *(f"answer {party}" for party in known)):
             effects.changes.append(Drop("blob", {**place, "name": name}))
+        effects.changes.append(Drop("answer", place))
         for party, answer in live.answers.items():
             self._save_answer(effects, live, party, answer)
         live.attempt, live.failures = live.attempt + 1, live.failures + 1
         if live.failures < ATTEMPTS and fewer:
             self._call(effects, live, ask)
-            return
-        excluded = "; ".join(f"{party}: {reason}" for party, reason in sorted(without.items()))
-        said = f"{live.failures} attempts at a secure sum came to nothing ({excluded})"
-        self._end(effects, live, "failed", RunError(said, round=ask.round).said)
+        else:
+            said = f"{live.failures} attempts at a secure sum came to nothing ({_listed(without)})"
+            self._end(effects, live, "failed", RunError(said, round=ask.round).said)
 
     def _reduced(self, effects: ev.Effects, event: ev.Reduced) -> None:
         live, version, total = self.runs.get(event.run), event.version, event.total
@@ -518,3 +512,7 @@ def _short(reason: str) -> str:
     """On one line and not too long: what a party says goes into events, logs and terminals."""
     short = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
     return "".join(c if c.isprintable() else " " for c in short)
+
+
+def _listed(reasons: Mapping[str, str]) -> str:
+    return "; ".join(f"{party}: {reason}" for party, reason in sorted(reasons.items()))

@@ -24,6 +24,7 @@ from hansa.database import Put
 from hansa.errors import ContributionError, HansaError, RunError, TrustError
 from hansa.files import kept_key
 from hansa.run import now
+from hansa.secure.terms import Step
 from hansa.text import legible
 from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
@@ -226,9 +227,7 @@ class Coordinator(Operators):
                     which = ticket, peer.name, of.run, of.version, of.attempt
                     event: ev.Failed | ev.Delivered | ev.Said = ev.Failed(*which, of.reason)
                 case "step":
-                    step = first.step
-                    which = ticket, peer.name, step.run, step.version, step.attempt
-                    event = ev.Said(*which, step.phase, step.payload)
+                    event = ev.Said(ticket, peer.name, Step.read(first.step))
                 case "head":
                     head = first.head
                     signal = inbox.expected(self.driver.machine.runs.get(head.run), head, peer.name)
@@ -263,7 +262,7 @@ class Coordinator(Operators):
                 message.removed.reason = reason
             case ev.SettledNotice(run, version, counted, reason):
                 message.settled.add(run=run, version=version, counted=counted, reason=reason)
-            case ev.StepNotice():
+            case Step():
                 message.steps.add(**vars(notice))
             case ev.MembersNotice(members):
                 for name, identity in members.items():

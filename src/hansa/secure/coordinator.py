@@ -1,6 +1,6 @@
 """The coordinator's side of an attempt: it relays, has one set of survivors signed, and opens that set's sum."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -135,19 +135,19 @@ def advance(desk: Desk) -> tuple[Desk, Out]:
     return desk, requests(desk)
 
 
-def total(desk: Desk, vectors: Mapping[str, bytes | memoryview]) -> NDArray[Any]:
-    """The sum of the survivors' vectors, ``[d]``, modulo 2^bits, from the payloads of MASK by party, of which
-    it holds a few at a time.
+def total(desk: Desk, vector: Callable[[str], bytes | memoryview]) -> NDArray[Any]:
+    """The sum of the survivors' vectors, ``[d]``, modulo 2^bits, from each party's payload of MASK; of those it
+    holds a few at a time.
     """
     if desk.ended != "summed":
         raise StudyError(f"this attempt has no sum: it {desk.ended or 'has not ended'}")
     dtype = masks.DTYPES[desk.terms.work.bits]
     out = np.zeros(desk.terms.work.length, dtype)
     for few in range(0, len(desk.survivors), 8):
-        given = [np.frombuffer(vectors[name], dtype) for name in desk.survivors[few : few + 8]]
+        given = [np.frombuffer(vector(name), dtype) for name in desk.survivors[few : few + 8]]
         for at in range(0, len(out), masks.BLOCK):
-            for vector in given:
-                out[at : at + masks.BLOCK] += vector[at : at + masks.BLOCK]
+            for one in given:
+                out[at : at + masks.BLOCK] += one[at : at + masks.BLOCK]
     masks.apply(out, _left_over(desk))
     return out
 

@@ -62,4 +62,4 @@ def summed(
             desk, asked = coordinator.advance(desk)
     if desk.ended != "summed":
         raise RunError(f"the secure sum ended without one: {desk.ended or 'nobody was asked'}")
-    return coordinator.total(desk, spool)
+    return coordinator.total(desk, spool.__getitem__)

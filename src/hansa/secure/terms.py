@@ -46,6 +46,27 @@ class Envelope(Kept):
     payload: bytes
 
 
+@dataclass(frozen=True)
+class Step:
+    """An envelope on its way: a request of the coordinator to a party, or that party's answer."""
+
+    run: str
+    version: int  # of the exchange that the attempt is at
+    attempt: int  # at that exchange
+    phase: int
+    payload: bytes
+
+    @classmethod
+    def read(cls, said: Any) -> "Step":
+        """From a message with the same fields."""
+        return cls(said.run, said.version, said.attempt, said.phase, said.payload)
+
+    @property
+    def number(self) -> int:
+        """Of the attempt; see :func:`numbered`."""
+        return numbered(self.version, self.attempt)
+
+
 Out: TypeAlias = tuple[Envelope, ...]
 _adapter: Callable[[type], TypeAdapter[Any]] = cache(TypeAdapter)
 
