@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field as Limits
 
 from hansa.aggregation.signal import Signal, joint_norms
-from hansa.aggregation.stage import Context, Stage, chain
+from hansa.aggregation.stage import Context, Decoded, Encoded, Stage, chain
 from hansa.contribution import Contributions, Field, Total, Values
 from hansa.errors import ConsentError, PipelineError
 
@@ -58,9 +58,7 @@ class AdaptiveClip(Stage):
         """The clip of the round."""
         return Values({"norm": state.get("norm", np.asarray(self.norm))})
 
-    def encode(
-        self, stack: Contributions, announced: Values, memory: Values, context: Context
-    ) -> tuple[Contributions, Values]:
+    def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:
         """Scaled, and whether within the clip; a ConsentError if that is not positive and finite."""
         clip = float(announced["norm"])
         if not 0 < clip < math.inf:
@@ -77,7 +75,7 @@ class AdaptiveClip(Stage):
         values[INSIDE.name] = np.where(norms <= clip, INSIDE.high, INSIDE.low)
         return stack.holding(values), memory
 
-    def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
+    def decode(self, total: Total, state: Values, context: Context) -> Decoded:
         """In the vectors' own unit again, and the clip of the next round."""
         values, clip = dict(total.values), float(self.announce(state)["norm"])
         if INSIDE.name not in values:  # nobody came

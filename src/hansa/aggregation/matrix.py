@@ -18,7 +18,7 @@ from pydantic import Field as Limits
 
 from hansa.aggregation.noise import Gaussian
 from hansa.aggregation.signal import Schedule, Signal
-from hansa.aggregation.stage import Aggregation, Context, chain
+from hansa.aggregation.stage import Aggregation, Context, Reduced, chain
 from hansa.contribution import Array, Values
 from hansa.errors import PrivacyError, RunError
 from hansa.privacy import events, noise
@@ -59,9 +59,7 @@ class Matrix(Gaussian):
         whole = self.sensitivity(signal.schedule)
         return whole * noise.grown(self.noise_multiplier / whole, size * signal.schedule.rounds)
 
-    def added(
-        self, sums: Mapping[str, Array], state: Values, context: Context
-    ) -> tuple[dict[str, Array], Values]:
+    def added(self, sums: Mapping[str, Array], state: Values, context: Context) -> Reduced:
         """The sums with the noise of the round, and the noise for later ones; a RunError after the last round."""
         number, rounds = int(state.get("step", np.asarray(0))), context.signal.schedule.rounds
         if number >= rounds:

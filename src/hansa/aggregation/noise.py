@@ -16,7 +16,7 @@ from pydantic import Field as Limits
 
 from hansa import keyed
 from hansa.aggregation.signal import Noised, Signal
-from hansa.aggregation.stage import Context, Stage, chain
+from hansa.aggregation.stage import Context, Decoded, Encoded, Reduced, Stage, chain
 from hansa.contribution import Algebra, Array, Contributions, Total, Values
 from hansa.errors import PipelineError
 from hansa.privacy import events, noise
@@ -127,7 +127,7 @@ class Gaussian(Noise):
             adjacency=signal.privacy.adjacency, noise_multiplier=self.noise_multiplier, failure=failure
         )
 
-    def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
+    def decode(self, total: Total, state: Values, context: Context) -> Decoded:
         """Noise on each sum, which is then divided by the expected number."""
         signal = context.signal
         expected = signal.among.expected if signal.among else max(1.0, total.weight)
@@ -140,9 +140,7 @@ class Gaussian(Noise):
         values = {n: v / expected if n in means else v for n, v in noised.items()}
         return replace(total, values=Values(values), weight=expected), state
 
-    def added(
-        self, sums: Mapping[str, Array], state: Values, context: Context
-    ) -> tuple[dict[str, Array], Values]:
+    def added(self, sums: Mapping[str, Array], state: Values, context: Context) -> Reduced:
         """The sums with noise, and the next state."""
         return _noised(sums, self.spread(context.signal), context, self.kind), state
 
@@ -165,9 +163,7 @@ class LocalGaussian(Noise):
         noised = (*signal.noise, Noised("party", event, self.kind))
         return replace(signal, fields=fields, norm=math.inf, noise=noised)
 
-    def encode(
-        self, stack: Contributions, announced: Values, memory: Values, context: Context
-    ) -> tuple[Contributions, Values]:
+    def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:
         """Noise on all fields of each party."""
         spread = self.spread(context.signal)
         rows = []

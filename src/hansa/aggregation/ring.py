@@ -14,7 +14,7 @@ from pydantic import Field as Limits
 
 from hansa.aggregation.noise import chance, groups
 from hansa.aggregation.signal import Noised, Signal
-from hansa.aggregation.stage import Context, Stage, chain
+from hansa.aggregation.stage import Context, Decoded, Encoded, Stage, chain
 from hansa.contribution import Algebra, Array, Ask, Contributions, Field, Total, Values
 from hansa.errors import PipelineError
 from hansa.privacy import events, mechanisms, noise
@@ -62,9 +62,7 @@ class Grid(Stage):
         fields = tuple(_integer(f, math.ceil(l2), "int32") for f in signal.fields)
         return replace(signal, fields=fields, norm=l2, apart=apart, domain="integer", mixed=self.kind)
 
-    def encode(
-        self, stack: Contributions, announced: Values, memory: Values, context: Context
-    ) -> tuple[Contributions, Values]:
+    def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:
         """Round, party by party."""
         rows = []
         for i, party in enumerate(stack.parties):
@@ -92,7 +90,7 @@ class Grid(Stage):
         with np.errstate(invalid="ignore"):
             return {name: value.astype(np.int32) for name, value in rounded.items()}
 
-    def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
+    def decode(self, total: Total, state: Values, context: Context) -> Decoded:
         """The sums in their own unit; means are over the expected number of parties."""
         signal, steps = context.signal, self._steps(context.signal)
         expected = signal.among.expected if signal.among else max(1.0, total.weight)
@@ -162,9 +160,7 @@ class Shares(Stage):
         honest = signal.among.honest if signal.among else 1
         return (self.noise_multiplier * signal.apart) ** 2 / honest
 
-    def encode(
-        self, stack: Contributions, announced: Values, memory: Values, context: Context
-    ) -> tuple[Contributions, Values]:
+    def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:
         """Each party's share, on every number."""
         variance = self.variance(context.signal)
         values = {name: value.astype(np.int64) for name, value in stack.values.items()}
@@ -238,13 +234,11 @@ class SecureSum(Stage):
         fields = tuple(_integer(f, 2**32 - 1, "uint32") for f in signal.fields)
         return replace(signal, fields=fields, norm=math.inf, view="sum", domain=2**32, hidden=True)
 
-    def encode(
-        self, stack: Contributions, announced: Values, memory: Values, context: Context
-    ) -> tuple[Contributions, Values]:
+    def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:
         """Into the ring."""
         return stack.holding({n: v.view(np.uint32) for n, v in stack.values.items()}), memory
 
-    def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
+    def decode(self, total: Total, state: Values, context: Context) -> Decoded:
         """Out of it: from ``[0, 2^32)`` to ``[-2^31, 2^31)``."""
         values = {}
         for name, summed in total.values.items():
