@@ -66,10 +66,10 @@ def compare(federation: Federation, tables: Mapping[str, Table], model: Model) -
     everything = Table.of(
         {name: np.concatenate([part.column(name) for part in parts]) for name in parts[0].names}
     )
-    scored.append(Scored("federated", everything.rows, score(model, held_out), None))
+    scored.append(Scored("federated", everything.rows, model.score(*held_out), None))
     if federation.noised:
         plain = bare(federation).run(Local(tables)).model
-        scored.append(Scored("without noise", everything.rows, score(plain, held_out), None))
+        scored.append(Scored("without noise", everything.rows, plain.score(*held_out), None))
     return [*scored, _alone(federation, "pooled", everything, held_out)]
 
 
@@ -78,16 +78,6 @@ def bare(federation: Federation) -> Federation:
     rest = [s for s in federation.aggregation.stages if not s.protects and s.kind != "grid"]
     chains = {"aggregation": Aggregation(stages=tuple(rest)), "statistics": Aggregation()}
     return federation.model_copy(update={**chains, "privacy": Privacy()})
-
-
-def score(model: Model, tables: Sequence[Table]) -> dict[str, float]:
-    """A model's metrics over the rows of all tables."""
-    totals: dict[str, Array] = {}
-    for table in tables:
-        tallies = model.task.tally(model.predict(table), model.task.labels(table))
-        for name, value in tallies.items():
-            totals[name] = totals.get(name, np.zeros_like(value)) + value
-    return model.task.metrics(totals)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +150,7 @@ def _alone(federation: Federation, name: str, table: Table, held_out: Sequence[T
             method = FedAvg(local=local.model_copy(update={"lr": rate}))
         try:
             run = plain.model_copy(update={"method": method}).run(Local({name: rows}))
-            metrics = score(run.model, held_out)
+            metrics = run.model.score(*held_out)
         except RunError:  # too little to estimate
             if not method.exact:
                 raise

@@ -43,10 +43,13 @@ class Model:
         x = self.encoding.matrix(table) if self.task.flat else self.encoding.features(table)
         return learner.predict(self.parameters, x)
 
-    def score(self, table: Table) -> dict[str, float]:
-        """The task's metrics on a table that has the target."""
-        tallies = self.task.tally(self.predict(table), self.task.labels(table))
-        return self.task.metrics(tallies)
+    def score(self, *tables: Table) -> dict[str, float]:
+        """The task's metrics over the rows of tables that have the target."""
+        totals: dict[str, Array] = {}
+        for table in tables:
+            for name, value in self.task.tally(self.predict(table), self.task.labels(table)).items():
+                totals[name] = totals[name] + value if name in totals else value
+        return self.task.metrics(totals)
 
     def summary(self, level: float = 0.95) -> list[Estimate]:
         """The table of coefficients, in the units of the columns.

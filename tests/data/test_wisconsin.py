@@ -6,7 +6,6 @@ import pytest
 import hansa as hs
 from hansa import aggregation as agg
 from hansa import study as studies
-from hansa.comparison import score
 from hansa.data import wisconsin
 
 
@@ -59,7 +58,7 @@ def test_the_private_study_hides_a_patient_and_costs_at_most_two_points_of_accur
         bare = {"aggregation": agg.Aggregation(), "statistics": agg.Aggregation(), "privacy": hs.Privacy()}
         for study, scores in ((federation, private), (federation.model_copy(update=bare), plain)):
             run = study.run(hs.Local(hospitals))
-            scores.append(score(run.model, held_out)["accuracy"])
+            scores.append(run.model.score(*held_out)["accuracy"])
         if not seed:
             setup = federation.resolve({name: table.schema() for name, table in hospitals.items()})
             for one in federation.guaranteed(setup).observers:

@@ -20,7 +20,6 @@ import pytest
 from numpy.typing import NDArray
 
 import hansa as hs
-from hansa.comparison import score
 from hansa.data.population import Population
 from hansa.methods import IRLS, FedProx, FedSGD, Method, Scaffold
 
@@ -150,7 +149,7 @@ def test_each_hospital_alone_is_worse_and_about_as_bad_as_flamby_s() -> None:
     together = accuracy(diagnosed(published_rows(), hs.FedAvg(local=LOCAL)))
     for name, table in scaled.items():
         model = diagnosed({name: table}, hs.FedAvg(local=LOCAL), standardise=False).model
-        alone = score(model, tests)["accuracy"]
+        alone = model.score(*tests)["accuracy"]
         assert alone == pytest.approx(ALONE[name], abs=2 * ONE_SIGMA), name
         assert alone < together, name
 

@@ -35,7 +35,6 @@ def privacy(
     """
     from hansa import audit
     from hansa import study as studies
-    from hansa.comparison import score
 
     out, federation = Output(json), studies.load(study)
     bare = audit.Bare.of(federation, tables := dealt.out(out, federation))
@@ -57,8 +56,8 @@ def privacy(
     if federation.privacy.unit == "example":
         allowed = min(1.0, math.exp(min(most, 99.0)) * audit.FALSE + federation.privacy.delta)
         charts["Members told, at 0.1% false alarms"]["allowed"] = allowed
-    for name, value in score(run.model, held_out).items():
-        without = score(exact.model, held_out)[name]
+    for name, value in run.model.score(*held_out).items():
+        without = exact.model.score(*held_out)[name]
         charts[f"Cost of noise: {name}"] = {"with noise": value, "without": without}
     charts["Cost of noise: the first update"] = {"cosine to the one without": cosine}
     for title, values in charts.items():
