@@ -119,7 +119,7 @@ def test_the_spread_over_the_parties_is_a_table_of_its_own_at_the_end(timed):
 
 def test_many_parties_are_not_all_named(shown):
     setup = {"numbers": ["x"], "categories": {}, "seed": 0}
-    for parties in ([f"p{i}" for i in range(12)], {"count": 12, "prefix": "p"}):
+    for parties in ([f"p{i}" for i in range(12)], {"size": 12}):
         (line,) = shown(("resolved", {"setup": {**setup, "parties": parties}}))
         assert line.startswith("12 parties (p")
         assert line.endswith(" and 2 more), 1 feature columns")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,6 @@ WORTH_SAYING = 10.0
 """Seconds that a run must still take for a line to say so."""
 SPREAD = frozenset({"p10", "p50", "p90", "worst_decile"})
 """How a metric's name ends that says how another one is spread over the parties."""
-REDRAWN = 0.1
-"""Seconds between two pictures of the live table, at least."""
 
 
 class RoundsView:
@@ -41,9 +38,9 @@ class RoundsView:
         self._rows: list[tuple[str, ...]] = []
         self._names: tuple[str, ...] = ()
         self._latest: dict[str, float] = {}
-        self._counted, self._prepared, self._drawn = 0, False, 0.0
+        self._counted, self._prepared = 0, False
         self._pace = Pace(rounds)
-        self._live = Live(console=out.console, auto_refresh=False) if out.live else None
+        self._live = Live(get_renderable=self._picture, console=out.console) if out.live else None
 
     def __enter__(self) -> RoundsView:
         """Begin to draw."""
@@ -54,7 +51,6 @@ class RoundsView:
     def __exit__(self, *_: object) -> None:
         """Leave the last picture standing."""
         if self._live is not None:
-            self._draw(last=True)
             self._live.stop()
 
     def __call__(self, event: Event) -> None:
@@ -110,7 +106,6 @@ class RoundsView:
                 f"The first round took {in_time(self._pace.each)}:"
                 f" about {in_time(self._pace.left)} for the other {self._rounds - self._pace.at}"
             )
-        self._draw()
 
     def _metrics(self, metrics: dict[str, float], number: int) -> None:
         self._latest = metrics
@@ -122,18 +117,19 @@ class RoundsView:
             left = self._pace.left
             ahead = f"; {in_time(left)} left" if left >= WORTH_SAYING else ""
             self._say(f"round {number}/{self._rounds}: {shown} ({self._counted} parties{ahead})")
-        self._draw()
 
-    def _draw(self, last: bool = False) -> None:
-        """Redraw the live table; not more often than anybody could see, unless it is the last time."""
-        begun = self._rows or self._pace.done
-        if not self._live or not begun or time.monotonic() - self._drawn < REDRAWN * (not last):
-            return
-        self._drawn = time.monotonic()
+    def _picture(self) -> Group:
+        """What the live table shows, several times a second."""
+        if not self._rows and not self._pace.done:
+            return Group()
         each, left = in_time(self._pace.each), in_time(self._pace.left)
         each = f", {each} a round, {left} left" if self._pace.each else ""
-        line = Text(f"round {self._pace.at}/{self._rounds}{each}", style="dim")
-        self._live.update(Group(self._table(), line), refresh=True)
+        drawn = Table(box=None, padding=(0, 2, 0, 0))
+        for name in ("round", "parties", *self._names):
+            drawn.add_column(name, justify="right", style="cyan" if name == "round" else "")
+        for row in self._rows[-SHOWN:]:
+            drawn.add_row(*(Text(cell) for cell in row))
+        return Group(drawn, Text(f"round {self._pace.at}/{self._rounds}{each}", style="dim"))
 
     def _spread(self) -> None:
         """How the last metrics are spread over the parties, if they say it."""
@@ -147,14 +143,6 @@ class RoundsView:
             rows = [(name, *map(row.get, measures)) for name, row in spread.items()]
             columns = ("metric", *(name.replace("_", " ") for name in measures))
             self._out.table(columns, rows, title="Spread over the parties, after the last round")
-
-    def _table(self) -> Table:
-        drawn = Table(box=None, padding=(0, 2, 0, 0))
-        for name in ("round", "parties", *self._names):
-            drawn.add_column(name, justify="right", style="cyan" if name == "round" else "")
-        for row in self._rows[-SHOWN:]:
-            drawn.add_row(*(Text(cell) for cell in row))
-        return drawn
 
 
 def _where(body: Mapping[str, Any]) -> str:
