@@ -212,7 +212,9 @@ def _table(out: Output, federation: Federation, hospitals: Mapping[str, Table], 
         rows.append((what, s.rows, *shown))
     out.say("")
     columns = ("model", "rows it learnt from", "accuracy", "AUC", "log loss")
-    out.table(columns, rows, title="What it was worth, on the held-out rows of all hospitals")
+    out.table(
+        columns, rows, title="What it was worth, on the held-out rows of all hospitals, counted without noise"
+    )
     return [{"model": s.name, "rows": s.rows, "rate": s.rate, **s.metrics} for s in scored]
 
 
