@@ -71,7 +71,7 @@ def test_a_wrong_encoding_names_the_file_the_byte_and_the_way_out(csv_file):
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
 def test_the_byte_of_a_wrong_encoding_is_exact_far_into_the_file(csv_file, encoding, monkeypatch):
     monkeypatch.setattr(delimited, "_CHUNK", 7)
-    start = "城市\n上海\n北京\n".encode(encoding) * 5
+    start = "城市\n上海\n北京\n".encode(encoding) * 5000
     path = csv_file(start + b"a\xff\xffb\n")
     with pytest.raises(DataError, match=rf"at byte {len(start) + 1}\)"):
         read(Source(path=str(path), encoding=encoding))

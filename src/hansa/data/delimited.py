@@ -7,6 +7,7 @@ import csv
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -89,44 +90,28 @@ def write_csv(path: str | Path, table: Table) -> None:
 
 def _as_utf8(path: Path, encoding: str, folder: Path) -> Path:
     """The file itself if it is UTF-8, else a copy of it in UTF-8; every byte is checked."""
+    copy = folder / "table.csv"
     try:
-        "".encode(encoding)
-        codec = codecs.lookup(encoding)
+        source = path.open(encoding=encoding, newline="")
     except LookupError as error:
         raise DataError(
             f"there is no encoding {encoding!r}",
             remedy="Use one that Python knows: 'utf-8', 'utf-16', 'gb18030', 'latin-1' ...",
         ) from error
-    texts = _decoded(path, encoding, codec.incrementaldecoder())
-    if codec.name in ("utf-8", "utf-8-sig", "ascii"):
-        for _ in texts:
-            pass
-        return path
-    copy = folder / "table.csv"
-    with copy.open("w", encoding="utf-8", newline="") as target:
-        target.writelines(texts)
-    return copy
-
-
-def _decoded(path: Path, encoding: str, decoder: codecs.IncrementalDecoder) -> Iterator[str]:
-    before = 0
-    with path.open("rb") as source:
-        while True:
-            chunk = source.read(_CHUNK)
-            try:
-                text = decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                # The decoder's own object starts with what it kept of the chunk before.
-                at = before + len(chunk) - len(error.object) + error.start
-                raise _undecodable(path, encoding, at) from error
-            except UnicodeError as error:  # UTF-16 without a byte order mark
-                raise _undecodable(path, encoding, 0) from error
-            if "\0" in text:
-                raise _undecodable(path, encoding, before + max(chunk.find(b"\0"), 0))
-            yield text
-            if not chunk:
-                return
-            before += len(chunk)
+    same = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
+    with source, copy.open("w", encoding="utf-8", newline="") as target:
+        try:
+            for text in iter(partial(source.read, _CHUNK), ""):
+                if "\0" in text:
+                    raise _undecodable(path, encoding, path.read_bytes().find(b"\0"))
+                target.write("" if same else text)
+        except UnicodeDecodeError as error:
+            # The decoder's own object starts with what it kept of the bytes before.
+            at = source.buffer.tell() - len(error.object) + error.start  # type: ignore[attr-defined]
+            raise _undecodable(path, encoding, at) from error
+        except UnicodeError as error:  # UTF-16 without a byte order mark
+            raise _undecodable(path, encoding, 0) from error
+    return path if same else copy
 
 
 def _undecodable(path: Path, encoding: str, at: int) -> DataError:
