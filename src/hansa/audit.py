@@ -31,9 +31,10 @@ from hansa.federation import Federation
 from hansa.learners.base import Layout, Learner
 from hansa.learners.glm import Glm, Linear, Poisson
 from hansa.learners.optimizer import SGD, Private
-from hansa.methods.base import UpdateMethod, no_row
+from hansa.methods.base import UpdateMethod
 from hansa.methods.evaluate import Evaluate
 from hansa.methods.moments import Moments
+from hansa.methods.work import no_row
 from hansa.party import Party
 from hansa.privacy.claim import Adversary
 from hansa.privacy.guarantee import Guarantee

@@ -16,8 +16,9 @@ from hansa.data.preprocessing import Encoding
 from hansa.data.table import Table
 from hansa.errors import HansaError
 from hansa.learners.base import Learner, Shared, sizes
-from hansa.methods.base import Answer, At, GradientMethod, Stack, no_row
+from hansa.methods.base import Answer, GradientMethod
 from hansa.methods.course import Course
+from hansa.methods.work import At, Stack, no_row
 from hansa.privacy.noise import Stream, derived, uniform
 
 _NOTHING = Values()

@@ -1,6 +1,6 @@
 """Methods: one paper, one file."""
 
-from hansa.methods.base import METHODS, Answer, At, GradientMethod, Method, Setup, State, UpdateMethod
+from hansa.methods.base import METHODS, Answer, GradientMethod, Method, Setup, State, UpdateMethod
 from hansa.methods.cox import Cox
 from hansa.methods.ditto import Ditto
 from hansa.methods.evaluate import Evaluate
@@ -16,6 +16,7 @@ from hansa.methods.ifca import IFCA
 from hansa.methods.irls import IRLS
 from hansa.methods.moments import Moments
 from hansa.methods.scaffold import Scaffold
+from hansa.methods.work import At
 
 __all__ = [
     "IFCA", "IRLS", "Answer", "At", "Cox", "Ditto", "Evaluate", "FedAvg", "FedBuff", "FedNova", "FedPer",

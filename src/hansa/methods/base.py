@@ -12,21 +12,19 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
-from blake3 import blake3
 
 from hansa import keyed
 from hansa.aggregation.signal import Noised
 from hansa.contribution import Array, Ask, Contribution, Field, Json, Total, Values
 from hansa.data.population import listed, unlisted
 from hansa.data.preprocessing import Encoding
-from hansa.data.table import Table
-from hansa.errors import ContributionError, HansaError, StudyError
-from hansa.learners.base import Affine, Correction, Feed, Learner, sizes
-from hansa.learners.optimizer import BATCH_SIZE, SGD, FirstOrder, Optimizer, Private
-from hansa.learners.private import by_example, train_privately
+from hansa.errors import StudyError
+from hansa.learners.base import Affine, Learner
+from hansa.learners.optimizer import SGD, FirstOrder, Optimizer
+from hansa.learners.private import by_example
+from hansa.methods.work import At, Named, Stack
 from hansa.part import Catalogue, Part
 from hansa.privacy.claim import Privacy
-from hansa.privacy.noise import Chance, Stream, derived
 from hansa.task import Task
 
 
@@ -105,21 +103,6 @@ class State:
         return replace(self, round=self.round + 1, values=Values(kept))
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What local training ended with.
-
-    Args:
-        parameters: ``[d]``, or ``[k, d]`` of a stack.
-        steps: how many optimiser steps were taken: an int, or ``[k, 1]``, so that it divides parameters.
-        slots: state of the optimiser.
-    """
-
-    parameters: Array
-    steps: Any
-    slots: Mapping[str, Array] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, eq=False)
 class Answer:
     """What a party's work proposes: a contribution, and what it wants to remember if that is counted.
@@ -129,228 +112,6 @@ class Answer:
 
     contribution: Contribution
     memory: Values = field(default_factory=Values)
-
-
-class Named(dict[str, Any]):
-    """Arrays by name, or by attribute; the learner's own arrays, where `Values` are NumPy's."""
-
-    __getattr__ = dict.__getitem__
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Work:
-    """Parties at work: what they received, what they remember, and the verbs of a method.
-
-    Args:
-        round: number of the training round, from 1.
-        task: what is learnt.
-        setup: among whom, on which columns.
-        learner: the model's mathematics.
-        received: what the ask brought; the same for all.
-        memory: what this method remembers at the parties.
-        parties: their names.
-        secret: a party's key for noise; empty in simulation, where it comes from the seed of the setup.
-        failed: what went wrong, by position; filled by the verbs.
-    """
-
-    round: int
-    task: Task
-    setup: Setup
-    learner: Learner
-    received: Values
-    memory: Values
-    parties: tuple[str, ...]
-    secret: bytes = b""
-    failed: dict[int, HansaError] = field(default_factory=dict)
-
-    alone: ClassVar[bool] = False
-    """Whether it is one party by itself, whose arrays have no leading axis."""
-
-    @property
-    @abstractmethod
-    def all_rows(self) -> Sequence[tuple[Array, Array]]:
-        """Each party's training rows: features ``[n, ...]`` and labels ``[n]``."""
-
-    @property
-    def examples(self) -> Any:
-        """How many rows a party learns from; of a stack, float64 ``[k]``."""
-        return sizes(self.all_rows).astype(np.float64)
-
-    def fail(self, position: int, error: HansaError) -> None:
-        """The work of the party at this position cannot be done: raise it, or note it for the others' sake."""
-        if self.alone:
-            raise error
-        self.failed.setdefault(position, error)
-
-    def gradient(self, parameters: Array) -> Array:
-        """The gradient over all training rows, ``[d]`` or ``[k, d]``."""
-        return self._over_all(self.learner.gradient, parameters)
-
-    def clipped(self, parameters: Array, norm: float) -> Array:
-        """The sum of the gradients of all training rows, each scaled down to a norm, ``[d]`` or ``[k, d]``."""
-        sums = [self.learner.clipped(parameters, x, y, norm) for x, y in self.all_rows]
-        return sums[0] if self.alone else np.stack(sums)
-
-    def loss(self, parameters: Array) -> Any:
-        """The mean loss over all training rows; of a stack, ``[k]``."""
-        return self._over_all(self.learner.loss, parameters)
-
-    def feed(self, local: FirstOrder) -> Feed:
-        """The rows in the order of local training, shuffled by (seed, round, party)."""
-        size = BATCH_SIZE if local.batch_size is None else local.batch_size
-        shuffle = local.shuffle is not False and size != "all"
-        keys = np.zeros(len(self.parties), np.uint64)
-        if shuffle:
-            keys = keyed.keys(self.setup.seed, "batches", self.round, parties=self.parties)
-        whole = 0 if size == "all" else size
-        return Feed(self.all_rows, keys, local.epochs or 1, batch_size=whole, shuffle=shuffle)
-
-    def train(
-        self,
-        parameters: Array,
-        local: FirstOrder,
-        correct: Callable[..., Any] | Affine | None = None,
-        beside: Mapping[str, Array] | None = None,
-        slots: Mapping[str, Array] | None = None,
-    ) -> Trained:
-        """Local training: one optimiser step per batch. A party fails whose parameters do not stay finite.
-
-        Args:
-            parameters: where it starts, ``[d]``; of a stack ``[k, d]`` or, the same for all, ``[d]``.
-            local: the optimiser.
-            correct: maps (gradient, parameters), and what is ``beside`` if that is given, to the gradient
-                that is used; an `Affine` costs less.
-            beside: arrays of each party that the correction needs, ``[d]`` or ``[k, d]``.
-            slots: state of the optimiser to start from; fresh if not given.
-        """
-        lead: Any = None if self.alone else ...  # of what is one party's, or a stack's already
-        own = np.asarray if isinstance(local, Private) else self.learner.native
-        native = {name: own(v[lead]) for name, v in (beside or {}).items()}
-
-        def corrected(gradient: Any, theta: Any, parties: slice) -> Any:
-            assert correct is not None
-            assert not isinstance(correct, Affine)
-            if beside is None:
-                return correct(gradient, theta)
-            return correct(gradient, theta, Named({n: v[parties] for n, v in native.items()}))
-
-        hook: Correction | None = corrected if correct is not None else None
-        if isinstance(correct, Affine):
-            hook = replace(correct, shift=own(correct.shift))
-        start = np.asarray(parameters, self.learner.dtype)
-        begin = {name: value[lead] for name, value in (slots or {}).items()}
-        if isinstance(local, Private):
-            steps = np.full(len(self.parties), local.steps)
-            rows, whence = self.all_rows, self._chance
-            trained, kept = train_privately(self.learner, start, rows, local, hook, begin, whence)
-        else:
-            feed = self.feed(local)
-            steps = feed.steps
-            trained, kept = self.learner.train(start, feed, local, hook, begin, not self.alone)
-        with np.errstate(over="ignore", invalid="ignore"):
-            fine = np.isfinite(np.vecdot(trained, trained))
-        for i in np.flatnonzero(~fine).tolist():
-            if not np.isfinite(trained[i]).all():
-                self.fail(i, diverged(self.parties[i], self.round))
-        if self.alone:
-            return Trained(trained[0], int(steps[0]), {n: v[0] for n, v in kept.items()})
-        return Trained(trained, steps[:, None], kept)
-
-    def _chance(self, position: int) -> Chance:
-        """Where the sample and the noise of a party's training come from."""
-        party = self.parties[position]
-        if not self.secret:
-            return keyed.generator(self.setup.seed, "private", self.round, party)
-        known = blake3()  # all that the answer depends on: asked otherwise, on other rows, it draws other noise
-        x, y = self.all_rows[position]
-        for named in (self.received, self.memory, {"x": x, "y": y}):
-            for name in sorted(named):
-                known.update(name.encode() + b"\0" + np.ascontiguousarray(named[name]).tobytes())
-        return Stream(derived(self.secret, "private", self.round, party, known.hexdigest()))
-
-    def _over_all(self, of: Callable[..., Array], parameters: Array) -> Array:
-        """A function of parameters and rows over all training rows, ``[k, ...]``."""
-        feed = Feed(self.all_rows, np.zeros(len(self.parties), np.uint64))
-        parameters = np.asarray(parameters, self.learner.dtype)
-        parts = []
-        for parties, x, y, weights in feed.stacked(self.learner.takes):
-            theta = parameters[parties] if parameters.ndim == 2 else parameters
-            parts.append(of(np.broadcast_to(theta, (len(x), theta.shape[-1])), x, y, weights))
-        whole: Array = np.concatenate(parts)
-        return whole[0] if self.alone else whole
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class At(Work):
-    """A party at work.
-
-    Args:
-        train_rows: the rows to learn from.
-        test_rows: those held out.
-        encode: from one of the two to features ``[n, p]`` and labels ``[n]``.
-    """
-
-    alone: ClassVar[bool] = True
-
-    train_rows: Table
-    test_rows: Table
-    encode: Callable[[Table], tuple[Array, Array]]
-
-    @property
-    def party(self) -> str:
-        """Its name."""
-        return self.parties[0]
-
-    @property
-    def examples(self) -> int:
-        """How many rows the party learns from."""
-        return self.train_rows.rows
-
-    @property
-    def all_rows(self) -> Sequence[tuple[Array, Array]]:
-        """The party's own."""
-        return (self.rows(),)
-
-    def rows(self) -> tuple[Array, Array]:
-        """Features ``[n, p]`` and labels ``[n]`` of the training rows; a ContributionError if there are none."""
-        if not self.train_rows.rows:
-            raise no_row(self.party)
-        return self.encode(self.train_rows)
-
-    def held_out(self) -> tuple[Array, Array]:
-        """Features and labels of the rows held out; there may be none."""
-        return self.encode(self.test_rows)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Stack(Work):
-    """Several parties at work at once; those with more rows come first, and none has no row.
-
-    Args:
-        data: each one's features and labels.
-    """
-
-    data: Sequence[tuple[Array, Array]]
-
-    @property
-    def all_rows(self) -> Sequence[tuple[Array, Array]]:
-        """Theirs."""
-        return self.data
-
-
-def no_row(party: str) -> ContributionError:
-    """The error of a party that has nothing to learn from."""
-    return ContributionError("the party has no row to learn from", party=party)
-
-
-def diverged(party: str, round: int) -> ContributionError:
-    """The error of a party whose local training left the numbers."""
-    return ContributionError(
-        "training diverged: the parameters are no longer finite",
-        party=party,
-        round=round,
-        remedy="Lower the local learning rate",
-    )
 
 
 Finished: TypeAlias = tuple[dict[str, Array], dict[str, Array]]

@@ -22,9 +22,10 @@ from hansa.contribution import Array, Ask, Contributions, Total, Values, canonic
 from hansa.data.preprocessing import Encoding
 from hansa.errors import RunError, StudyError, did_you_mean
 from hansa.learners.base import Learner
-from hansa.methods.base import Answer, At, Method, Setup, Stack, State
+from hansa.methods.base import Answer, Method, Setup, State
 from hansa.methods.evaluate import Evaluate
 from hansa.methods.moments import Moments
+from hansa.methods.work import At, Stack
 from hansa.part import Written
 from hansa.privacy.claim import PARTY, Privacy
 from hansa.task import Task

@@ -8,8 +8,9 @@ from pydantic import Field as Limits
 from hansa.contribution import Algebra, Array, Ask, Contribution, Field, Json, Total, Values
 from hansa.data.preprocessing import Encoding
 from hansa.errors import ContributionError, RunError, StudyError
-from hansa.methods.base import Answer, At, State
+from hansa.methods.base import Answer, State
 from hansa.methods.newton import FARTHEST, Curve, Newton, complete, summed, unpenalised
+from hansa.methods.work import At
 from hansa.task import CoxRegression, Task
 
 

@@ -8,7 +8,8 @@ from pydantic import Field as Limits
 
 from hansa.contribution import Array, Values
 from hansa.learners.base import Affine
-from hansa.methods.base import Answer, At, GradientMethod, Stack
+from hansa.methods.base import Answer, GradientMethod
+from hansa.methods.work import At, Stack
 
 
 class Ditto(GradientMethod):

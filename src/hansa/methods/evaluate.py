@@ -11,7 +11,8 @@ from pydantic import Field as Limits
 from hansa.contribution import Algebra, Array, Ask, Contribution, Field, Total, Values, check
 from hansa.errors import ContributionError, StudyError, did_you_mean
 from hansa.learners.base import Learner
-from hansa.methods.base import Answer, At, Method, Setup, State
+from hansa.methods.base import Answer, Method, Setup, State
+from hansa.methods.work import At
 from hansa.task import Task
 
 

@@ -12,7 +12,8 @@ from pydantic import Field as Limits
 from hansa.contribution import Array, Ask, Contribution, Total, Values
 from hansa.errors import StudyError, did_you_mean
 from hansa.learners.base import Layout, Learner
-from hansa.methods.base import Answer, At, Finished, GradientMethod, Setup, Stack, State
+from hansa.methods.base import Answer, Finished, GradientMethod, Setup, State
+from hansa.methods.work import At, Stack
 
 
 class FedPer(GradientMethod):

@@ -10,8 +10,9 @@ from hansa.aggregation.signal import Noised
 from hansa.contribution import Contribution, Values
 from hansa.errors import StudyError
 from hansa.learners.optimizer import AdamW, FirstOrder
-from hansa.methods.base import Answer, At, Stack
+from hansa.methods.base import Answer
 from hansa.methods.fedper import FedPer, in_head
+from hansa.methods.work import At, Stack
 from hansa.privacy.claim import Privacy
 
 

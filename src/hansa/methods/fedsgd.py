@@ -9,7 +9,8 @@ from pydantic import Field as Limits
 from hansa.contribution import Contribution, Field, Values
 from hansa.errors import StudyError
 from hansa.learners.optimizer import SGD, Optimizer, Positive
-from hansa.methods.base import Answer, At, UpdateMethod
+from hansa.methods.base import Answer, UpdateMethod
+from hansa.methods.work import At
 
 
 class FedSGD(UpdateMethod):
@@ -38,10 +39,7 @@ class FedSGD(UpdateMethod):
         """Refuse one of the two without the other."""
         super().model_post_init(context)
         if (self.clip is None) != (self.batch_size is None):
-            raise StudyError(
-                "method.clip and method.batch_size belong together",
-                remedy="Say both, for sums of clipped gradients over a public number, or neither",
-            )
+            raise StudyError("method.clip and method.batch_size belong together", remedy="Say both, or neither")
 
     def declared(self, size: int) -> tuple[Field, ...]:
         """One update, to which one row adds the clip at most."""

@@ -11,7 +11,8 @@ from hansa.data.contract import OTHER, count_categories, texts
 from hansa.data.preprocessing import Encoding
 from hansa.errors import StudyError
 from hansa.learners.base import Learner
-from hansa.methods.base import Answer, At, Method, Setup, State
+from hansa.methods.base import Answer, Method, Setup, State
+from hansa.methods.work import At
 from hansa.task import counted
 
 Share = Annotated[float, Limits(ge=0, le=1)]

@@ -11,7 +11,8 @@ from hansa.aggregation.signal import Noised
 from hansa.contribution import Array, Ask, Contribution, Field, Total, Values
 from hansa.learners.base import Learner
 from hansa.learners.optimizer import Positive
-from hansa.methods.base import Answer, At, GradientMethod, Setup, Stack, State
+from hansa.methods.base import Answer, GradientMethod, Setup, State
+from hansa.methods.work import At, Stack
 from hansa.privacy.claim import Privacy
 
 

@@ -10,8 +10,9 @@ from hansa.contribution import Array, Ask, Contribution, Total, Values
 from hansa.errors import RunError, StudyError
 from hansa.learners.base import Learner
 from hansa.learners.glm import Linear, Logistic, Poisson
-from hansa.methods.base import Answer, At, Setup, State
+from hansa.methods.base import Answer, Setup, State
 from hansa.methods.newton import FARTHEST, Curve, Newton, complete, summed, unpenalised
+from hansa.methods.work import At
 from hansa.task import CodeTask, Task
 
 

@@ -9,7 +9,8 @@ from hansa.contribution import Algebra, Ask, Contribution, Field, Total, Values
 from hansa.data.contract import count_categories, texts
 from hansa.data.preprocessing import Encoding
 from hansa.learners.base import Learner
-from hansa.methods.base import Answer, At, Method, Setup, State
+from hansa.methods.base import Answer, Method, Setup, State
+from hansa.methods.work import At
 
 WIDE = float(2**400)
 """No sum of a column, nor of its squares, is larger; an overflow to infinity is refused anyway."""

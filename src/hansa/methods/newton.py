@@ -12,7 +12,8 @@ from hansa.data.contract import numbers, texts
 from hansa.data.preprocessing import Encoding
 from hansa.errors import ContributionError, RunError, StudyError
 from hansa.learners.base import Learner
-from hansa.methods.base import At, Method, Setup, State
+from hansa.methods.base import Method, Setup, State
+from hansa.methods.work import At
 
 FARTHEST = 500.0
 """A linear predictor is held within this of 0, so that a step too far is seen in the deviance and undone."""
