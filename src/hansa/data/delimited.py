@@ -6,8 +6,9 @@ import codecs
 import csv
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -153,26 +154,21 @@ def _layout(file: Path, name: str) -> _Layout:
 def _sample(file: Path, delimiter: str) -> tuple[list[list[str]], CSVLineTerminator | None]:
     """The first records, and how the header's line ends (None: a lone carriage return)."""
     rows: list[list[str]] = []
-    taken: list[str] = []
-    ending: CSVLineTerminator | None = None
+    header = 0
     with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
         try:
-            for row in csv.reader(_kept(lines, taken), delimiter=delimiter, strict=True):
-                if not rows:
-                    ending = _line_end(taken[-1])
+            for row in reader:
+                header = header or reader.line_num
                 rows += [row] if row else []
                 if len(rows) == _SAMPLE:
                     break
         except csv.Error:
             # Not even, then; the header may still be told by this delimiter.
             rows = [*(rows or [[""]]), []]
-    return rows, ending
-
-
-def _kept(lines: Iterable[str], taken: list[str]) -> Iterator[str]:
-    for line in lines:
-        taken.append(line)
-        yield line
+        lines.seek(0)
+        *_, last = islice(lines, header or 1)
+    return rows, _line_end(last)
 
 
 def _line_end(line: str) -> CSVLineTerminator | None:
