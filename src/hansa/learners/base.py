@@ -324,15 +324,12 @@ class Learner(ABC):
             norm: the bound, positive.
         """
         total = np.zeros(parameters.size)
-        many = max(1, (1 << 22) // parameters.size)
-        for at in range(0, len(y), many):  # each row as a party of its own
-            few = slice(at, at + many)
-            thetas = np.broadcast_to(parameters, (len(y[few]), parameters.size))
+        for i in range(len(y)):
             with np.errstate(over="ignore", invalid="ignore"):
-                gradients = self.gradient(thetas, x[few, None], y[few, None]).astype(np.float64)
-                norms = np.linalg.norm(gradients, axis=1)
-            fine = np.isfinite(norms)  # a row that has no gradient adds nothing
-            total += factors(norms[fine], norm) @ gradients[fine]
+                gradient = self.gradient(parameters, x[i : i + 1], y[i : i + 1]).astype(np.float64)
+                length = np.linalg.norm(gradient)
+            if np.isfinite(length):  # a row that has no gradient adds nothing
+                total += factors(np.asarray(length), norm) * gradient
         return total
 
     def penalty(self, parameters: Array) -> Array | float:
