@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hansa.agent.machine import Asked, Effects, Heard, Machine, Seated, Settled, Worked
+from hansa.agent.machine import Asked, Effects, Heard, Machine, Settled, Sitting, Worked
 from hansa.agent.seats import Seats
 from hansa.contribution import Ask, Values
 from hansa.crypto.agreement import Identity
@@ -25,25 +25,35 @@ PINS = {name: key.public for name, key in KEYS.items()}
 WORK = Work(1, b"m" * 32, 5)
 
 
-def asked(attempt: int = 1, version: int = 0) -> Asked:
-    return Asked("run", Ask("train", version, 1, Values(), ()), attempt, "federation")
+VECTOR = np.arange(5, dtype=np.uint32)
+
+
+def asked(attempt: int = 1, name: str = "a") -> Asked:
+    ask = Ask("train", 0, 1, Values(), ())
+    return Asked("run", ask, attempt, "federation", bytes([attempt]) * 31 + name.encode())
+
+
+def worked(attempt: int, name: str = "a", fresh: bool = False, work: Work = WORK) -> Worked:
+    sitting = Sitting(work, RULES, fresh, VECTOR)
+    return Worked(asked(attempt, name), 1.0, b"", b"", {"number": attempt}, sitting)
 
 
 class Four:
     """Four agents' machines, each with what is durable of it, and a coordinator's desk."""
 
-    def __init__(self, attempt: int = 1, fresh: bool = False, work: dict[str, Work] | None = None) -> None:
+    def __init__(self, fresh: bool = False) -> None:
         self.rows: dict[str, dict[tuple[str, int], Any]] = {name: {} for name in NAMES}
         self.machines = {n: Machine(seats=Seats(n, KEYS[n])) for n in NAMES}
         self.fresh, self.sent = fresh, dict[str, Any]()
-        self.begin(attempt, work or {})
+        self.begin(1)
 
-    def begin(self, attempt: int, work: dict[str, Work] | None = None) -> None:
+    def begin(self, attempt: int) -> None:
+        """Everybody is asked, works where that is called for, and advertises."""
         self.attempt, members = attempt, []
         for name in NAMES:
-            own = (work or {}).get(name, WORK)
-            seated = Seated(asked(attempt), own, RULES, self.fresh, bytes([attempt]) * 31 + name.encode())
-            effects = self.feed(name, asked(attempt), seated)
+            effects = self.feed(name, asked(attempt, name))
+            if effects.work:
+                effects = self.feed(name, worked(attempt, name, self.fresh))
             if effects.say:
                 members.append(Member(name, PINS[name], effects.say[0].payload))
         self.members = tuple(members)
@@ -68,16 +78,13 @@ class Four:
     def restart(self, name: str) -> None:
         self.machines[name] = Machine(seats=Seats(name, KEYS[name], self.rows[name].values()))
 
-    def worked(self, *names: str) -> None:
-        for name in names or NAMES:
-            vector = np.arange(5, dtype=np.uint32)
-            event = Worked(asked(self.attempt), 1.0, b"", b"", {"number": self.attempt}, vector)
-            self.note(name, self.feed(name, event))
-
     def note(self, name: str, effects: Effects) -> None:
         for held in effects.send:
             self.sent[name] = held
             self.desk = self.desk.holding([name])
+
+    def request(self, name: str) -> Envelope:
+        return next(envelope for envelope in self.out if envelope.receiver == name)
 
     def ask(self, envelope: Envelope) -> Effects:
         step = Step("run", 0, self.attempt, envelope.phase, envelope.payload)
@@ -119,7 +126,6 @@ def reason(effects: Effects) -> str:
 
 
 def test_an_attempt_goes_through_and_leaves_no_secret(four: Four) -> None:
-    four.worked()
     four.until(Phase.CLOSE)
     assert four.desk.ended == "summed"
     for name in NAMES:
@@ -131,15 +137,20 @@ def test_an_attempt_goes_through_and_leaves_no_secret(four: Four) -> None:
 
 def test_the_charge_the_seat_and_the_masked_bytes_are_one_transaction(four: Four) -> None:
     four.until(Phase.MASK)
-    for envelope in four.out:
-        assert not four.ask(envelope).send
-    vector = np.arange(5, dtype=np.uint32)
-    effects = four.feed("a", Worked(asked(), 1.0, b"", b"", {"number": 1}, vector))
+    effects = four.ask(four.request("a"))
     assert {change.table for change in effects.changes} == {"seat", "answer", "charge", "latest"}
     [held] = effects.send
     assert four.feed("a", asked()).send == [held]
     four.restart("a")
-    assert not four.feed("a", Worked(asked(), 1.0, b"", b"", {"number": 2}, vector + 1)).send
+    assert not four.feed("a", worked(1)).send
+
+
+def test_what_is_worked_out_again_after_a_restart_goes_into_the_attempt_that_waits_for_it(four: Four) -> None:
+    four.until(Phase.MASK)
+    four.restart("a")
+    assert not four.ask(four.request("a")).send
+    assert four.feed("a", asked()).work
+    assert four.feed("a", worked(1)).send
 
 
 def attacks() -> Iterator[tuple[str, Any]]:
@@ -159,13 +170,11 @@ def attacks() -> Iterator[tuple[str, Any]]:
         return four.ask(four.out[0])
 
     def second_set(four: Four) -> Effects:
-        four.worked()
         four.until(Phase.SURVIVORS)
         four.ask(four.out[0])
         return four.ask(replace(four.out[0], payload=four.terms.marks(NAMES[:3])))
 
     def unmask_after_another(four: Four) -> Effects:
-        four.worked()
         four.until(Phase.UNMASK)
         four.ask(four.out[0])
         said = decode(four.out[0].payload, coordinator.Certificate)
@@ -180,7 +189,7 @@ def attacks() -> Iterator[tuple[str, Any]]:
     def used_number(four: Four) -> Effects:
         four.begin(2)
         four.restart("a")
-        return four.feed("a", asked(1), Seated(asked(1), WORK, RULES, True, bytes(32)))
+        return four.feed("a", asked(1), worked(1))
 
     def unmask_at_once(four: Four) -> Effects:
         four.until(Phase.SHARE)
@@ -202,36 +211,23 @@ def test_a_coordinator_that_is_not_honest_gets_nothing(says: str, attack: Any, f
 
 
 def test_the_last_answer_is_given_again_byte_for_byte_and_by_a_restarted_agent(four: Four) -> None:
-    four.worked()
     for phase in (Phase.ROSTER, Phase.SHARE, Phase.SURVIVORS, Phase.UNMASK):
         four.until(phase)
         [first] = four.ask(four.out[0]).say
         assert four.ask(four.out[0]).say == [first]
-        if phase > Phase.ROSTER:  # before, it hears of its work again first
-            four.restart("a")
-            assert four.ask(four.out[0]).say == [first]
-
-
-def test_a_roster_waits_until_a_restarted_agent_has_admitted_the_work_again(four: Four) -> None:
-    four.restart("a")
-    effects = four.ask(four.out[0])
-    assert not effects.say
-    assert not effects.excuse
-    again = four.feed("a", asked(), Seated(asked(), WORK, RULES, False, bytes(32)))
-    assert [step.phase for step in again.say] == [Phase.ADVERTISE, Phase.ROSTER]
+        four.restart("a")
+        assert four.ask(four.out[0]).say == [first]
 
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_vector_that_may_be_in_a_sum_goes_into_no_other(fresh: bool) -> None:
     four = Four(fresh=fresh)
     four.open()
-    four.worked()
     four.until(Phase.SURVIVORS)
-    four.feed("a", asked(2))
-    effects = four.feed("a", Seated(asked(2), WORK, RULES, fresh, b"2" * 32))
-    if fresh:  # it is worked out anew, with other noise, and charged anew
+    assert four.feed("a", asked(2)).work  # anew, with other noise if there is any, and charged anew
+    effects = four.feed("a", worked(2, fresh=fresh))
+    if fresh:
         assert [step.phase for step in effects.say] == [Phase.ADVERTISE]
-        assert four.machines["a"].wants(asked(2))
     else:
         assert "may be yet" in reason(effects)
 
@@ -239,7 +235,6 @@ def test_a_vector_that_may_be_in_a_sum_goes_into_no_other(fresh: bool) -> None:
 def test_a_vector_of_an_attempt_that_was_proved_to_have_no_sum_is_given_again_and_not_charged_again() -> None:
     four = Four()
     four.open()
-    four.worked()
     four.until(Phase.MASK)
     four.turn(but=("c", "d"))
     assert four.desk.survivors == ()
@@ -249,10 +244,11 @@ def test_a_vector_of_an_attempt_that_was_proved_to_have_no_sum_is_given_again_an
         four.ask(envelope)
     first = four.sent["a"].body
     four.begin(2)
-    assert not four.machines["a"].wants(asked(2))
+    assert len(four.members) == 4
+    assert not four.machines["a"].handle(asked(2)).work
     four.open()
     four.until(Phase.MASK)
-    effects = four.ask(next(e for e in four.out if e.receiver == "a"))
+    effects = four.ask(four.request("a"))
     assert {change.table for change in effects.changes} == {"seat", "answer", "latest"}
     assert effects.send[0].body != first
 

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hansa.agent.ledger import Ledger
-from hansa.agent.machine import Asked, Worked
+from hansa.agent.machine import Asked, Sitting, Worked
 from hansa.agent.policy import Offer, admit, company
 from hansa.aggregation.ring import joined, sitting
-from hansa.aggregation.signal import Signal
 from hansa.contribution import Json, Values
 from hansa.data.contract import check
 from hansa.data.table import Table
@@ -17,7 +16,6 @@ from hansa.federation import Federation, deployed
 from hansa.methods.base import Setup
 from hansa.party import Party
 from hansa.run import now
-from hansa.secure.terms import Rules, Work
 from hansa.wire import tensors
 
 STUDIES, PARTIES = 256, 8
@@ -52,7 +50,6 @@ class Desk:
         self._ledger = ledger or Ledger()
         self._studies: dict[str, tuple[str, Federation, Setup]] = {}
         self._parties: dict[str, Party] = {}
-        self._admitted: tuple[Asked, Party, Signal] | None = None
 
     def knows(self, run: str) -> bool:
         """Whether the run's study was described."""
@@ -66,31 +63,21 @@ class Desk:
         parsed = Federation.from_json(federation)
         self._studies[run] = (hashed, parsed, Setup.from_json(setup))
 
-    def sitting(self, asked: Asked) -> tuple[Work, Rules, bool] | None:
-        """Ask the gate. What goes into a secure sum, by which rules, and whether each attempt has noise of its
-        own; None if the answer is to be seen.
-
-        Raises:
-            HansaError: if it may not be done.
-        """
-        party, signal = self._admit(asked)
-        if not signal.hidden:
-            return None
-        rules = self._studies[asked.run][1].rules(len(party.course.setup.parties))
-        assert rules is not None
-        company(rules, self._honest)
-        fresh = any(noised.where != "coordinator" for noised in signal.noise)
-        return sitting(asked.ask, signal), rules, fresh
-
     def work(self, asked: Asked, memory: bytes) -> Worked:
         """Ask the gate, then do the work; ``memory`` is what this party remembers of the run, as tensors.
 
         Raises:
             HansaError: if it may not or cannot be done.
         """
-        party, signal = self._admit(asked)
-        federation = self._studies[asked.run][1]
-        if signal.hidden:
+        self._ledger.require_whole()
+        hashed, federation, setup = self._studies[asked.run]
+        if hashed != asked.federation:
+            raise ConsentError("the study described is not the one whose hash the ask names")
+        offer = admit(federation, asked.ask, setup, self._offers, self._name)
+        party = self._party(asked.run, federation, setup, offer)
+        signal, rules = party.course.signals(asked.ask)[-1], federation.rules(len(setup.parties))
+        if signal.hidden and rules:
+            company(rules, self._honest)
             party = party.again(asked.attempt)
         key = {"run": asked.run, "version": asked.ask.version, "attempt": asked.attempt, "at": now()}
         noise = signal.noise
@@ -103,24 +90,13 @@ class Desk:
             answer = party.answer(asked.ask, remembered)
             kept = tensors.write(Values({**remembered, **answer.memory})) if answer.memory else b""
             values = answer.contribution.values
-            vector = joined(values, signal.fields) if signal.hidden else None
-            body = b"" if signal.hidden else tensors.write(values)
+            if not signal.hidden or rules is None:
+                return Worked(asked, answer.contribution.weight, tensors.write(values), kept, charge)
+            fresh = any(noised.where != "coordinator" for noised in signal.noise)
+            vector = Sitting(sitting(asked.ask, signal), rules, fresh, joined(values, signal.fields))
+            return Worked(asked, 1.0, b"", kept, charge, vector)
         except Exception as error:
             raise SpentError(error, charge) from error
-        weight = 1.0 if signal.hidden else answer.contribution.weight
-        return Worked(asked, weight, body, kept, charge, vector)
-
-    def _admit(self, asked: Asked) -> tuple[Party, Signal]:
-        """The party, if it may work on this ask, and what leaves it; the latest is remembered."""
-        self._ledger.require_whole()
-        if self._admitted is None or self._admitted[0] != asked:
-            hashed, federation, setup = self._studies[asked.run]
-            if hashed != asked.federation:
-                raise ConsentError("the study described is not the one whose hash the ask names")
-            offer = admit(federation, asked.ask, setup, self._offers, self._name)
-            party = self._party(asked.run, federation, setup, offer)
-            self._admitted = asked, party, party.course.signals(asked.ask)[-1]
-        return self._admitted[1:]
 
     def _party(self, run: str, federation: Federation, setup: Setup, offer: Offer) -> Party:
         if run not in self._parties:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from hansa.agent.seats import ATTEMPTS, Seats
+from hansa.agent.seats import Seats
 from hansa.contribution import Array, Ask, Values
 from hansa.crypto.agreement import Identity
 from hansa.database import Drop, Put
@@ -30,12 +30,22 @@ class Asked:
     ask: Ask
     attempt: int
     federation: str
+    entropy: bytes = field(default=b"", compare=False)  # 32 bytes of a CSPRNG, for a secure sum
+
+
+class Sitting(NamedTuple):
+    """What is given to a secure sum, and to which: see `Seats.take`."""
+
+    work: Work
+    rules: Rules
+    fresh: bool
+    vector: Array
 
 
 @dataclass(frozen=True)
 class Worked:
     """The work is done: the contribution, and what to remember if it is counted, if anything; both as tensors;
-    and what it costs, for the ledger. In place of the contribution the ``vector`` for a secure sum, ``[d]``.
+    and what it costs, for the ledger. In place of the contribution what goes into a secure sum.
     """
 
     asked: Asked
@@ -43,7 +53,7 @@ class Worked:
     body: bytes
     memory: bytes
     charge: Mapping[str, Any] = field(default_factory=dict)
-    vector: Array | None = None
+    sitting: Sitting | None = None
 
 
 @dataclass(frozen=True)
@@ -65,17 +75,6 @@ class Settled:
 
 
 @dataclass(frozen=True)
-class Seated:
-    """The work is admitted, and its answer is for a secure sum; see `Seats.take`."""
-
-    asked: Asked
-    work: Work
-    rules: Rules
-    fresh: bool
-    entropy: bytes
-
-
-@dataclass(frozen=True)
 class Heard:
     """The coordinator asks for a step of a secure sum; with the identities that the owner confirmed."""
 
@@ -83,7 +82,7 @@ class Heard:
     pins: Mapping[str, bytes] = field(default_factory=dict)
 
 
-AgentEvent = Asked | Worked | CouldNot | Settled | Seated | Heard
+AgentEvent = Asked | Worked | CouldNot | Settled | Heard
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,6 @@ class Machine:
     ) -> None:
         self._seats = seats or Seats("", Identity(bytes(32)))
         self._ready: dict[Key, Worked] = {}  # vectors that an attempt may still take
-        self._early: dict[str, Heard] = {}  # requests that came before the work was admitted
         self.held = {(row["run"], row["version"]): Held(**row) for row in held}
         self.memories: dict[str, bytes] = {row["run"]: row["body"] for row in memories}
         self.latest = {row["run"]: Latest(**row) for row in latest}
@@ -168,8 +166,6 @@ class Machine:
                 effects.excuse.append(event)
             case Settled(run, version, counted):
                 self._settled(effects, (run, version), counted)
-            case Seated():
-                self._seated(effects, event)
             case Heard():
                 self._heard(effects, event)
         return effects
@@ -178,12 +174,9 @@ class Machine:
         """Whether the coordinator said what became of this exchange."""
         return version <= self._over.get(run, -1)
 
-    def wants(self, asked: Asked) -> bool:
-        """Whether work is still to be done for an ask that was admitted."""
-        return _key(asked) in self._working
-
     def _asked(self, effects: Effects, asked: Asked) -> None:
-        held = self.held.get((asked.run, asked.ask.version))
+        held = self.held.get(_key(asked)[:2])
+        ready = self._ready.get(_key(asked)[:2])
         latest = _latest(asked)
         if not latest.follows(self.latest.get(asked.run, latest)):
             reason = "another study or another ask than before comes under the same name and number"
@@ -192,24 +185,23 @@ class Machine:
             effects.send.append(held)
         elif asked.ask.version <= self._counted.get(asked.run, -1):  # to work again would cost again
             effects.excuse.append(CouldNot(asked, "its answer to this exchange was counted already"))
+        elif ready is not None and not self._seats.given(*_key(asked)[:2]):
+            self._sit(effects, replace(ready, asked=asked))
         elif _key(asked) not in self._working:
             if asked.ask.version <= self._over.get(asked.run, -1):  # a run that failed goes on
                 self._over[asked.run] = asked.ask.version - 1
             self._working.add(_key(asked))
             effects.work.append(asked)
-        else:
-            effects.say += self._seats.advert(Step(*_key(asked), 0, b""))
 
     def _worked(self, effects: Effects, event: Worked) -> None:
         asked = event.asked
         self._working.discard(_key(asked))
         if asked.ask.version <= self._over.get(asked.run, -1):
             return  # too late: nobody waits for it any more
-        if event.vector is None:
+        if event.sitting is None:
             self._answered(effects, event)
         else:
-            self._ready[_key(asked)[:2]] = event
-            self._give(effects, asked.run)
+            self._sit(effects, event)
 
     def _answered(self, effects: Effects, event: Worked) -> None:
         asked = event.asked
@@ -228,28 +220,22 @@ class Machine:
 
     # --- secure sums
 
-    def _seated(self, effects: Effects, event: Seated) -> None:
-        asked, key = event.asked, _key(event.asked)
-        place = Step(*key, 0, event.entropy)
+    def _sit(self, effects: Effects, event: Worked) -> None:
+        """Take a seat for a vector in the attempt that asked for it."""
+        asked, sitting = event.asked, event.sitting
+        assert sitting is not None
+        place = Step(*_key(asked), Phase.ADVERTISE, asked.entropy)
         try:
-            effects.changes += self._seats.take(place, asked.federation, event.work, event.rules, event.fresh)
+            effects.changes += self._seats.take(place, asked.federation, *sitting[:3])
         except HansaError as error:
-            self._working.discard(key)
             effects.excuse.append(CouldNot(asked, error.message))
             return
+        self._ready[_key(asked)[:2]] = event
         effects.say += self._seats.advert(place)
-        if self._seats.given(*key[:2]):  # it is worked out again, with other noise
-            self._ready.pop(key[:2], None)
-        if key[:2] in self._ready:
-            self._working.discard(key)
-        if (early := self._early.pop(asked.run, None)) is not None:
-            self._heard(effects, early)
+        self._give(effects, asked.run)
 
     def _heard(self, effects: Effects, event: Heard) -> None:
         step = event.step
-        if not self._seats.ready(step.run):
-            self._early[step.run] = event
-            return
         try:
             changes, answers = self._seats.hear(step, event.pins)
         except HansaError as error:
@@ -266,12 +252,11 @@ class Machine:
         seat = self._seats.latest(run)
         key = run, seat.attempt >> 16 if seat else 0
         ready = self._ready.get(key)
-        if seat is None or seat.sent or seat.phase != Phase.MASK or ready is None or ready.vector is None:
+        if seat is None or seat.sent or seat.phase != Phase.MASK or ready is None or ready.sitting is None:
             return
-        changes, masked = self._seats.commit(seat, ready.vector)
+        changes, masked = self._seats.commit(seat, ready.sitting.vector)
         effects.changes += changes
-        asked = replace(ready.asked, attempt=seat.attempt % ATTEMPTS)
-        self._answered(effects, replace(ready, asked=asked, body=tensors.write({"masked": masked})))
+        self._answered(effects, replace(ready, body=tensors.write({"masked": masked})))
         self._ready[key] = replace(ready, charge={})
 
     def _settled(self, effects: Effects, key: Key, counted: bool) -> None:

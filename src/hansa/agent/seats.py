@@ -11,7 +11,7 @@ from hansa.crypto.agreement import Identity
 from hansa.database import Drop, Put
 from hansa.errors import ConsentError, TrustError
 from hansa.secure.party import Party, Seat
-from hansa.secure.terms import Envelope, Phase, Rules, Step, Terms, Work, decode, encode
+from hansa.secure.terms import Envelope, Out, Phase, Rules, Step, Terms, Work, decode, encode
 
 ATTEMPTS = 1 << 16
 """Attempts at one exchange that can be told apart."""
@@ -28,19 +28,15 @@ class Seats:
     def __init__(self, party: str, identity: Identity, rows: Iterable[Mapping[str, Any]] = ()) -> None:
         self._name, self._identity = party, identity
         self._seats: dict[str, dict[int, Seat]] = {}
+        self._rules: dict[str, Rules] = {}
         for row in rows:
             self._seats.setdefault(row["run"], {})[row["attempt"]] = decode(row["body"], Seat)
-        self._rules: dict[str, Rules] = {}
+            self._rules[row["run"]] = decode(row["rules"], Rules)
 
     def latest(self, run: str) -> Seat | None:
         """The seat in the latest attempt of a run."""
         seats = self._seats.get(run, {})
         return seats[max(seats)] if seats else None
-
-    def ready(self, run: str) -> bool:
-        """Whether it knows what to hold a roster to: after a restart not before the work is admitted."""
-        seat = self.latest(run)
-        return seat is None or seat.phase > Phase.ADVERTISE or run in self._rules
 
     def given(self, run: str, version: int) -> bool:
         """Whether what this party has for an exchange is in a sum, or may be yet."""
@@ -60,9 +56,8 @@ class Seats:
         if last is not None and last.attempt >= place.number:
             if (last.attempt, last.session, last.work) != (place.number, session, work) or last.ended:
                 raise TrustError("the coordinator begins an attempt whose number was used", party=self._name)
-            self._rules[run] = rules
             return []
-        changes, role = self.close(run, place.version), self._role(rules)
+        changes, role = self.close(run, place.version), Party(self._name, self._identity, {}, rules)
         seat, _ = role.advertise(run, session, place.number, place.payload)
         seat = role.expect(seat, work, () if fresh else self._of(run, place.version))
         for old in [a for a in self._seats.get(run, {}) if a >> 16 != place.version]:
@@ -93,14 +88,13 @@ class Seats:
                     remedy="Its owner can compare words by telephone: `hansa agent roster` shows them, and "
                     "`hansa agent confirm NAME WORDS` remembers them",
                 )
-        role = self._role(seat.terms.rules if seat.terms else self._rules.get(step.run), pins)
-        after, said = role.step(seat, [self._envelope(seat, step.phase, step.payload)])
+        after, said = self._step(seat, step.phase, step.payload, pins)
         answers = [replace(step, payload=envelope.payload) for envelope in said]
         return ([] if after == seat else [self._put(after)]), answers
 
     def commit(self, seat: Seat, vector: NDArray[Any]) -> tuple[Changes, NDArray[Any]]:
         """Mask a vector, once; what comes of it is kept elsewhere, in the transaction of the changes."""
-        seat, (said,) = self._role().commit(seat, vector)
+        seat, (said,) = Party(self._name, self._identity, {}, self._rules[seat.run]).commit(seat, vector)
         return [self._put(replace(seat, answer=b""))], np.frombuffer(said.payload, vector.dtype)
 
     def close(self, run: str, version: int) -> Changes:
@@ -108,18 +102,16 @@ class Seats:
         seat = self.latest(run)
         if seat is None or seat.ended or seat.attempt >> 16 > version:
             return []
-        self._rules.pop(run, None)
-        return [self._put(self._role().step(seat, [self._envelope(seat, Phase.CLOSE, b"")])[0])]
+        return [self._put(self._step(seat, Phase.CLOSE, b"", {})[0])]
 
-    def _role(self, rules: Rules | None = None, pins: Mapping[str, bytes] | None = None) -> Party:
-        return Party(self._name, self._identity, pins or {}, rules or Rules())
-
-    def _envelope(self, seat: Seat, phase: int, payload: bytes) -> Envelope:
-        return Envelope(seat.run, seat.session, seat.attempt, phase, "", self._name, payload)
+    def _step(self, seat: Seat, phase: int, payload: bytes, pins: Mapping[str, bytes]) -> tuple[Seat, Out]:
+        asked = Envelope(seat.run, seat.session, seat.attempt, phase, "", self._name, payload)
+        return Party(self._name, self._identity, pins, self._rules[seat.run]).step(seat, [asked])
 
     def _of(self, run: str, version: int) -> list[Seat]:
         return [seat for a, seat in self._seats.get(run, {}).items() if a >> 16 == version]
 
     def _put(self, seat: Seat) -> Put:
         self._seats.setdefault(seat.run, {})[seat.attempt] = seat
-        return Put("seat", {"run": seat.run, "attempt": seat.attempt, "body": encode(seat)})
+        body, rules = encode(seat), encode(self._rules[seat.run])
+        return Put("seat", {"run": seat.run, "attempt": seat.attempt, "body": body, "rules": rules})

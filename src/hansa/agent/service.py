@@ -17,7 +17,7 @@ from hansa import __version__
 from hansa.agent.desk import Desk, SpentError
 from hansa.agent.home import AgentHome
 from hansa.agent.left import Left, about
-from hansa.agent.machine import AgentEvent, Asked, CouldNot, Effects, Heard, Held, Machine, Seated, Settled
+from hansa.agent.machine import AgentEvent, Asked, CouldNot, Effects, Heard, Held, Machine, Settled
 from hansa.agent.policy import Offer
 from hansa.agent.seats import ATTEMPTS, Seats
 from hansa.agent.store import AgentStore
@@ -209,7 +209,7 @@ class Agent:
         ask = Ask.from_header(json.loads(work.ask), Values(tensors.read(body)))
         if (ask.work, ask.version, ask.round) != (work.work, work.version, work.round):
             raise ContributionError("the ask is another one than its notice says")
-        return Asked(work.run, ask, work.attempt, work.federation.hex())
+        return Asked(work.run, ask, work.attempt, work.federation.hex(), secrets.token_bytes(32))
 
     async def _fetch(self, digest: bytes, size: int) -> bytes:
         """A large body, from where an earlier attempt broke off."""
@@ -244,7 +244,7 @@ class Agent:
             self._begin(self._send(held), self._calling)
         for could_not in effects.excuse:
             self._begin(self._excuse(could_not), self._calling)
-            if isinstance(event, Heard | Seated):
+            if isinstance(event, Heard):
                 LOG.warning("secure sum refused", run=could_not.asked.run, reason=could_not.reason)
         for step in effects.say:
             self._begin(self._say_step(step), self._calling)
@@ -252,15 +252,6 @@ class Agent:
     async def _work(self, asked: Asked) -> None:
         memory = self._machine.memories.get(asked.run, b"")
         working = asyncio.get_running_loop().run_in_executor
-        try:
-            seat = await working(self._worker, self._desk.sitting, asked)
-        except Exception as error:
-            await self._handle(self._failed(asked, error, {}))
-            return
-        if seat is not None:
-            await self._handle(Seated(asked, *seat, secrets.token_bytes(32)))
-            if not self._machine.wants(asked):
-                return
         try:
             worked: AgentEvent = await working(self._worker, self._desk.work, asked, memory)
         except SpentError as spent:

@@ -23,7 +23,7 @@ sa.Table("latest", metadata, *columns({"run": str}, federation=str, version=int,
 sa.Table("charge", metadata, *columns({"number": int}, run=str, version=int, attempt=int, at=str, event=dict))
 sa.Table("budget", metadata, *columns({"unit": str}, epsilon=float, delta=float))
 sa.Table("memory", metadata, *columns({"run": str}, body=bytes))
-sa.Table("seat", metadata, *columns({"run": str, "attempt": int}, body=bytes))
+sa.Table("seat", metadata, *columns({"run": str, "attempt": int}, body=bytes, rules=bytes))
 sa.Table("member", metadata, *columns({"name": str}, identity=bytes | None, words=str | None))
 sa.Table("rule", metadata, *columns({"name": str}, value=int))
 

@@ -10,6 +10,6 @@ down_revision = "0002"
 
 def upgrade() -> None:
     """Create the tables of secure sums."""
-    op.create_table("seat", *columns({"run": str, "attempt": int}, body=bytes))
+    op.create_table("seat", *columns({"run": str, "attempt": int}, body=bytes, rules=bytes))
     op.create_table("member", *columns({"name": str}, identity=bytes | None, words=str | None))
     op.create_table("rule", *columns({"name": str}, value=int))
