@@ -14,7 +14,6 @@ from hansa.backends.book import Book
 from hansa.backends.clock import Clock
 from hansa.backends.exchange import LocalExchange
 from hansa.backends.fork import forked
-from hansa.backends.masks import rules
 from hansa.backends.room import Room
 from hansa.contribution import Array, Json
 from hansa.data.contract import check
@@ -163,6 +162,10 @@ class Local:
                     "a buffered run is repeated by its clock, not by its record",
                     remedy="Leave replay out, and give the clock and the seed of that run",
                 )
+        masks = federation.rules(len(parties)) if self.masks else None
+        if self.masks and masks is None:
+            remedy = "Leave masks out, or end a chain in secure_sum()"
+            raise UsageError("there are no secure sums to put masks on", remedy=remedy)
         return made_by(
             course,
             Crowd(self._tables, course),
@@ -173,7 +176,7 @@ class Local:
             clock=self.clock,
             deadline=federation.cohort.deadline,
             decisions=made,
-            masks=rules(federation, len(parties)) if self.masks else None,
+            masks=masks,
         )
 
     def _room(self, here: Room, book: Book) -> Room:

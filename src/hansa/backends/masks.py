@@ -5,8 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from hansa.aggregation.ring import joined, parted
 from hansa.backends.room import Summed
 from hansa.contribution import Array, Ask, Field, Total, Values
-from hansa.errors import UsageError
-from hansa.federation import Federation
 from hansa.party import Outcome
 from hansa.secure import rehearsal
 from hansa.secure.terms import Rules
@@ -43,12 +41,3 @@ class Masked:
         summed = rehearsal.summed(ask.parties, vectors, self._rules, self._run, ask.version + 1, model)
         values = parted(summed, self._fields)
         return Total(values, tuple(n for n in ask.parties if n in vectors), population, float(len(vectors)))
-
-
-def rules(federation: Federation, parties: int) -> Rules:
-    """What parties hold a secure sum to; a UsageError if there is no such sum."""
-    if (found := federation.rules(parties)) is None:
-        raise UsageError(
-            "there are no secure sums to put masks on", remedy="Leave masks out, or end a chain in secure_sum()"
-        )
-    return found
