@@ -67,7 +67,7 @@ def compare(federation: Federation, tables: Mapping[str, Table], model: Model) -
         {name: np.concatenate([part.column(name) for part in parts]) for name in parts[0].names}
     )
     scored.append(Scored("federated", everything.rows, model.score(*held_out), None))
-    if federation.noised:
+    if federation.noised and not federation.method.noise(federation.privacy):
         plain = bare(federation).run(Local(tables)).model
         scored.append(Scored("without noise", everything.rows, plain.score(*held_out), None))
     return [*scored, _alone(federation, "pooled", everything, held_out)]

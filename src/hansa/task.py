@@ -41,6 +41,9 @@ class Task(Part):
     additive: ClassVar[bool] = True
     """Whether its loss is a mean over rows, so that each row has a gradient of its own."""
 
+    made_of: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """The sums, beside ``rows``, of each metric that `metrics` can give by itself."""
+
     target: Annotated[str, Limits(min_length=1)]
     features: Annotated[tuple[str, ...], Limits(min_length=1)] = ("*",)
 
@@ -94,13 +97,6 @@ class Task(Part):
     @abstractmethod
     def metric_names(self) -> tuple[str, ...]:
         """What `metrics` returns."""
-
-    @property
-    def made_of(self) -> Mapping[str, tuple[str, ...]]:
-        """The sums, beside ``rows``, of each metric that can be asked for by itself; `metrics` leaves out
-        those whose sums are not there.
-        """
-        return {}
 
 
 def _absent(key: str, what: str, columns: Sequence[str], party: str) -> DataError:
@@ -156,8 +152,6 @@ def refuse(bad: Array, column: str, what: str) -> None:
 class _Glm(Task):
     model: ClassVar[type[Glm]]
     sums: ClassVar[tuple[Field, ...]]
-    means: ClassVar[Mapping[str, str]] = {}
-    """Metrics that are means over rows, each with the sum that it is made of."""
 
     l2: Annotated[float, Limits(ge=0)] = 0.0
     precision: Literal["float64", "float32"] = "float64"
@@ -171,15 +165,11 @@ class _Glm(Task):
         return self.sums
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
-        """The means over rows, of which noise may leave less than one, or more right ones than there are."""
+        """Single sums over rows, of which noise may leave less than one, or more right ones than there are."""
         rows = max(1.0, float(totals["rows"]))
-        means = {name: float(totals[of]) / rows for name, of in self.means.items() if of in totals}
+        sums = {name: of[0] for name, of in self.made_of.items() if len(of) == 1 and of[0] in totals}
+        means = {name: float(totals[of]) / rows for name, of in sums.items()}
         return {name: min(mean, 1.0) if name == "accuracy" else mean for name, mean in means.items()}
-
-    @property
-    def made_of(self) -> Mapping[str, tuple[str, ...]]:
-        """Of the means over rows."""
-        return {name: (of,) for name, of in self.means.items()}
 
     def _numbers(self, table: Table, column: str = "") -> Array:
         """The target column, or another, as numbers without a gap."""
@@ -246,7 +236,11 @@ class LogisticRegression(_Glm):
     kind: ClassVar[str] = "logistic-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "auc")
     model: ClassVar[type[Glm]] = Logistic
-    means: ClassVar[Mapping[str, str]] = {"loss": "loss", "accuracy": "correct"}
+    made_of: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "loss": ("loss",),
+        "accuracy": ("correct",),
+        "auc": ("positives", "negatives"),
+    }
     sums: ClassVar[tuple[Field, ...]] = (*_HITS, *SIDES)
     positive: str | None = None
 
@@ -277,11 +271,6 @@ class LogisticRegression(_Glm):
         auc = {"auc": ordered_pairs(totals)} if "positives" in totals else {}
         return {**super().metrics(totals), **auc}
 
-    @property
-    def made_of(self) -> Mapping[str, tuple[str, ...]]:
-        """AUC is of two histograms."""
-        return {**super().made_of, "auc": ("positives", "negatives")}
-
 
 class SoftmaxRegression(_Glm):
     """More than two classes. Metrics: log loss, accuracy.
@@ -292,7 +281,7 @@ class SoftmaxRegression(_Glm):
 
     kind: ClassVar[str] = "softmax-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
-    means: ClassVar[Mapping[str, str]] = {"loss": "loss", "accuracy": "correct"}
+    made_of: ClassVar[Mapping[str, tuple[str, ...]]] = {"loss": ("loss",), "accuracy": ("correct",)}
     sums: ClassVar[tuple[Field, ...]] = _HITS
     classes: Annotated[tuple[str | int, ...], Limits(min_length=2)]
 
@@ -338,7 +327,11 @@ class PoissonRegression(_Glm):
     kind: ClassVar[str] = "poisson-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "deviance", "mae")
     model: ClassVar[type[Glm]] = Poisson
-    means: ClassVar[Mapping[str, str]] = {"loss": "loss", "deviance": "deviance", "mae": "absolute"}
+    made_of: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "loss": ("loss",),
+        "deviance": ("deviance",),
+        "mae": ("absolute",),
+    }
     sums: ClassVar[tuple[Field, ...]] = (
         counted("rows"),
         counted("loss", low=-(2.0**400), high=2.0**400),

@@ -24,9 +24,7 @@ class Offer:
 
     @property
     def rows(self) -> int:
-        """As many rows as are told of: the largest power of two of which there are as many; the exact number
-        would tell of one row more or less.
-        """
+        """As many rows as are told of: down to a power of two, as the number would tell of one more or less."""
         return 1 << self.table.rows.bit_length() >> 1
 
 

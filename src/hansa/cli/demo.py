@@ -75,7 +75,10 @@ def demo(
         document: dict[str, Any] = {}
         if not no_privacy:
             _introduced(out, programs, hospitals)
-            document["guarantee"] = _promised(out, federation, hospitals)
+            guarantee = federation.guaranteed(federation.resolve({n: t.schema() for n, t in hospitals.items()}))
+            out.say("What holds for each patient (one row of one hospital's table), whatever the rows are:")
+            out.say("\n".join(f"  {line}" for line in str(guarantee).splitlines()[:-1]))  # the last: simulated
+            document["guarantee"] = guarantee.to_json()
         with programs.watched(), RoundsView(out, federation.rounds) as view:
             run = federation.run(Remote(programs.folder / "coordinator", follow=view))
         interrupts.check()
@@ -137,48 +140,30 @@ def _introduced(out: Output, programs: Programs, hospitals: Mapping[str, Table])
             for other in said.keys() - {name}:
                 mine.confirm(other, said[other])
     out.say("The hospitals compare the words of their identities, as by telephone:")
-    for name, words in said.items():
-        out.say(f"  {name}: {words}")
-
-
-def _promised(out: Output, federation: Federation, hospitals: Mapping[str, Table]) -> dict[str, Any]:
-    """What is protected, from whom, said before anything leaves."""
-    setup = federation.resolve({name: table.schema() for name, table in hospitals.items()})
-    guarantee = federation.guaranteed(setup)
-    out.say("What holds for each patient (one row of one hospital's table), whatever the rows are:")
-    for line in str(guarantee).splitlines()[:-1]:  # the last is of simulations
-        out.say(f"  {line}")
-    return guarantee.to_json()
+    out.say("\n".join(f"  {name}: {words}" for name, words in said.items()))
 
 
 def _seen(out: Output, results: Path, hospitals: Mapping[str, Table], run: Run) -> list[dict[str, Any]]:
     """What left one hospital, beside what would have left it without protection, in the same exchanges."""
     from hansa.comparison import bare
     from hansa.contribution import Values
-    from hansa.methods.course import Phase, Progress
     from hansa.party import Party
 
-    name = next(iter(hospitals))
-    assert run.setup is not None
-    assert run.progress is not None
-    course = bare(run.federation).course(run.setup)
-    record = (results / name / "left.jsonl").read_text("utf-8")
-    begun, masked = course.begin(), list[list[int]]()
-    for line in map(json_text.loads, record.splitlines()):
-        if "masked" in line.get("first", {}):
-            masked.append(line["first"]["masked"])
-    known = replace(begun, states={**begun.states, "moments": run.progress.states["moments"]})
-    exact = []
-    asked: list[tuple[Progress, Phase]] = [(begun, "moments"), (known, "train"), (run.progress, "evaluate")]
-    for progress, phase in asked:
-        ask = course.ask(replace(progress, phase=phase))
-        assert ask is not None
-        exact.append(Party(name, hospitals[name], course).answer(ask, Values()).contribution.values)
-    feature, (sums, first, scores) = run.setup.numbers[0], exact
+    name, setup, ended = next(iter(hospitals)), run.setup, run.progress
+    assert setup
+    assert ended
+    course = bare(run.federation).course(setup)
+    party, begun = Party(name, hospitals[name], course), course.begin()
+    known = replace(begun, states={**begun.states, "moments": ended.states["moments"]})
+    places = begun, replace(known, phase="train"), replace(ended, phase="evaluate")
+    asks = [course.ask(place) for place in places]
+    sums, first, scores = (party.answer(ask, Values()).contribution.values for ask in asks if ask)
+    record = map(json_text.loads, (results / name / "left.jsonl").read_text("utf-8").splitlines())
+    masked = [line["first"]["masked"] for line in record if "first" in line]
     seen = (
         ("patients to learn from", sums["rows"], masked[0][0]),
-        (f"update of {feature}, round 1", first["update"][0], masked[1][0]),
-        (f"update of {run.setup.numbers[1]}, round 1", first["update"][1], masked[1][1]),
+        (f"update of {setup.numbers[0]}, round 1", first["update"][0], masked[1][0]),
+        (f"update of {setup.numbers[1]}, round 1", first["update"][1], masked[1][1]),
         ("patients held out", scores["rows"], masked[-1][0]),
         ("diagnoses that are right", scores["correct"], masked[-1][1]),
     )

@@ -44,7 +44,7 @@ def train_privately(
         theta, chance = trained[i : i + 1].copy(), chance_of(i)
         mine = {name: np.array(value[i : i + 1]) for name, value in slots.items()}
         for _ in range(local.steps):
-            chosen = np.flatnonzero(_joins(chance, len(y), local.rate))
+            chosen = np.flatnonzero(uniform(chance, (len(y),)) < local.rate)
             total = learner.clipped(theta[0], x[chosen], y[chosen], local.clip)
             gradient = noised(total, spread, chance)[None] / local.batch_size
             gradient = gradient.astype(theta.dtype) + learner.penalty(theta)
@@ -58,11 +58,6 @@ def train_privately(
                 kept[name] = np.zeros((len(rows), *value.shape[1:]), value.dtype)
             kept[name][i] = value[0]
     return trained, kept
-
-
-def _joins(chance: Chance, rows: int, rate: float) -> Any:
-    """Which rows join a step."""
-    return uniform(chance, (rows,)) < rate
 
 
 def by_example(privacy: Privacy, local: Any) -> tuple[Noised, ...]:
