@@ -7,7 +7,7 @@ import pytest
 
 from hansa.aggregation import Reduction, weighted_mean
 from hansa.aggregation.reduce import BLOCK, Block
-from hansa.contribution import VALUE_LIMIT, WEIGHT_LIMIT, Algebra, Contribution, Field, Values
+from hansa.contribution import VALUE_LIMIT, WEIGHT_LIMIT, Algebra, Contribution, Contributions, Field, Values
 from hansa.errors import ContributionError
 
 FIELDS = (
@@ -97,7 +97,7 @@ def test_blocks_that_were_summed_elsewhere_give_the_bits_of_one_party_after_the_
         block = Block(FIELDS)
         for party in asked[begin : begin + BLOCK]:
             if party in there:
-                block.add(party, there[party])
+                block.add(Contributions.of(party, there[party]), (0,))
         merged.merge(block)
     expected, found = whole.total(99), merged.total(99)
     assert found.parties == expected.parties == tuple(there)

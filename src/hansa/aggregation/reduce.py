@@ -34,12 +34,8 @@ class Block:
             else:
                 self._shapes[field.name] = field.shape or ()
 
-    def add(self, party: str, contribution: Contribution) -> None:
-        """Count one party, whose contribution was checked."""
-        self.add_stack(Contributions.of(party, contribution), (0,))
-
-    def add_stack(self, stack: Contributions, order: Sequence[int]) -> None:
-        """Count those at these places of the stack, one after the other."""
+    def add(self, stack: Contributions, order: Sequence[int]) -> None:
+        """Count those at these places of the stack, which were checked, one after the other."""
         if not order:
             return
         for name, shape in self._shapes.items():
@@ -98,7 +94,7 @@ class Reduction:
         if number != self._number:
             self._close()
             self._number = number
-        self._open.add(party, contribution)
+        self._open.add(Contributions.of(party, contribution), (0,))
 
     def merge(self, block: Block) -> None:
         """Count a whole block, checked and summed elsewhere."""

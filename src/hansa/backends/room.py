@@ -58,7 +58,7 @@ class Room:
             places = {name: place for place, name in enumerate(outcome.counted.parties)}
             summed = [Block(fields) for _ in group]
             for total, block in zip(summed, group, strict=True):
-                total.add_stack(outcome.counted, [places[n] for n in block if n in places])
+                total.add(outcome.counted, [places[n] for n in block if n in places])
             return summed, replace(outcome, counted=Contributions.none())
 
         def single(name: str) -> Outcome:
@@ -76,8 +76,7 @@ class Room:
             block = Block(fields)
             for _ in names:
                 outcome = next(answers)
-                for i, name in enumerate(outcome.counted.parties):
-                    block.add(name, outcome.counted.one(i))
+                block.add(outcome.counted, range(len(outcome.counted.parties)))
                 outcome = replace(outcome, counted=Contributions.none())  # may be large: let go
                 yield (), outcome
             yield [block], Outcome()
