@@ -33,9 +33,10 @@ class Grid(Codec):
         wide = self.bits == 16
         count = size(field) if wide else -(-size(field) * self.bits // 8)
         high = 2.0 ** (16 if wide else 8) - 1
+        steps = -(-size(field) // max(1, self._run(size(field))))
         return (
             part(field, "codes", (count,), "uint16" if wide else "uint8", high),
-            part(field, "step", (self._steps(size(field)),), field.dtype, math.inf),
+            part(field, "step", (steps,), field.dtype, math.inf),
         )
 
     def pack(self, x: Array, field: Field, draw: Draw) -> dict[str, Array]:
@@ -44,14 +45,18 @@ class Grid(Codec):
         step = np.where(step < np.finfo(x.dtype).tiny, x.dtype.type(0), step)  # a NaN stays
         inverse = np.divide(1, step, out=np.zeros_like(step), where=step != 0)
         dither = self._dither(draw, x)
-        codes = rounded(x, self._spread(inverse, x), self.bits, dither)
+        y = np.multiply(x, self._spread(inverse, x), dtype=dither.dtype)
+        y += dither  # shifted so that the middle code is 0
+        if self.bits == 1:
+            y -= 0.5
+        codes = y.astype(np.uint8 if self.bits <= 8 else np.uint16)
         return {"codes": pack_bits(codes, self.bits), "step": step}
 
     def unpack(self, parts: Mapping[str, Array], field: Field, draw: Draw) -> Array:
         """``(code - middle) step``."""
         codes = unpack_bits(parts["codes"], self.bits, size(field))
         x = codes.astype(parts["step"].dtype)
-        x -= x.dtype.type(_middle(self.bits))
+        x -= x.dtype.type(2.0 ** (self.bits - 1) if self.bits > 1 else 0.5)  # the code of zero, or between two
         x *= self._spread(parts["step"], x)
         return x
 
@@ -62,10 +67,6 @@ class Grid(Codec):
         if getattr(self, "rounding", "random") == "nearest":
             return np.asarray(zero + 0.5, dtype=dtype)
         return dithered(draw, x.shape[1], zero, dtype)
-
-    def _steps(self, count: int) -> int:
-        """How many steps so many entries have."""
-        return -(-count // max(1, self._run(count)))
 
     def _spread(self, step: Array, x: Array) -> Array:
         """One step for each entry, to multiply ``[k, d]`` with."""
@@ -135,15 +136,6 @@ class QSGD(Grid):
         return largest * np.sqrt(squares)
 
 
-def rounded(x: Array, inverse: Array, bits: int, dither: Array) -> Array:
-    """``floor(x inverse + dither)``, shifted so that the middle code is 0: ``[k, d]``, uint8 or uint16."""
-    y = np.multiply(x, inverse, dtype=dither.dtype)
-    y += dither
-    if bits == 1:
-        y -= 0.5
-    return y.astype(np.uint8 if bits <= 8 else np.uint16)
-
-
 def dithered(draw: Draw, count: int, zero: float, dtype: type[np.floating]) -> Array:
     """Numbers ``[k, count]``, uniform from ``zero`` (a power of two) to ``zero + 1``.
 
@@ -159,11 +151,6 @@ def dithered(draw: Draw, count: int, zero: float, dtype: type[np.floating]) -> A
     own = draw.own(-(-runs // each)).view(half)[:, :runs].astype(whole) << shift
     mantissas = shared.reshape(runs, _RUN) ^ own[:, :, None]
     return np.asarray(mantissas.reshape(len(own), -1).view(dtype)[:, :count])
-
-
-def _middle(bits: int) -> float:
-    """The code of zero; between the two codes if there are no more."""
-    return 2.0 ** (bits - 1) if bits > 1 else 0.5
 
 
 def _top(bits: int) -> float:

@@ -145,7 +145,9 @@ class Krum(Mixture):
     def shares(self, gram: Array) -> Array:
         """Equal ones for those with the smallest scores; of equals, the first in the roster."""
         near = len(gram) - self.byzantine - 2
-        others = np.sort(squared_distances(gram) + np.diag(np.full(len(gram), np.inf)), axis=1)
+        squares = np.diagonal(gram)
+        distances = np.maximum(squares[:, None] + squares - 2 * gram, 0)  # rounding makes none negative
+        others = np.sort(distances + np.diag(np.full(len(gram), np.inf)), axis=1)
         scores = others[:, :near].sum(axis=1)
         best = np.argsort(scores, kind="stable")[: self.chosen(len(gram))]
         shares = np.zeros(len(gram))
@@ -249,12 +251,6 @@ def mixture(x: Array, centre: Array, shares: Array) -> Array:
     for at in _blocks(x):
         mixed[at] += shares @ (x[:, at] - centre[at])
     return mixed
-
-
-def squared_distances(gram: Array) -> Array:
-    """``|x_i - x_j|**2`` from inner products, ``[k, k]``; rounding never makes one negative."""
-    squares = np.diagonal(gram)
-    return np.asarray(np.maximum(squares[:, None] + squares - 2 * gram, 0))
 
 
 def trimmed(x: Array, cut: int) -> Array:
