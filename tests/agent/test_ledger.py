@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hansa.agent.ledger import CONFIRMED, MISSING, Budget, Ledger
@@ -18,7 +19,8 @@ from hansa.database import Put
 from hansa.errors import PrivacyError
 from hansa.privacy import accountant
 from hansa.privacy.claim import Privacy
-from hansa.privacy.events import DiscreteGaussian, Gaussian
+from hansa.privacy.events import DiscreteGaussian, Gaussian, Poisson
+from hansa.privacy.mechanisms import gaussian_delta, gaussian_noise_multiplier
 
 EXAMPLE = Privacy(unit="example")
 NOISE = Gaussian(adjacency="add-remove", noise_multiplier=4.0)
@@ -191,3 +193,53 @@ def test_under_a_secure_sum_the_shares_of_the_others_count_for_whoever_knows_one
         ledger = Ledger()
         ledger.charge(key(0), EXAMPLE, *exact)
         assert ledger.spent() == math.inf
+
+
+@pytest.mark.parametrize(("epsilon", "order"), [(0.5, 29), (1.0, 17), (3.0, 7), (8.0, 4)])
+def test_the_order_of_a_budget_is_where_a_gaussian_of_its_cost_is_converted_best(
+    epsilon: float, order: int
+) -> None:
+    budget = Budget(epsilon)
+    assert budget.order == order  # and so known before anything is asked
+    z = gaussian_noise_multiplier(epsilon, budget.delta)
+    event = Gaussian(adjacency="add-remove", noise_multiplier=z)
+    costs = [accountant.spent([event], budget.delta, "rdp", order=a).epsilon for a in range(2, 64)]
+    assert np.argmin(costs) + 2 == order
+    by_hand = order / (2 * z**2) + math.log1p(-1 / order) - math.log(budget.delta * order) / (order - 1)
+    assert min(costs) == pytest.approx(by_hand)
+
+
+def test_what_fits_at_another_order_only_is_refused() -> None:
+    # What is asked may depend on earlier answers: each end of the story could otherwise have an order of its own.
+    sampled = Gaussian(adjacency="add-remove", noise_multiplier=1.0, sampling=Poisson(rate=0.05), times=20)
+    noise = (Noised("party", sampled, "dp-sgd"),)
+    ledger = Ledger(budget=Budget(3.0))
+    assert ledger.spent(more=sampled) < 3.0
+    with pytest.raises(PrivacyError, match=r"it would come to 4\.768"):
+        ledger.charge(key(0), EXAMPLE, noise)
+    assert ledger.answers == 0
+    calm = sampled.model_copy(update={"noise_multiplier": 1.5})
+    ledger.charge(key(0), EXAMPLE, (Noised("party", calm, "dp-sgd"),))
+
+
+def test_a_filter_by_privacy_losses_would_let_through_more_than_its_delta() -> None:
+    """Randomised response first; then a Gaussian or another randomised response, whichever suits its outcome."""
+    epsilon, first = 1.5, 0.6
+
+    def response(e: float, at: float) -> float:  # delta of randomised response with that epsilon, at another
+        return max(0.0, (math.exp(e) - math.exp(at)) / (1 + math.exp(e)))
+
+    def normal(at: float) -> float:
+        return float(gaussian_delta(0.9, at))
+
+    losses = {first: math.exp(first) / (1 + math.exp(first)), -first: 1 / (1 + math.exp(first))}
+    delta = sum(p * normal(epsilon - loss) for loss, p in losses.items())
+    # The other release is scaled so that it costs, with the first, exactly as much.
+    low, high = 0.0, 10.0
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        cost = sum(p * response(middle, epsilon - loss) for loss, p in losses.items())
+        low, high = (middle, high) if cost < delta else (low, middle)
+    branches = {loss: max(normal(epsilon - loss), response(low, epsilon - loss)) for loss in losses}
+    reached = sum(p * branches[loss] for loss, p in losses.items())
+    assert reached > 1.05 * delta  # each branch was within the budget, and the whole is not

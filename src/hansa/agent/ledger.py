@@ -15,10 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from hansa.aggregation.signal import Noised
 from hansa.errors import PrivacyError
 from hansa.part import reading
-from hansa.privacy import accountant
+from hansa.privacy import accountant, mechanisms
 from hansa.privacy.claim import Privacy
 from hansa.privacy.events import EVENTS, Event, Exact
 from hansa.privacy.guarantee import less_one
@@ -38,6 +40,17 @@ class Budget:
 
     epsilon: float
     delta: float = 1e-5
+
+    @property
+    def order(self) -> float:
+        """Of the divergence that charges are added up in: the whole one by which a Gaussian of this cost is best
+        converted. It must not depend on what happens: of several orders, answers could choose the best for each
+        of their own ends.
+        """
+        z = mechanisms.gaussian_noise_multiplier(self.epsilon, self.delta)
+        whole = mechanisms.ORDERS[mechanisms.ORDERS % 1 == 0]
+        bounds = whole / (2 * z * z) + np.log1p(-1 / whole) - np.log(self.delta * whole) / (whole - 1)
+        return float(whole[bounds.argmin()])
 
 
 class Ledger:
@@ -84,15 +97,17 @@ class Ledger:
                 "`hansa agent status --confirm`, which takes the ledger as spent",
             )
 
-    def spent(self, delta: float = 1e-5, more: Event | None = None) -> float:
-        """The epsilon of everything, and of one event more; infinite if something left without noise."""
+    def spent(self, delta: float = 1e-5, more: Event | None = None, order: float | None = None) -> float:
+        """The epsilon of everything, and of one event more; infinite if something left without noise. At the
+        order of a budget it is what is held against that, and at the best of all orders less than that.
+        """
         events = self._events + Counter([more] if more else [])
         times = [(event, event.times * count) for event, count in events.items()]
         all_ = [type(event)(**{**event.model_dump(), "times": n}) for event, n in times]
         # What hides whether a row is there and what hides which it is are not of one kind: they are added up.
         kinds = {e.adjacency for e in all_}
         each = [[e for e in all_ if e.adjacency == kind] for kind in kinds]
-        return sum(accountant.epsilon(mine, delta / len(kinds), "rdp") for mine in each)
+        return sum(accountant.spent(mine, delta / len(kinds), "rdp", order=order).epsilon for mine in each)
 
     def charge(
         self, key: Mapping[str, Any], privacy: Privacy, noise: Sequence[Noised], hidden: bool = False
@@ -129,7 +144,7 @@ class Ledger:
                 "this party's budget is of examples, and the study protects whole parties",
                 remedy='Say privacy.unit = "example" in the study',
             )
-        total = self.spent(budget.delta, event)
+        total = self.spent(budget.delta, event, budget.order)
         if total > budget.epsilon:
             run, at = self.last
             before = f"; the last of {self.answers} charges was run {run} at {at}" if run else ""

@@ -49,18 +49,23 @@ class _Curve(NamedTuple):
 
 
 def spent(
-    events: Iterable[Event], delta: float, accountant: Accountant = None, step: float = DISCRETISATION
+    events: Iterable[Event],
+    delta: float,
+    accountant: Accountant = None,
+    step: float = DISCRETISATION,
+    order: float | None = None,
 ) -> Spent:
     """What they cost together at a delta, all of whatever went wrong included.
 
-    Events may come in any order. (If they were chosen as a run went, a filter has to say when to stop.)
+    Events may come in any order. If they were chosen as a run went, a filter has to say when to stop: ``"rdp"``
+    at one ``order`` of divergence that was chosen before (Feldman and Zrnic 2021, arXiv 2008.11193).
 
     Raises:
         PrivacyError: delta is out of range, adjacencies differ, or the accountant has no bound for an event.
     """
     m.within(delta=delta)
     merged, failure, adjacency = _merged(events)
-    curve = _curve(merged, accountant, step)
+    curve = _curve(merged, accountant, step, order)
     highest = curve.epsilon(delta) + 1
     aside = _aside(failure, highest)
     epsilon = curve.epsilon(delta - aside) if aside < delta else math.inf
@@ -119,7 +124,7 @@ def _merged(events: Iterable[Event]) -> tuple[tuple[Event, ...], float, str]:
 
 
 @lru_cache(maxsize=16)
-def _curve(events: tuple[Event, ...], accountant: Accountant, step: float) -> _Curve:
+def _curve(events: tuple[Event, ...], accountant: Accountant, step: float, order: float | None = None) -> _Curve:
     if any(isinstance(event, Exact) for event in events):
         return _Curve(lambda d: math.inf, lambda e: 1.0, accountant or "pld")
     if accountant == "zcdp":
@@ -128,6 +133,7 @@ def _curve(events: tuple[Event, ...], accountant: Accountant, step: float) -> _C
     if accountant == "pld" or (accountant is None and all(map(_has_pld, events))):
         return _pld(events, step)
     rdp = sum((event.times * _rdp(event) for event in events), np.zeros(len(m.ORDERS)))
+    rdp = rdp if order is None else np.where(order == m.ORDERS, rdp, np.inf)
     return _Curve(lambda d: m.rdp_epsilon(rdp, d), lambda e: m.rdp_delta(rdp, e), "rdp")
 
 
