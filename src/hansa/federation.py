@@ -336,7 +336,8 @@ class Federation(Part):
         releases = []
         for work, what, times, chain, signal in self._released(setup):
             trains = work == "train"
-            asked = self.evaluation.sample or (len(setup.parties) if setup else 0)
+            some = self.evaluation.sample if work == "evaluate" else None
+            asked = some or (len(setup.parties) if setup else 0)
             here = among if trains or among is None else among.all_of(asked)
             bound = chain.bind(replace(signal, privacy=self.privacy, among=here))[-1]
             if among is None and any(noised.where == "shares" for noised in bound.noise):

@@ -318,7 +318,8 @@ class Course:
         if ask.through == "plain":
             return (signal,)
         if ask.through == "statistics":  # sums, in which all parties count the same
-            among = self.among and self.among.all_of(self.evaluate.sample or len(self.setup.parties))
+            some = self.evaluate.sample if ask.work == "evaluate" else None
+            among = self.among and self.among.all_of(some or len(self.setup.parties))
             signal = replace(signal, weights="equal", schedule=ONCE, among=among)
         chain, known = self._chain(ask)
         if (signal, known) not in self._bound:

@@ -78,10 +78,10 @@ class Evaluate(Method):
             predicted = at.learner.predict(parameters, x)
             if noised:  # no row may decide whether there is an answer
                 predicted = np.nan_to_num(predicted, nan=0.0, posinf=1e12, neginf=-1e12)
-            tallies = at.task.tally(predicted, y)
             try:
+                tallies = at.task.tally(predicted, y)
                 check(Contribution(tallies), at.task.tallies())
-            except ContributionError:
+            except (ContributionError, ValueError):
                 raise ContributionError(
                     "the model has diverged: its errors are beyond counting",
                     remedy="Lower the learning rates, or add a clip to the aggregation",
