@@ -161,6 +161,11 @@ class Field:
             )
         return self
 
+    @property
+    def size(self) -> int:
+        """How many numbers it has, once its shape is known."""
+        return math.prod(self.shape or ())
+
     def to_json(self) -> dict[str, Json]:
         """A canonical form: infinities are left out."""
         body = {**vars(self), "shape": list(self.shape or ()), "algebra": self.algebra.value}

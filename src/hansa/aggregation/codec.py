@@ -128,11 +128,6 @@ def carrier(field: Field, shape: tuple[int, ...]) -> Field:
     return replace(field, name=f"{field.name}.values", shape=shape)
 
 
-def size(field: Field) -> int:
-    """How many entries a bound field has."""
-    return math.prod(field.shape or ())
-
-
 def pack_bits(codes: Array, bits: int) -> Array:
     """Codes ``[k, d]`` below ``2**bits`` as they travel, without gaps.
 

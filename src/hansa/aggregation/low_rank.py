@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field as Limits
 
 from hansa import keyed
-from hansa.aggregation.codec import Codec, Draw, carrier, size
+from hansa.aggregation.codec import Codec, Draw, carrier
 from hansa.aggregation.signal import Signal
 from hansa.aggregation.stage import chain
 from hansa.contribution import Array, Field
@@ -37,7 +37,7 @@ class LowRank(Codec):
 
     def parts(self, field: Field) -> tuple[Field, ...]:
         """``B``, row by row: it has the norm of ``A B``."""
-        rows, columns = _shape(size(field))
+        rows, columns = _shape(field.size)
         return (carrier(field, (min(self.rank, rows) * columns,)),)
 
     def pack(self, x: Array, field: Field, draw: Draw) -> dict[str, Array]:
@@ -50,10 +50,10 @@ class LowRank(Codec):
 
     def unpack(self, parts: Mapping[str, Array], field: Field, draw: Draw) -> Array:
         """``A B``."""
-        rows, columns = _shape(size(field))
+        rows, columns = _shape(field.size)
         sent = parts["values"]
         h = np.matmul(self._a(rows, sent.dtype, draw), sent.reshape(len(sent), -1, columns))
-        return np.asarray(h.reshape(len(sent), -1)[:, : size(field)])
+        return np.asarray(h.reshape(len(sent), -1)[:, : field.size])
 
     def _a(self, rows: int, dtype: np.dtype[np.floating], draw: Draw) -> Array:
         shape = (rows, min(self.rank, rows))

@@ -44,7 +44,7 @@ class Group:
 def groups(signal: Signal, kind: str) -> tuple[Group, ...]:
     """What one unit adds to a sum, at most; a PipelineError if that has no bound."""
     whole = signal.privacy.unit == "party"
-    sizes = {f.name: math.prod(f.shape or (1,)) for f in signal.fields}
+    sizes = {f.name: f.size for f in signal.fields}
     found = []
     if signal.vectors:
         examples = [f.example for f in signal.fields if f.like == "parameters"]
@@ -117,7 +117,7 @@ class Gaussian(Noise):
         """Bounded contributions in; behind it there are only sums."""
         self.needs(signal, "any", vectors=False)
         groups(signal, self.kind)
-        failure = noise.FAILURE * sum(math.prod(f.shape or (1,)) for f in signal.fields)
+        failure = noise.FAILURE * sum(f.size for f in signal.fields)
         event = self.release(signal, failure)
         return replace(signal, view="sum", noise=(*signal.noise, Noised("coordinator", event, self.kind)))
 
@@ -155,7 +155,7 @@ class LocalGaussian(Noise):
         """Bounded real contributions in; noisy ones out, whose norm nobody can check."""
         self.needs(signal, "whole", vectors=False)
         groups(signal, self.kind)
-        failure = noise.FAILURE * sum(math.prod(f.shape or (1,)) for f in signal.fields)
+        failure = noise.FAILURE * sum(f.size for f in signal.fields)
         event = self.event(
             adjacency=signal.privacy.adjacency, noise_multiplier=self.noise_multiplier, failure=failure
         )

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field as Limits
 
-from hansa.aggregation.codec import Codec, Draw, pack_bits, part, size, unpack_bits
+from hansa.aggregation.codec import Codec, Draw, pack_bits, part, unpack_bits
 from hansa.aggregation.signal import Signal
 from hansa.aggregation.stage import chain
 from hansa.contribution import Array, Field
@@ -25,15 +25,15 @@ class Grid(Codec):
     def bind(self, signal: Signal) -> Signal:
         """The norm grows by what rounding may add: at most a step for each entry."""
         bound = super().bind(signal)
-        most = max(self._run(size(f)) for f in signal.wire if f.like == "parameters")
+        most = max(self._run(f.size) for f in signal.wire if f.like == "parameters")
         return replace(bound, norm=signal.norm * (1 + math.sqrt(most) / _top(self.bits)))
 
     def parts(self, field: Field) -> tuple[Field, ...]:
         """Codes and step."""
         wide = self.bits == 16
-        count = size(field) if wide else -(-size(field) * self.bits // 8)
+        count = field.size if wide else -(-field.size * self.bits // 8)
         high = 2.0 ** (16 if wide else 8) - 1
-        steps = -(-size(field) // max(1, self._run(size(field))))
+        steps = -(-field.size // max(1, self._run(field.size)))
         return (
             part(field, "codes", (count,), "uint16" if wide else "uint8", high),
             part(field, "step", (steps,), field.dtype, math.inf),
@@ -54,7 +54,7 @@ class Grid(Codec):
 
     def unpack(self, parts: Mapping[str, Array], field: Field, draw: Draw) -> Array:
         """``(code - middle) step``."""
-        codes = unpack_bits(parts["codes"], self.bits, size(field))
+        codes = unpack_bits(parts["codes"], self.bits, field.size)
         x = codes.astype(parts["step"].dtype)
         x -= x.dtype.type(2.0 ** (self.bits - 1) if self.bits > 1 else 0.5)  # the code of zero, or between two
         x *= self._spread(parts["step"], x)

@@ -130,7 +130,7 @@ class Shares(Stage):
             )
         if signal.noise:
             raise PipelineError(f"{self.kind} comes after other noise", remedy="Write one of them")
-        size = sum(math.prod(f.shape or (1,)) for f in signal.fields)
+        size = sum(f.size for f in signal.fields)
         honest = signal.among.honest if signal.among else 1
         if honest < 1:
             raise PipelineError(
@@ -249,7 +249,7 @@ class SecureSum(Stage):
 
 def sitting(ask: Ask, signal: Signal) -> Work:
     """What a party gives its vector for: this ask, whose answer the hidden ``signal`` declares."""
-    length = sum(math.prod(field.shape or ()) for field in signal.fields)
+    length = sum(field.size for field in signal.fields)
     return Work(ask.round, bytes.fromhex(ask.digest), length)
 
 
@@ -266,7 +266,7 @@ def joined(values: Mapping[str, Array], fields: Sequence[Field]) -> Array:
 
 def parted(vector: Array, fields: Sequence[Field]) -> Values:
     """The inverse of `joined`, of a sum, in float64."""
-    cuts = np.cumsum([math.prod(field.shape or ()) for field in fields])[:-1]
+    cuts = np.cumsum([field.size for field in fields])[:-1]
     parts = zip(fields, np.split(vector.astype(np.float64), cuts), strict=True)
     return Values({field.name: part.reshape(field.shape or ()) for field, part in parts})
 

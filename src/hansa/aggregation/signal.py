@@ -145,7 +145,7 @@ class Signal:
     @property
     def nbytes(self) -> int:
         """The bytes of one party's values as they travel."""
-        return sum(np.dtype(f.dtype).itemsize * math.prod(f.shape or ()) for f in self.wire)
+        return sum(np.dtype(f.dtype).itemsize * f.size for f in self.wire)
 
     def check(self, contribution: Contribution, opened: bool = False) -> None:
         """Refuse what arrives, or is about to leave, if it breaks what its party's stages promise; a

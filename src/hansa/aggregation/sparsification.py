@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field as Limits
 
-from hansa.aggregation.codec import Codec, Draw, carrier, part, size
+from hansa.aggregation.codec import Codec, Draw, carrier, part
 from hansa.aggregation.signal import Signal
 from hansa.aggregation.stage import chain
 from hansa.contribution import Array, Dtype, Field
@@ -48,12 +48,12 @@ class Sparse(Codec):
     def unpack(self, parts: Mapping[str, Array], field: Field, draw: Draw) -> Array:
         """Zero where nothing was sent."""
         sent = parts["values"]
-        x = np.zeros((len(sent), size(field)), dtype=sent.dtype)
+        x = np.zeros((len(sent), field.size), dtype=sent.dtype)
         np.put_along_axis(x, self.chosen(parts, field, draw), sent, axis=1)
         return x
 
     def _kept(self, field: Field) -> int:
-        return max(1, math.ceil(self.fraction * size(field) - 1e-9))
+        return max(1, math.ceil(self.fraction * field.size - 1e-9))
 
 
 class TopK(Sparse):
@@ -69,9 +69,9 @@ class TopK(Sparse):
 
     def parts(self, field: Field) -> tuple[Field, ...]:
         """Values and where they belong."""
-        dtype: Dtype = "uint16" if size(field) <= 1 << 16 else "uint32"
+        dtype: Dtype = "uint16" if field.size <= 1 << 16 else "uint32"
         shape = (self._kept(field),)
-        return carrier(field, shape), part(field, "indices", shape, dtype, size(field) - 1.0)
+        return carrier(field, shape), part(field, "indices", shape, dtype, field.size - 1.0)
 
     def pack(self, x: Array, field: Field, draw: Draw) -> dict[str, Array]:
         """The largest entries, in the order of the vector."""
@@ -99,7 +99,7 @@ class RandomK(Sparse):
 
     def chosen(self, parts: Mapping[str, Array], field: Field, draw: Draw) -> Array:
         """Places on the ring."""
-        kept, d = self._kept(field), size(field)
+        kept, d = self._kept(field), field.size
         edges = np.arange(kept + 1, dtype=np.int64) * d // kept
         bits = (draw.own(kept + 1) >> np.uint64(32)).astype(np.int64)
         within = (bits[:, 1:] >> 1) * np.diff(edges) >> 31  # so many bits that no place is favoured
@@ -141,7 +141,7 @@ class Subsample(RandomK):
         return {"values": super().pack(x, field, draw)["values"] * x.dtype.type(self._scale(field))}
 
     def _scale(self, field: Field) -> float:
-        return size(field) / self._kept(field)
+        return field.size / self._kept(field)
 
 
 top_k = chain(TopK)

@@ -182,8 +182,7 @@ class LocalExchange:
 
     def durations(self, ask: Ask, parties: Sequence[str], turn: int) -> Array:
         """Virtual seconds that each party's work on the ask takes, ``[k]``."""
-        wire = self.course.signals(ask)[-1].wire
-        up = sum(math.prod(f.shape or ()) * np.dtype(f.dtype).itemsize for f in wire)
+        up = self.course.signals(ask)[-1].nbytes
         local = getattr(self.course.method, "local", None)
         epochs = (local.epochs or 1) if local is not None else 1
         work = epochs * np.asarray([float(self.crowd.size(name)) for name in parties])

@@ -6,7 +6,6 @@ the same whatever the number of actors, and whichever of them are lost on the wa
 """
 
 import inspect
-import math
 import os
 import secrets
 import socket
@@ -178,7 +177,7 @@ class Actors(Room):
         """The blocks' sums in roster order, each made by whichever actor had its shard."""
         fields = self.crowd.course.signals(ask)[-1].fields
         gathered = memories or any(field.algebra is Algebra.GATHER for field in fields)
-        size = 8 * sum(math.prod(f.shape or ()) for f in fields) * (BLOCK if gathered else 1)
+        size = 8 * sum(f.size for f in fields) * (BLOCK if gathered else 1)
         for summed, outcome in self._all("outcomes", ask, blocks, memories, _LARGEST // (size + 1)):
             for block in summed:  # what lies in the store is read-only
                 block.sums = {name: total.copy() for name, total in block.sums.items()}
