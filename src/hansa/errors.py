@@ -35,6 +35,9 @@ class HansaError(Exception):
 
     exit_status = 1
 
+    def __init_subclass__(cls, exit_status: int | None = None) -> None:
+        cls.exit_status = exit_status or cls.exit_status
+
     def __init__(
         self, message: str, *, remedy: str = "", party: str = "", round: int | None = None, field: str = ""
     ) -> None:
@@ -69,72 +72,52 @@ class HansaError(Exception):
         return bool(name) and repr(name) not in self.message
 
 
-class UsageError(HansaError):
+class UsageError(HansaError, exit_status=2):
     """The command line is wrong."""
 
-    exit_status = 2
 
-
-class StudyError(HansaError):
+class StudyError(HansaError, exit_status=2):
     """A study, a federation or a method cannot be what was written."""
-
-    exit_status = 2
 
 
 class PipelineError(StudyError):
     """An aggregation stage refuses what it is given."""
 
 
-class DataError(HansaError):
+class DataError(HansaError, exit_status=3):
     """A table cannot be read."""
-
-    exit_status = 3
 
 
 class ContractError(DataError):
     """A table is not what the contract promises."""
 
 
-class ConsentError(HansaError):
+class ConsentError(HansaError, exit_status=4):
     """A party's owner has not allowed this."""
 
-    exit_status = 4
 
-
-class TrustError(HansaError):
+class TrustError(HansaError, exit_status=5):
     """A token, a certificate or an identity is not accepted."""
 
-    exit_status = 5
 
-
-class UnreachableError(HansaError):
+class UnreachableError(HansaError, exit_status=6):
     """A coordinator, a port or a file lock cannot be had."""
 
-    exit_status = 6
 
-
-class RunError(HansaError):
+class RunError(HansaError, exit_status=7):
     """A run ended without its result."""
 
-    exit_status = 7
 
-
-class ContributionError(HansaError):
+class ContributionError(HansaError, exit_status=8):
     """What a party sent is not what was declared."""
 
-    exit_status = 8
 
-
-class StoreError(HansaError):
+class StoreError(HansaError, exit_status=9):
     """A database or a blob is missing, damaged or too new."""
 
-    exit_status = 9
 
-
-class PrivacyError(HansaError):
+class PrivacyError(HansaError, exit_status=10):
     """A promise about privacy cannot be given, or its budget is spent."""
-
-    exit_status = 10
 
 
 def reason_of(error: Exception) -> str:
