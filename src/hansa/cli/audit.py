@@ -37,7 +37,7 @@ def privacy(
     from hansa import study as studies
 
     out, federation = Output(json), studies.load(study)
-    bare = audit.Bare.of(federation, tables := dealt.out(out, federation))
+    bare = audit.Bare.of(federation, tables := dealt.tables(out, federation))
     held_out = [dealt.tested_on] if dealt.tested_on else bare.held_out
     if not held_out:
         what = "no row is held out, so that nobody could say what the noise costs"

@@ -59,7 +59,7 @@ class Dealt:
         """The table of a central evaluation."""
         return read_table(self.test, self.encoding) if self.test else None
 
-    def out(self, out: Output, federation: Federation) -> Mapping[str, Table]:
+    def tables(self, out: Output, federation: Federation) -> Mapping[str, Table]:
         """The parties' tables, each fit for the study, which are summed up for people."""
         from hansa.data import partition
         from hansa.data.population import Population

@@ -213,7 +213,7 @@ class _Bench:
         from hansa.cli.plan import Plan
         from hansa.cli.view import RoundsView
 
-        parties, facts = self.dealt.out(self.out, federation), dict(NO_FACTS)
+        parties, facts = self.dealt.tables(self.out, federation), dict(NO_FACTS)
 
         def resolved(setup: Setup) -> None:
             plan = Plan.of(federation, setup, self.dealt.table.rows)
