@@ -39,14 +39,11 @@ _ROWS = 500  # in one forward pass of a prediction
 _RANDOM = threading.RLock()  # PyTorch draws from one generator for the whole process
 
 
-def _as_it_is(out: Any) -> Any:
-    return out
-
-
 def _log_loss(p: Any, y: Any, reduction: str) -> Any:
     return nnf.nll_loss(p.clamp(min=1e-12).log(), y, reduction=reduction)
 
 
+_as_it_is = nn.Identity()
 _binary = (nnf.binary_cross_entropy_with_logits, nnf.binary_cross_entropy)
 LOSSES: dict[str, tuple[Any, Any, Any]] = {
     "cross_entropy": (nnf.cross_entropy, _log_loss, lambda out: out.softmax(-1)),
@@ -152,8 +149,7 @@ class Torch(Learner):
         """The parameter vector ``[d]`` of a module of this architecture."""
         state = module.state_dict()
         leaves = [state[name].detach().reshape(-1).cpu() for name, _ in self._layout.leaves]
-        flat: Array = torch.cat(leaves).to(self.type).numpy()
-        return flat
+        return np.asarray(torch.cat(leaves).to(self.type).numpy())
 
     def takes(self, dtype: Any) -> Any:
         """Floating point as the parameters are; whole numbers, such as tokens, stay what they are."""
@@ -251,8 +247,8 @@ class Torch(Learner):
         """The loss of each row from its prediction, float64 ``[n]``; that of all, if it gives one number."""
         said = torch.from_numpy(np.array(predicted)).to(self.type)
         losses = self._compared(1, said, self.labels(y).cpu())
-        each: Array = losses.double().expand(losses.shape or len(y)).reshape(len(y), -1).mean(1).numpy()
-        return each
+        losses = losses.double().expand(losses.shape or len(y)).reshape(len(y), -1)
+        return np.asarray(losses.mean(1).numpy())
 
     def train(
         self,
