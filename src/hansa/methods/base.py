@@ -27,6 +27,8 @@ from hansa.part import Catalogue, Part
 from hansa.privacy.claim import Privacy
 from hansa.task import Task
 
+_OF_COLUMNS = {"categories", "arrays", "bounds"}
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -60,26 +62,18 @@ class Setup:
 
     def to_json(self) -> dict[str, Json]:
         """A canonical form."""
-        return {
-            "parties": listed(self.parties),
-            "numbers": list(self.numbers),
-            "categories": {name: list(values) for name, values in self.categories.items()},
-            "seed": self.seed,
-            **({"arrays": {n: list(s) for n, s in self.arrays.items()}} if self.arrays else {}),
-            **({"bounds": {n: list(b) for n, b in self.bounds.items()}} if self.bounds else {}),
-        }
+        body = {**vars(self), "parties": listed(self.parties), "numbers": list(self.numbers)}
+        for name in _OF_COLUMNS:
+            body[name] = {column: list(values) for column, values in body[name].items()}
+        return {name: value for name, value in body.items() if value != {} or name == "categories"}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Setup:
         """The inverse of `to_json`."""
-        return cls(
-            parties=unlisted(body["parties"]),
-            numbers=tuple(body["numbers"]),
-            categories={name: tuple(values) for name, values in body["categories"].items()},
-            seed=body["seed"],
-            arrays={name: tuple(shape) for name, shape in body.get("arrays", {}).items()},
-            bounds={name: tuple(pair) for name, pair in body.get("bounds", {}).items()},
-        )
+        known = {**body, "parties": unlisted(body["parties"]), "numbers": tuple(body["numbers"])}
+        for name in known.keys() & _OF_COLUMNS:
+            known[name] = {column: tuple(values) for column, values in body[name].items()}
+        return cls(**known)
 
 
 @dataclass(frozen=True, eq=False)
