@@ -157,16 +157,6 @@ class Removed(Message):
         reason: str = ...,
     ) -> None: ...
 
-class Member(Message):
-    name: str
-    identity: bytes
-    def __init__(
-        self,
-        *,
-        name: str = ...,
-        identity: bytes = ...,
-    ) -> None: ...
-
 class Step(Message):
     run: str
     version: int
@@ -185,7 +175,6 @@ class Step(Message):
 
 class Notice(Message):
     welcome: Welcome
-    members: RepeatedCompositeFieldContainer[Member]
     settled: RepeatedCompositeFieldContainer[Settled]
     steps: RepeatedCompositeFieldContainer[Step]
     work: RepeatedCompositeFieldContainer[Work]
@@ -194,7 +183,6 @@ class Notice(Message):
         self,
         *,
         welcome: Welcome | None = ...,
-        members: Iterable[Member] = ...,
         settled: Iterable[Settled] = ...,
         steps: Iterable[Step] = ...,
         work: Iterable[Work] = ...,

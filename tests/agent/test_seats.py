@@ -12,7 +12,7 @@ import pytest
 from hansa.agent.machine import Asked, Effects, Heard, Machine, Settled, Sitting, Worked
 from hansa.agent.seats import Seats
 from hansa.contribution import Ask, Values
-from hansa.crypto.agreement import Identity
+from hansa.crypto.agreement import Identity, words
 from hansa.database import Put
 from hansa.secure import coordinator
 from hansa.secure.coordinator import Desk
@@ -21,7 +21,8 @@ from hansa.secure.terms import Envelope, Member, Phase, Rules, Step, Terms, Work
 NAMES = ("a", "b", "c", "d")
 RULES = Rules(dropout=0.25, honest=2)
 KEYS = {name: Identity(bytes([i + 1]) * 32) for i, name in enumerate(NAMES)}
-PINS = {name: key.public for name, key in KEYS.items()}
+PUBLIC = {name: key.public for name, key in KEYS.items()}
+PINS = {name: words(key) for name, key in PUBLIC.items()}
 WORK = Work(1, b"m" * 32, 5)
 
 
@@ -55,7 +56,7 @@ class Four:
             if effects.work:
                 effects = self.feed(name, worked(attempt, name, self.fresh))
             if effects.say:
-                members.append(Member(name, PINS[name], effects.say[0].payload))
+                members.append(Member(name, PUBLIC[name], effects.say[0].payload))
         self.members = tuple(members)
 
     def open(self, **other: Any) -> None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hansa.crypto import keys, pki
+from hansa.crypto.agreement import Identity
 from hansa.crypto.token import Token, secret_hash
 from hansa.errors import StoreError, TrustError
-from hansa.files import write_whole
+from hansa.files import kept_key, write_whole
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
 from hansa.wire.client import Client, Record
@@ -108,6 +109,11 @@ class AgentHome:
         home = cls(folder, *who, *own, reply.authority, secret_hash(token.secret).hex())
         home.save()
         return home
+
+    @property
+    def identity(self) -> Identity:
+        """Who it is to the other parties; the coordinator does not vouch for that."""
+        return Identity(kept_key(self.folder / "identity.key"))
 
     def save(self) -> None:
         """Write everything; the last file makes it a party that joined.

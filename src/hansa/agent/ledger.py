@@ -5,24 +5,23 @@ offered twice is charged like any other. The sum is taken anew from the events w
 divergences, which hold for studies that are chosen in the light of earlier ones (Feldman and Zrnic 2021, arXiv
 2008.11193).
 
-If the coordinator counted an answer that is not in the ledger, the ledger was restored from an old backup. It
-then has a row for what is missing, and allows nothing until its owner confirms that; it may have cost anything.
+If the coordinator counted an answer that has no row, the ledger was restored from an old backup: it allows nothing
+until its owner confirms that, and what is missing may have cost anything.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
-
-import numpy as np
 
 from hansa.aggregation.signal import Noised
 from hansa.errors import PrivacyError
 from hansa.part import reading
 from hansa.privacy import accountant, mechanisms
 from hansa.privacy.claim import Privacy
-from hansa.privacy.events import EVENTS, Event, Exact
+from hansa.privacy.events import EVENTS, Event, Exact, Gaussian
 from hansa.privacy.guarantee import less_one
 
 MISSING, CONFIRMED = -1, 0
@@ -43,14 +42,11 @@ class Budget:
 
     @property
     def order(self) -> float:
-        """Of the divergence that charges are added up in: the whole one by which a Gaussian of this cost is best
-        converted. It must not depend on what happens: of several orders, answers could choose the best for each
-        of their own ends.
-        """
+        """Of the divergence that charges are added up in: the best for a Gaussian of this cost, whatever comes."""
         z = mechanisms.gaussian_noise_multiplier(self.epsilon, self.delta)
-        whole = mechanisms.ORDERS[mechanisms.ORDERS % 1 == 0]
-        bounds = whole / (2 * z * z) + np.log1p(-1 / whole) - np.log(self.delta * whole) / (whole - 1)
-        return float(whole[bounds.argmin()])
+        event = Gaussian(adjacency="add-remove", noise_multiplier=z)
+        cost = partial(accountant.spent, [event], self.delta, "rdp", 1.0)
+        return float(min(mechanisms.ORDERS[mechanisms.ORDERS % 1 == 0], key=lambda order: cost(order).epsilon))
 
 
 class Ledger:
@@ -79,7 +75,7 @@ class Ledger:
             self.missing[row["run"]] = row["version"]
 
     def counted(self, run: str, version: int, at: str) -> dict[str, Any] | None:
-        """Hear that an answer was counted; the row for it and those before it in its run, if there is none."""
+        """Hear that an answer was counted; the row for it and those before it, if it has none."""
         if version <= self._latest.get(run, -1):
             return None
         event = Exact(adjacency="add-remove")
@@ -91,15 +87,14 @@ class Ledger:
         """Refuse (PrivacyError) to go on while the owner has not confirmed that charges are missing."""
         for run, version in self.missing.items():
             raise PrivacyError(
-                "this party's ledger is older than its answers: the coordinator counted one to exchange "
-                f"{version} of run {run} that is not in it",
+                f"this party's ledger is older than its answers: the one to exchange {version} of {run} is missing",
                 remedy="Restore the newest backup of the agent's folder; or stop the agent, and say "
                 "`hansa agent status --confirm`, which takes the ledger as spent",
             )
 
     def spent(self, delta: float = 1e-5, more: Event | None = None, order: float | None = None) -> float:
-        """The epsilon of everything, and of one event more; infinite if something left without noise. At the
-        order of a budget it is what is held against that, and at the best of all orders less than that.
+        """The epsilon of everything, and of one event more, at the best of all orders or at one; infinite if
+        something left without noise.
         """
         events = self._events + Counter([more] if more else [])
         times = [(event, event.times * count) for event, count in events.items()]

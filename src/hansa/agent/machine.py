@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from hansa.agent.seats import Seats
+from hansa.agent.seats import Seats, seen
 from hansa.contribution import Array, Ask, Values
 from hansa.crypto.agreement import Identity
 from hansa.database import Drop, Put
@@ -76,10 +76,10 @@ class Settled:
 
 @dataclass(frozen=True)
 class Heard:
-    """The coordinator asks for a step of a secure sum; with the identities that the owner confirmed."""
+    """The coordinator asks for a step of a secure sum; with the words of identities that the owner confirmed."""
 
     step: Step
-    pins: Mapping[str, bytes] = field(default_factory=dict)
+    pins: Mapping[str, str] = field(default_factory=dict)
 
 
 AgentEvent = Asked | Worked | CouldNot | Settled | Heard
@@ -242,6 +242,7 @@ class Machine:
             ask = Ask("secure sum", step.version, 0, Values(), ())
             reason = f"{error.message}. {error.remedy}" if error.remedy else error.message
             effects.excuse.append(CouldNot(Asked(step.run, ask, step.attempt, ""), reason))
+            effects.changes += seen(step)
             return
         effects.changes += changes
         effects.say += answers

@@ -76,22 +76,16 @@ class Offers:
         if row and row["identity"] and words(row["identity"]) != spelt:
             raise TrustError(
                 f"the coordinator shows {words(row['identity'])!r} for {name!r}",
-                remedy=f"Ask the people of {name} what their `hansa agent roster` says: one of the two lies",
+                remedy=f"Ask the people of {name} what their `hansa agent status` says: one of the two lies",
             )
         self._store.apply([Put("member", {"name": name, "words": spelt})])
 
-    def roster(self) -> list[dict[str, Any]]:
-        """The other parties: what the coordinator shows of each, and what was confirmed."""
-        rows = self._store.rows("member", order="name")
-        shown = [words(row["identity"]) if row["identity"] else "" for row in rows]
-        return [
-            {
-                "party": row["name"],
-                "words": said or row["words"],
-                "confirmed": said != "" and said == row["words"],
-            }
-            for row, said in zip(rows, shown, strict=True)
-        ]
+    def roster(self, but: str = "") -> list[dict[str, Any]]:
+        """The other parties: the words of each in the latest roster that was refused, or else as confirmed."""
+        rows = [row for row in self._store.rows("member", order="name") if row["name"] != but]
+        shown = [words(row["identity"]) if row["identity"] else row["words"] for row in rows]
+        both = zip(rows, shown, strict=True)
+        return [{"party": r["name"], "words": said, "confirmed": said == r["words"]} for r, said in both]
 
     def remove(self, dataset: str) -> None:
         """Take a table off the offer.

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hansa.crypto.agreement import Identity
+from hansa.crypto.agreement import Identity, words
 from hansa.database import Drop, Put
-from hansa.errors import ConsentError, TrustError
+from hansa.errors import ConsentError, HansaError, TrustError
 from hansa.secure.party import Party, Seat
 from hansa.secure.terms import Envelope, Out, Phase, Rules, Step, Terms, Work, decode, encode
 
@@ -73,23 +73,24 @@ class Seats:
             return []
         return [replace(place, phase=seat.phase, payload=seat.answer)]
 
-    def hear(self, step: Step, pins: Mapping[str, bytes]) -> tuple[Changes, list[Step]]:
-        """Take a request; ``pins``: the identities that this party's owner has confirmed, by name."""
+    def hear(self, step: Step, pins: Mapping[str, str]) -> tuple[Changes, list[Step]]:
+        """Take a request; ``pins``: the words of the identities that its owner has confirmed, by name."""
         seat = self.latest(step.run)
         if seat is None or seat.attempt != step.number:
             raise TrustError("the coordinator speaks of an attempt that is not open", party=self._name)
-        pins = {**pins, self._name: self._identity.public}
+        known = {}
         if step.phase == Phase.ROSTER:
-            roster = decode(step.payload, Terms).roster
-            if strangers := [m.name for m in roster if pins.get(m.name) != m.identity]:
+            known = {one.name: one.identity for one in decode(step.payload, Terms).roster}
+            said = {**pins, self._name: words(self._identity.public)}
+            if strangers := [name for name, key in known.items() if said.get(name) != words(key)]:
                 raise ConsentError(
                     f"the identity of {', '.join(map(repr, strangers))} is not confirmed here",
                     party=self._name,
-                    remedy="Its owner can compare words by telephone: `hansa agent roster` shows them, and "
-                    "`hansa agent confirm NAME WORDS` remembers them",
+                    remedy="Its owner can compare the words of `hansa agent status` by telephone, and then say "
+                    "`hansa agent confirm NAME WORDS`",
                 )
-        after, said = self._step(seat, step.phase, step.payload, pins)
-        answers = [replace(step, payload=envelope.payload) for envelope in said]
+        after, out = self._step(seat, step.phase, step.payload, known)
+        answers = [replace(step, payload=envelope.payload) for envelope in out]
         return ([] if after == seat else [self._put(after)]), answers
 
     def commit(self, seat: Seat, vector: NDArray[Any]) -> tuple[Changes, NDArray[Any]]:
@@ -115,3 +116,12 @@ class Seats:
         self._seats.setdefault(seat.run, {})[seat.attempt] = seat
         body, rules = encode(seat), encode(self._rules[seat.run])
         return Put("seat", {"run": seat.run, "attempt": seat.attempt, "body": body, "rules": rules})
+
+
+def seen(step: Step) -> Changes:
+    """The identities in a roster that was refused, to be shown to the owner."""
+    try:
+        roster = decode(step.payload, Terms).roster if step.phase == Phase.ROSTER else ()
+    except HansaError:
+        return []
+    return [Put("member", {"name": one.name, "identity": one.identity}) for one in roster]

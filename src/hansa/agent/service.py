@@ -23,7 +23,6 @@ from hansa.agent.seats import ATTEMPTS, Seats
 from hansa.agent.store import AgentStore
 from hansa.contribution import Ask, Values
 from hansa.crypto import keys, pki
-from hansa.crypto.agreement import Identity
 from hansa.database import Drop, Put
 from hansa.errors import ConsentError, ContributionError, HansaError, PrivacyError, TrustError, UnreachableError
 from hansa.files import kept_key
@@ -62,8 +61,7 @@ class Agent:
     def __init__(self, home: AgentHome, offers: Sequence[Offer], say: Callable[[str], None] = LOG.info) -> None:
         self.home, self._offers, self._say = home, tuple(offers), say
         self._store = AgentStore(home.folder)
-        self.identity = Identity(kept_key(home.folder / "identity.key"))
-        seats = Seats(home.party, self.identity, self._store.rows("seat"))
+        seats = Seats(home.party, home.identity, self._store.rows("seat"))
         held, memories, latest = map(self._store.rows, ("answer", "memory", "latest"))
         self._machine = Machine(held, memories, latest, seats)
         key = kept_key(home.folder / "noise.key")
@@ -135,7 +133,9 @@ class Agent:
 
     async def _listen(self, client: Client) -> None:
         pending = [m.Pending(run=run, version=v) for run, v in self._machine.pending[:PENDING]]
-        hello = m.Hello(protocol=PROTOCOL, version=__version__, pending=pending, identity=self.identity.public)
+        hello = m.Hello(
+            protocol=PROTOCOL, version=__version__, pending=pending, identity=self.home.identity.public
+        )
         offers: list[Any] = []
         for offer in self._offers:  # never a value of the table
             table, allow = offer.table, list(offer.allow)
@@ -156,9 +156,6 @@ class Agent:
         if notice.HasField("welcome"):
             self._welcomed, self._waiting = time.monotonic(), False
             self._say(f"connected to {notice.welcome.coordinator} at {self.home.address}")
-        known = {row["name"]: row["identity"] for row in self._store.rows("member") if notice.members}
-        seen = [{"name": one.name, "identity": one.identity} for one in notice.members]
-        self._store.apply([Put("member", row) for row in seen if known.get(row["name"]) != row["identity"]])
         for said in notice.settled:
             if not said.counted:
                 reason = said.reason or "the run ended, or went on without it"
@@ -168,7 +165,7 @@ class Agent:
                 LOG.error("ledger older than its answers", run=said.run, version=said.version)
             await self._handle(Settled(said.run, said.version, said.counted))
         for step in notice.steps:
-            pins = self._store.pins() if step.phase == Phase.ROSTER else {}
+            pins = self._store.pins() if step.phase == Phase.ROSTER else {}  # they may be new
             await self._handle(Heard(Step.read(step), pins))
         for work in notice.work:
             self._begin(self._take(work), self._calling)

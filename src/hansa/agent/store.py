@@ -5,7 +5,6 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from hansa.agent.ledger import Budget, Ledger
-from hansa.crypto.agreement import words
 from hansa.database import Database, columns
 from hansa.secure.terms import Rules
 
@@ -40,10 +39,9 @@ class AgentStore(Database):
         budget = Budget(row["epsilon"], row["delta"]) if row else None
         return Ledger(self.rows("charge", order="number"), budget)
 
-    def pins(self) -> dict[str, bytes]:
-        """The public keys of others whose words the owner confirmed."""
-        rows = self.rows("member")
-        return {r["name"]: r["identity"] for r in rows if r["identity"] and words(r["identity"]) == r["words"]}
+    def pins(self) -> dict[str, str]:
+        """The words of others' identities that the owner confirmed."""
+        return {row["name"]: row["words"] for row in self.rows("member") if row["words"]}
 
     def honest(self) -> int:
         """How many honest parties beside its own an owner asks for in a secure sum."""

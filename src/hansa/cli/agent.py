@@ -90,7 +90,7 @@ async def _serve(out: Output, folder: Path, token: str, offers: Sequence[Offer])
         size = f"{offer.table.rows} rows, {len(offer.table.names)} columns"
         out.say(f"Offering {offer.dataset}: {size}, for {', '.join(offer.allow)}")
     out.say(f"What leaves is written to {folder / 'left.jsonl'}")
-    own = words(agent.identity.public)
+    own = words(joined.identity.public)
     out.finish({"party": joined.party, "address": joined.address, "home": folder, "identity": own})
     try:
         await agent.run()
@@ -172,6 +172,7 @@ def status(*, confirm: bool = False, home: AgentFolder = None, json: Json = Fals
 
     from hansa.agent.home import AgentHome
     from hansa.agent.offers import Offers
+    from hansa.crypto.agreement import words
 
     out = Output(json)
     folder = agent_home(home)
@@ -182,23 +183,26 @@ def status(*, confirm: bool = False, home: AgentFolder = None, json: Json = Fals
         if confirm:
             with sole(folder):
                 offers.take_as_spent()
-        privacy = offers.privacy()
+        privacy, roster = offers.privacy(), offers.roster(joined.party)
+    own = words(joined.identity.public)
     spent, budget = privacy["spent"], privacy["budget"]
     record = folder / "left.jsonl"
     messages = record.read_bytes().count(b"\n") if record.exists() else 0
     out.say(f"{joined.party}, a party of {joined.federation} at {joined.address}")
     out.say(f"its certificate is valid until {expires:%Y-%m-%d %H:%M} UTC and renews itself")
+    out.say(f"its identity, to be read out to the others: {own}")
+    for one in roster:
+        known = "confirmed" if one["confirmed"] else "not confirmed: hansa agent confirm NAME WORDS"
+        out.say(f"{one['party']} is {one['words']} ({known})")
     for offer in listed:
         out.say(f"offers {offer['dataset']} ({offer['source']}) for {', '.join(offer['allow'])}")
     of = f" of {budget:g}" if budget else ", without a budget"
     cost = f"epsilon {spent:.4g}" if spent < math.inf else "without a bound: sums left without noise"
     charges = f"{privacy['answers']} answers at delta {privacy['delta']:g}"
     out.say(f"its rows have cost {cost}{of}, in {charges}")
-    for run, version in privacy["missing"].items():
-        out.say(
-            f"its ledger is older than its answers (exchange {version} of run {run} is missing), so it takes "
-            "part in nothing: restore the newest backup, or take it as spent: `hansa agent status --confirm`"
-        )
+    if privacy["missing"]:
+        out.say("its ledger is older than its answers, so it takes part in nothing: restore the newest backup,")
+        out.say("or take the ledger as spent: `hansa agent status --confirm`")
     out.say(f"{messages} messages have left; {record} tells of each")
     out.finish(
         {
@@ -206,6 +210,8 @@ def status(*, confirm: bool = False, home: AgentFolder = None, json: Json = Fals
             "federation": joined.federation,
             "address": joined.address,
             "certificate_expires": expires.isoformat(),
+            "identity": own,
+            "roster": roster,
             "offers": listed,
             "privacy": {**privacy, "spent": spent if spent < math.inf else None},
             "left": {"file": record, "messages": messages},
@@ -213,34 +219,8 @@ def status(*, confirm: bool = False, home: AgentFolder = None, json: Json = Fals
     )
 
 
-def roster(*, home: AgentFolder = None, json: Json = False) -> None:
-    """Show the words of this party's identity, and those of the others; secure sums are with confirmed ones only.
-
-    Example::
-
-        hansa agent roster
-    """
-    from hansa.agent.home import AgentHome
-    from hansa.agent.offers import Offers
-    from hansa.crypto.agreement import Identity, words
-    from hansa.files import kept_key
-
-    out = Output(json)
-    folder = agent_home(home)
-    joined = AgentHome.open(folder)
-    own = words(Identity(kept_key(folder / "identity.key")).public)
-    with contextlib.closing(Offers(folder)) as offers:
-        others = [row for row in offers.roster() if row["party"] != joined.party]
-    out.say(f"{joined.party}, this party: {own}")
-    states = {True: "confirmed", False: "not confirmed"}
-    rows = [(row["party"], row["words"], states[row["confirmed"]]) for row in others]
-    out.table(("party", "identity", ""), rows)
-    out.say("Compare the words by telephone, each reading out their own, then: hansa agent confirm NAME WORDS")
-    out.finish({"party": joined.party, "identity": own, "others": others})
-
-
 def confirm(name: str, *words: str, home: AgentFolder = None, json: Json = False) -> None:
-    """Remember the identity of another party, as its people read it out.
+    """Remember another party's identity, as its people read it out: secure sums are with confirmed ones only.
 
     Example::
 
@@ -248,7 +228,7 @@ def confirm(name: str, *words: str, home: AgentFolder = None, json: Json = False
 
     Args:
         name: the other party.
-        words: the eight words that its own `hansa agent roster` shows.
+        words: the eight words that its own `hansa agent status` shows.
     """
     from hansa.agent.home import AgentHome
     from hansa.agent.offers import Offers

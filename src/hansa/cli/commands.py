@@ -48,7 +48,6 @@ SECTIONS = {
         Command("party remove", "party:remove", "Shut a party out, at once"),
         Command("agent start", "agent:start", "Join with a token, offer data, serve"),
         Command("agent status", "agent:status", "Say how the agent is doing"),
-        Command("agent roster", "agent:roster", "Show who is who, for secure sums"),
         Command("agent confirm", "agent:confirm", "Confirm another party's identity"),
         Command("data add", "data:add", "Offer a table under a name"),
         Command("data list", "data:list_", "List the tables on offer, and for what"),

@@ -217,14 +217,7 @@ class RemovedNotice:
     reason: str
 
 
-@dataclass(frozen=True)
-class MembersNotice:
-    """Tell a party who else there is, by name with the public key."""
-
-    members: Mapping[str, bytes]
-
-
-Notice = WorkNotice | SettledNotice | RemovedNotice | MembersNotice | Step
+Notice = WorkNotice | SettledNotice | RemovedNotice | Step
 
 
 @dataclass(frozen=True)

@@ -96,13 +96,8 @@ class Machine:
         guest = self.guests[event.party]
         guest.listening = True
         if (guest.offers, guest.identity) != (event.offers, event.identity):
-            if guest.identity != event.identity:
-                news = ev.MembersNotice({event.party: event.identity})
-                effects.notices += [(n, news) for n, g in self.guests.items() if g.listening and g is not guest]
             guest.offers, guest.identity = event.offers, event.identity
             self._save_guest(effects, event.party)
-        members = {n: g.identity for n, g in self.guests.items() if g.identity and g.state == "active"}
-        effects.notices.append((event.party, ev.MembersNotice(members)))
         for said in event.pending:
             live = self.runs.get(said.run)
             applied = live.progress.version if live else self._applied.get(said.run, said.applied)

@@ -264,9 +264,6 @@ class Coordinator(Operators):
                 message.settled.add(run=run, version=version, counted=counted, reason=reason)
             case Step():
                 message.steps.add(**vars(notice))
-            case ev.MembersNotice(members):
-                for name, identity in members.items():
-                    message.members.add(name=name, identity=identity)
             case ev.WorkNotice():
                 message.work.append(await self._work(notice))
 

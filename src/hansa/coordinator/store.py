@@ -80,11 +80,10 @@ class CoordinatorStore(Database):
 
     def counted(self) -> list[tuple[str, str, int]]:
         """Each party with each run that counted answers of it, and the exchange of the latest."""
-        answer, blob = metadata.tables["answer"].c, metadata.tables["blob"].c
-        applied = sa.select(blob.run, sa.func.max(blob.version).label("version")).where(blob.name == "checkpoint")
-        of = applied.group_by(blob.run).subquery()
-        latest = sa.select(answer.party, answer.run, sa.func.max(answer.version)).join(of, of.c.run == answer.run)
-        query = latest.where(answer.taken, answer.version < of.c.version).group_by(answer.party, answer.run)
+        query = sa.text(
+            "SELECT a.party, a.run, max(a.version) FROM answer a JOIN blob b ON b.run = a.run "
+            "WHERE a.taken AND b.name = 'checkpoint' AND a.version < b.version GROUP BY a.party, a.run"
+        )
         with self._connection.begin():
             return [(party, run, version) for party, run, version in self._connection.execute(query)]
 
