@@ -418,10 +418,9 @@ class Course:
         progress = replace(progress, metrics=metrics)
         if self.stop is not None:
             stop, value = self.stop, metrics[self.stop.metric]
-            if progress.best is None or stop.better(value, progress.best, self.task):
-                progress = replace(progress, best=value, since=0)
-            else:
-                progress = replace(progress, since=progress.since + 1)
+            better = progress.best is None or stop.better(value, progress.best, self.task)
+            found = (value, 0) if better else (progress.best, progress.since + 1)
+            progress = replace(progress, best=found[0], since=found[1])
             if stop.target is not None and not stop.better(stop.target, value, self.task):
                 reason = f"{stop.metric} reached {value:.4f}, the target is {stop.target:g}"
                 return replace(progress, phase="done", reason=reason)

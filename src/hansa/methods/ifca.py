@@ -54,12 +54,10 @@ class IFCA(GradientMethod):
             models = models + self.spread * random.normal(size=models.shape)
         return replace(state, values=Values({"parameters": models[0], "models": models}))
 
-    def ask(self, state: State) -> Ask:
+    def declared(self, size: int) -> tuple[Field, ...]:
         """An update of every model, and which one it is."""
-        ask, models = super().ask(state), state.values["models"]
-        update, chosen = ask.fields
-        fields = replace(update, shape=(models.size,)), replace(chosen, shape=(len(models),))
-        return replace(ask, fields=fields)
+        update, chosen = super().declared(size)
+        return replace(update, shape=(self.clusters * size,)), replace(chosen, shape=(self.clusters,))
 
     def noise(self, privacy: Privacy) -> tuple[Noised, ...]:
         """None that would do: a party also tells which model has the least loss on its rows."""
@@ -68,7 +66,7 @@ class IFCA(GradientMethod):
     def work(self, at: At | Stack) -> Answer:
         """Train the model of the lowest loss."""
         chosen = self._chosen(at)
-        start = self._of(at, chosen)
+        start = at.received["models"][chosen.argmax(axis=-1)]
         trained = at.train(start, self.local).parameters
         update = (trained - start)[..., None, :] * chosen[..., None].astype(trained.dtype)
         values = {"update": update.reshape(*chosen.shape[:-1], -1), "chosen": chosen.astype(np.float64)}
@@ -76,7 +74,7 @@ class IFCA(GradientMethod):
 
     def personal(self, at: At | Stack) -> Array:
         """The model of the lowest loss on the party's training rows."""
-        return self._of(at, self._chosen(at))
+        return np.asarray(at.received["models"][self._chosen(at).argmax(axis=-1)])
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
         """A step of every model along the mean of those who chose it."""
@@ -93,6 +91,3 @@ class IFCA(GradientMethod):
         losses = np.stack([at.loss(model) for model in at.received["models"]], axis=-1)
         losses = np.where(np.isfinite(losses), losses, np.inf)  # or the smallest would be no number
         return np.asarray(losses.argmin(axis=-1)[..., None] == np.arange(self.clusters))
-
-    def _of(self, at: At | Stack, chosen: Array) -> Array:
-        return np.asarray(at.received["models"][chosen.argmax(axis=-1)])
