@@ -195,25 +195,20 @@ class Contributions:
     """What several parties answer to one ask: a stack.
 
     Args:
-        parties: their names.
+        parties: their names; nobody's unless said.
         values: one array ``[parties, *shape]`` for every declared field.
         weights: what each counts for, float64 ``[parties]``.
     """
 
-    parties: tuple[str, ...]
-    values: Values
-    weights: Array
+    parties: tuple[str, ...] = ()
+    values: Values = field(default_factory=Values)
+    weights: Array = field(default_factory=lambda: np.empty(0))
 
     @classmethod
     def of(cls, party: str, contribution: Contribution) -> Contributions:
         """A stack of one, without a copy."""
         values = Values({name: value[None] for name, value in contribution.values.items()})
         return cls((party,), values, np.asarray([contribution.weight], dtype=np.float64))
-
-    @classmethod
-    def none(cls) -> Contributions:
-        """Of nobody."""
-        return cls((), Values(), np.empty(0))
 
     def one(self, position: int) -> Contribution:
         """One party's, without a copy."""

@@ -270,14 +270,13 @@ class Outcome:
         leaving: bytes that left the parties.
     """
 
-    counted: Contributions = field(default_factory=Contributions.none)
+    counted: Contributions = field(default_factory=Contributions)
     memory: Mapping[str, Values] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
     leaving: int = 0
 
 
 def _told(course: Course, ask: Ask) -> dict[str, Any]:
-    """What every party's work is told."""
     return {
         "round": ask.round,
         "task": course.task,
@@ -338,7 +337,7 @@ def together(outcomes: Sequence[Outcome]) -> Outcome:
     for one in outcomes:
         memory |= one.memory
         excluded |= one.excluded
-    counted = Contributions.none()
+    counted = Contributions()
     if some:
         values = {n: np.concatenate([one.values[n] for one in some]) for n in some[0].values}
         parties = tuple(name for one in some for name in one.parties)

@@ -59,7 +59,7 @@ class Room:
             summed = [Block(fields) for _ in group]
             for total, block in zip(summed, group, strict=True):
                 total.add(outcome.counted, [places[n] for n in block if n in places])
-            return summed, replace(outcome, counted=Contributions.none())
+            return summed, replace(outcome, counted=Contributions())
 
         def single(name: str) -> Outcome:
             return crowd.one(ask, name, memories.get(name, Values()))
@@ -77,7 +77,7 @@ class Room:
             for _ in names:
                 outcome = next(answers)
                 block.add(outcome.counted, range(len(outcome.counted.parties)))
-                outcome = replace(outcome, counted=Contributions.none())  # may be large: let go
+                outcome = replace(outcome, counted=Contributions())  # may be large: let go
                 yield (), outcome
             yield [block], Outcome()
 

@@ -158,7 +158,6 @@ class Adam(FirstOrder):
         return moved, {"first": first, "second": second}
 
     def _second(self, before: Array | None, decay: float, square: Array) -> Array:
-        """The next mean of squares."""
         return _mean(before, decay, square)
 
 
@@ -193,7 +192,6 @@ class Yogi(Adam):
     kind: ClassVar[str] = "yogi"
 
     def _second(self, before: Array | None, decay: float, square: Array) -> Array:
-        """The next mean of squares."""
         step = (1 - decay) * square
         if before is None:
             return step
