@@ -151,7 +151,7 @@ def test_a_ledger_older_than_its_answers_allows_nothing_until_that_is_confirmed(
     store.apply([Put("charge", row)])
     for one in (ledger, store.ledger()):  # a restart forgets no doubt
         with pytest.raises(
-            PrivacyError, match=r"exchange 7 of run tumours that is not in it.*agent status --confirm"
+            PrivacyError, match=r"exchange 7 of run tumours is missing.*agent status --confirm"
         ):
             one.charge(key(8), EXAMPLE, QUIET)
         assert one.answers == 4

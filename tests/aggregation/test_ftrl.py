@@ -269,9 +269,7 @@ def test_a_fork_of_noise_that_rounds_share_is_refused_and_a_fork_with_other_nois
     clip, tables = agg.clip(1.0), towns()
     run = federation(clip >> banded, rounds=3).run(hs.Local(tables))
     for chain in (clip >> banded, clip >> tree):
-        with pytest.raises(
-            hs.errors.PrivacyError, match=r"the run to fork share their noise \(banded\)"
-        ) as refused:
+        with pytest.raises(hs.errors.PrivacyError, match="the run to fork share their noise") as refused:
             federation(chain, rounds=6).run(hs.Local(tables, fork=run))
         assert "put gaussian in the fork's aggregation" in str(refused.value)
     other = federation(clip >> agg.gaussian(noise_multiplier=1.0), rounds=6)

@@ -93,7 +93,7 @@ unit = "example"
 
 def test_what_was_counted_is_shown_and_in_the_document(simulate):
     answer = simulate(method="histogram", rounds=1, more=NOISE)
-    assert "Quantiles, from counts with noise" in answer.said
+    assert "a: quantiles, with noise" in answer.said
     columns = answer.document["columns"]
     assert set(columns) == {"a", "b"}
     assert columns["a"]["quantiles"]["0.5"] == pytest.approx(0, abs=1)

@@ -5,8 +5,8 @@ offered twice is charged like any other. The sum is taken anew from the events w
 divergences, which hold for studies that are chosen in the light of earlier ones (Feldman and Zrnic 2021, arXiv
 2008.11193).
 
-If the coordinator counted an answer that has no row, the ledger was restored from an old backup: it allows nothing
-until its owner confirms that, and what is missing may have cost anything.
+If the coordinator counted an answer that has no row, the ledger was restored from an old backup: it allows
+nothing until its owner confirms that, and what is missing may have cost anything.
 """
 
 import math
@@ -42,7 +42,7 @@ class Budget:
 
     @property
     def order(self) -> float:
-        """Of the divergence that charges are added up in: the best for a Gaussian of this cost, whatever comes."""
+        """Of the divergence that charges are added up in: the best for a Gaussian of this cost."""
         z = mechanisms.gaussian_noise_multiplier(self.epsilon, self.delta)
         event = Gaussian(adjacency="add-remove", noise_multiplier=z)
         cost = partial(accountant.spent, [event], self.delta, "rdp", 1.0)
@@ -87,7 +87,7 @@ class Ledger:
         """Refuse (PrivacyError) to go on while the owner has not confirmed that charges are missing."""
         for run, version in self.missing.items():
             raise PrivacyError(
-                f"this party's ledger is older than its answers: the one to exchange {version} of {run} is missing",
+                f"this party's ledger is older than its answers: exchange {version} of run {run} is missing",
                 remedy="Restore the newest backup of the agent's folder; or stop the agent, and say "
                 "`hansa agent status --confirm`, which takes the ledger as spent",
             )

@@ -18,9 +18,9 @@ from pydantic import Field as Limits
 
 from hansa.aggregation.noise import Gaussian
 from hansa.aggregation.signal import Schedule, Signal
-from hansa.aggregation.stage import Aggregation, Context, Reduced, chain
+from hansa.aggregation.stage import Context, Reduced, chain
 from hansa.contribution import Array, Values
-from hansa.errors import PrivacyError, RunError
+from hansa.errors import RunError
 from hansa.privacy import events, noise
 
 Step = tuple[Mapping[int, float], Mapping[int, int], int, bool]
@@ -135,19 +135,6 @@ def _in_trees(schedule: Schedule, restart: int) -> float:
         before = np.append(0, np.cumsum(rounds % schedule.period == first))
         worst = max(worst, int(np.square(before[1:] - before[rounds + 1 - (t & -t)]).sum()))
     return math.sqrt(worst)
-
-
-def refuse_fork(there: Aggregation, here: Aggregation) -> None:
-    """Refuse (PrivacyError) to fork a run whose rounds share noise into one whose rounds do: taken up, its noise
-    would cancel out between the two runs; begun anew, no event of either covers both.
-    """
-    kinds = [[s.kind for s in one.stages if isinstance(s, Matrix)] for one in (there, here)]
-    if all(kinds):
-        raise PrivacyError(
-            f"the rounds of the run to fork share their noise ({kinds[0][0]}), and so would the fork's: together "
-            "the two runs could tell what the noise hides",
-            remedy="Run the study from its beginning, or put gaussian in the fork's aggregation",
-        )
 
 
 banded = chain(Banded)

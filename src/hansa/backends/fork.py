@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from hansa.aggregation.matrix import refuse_fork
+from hansa.aggregation.matrix import Matrix
 from hansa.contribution import Values
-from hansa.errors import StudyError
+from hansa.errors import PrivacyError, StudyError
 from hansa.methods.base import Method
 from hansa.methods.course import Course, Progress
 from hansa.run import UNDER_WAY, Run
@@ -23,7 +23,12 @@ def forked(course: Course, run: Run, fork: Run) -> Progress:
             "the run to fork has no model of this shape",
             remedy="Fork with the task and the features that it was started with",
         )
-    refuse_fork(there.aggregation, course.aggregation)
+    # Taken up, the noise would cancel out between the two runs; begun anew, no event covers both.
+    if all(any(isinstance(s, Matrix) for s in one.stages) for one in (there.aggregation, course.aggregation)):
+        raise PrivacyError(
+            "the rounds of the run to fork share their noise, and so would the fork's: what hides them would not",
+            remedy="Run the study from its beginning, or put gaussian in the fork's aggregation",
+        )
     states = {**begun.states, "moments": kept.states["moments"]}
     theirs, ours = kept.states["train"], begun.states["train"]
     if not _alike(there.method, course.method):  # what other methods know means nothing to this one

@@ -170,22 +170,11 @@ def _estimates(out: Output, run: Run) -> list[dict[str, Any]] | None:
 
 def _columns(out: Output, run: Run) -> dict[str, Any]:
     """What is in the columns, from a method that counts it."""
-    columns = run.model.facts.get("columns") if run.status == "finished" else None
-    if not columns:
-        return {}
-    numbers = {name: of for name, of in columns.items() if "quantiles" in of}
-    for levels in {tuple(of["quantiles"]) for of in numbers.values()}:
-        rows = [(name, *of["quantiles"].values(), of["missing"]) for name, of in numbers.items()]
-        out.table(("", *levels, "missing"), rows, title="Quantiles, from counts with noise")
-    rows = [
-        (n, value, count)
-        for n, of in columns.items()
-        if n not in numbers
-        for value, count in of["counts"].items()
-    ]
-    if rows:
-        out.table(("", "", "rows"), rows, title="Counts, with noise")
-    return {"columns": columns}
+    columns = run.model.facts.get("columns", {}) if run.status == "finished" else {}
+    for name, of in columns.items():
+        said, what = of.get("quantiles", of["counts"]), "quantiles" if "edges" in of else "rows"
+        out.table([*said], [[*said.values()]], title=f"{name}: {what}, with noise")
+    return {"columns": columns} if columns else {}
 
 
 def rounds_to_target(run: Run) -> int | None:
