@@ -229,8 +229,7 @@ def _engine(url: str | Path) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def durable(connection: Any, _: object) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "fullfsync=ON"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "fullfsync=ON", "busy_timeout=5000"):
             connection.execute(f"PRAGMA {pragma}")
-        connection.execute("PRAGMA busy_timeout=5000")
 
     return engine

@@ -53,11 +53,8 @@ class Encoding:
         for names in ((*self.numbers, *self.categories, *self.arrays), *self.categories.values()):
             if len(set(names)) < len(names):
                 raise DataError(f"a name occurs twice: {', '.join(names)}")
-        declared = {name: tuple(values) for name, values in self.categories.items()}
-        object.__setattr__(self, "numbers", tuple(self.numbers))
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "scale", np.where(scale == 0.0, 1.0, scale))
-        object.__setattr__(self, "categories", declared)
 
     @property
     def names(self) -> tuple[str, ...]:
