@@ -27,8 +27,6 @@ from hansa.contribution import Json
 from hansa.errors import StudyError, did_you_mean
 from hansa.faults import explain, mistaken
 
-__all__ = ["PLACE", "Catalogue", "P", "Part", "Written", "reading"]
-
 PLACE: ContextVar[str] = ContextVar("place", default="")
 """Where in a study the part stands that is being read, such as ``method.local``."""
 
