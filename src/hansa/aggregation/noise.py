@@ -56,27 +56,19 @@ def groups(signal: Signal, kind: str) -> tuple[Group, ...]:
             found.append(Group((field.name,), largest if whole else field.example, sizes[field.name]))
     gathered = any(f.algebra is Algebra.GATHER for f in signal.fields)
     unbounded = [", ".join(group.names) for group in found if not group.bound < _ABSURD]
-    clip = f"Put clip(norm) before {kind}"
-    by_example = 'Say privacy.unit = "party", or use a method that clips each example\'s gradient'
-    for refused, reason, remedy in (
-        (
-            not signal.linear or gathered,
-            "needs a sum, and what comes is robust or gathered: one party moves it without a bound",
-            "Leave the robust reducer out, or the noise",
-        ),
-        (
-            signal.weights != "equal",
-            "needs a public weight of each party, and they weigh by their examples",
-            'Say method.weights = "equal"',
-        ),
-        (
-            bool(unbounded),
-            f"needs a bound on what one {signal.privacy.unit} adds, and {'; '.join(unbounded)} has none",
-            clip if whole else by_example,
-        ),
-    ):
-        if refused:
-            raise PipelineError(f"{kind} {reason}", remedy=remedy)
+    reason = ""
+    if not signal.linear or gathered:
+        reason = "needs a sum, and what comes is robust or gathered: one party moves it without a bound"
+        remedy = "Leave the robust reducer out, or the noise"
+    elif signal.weights != "equal":
+        reason = "needs a public weight of each party, and they weigh by their examples"
+        remedy = 'Say method.weights = "equal"'
+    elif unbounded:
+        reason = f"needs a bound on what one {signal.privacy.unit} adds, and {'; '.join(unbounded)} has none"
+        by_example = 'Say privacy.unit = "party", or use a method that clips each example\'s gradient'
+        remedy = f"Put clip(norm) before {kind}" if whole else by_example
+    if reason:
+        raise PipelineError(f"{kind} {reason}", remedy=remedy)
     own = dict(signal.portions)
     rest = (1 - sum(own.values())) / max(1, len(found) - len(own))
     return tuple(replace(group, portion=own.get(group.names[0], rest)) for group in found)
