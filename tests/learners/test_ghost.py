@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import hansa as hs
 from hansa.errors import StudyError
 
 torch = pytest.importorskip("torch")
@@ -185,6 +186,16 @@ def test_a_row_without_a_gradient_adds_nothing() -> None:
         assert not learner.clipped(theta, broken[[3, 35]], y[:2], NORM).any()
 
 
+def test_an_infinite_gradient_adds_nothing() -> None:
+    """Its outputs are finite."""
+    learner = Torch(lambda: nn.Linear(2, 1, bias=False), loss="mse")
+    theta, x = np.full(2, 1.5, np.float32), np.array([[1, 2], [1e38, 1e38], [2, 1]], np.float32)
+    found = learner.clipped(theta, x, np.zeros(3), NORM)
+    assert learner.by_row == ""
+    np.testing.assert_array_equal(found, learner.clipped(theta, x[[0, 2]], np.zeros(2), NORM))
+    assert found.any()
+
+
 def test_what_a_norm_loses_to_rounding_does_not_break_the_bound() -> None:
     learner, random = Torch(Cancels, loss=lambda out, y: out[:, 0]), np.random.default_rng(2)
     theta = start(learner)
@@ -220,3 +231,20 @@ def test_batch_norm_has_no_rows_of_its_own() -> None:
     learner, (x, y) = Torch(lambda: Pictures(norm), buffers="average"), rows(Pictures, 5)
     with pytest.raises(StudyError, match="no gradient to send"):
         learner.clipped(start(learner), x, y, NORM)
+
+
+def test_threads_and_engines_give_the_same_bits() -> None:
+    random = np.random.default_rng(3)
+    tables = {
+        f"p{i}": hs.Table({"x": rows(flat, n)[0], "y": random.integers(0, 4, n)}) for i, n in enumerate((9, 40))
+    }
+    local = hs.DPSGD(lr=0.1, clip=1.0, noise_multiplier=1.0, rate=0.5, steps=3, batch_size=20)
+    federation = hs.Federation(
+        task=hs.tasks.torch(flat),
+        method=hs.FedAvg(local=local, weights="equal"),
+        rounds=2,
+        privacy=hs.Privacy(unit="example"),
+    )
+    ways: list[Any] = [("stacked", 1), ("stacked", 2), ("resident", 2)]
+    ends = [federation.run(hs.Local(tables, engine=e, workers=w)).parameters for e, w in ways]
+    assert all(np.array_equal(ends[0], other) for other in ends[1:])
