@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 
 from hansa.contribution import Array, Ask, Contribution, Total, Values
 from hansa.errors import RunError, StudyError
 from hansa.learners.base import Learner
-from hansa.learners.glm import Linear, Logistic, Poisson
+from hansa.learners.glm import Glm, Linear, Logistic, Poisson
 from hansa.methods.base import Answer, Setup, State
 from hansa.methods.newton import FARTHEST, Curve, Newton, complete, summed, unpenalised
 from hansa.methods.work import At
@@ -22,40 +22,32 @@ class Family:
 
     Args:
         link: the linear predictor of a mean.
-        mean: its inverse.
         variance: of the mean, up to the dispersion.
         begin: from labels to the means of the first round (McCullagh and Nelder 1989, section 2.5).
         deviance: of labels, linear predictors and means.
-        estimated: whether the dispersion is estimated; it is 1 otherwise.
     """
 
     link: Callable[[Array], Array]
-    mean: Callable[[Array], Array]
     variance: Callable[[Array], Array]
     begin: Callable[[Array], Array]
     deviance: Callable[[Array, Array, Array], Array]
-    estimated: bool = False
 
 
 FAMILIES: Mapping[type[Learner], Family] = {
     Linear: Family(
         link=lambda mu: mu,
-        mean=lambda eta: eta,
         variance=np.ones_like,
         begin=lambda y: y,
         deviance=lambda y, eta, mu: np.square(y - mu),
-        estimated=True,
     ),
     Logistic: Family(
         link=lambda mu: np.log(mu / (1 - mu)),
-        mean=lambda eta: 1 / (1 + np.exp(-eta)),
         variance=lambda mu: mu * (1 - mu),
         begin=lambda y: (y + 0.5) / 2,
         deviance=lambda y, eta, mu: 2 * (np.logaddexp(0.0, eta) - y * eta),
     ),
     Poisson: Family(
         link=np.log,
-        mean=np.exp,
         variance=lambda mu: mu,
         begin=lambda y: y + 0.1,
         deviance=lambda y, eta, mu: 2 * (y * (np.log(np.where(y > 0, y, 1.0)) - eta) - (y - mu)),
@@ -116,8 +108,8 @@ class IRLS(Newton):
             eta = family.link(mu)
         else:
             eta = design @ at.received["parameters"][free]
-            eta = eta if family.estimated else eta.clip(-FARTHEST, FARTHEST)
-            mu = family.mean(eta)
+            eta = eta if isinstance(at.learner, Linear) else eta.clip(-FARTHEST, FARTHEST)
+            mu = cast(Glm, at.learner).mean(eta)
         weights = family.variance(mu)
         # The response that is worked on: the score, or in round 1 what leads from 0 to the first estimate.
         response = weights * eta if at.round == 1 else y - mu
