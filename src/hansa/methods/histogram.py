@@ -10,7 +10,8 @@ from hansa.contribution import Array, Ask, Contribution, Json, Total, Values
 from hansa.data.contract import OTHER, count_categories, texts
 from hansa.data.preprocessing import Encoding
 from hansa.learners.base import Learner
-from hansa.methods.base import Answer, At, Method, Setup, State
+from hansa.methods.base import Answer, Method, Setup, State
+from hansa.methods.work import At
 from hansa.task import counted
 
 
