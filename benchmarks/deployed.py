@@ -24,7 +24,6 @@ from hansa.backends.remote import Remote
 from hansa.cli.operator import call
 from hansa.cli.programs import Programs
 from hansa.data.source import write_parquet
-from hansa.wire import messages as m
 from hansa.wire.rpcs import INVITE, PARTIES
 
 COMMITS = 2
@@ -66,7 +65,7 @@ def parties(
                 table = {f"x{j}": x[:, j] for j in range(columns)}
                 file = folder / f"{i}.parquet"
                 write_parquet(file, {**table, "y": (x.sum(axis=1) > 0).astype(float)})
-                invited = call(home, INVITE, m.InviteRequest(party=f"p{i}", lifetime_seconds=60))
+                invited = call(home, INVITE, party=f"p{i}", lifetime_seconds=60)
                 words = ("--token", invited.token, "--data", f"tiny={file}")
                 allow = ("--allow", kind, "--home", str(folder / f"agent{i}"))
                 programs.start(f"agent{i}", "agent", "start", *words, *allow)
@@ -77,7 +76,7 @@ def parties(
                     for name, words in zip(names, said, strict=True):
                         offers.confirm(name, words)
             while True:
-                listed = call(home, PARTIES, m.PartiesRequest()).parties
+                listed = call(home, PARTIES).parties
                 if sum(party.connected for party in listed) == count:
                     break
                 programs.check()

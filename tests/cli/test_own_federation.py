@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hansa.data.source import read
+from hansa.data.source import Source, read
 from hansa.model import Model
 from hansa.run import Run
 
@@ -102,7 +102,7 @@ def test_a_simulation_of_the_same_tables_ends_with_the_same_bits(hansa, harbour,
     from hansa import study
 
     sources = {
-        name: hs.data.Source(
+        name: Source(
             path=str(harbour.folder / name / "数据 表.csv"), encoding="gb18030" if name == "北院" else "utf-8"
         )
         for name in PARTIES

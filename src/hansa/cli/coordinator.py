@@ -85,11 +85,10 @@ def status(*, home: CoordinatorFolder = None, json: Json = False) -> None:
 
         hansa coordinator status
     """
-    from hansa.wire import messages as m
     from hansa.wire.rpcs import STATUS
 
     out = Output(json)
-    said = call(home, STATUS, m.StatusRequest(), timeout=5)
+    said = call(home, STATUS, timeout=5)
     out.say(f"{said.name} at {said.address}, Hansa {said.version}, up since {said.started}")
     out.say(f"{said.connected} of {said.parties} parties are connected; {said.runs} runs under way")
     names = ("name", "address", "version", "started", "parties", "connected", "runs")

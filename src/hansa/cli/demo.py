@@ -102,7 +102,6 @@ def _up(out: Output, programs: Programs, hospitals: Mapping[str, Table], rules: 
     """Start everything and wait until all hospitals listen."""
     from hansa.cli.operator import call
     from hansa.data.source import write_csv
-    from hansa.wire import messages as m
     from hansa.wire.rpcs import INVITE, PARTIES
 
     home = programs.folder / "coordinator"
@@ -114,7 +113,7 @@ def _up(out: Output, programs: Programs, hospitals: Mapping[str, Table], rules: 
     address = programs.document("coordinator")["address"]
     out.say(f"The coordinator listens at {address}.")
     for name, table in hospitals.items():
-        said = call(home, INVITE, m.InviteRequest(party=name, lifetime_seconds=600))
+        said = call(home, INVITE, party=name, lifetime_seconds=600)
         rows = programs.folder / name / "tumours.csv"
         offer = ("--data", f"tumours={rows}", "--allow", "logistic-regression", *rules)
         own = ("--home", str(programs.folder / name / "agent"))
@@ -122,7 +121,7 @@ def _up(out: Output, programs: Programs, hospitals: Mapping[str, Table], rules: 
         out.say(f"{name} joins with a one-time token and keeps its {table.rows} rows.")
     give_up = time.monotonic() + PATIENCE
     while time.monotonic() < give_up:
-        parties = call(home, PARTIES, m.PartiesRequest()).parties
+        parties = call(home, PARTIES).parties
         if sum(party.connected for party in parties) == len(hospitals):
             return
         programs.check()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hansa.cli.home import coordinator_home
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from hansa.wire.rpcs import Q, R, Rpc
 
 
-def call(home: Path | None, rpc: Rpc[Q, R], request: Q, *, timeout: float = 30) -> R:
-    """One call to the coordinator whose folder is here, within ``timeout`` seconds.
+def call(home: Path | None, rpc: Rpc[Q, R], *, timeout: float = 30, **request: Any) -> R:
+    """One call to the coordinator whose folder is here, within ``timeout`` seconds; ``request`` says its fields.
 
     Raises:
         HansaError: what the coordinator raised, or UnreachableError if it is not there.
@@ -21,6 +21,6 @@ def call(home: Path | None, rpc: Rpc[Q, R], request: Q, *, timeout: float = 30) 
 
     async def ask() -> R:
         async with Remote(coordinator_home(home)).client() as client:
-            return await client.unary(rpc, request, timeout=timeout)
+            return await client.unary(rpc, rpc.request(**request), timeout=timeout)
 
     return complete(ask())

@@ -19,14 +19,12 @@ def invite(name: str, /, *, hours: float = 48.0, home: CoordinatorFolder = None,
         name: what the party will be called, in any script.
         hours: how long the token can be used.
     """
-    from hansa.wire import messages as m
     from hansa.wire.rpcs import INVITE
 
     if not hours > 0:
         raise UsageError(f"--hours must be positive, not {hours:g}", remedy="Leave it out for 48.")
     out = Output(json)
-    request = m.InviteRequest(party=name, lifetime_seconds=max(1, round(hours * 3600)))
-    said = call(home, INVITE, request)
+    said = call(home, INVITE, party=name, lifetime_seconds=max(1, round(hours * 3600)))
     out.say(f"A token for {name}, good once, until {said.expires[:16].replace('T', ' ')} UTC:")
     if not json:  # whoever reads the token can join: it is in the document, and in no log
         out.say(said.token, style="bold")
@@ -43,11 +41,10 @@ def list_(*, home: CoordinatorFolder = None, json: Json = False) -> None:
     """
     from google.protobuf.json_format import MessageToDict
 
-    from hansa.wire import messages as m
     from hansa.wire.rpcs import PARTIES
 
     out = Output(json)
-    parties = call(home, PARTIES, m.PartiesRequest()).parties
+    parties = call(home, PARTIES).parties
     rows = []
     for p in parties:
         offers = (f"{o.dataset} ({o.rows}+ rows; {', '.join(o.allow)})" for o in p.offers)
@@ -72,10 +69,9 @@ def remove(name: str, /, *, reason: str = "", home: CoordinatorFolder = None, js
         name: of the party.
         reason: what its agent is told.
     """
-    from hansa.wire import messages as m
     from hansa.wire.rpcs import REMOVE
 
     out = Output(json)
-    call(home, REMOVE, m.RemoveRequest(party=name, reason=reason))
+    call(home, REMOVE, party=name, reason=reason)
     out.say(f"{name} is removed.")
     out.finish({"party": name, "state": "removed"})

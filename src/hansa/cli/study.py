@@ -100,10 +100,9 @@ def runs(*, home: CoordinatorFolder = None, json: Json = False) -> None:
 def _listed(home: Path | None) -> Sequence[RunLine]:
     """What the coordinator says of its runs."""
     from hansa.cli.operator import call
-    from hansa.wire import messages as m
     from hansa.wire.rpcs import RUNS as LIST
 
-    return call(home, LIST, m.RunsRequest()).runs
+    return call(home, LIST).runs
 
 
 def _followed(out: Output, rounds: int, home: Path | None, output: Path, go: Callable[[Remote], Run]) -> None:
