@@ -150,9 +150,7 @@ def test_a_ledger_older_than_its_answers_allows_nothing_until_that_is_confirmed(
     assert ledger.counted("tumours", 5, "now") is None  # one row is for all that is missing of a run
     store.apply([Put("charge", row)])
     for one in (ledger, store.ledger()):  # a restart forgets no doubt
-        with pytest.raises(
-            PrivacyError, match=r"exchange 7 of run tumours is missing.*agent status --confirm"
-        ):
+        with pytest.raises(PrivacyError, match=r"exchange 7 of run tumours is missing.*agent status --confirm"):
             one.charge(key(8), EXAMPLE, QUIET)
         assert one.answers == 4
     store.close()
@@ -203,7 +201,7 @@ def test_the_order_of_a_budget_is_where_a_gaussian_of_its_cost_is_converted_best
     assert budget.order == order  # and so known before anything is asked
     z = gaussian_noise_multiplier(epsilon, budget.delta)
     event = Gaussian(adjacency="add-remove", noise_multiplier=z)
-    costs = [accountant.spent([event], budget.delta, "rdp", order=a).epsilon for a in range(2, 64)]
+    costs = [accountant.epsilon([event], budget.delta, a) for a in range(2, 64)]
     assert np.argmin(costs) + 2 == order
     by_hand = order / (2 * z**2) + math.log1p(-1 / order) - math.log(budget.delta * order) / (order - 1)
     assert min(costs) == pytest.approx(by_hand)

@@ -79,7 +79,7 @@ def test_the_order_of_events_does_not_matter():
         [Laplace(noise_multiplier=5.0, times=4, **OTHER)],
         [Skellam(**ONE, **GRID, times=3), gaussian(sampling=TENTH)],
         [DiscreteGaussian(**ONE, **GRID, sampling=TENTH, times=3)],
-        [MatrixMechanism(noise_multiplier=5, sensitivity=2, participations=3, **OTHER)],
+        [MatrixMechanism(noise_multiplier=5, sensitivity=3.5, **OTHER)],
     ],
     ids=lambda events: "+".join(e.kind + (f"-{e.sampling.kind}" if e.sampling else "") for e in events),
 )

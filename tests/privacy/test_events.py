@@ -6,7 +6,6 @@ from pydantic import ValidationError
 
 from hansa.contribution import canonical
 from hansa.errors import PrivacyError, StudyError
-from hansa.privacy import mechanisms
 from hansa.privacy.events import (
     EVENTS,
     DiscreteGaussian,
@@ -23,7 +22,7 @@ INTEGERS = {"variance": 2.5, "shares": 8, "dimension": 16, "l2": 3.0, "l1": 9.0}
 ALL = [
     Gaussian(adjacency="add-remove", noise_multiplier=1.1, sampling=Poisson(rate=0.01), times=7),
     Gaussian(adjacency="replace", noise_multiplier=1, sampling=Fixed(size=3, population=9)),
-    MatrixMechanism(adjacency="replace", noise_multiplier=2, sensitivity=3, participations=4),
+    MatrixMechanism(adjacency="replace", noise_multiplier=2, sensitivity=3),
     Laplace(adjacency="add-remove", noise_multiplier=0.5),
     Skellam(adjacency="add-remove", **INTEGERS, failure=1e-20),
     DiscreteGaussian(adjacency="replace", **INTEGERS),
@@ -92,11 +91,6 @@ def test_sampling_is_not_taken_to_amplify_correlated_noise():
         MatrixMechanism(adjacency="add-remove", noise_multiplier=1, sensitivity=1, sampling=Poisson(rate=0.1))
 
 
-def test_a_binary_tree_costs_a_gaussian_for_each_level():
-    """A tree of 1, 2, 3 and 4 leaves has 1, 2, 2 and 3 levels of partial sums that one leaf can be in."""
-    assert [round(mechanisms.tree_sensitivity(n) ** 2) for n in (1, 2, 3, 4, 1023, 1024)] == [
-        1, 2, 2, 3, 10, 11,
-    ]  # fmt: skip
-    sensitivity = mechanisms.tree_sensitivity(1024)
-    tree = MatrixMechanism(adjacency="add-remove", noise_multiplier=10, sensitivity=sensitivity, participations=4)
-    assert tree.effective == pytest.approx(10 / math.sqrt(11 * 4))
+def test_a_matrix_mechanism_costs_one_gaussian_over_its_sensitivity():
+    tree = MatrixMechanism(adjacency="add-remove", noise_multiplier=10, sensitivity=math.sqrt(11 * 4))
+    assert tree.effective == pytest.approx(10 / math.sqrt(44))

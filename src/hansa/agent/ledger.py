@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import Any
 
 from hansa.aggregation.signal import Noised
@@ -40,13 +40,12 @@ class Budget:
     epsilon: float
     delta: float = 1e-5
 
-    @property
-    def order(self) -> float:
+    @cached_property
+    def order(self) -> int:
         """Of the divergence that charges are added up in: the best for a Gaussian of this cost."""
         z = mechanisms.gaussian_noise_multiplier(self.epsilon, self.delta)
         event = Gaussian(adjacency="add-remove", noise_multiplier=z)
-        cost = partial(accountant.spent, [event], self.delta, "rdp", 1.0)
-        return float(min(mechanisms.ORDERS[mechanisms.ORDERS % 1 == 0], key=lambda order: cost(order).epsilon))
+        return min(range(2, 64), key=lambda order: accountant.epsilon([event], self.delta, order))
 
 
 class Ledger:
@@ -92,7 +91,7 @@ class Ledger:
                 "`hansa agent status --confirm`, which takes the ledger as spent",
             )
 
-    def spent(self, delta: float = 1e-5, more: Event | None = None, order: float | None = None) -> float:
+    def spent(self, delta: float = 1e-5, more: Event | None = None, by: accountant.Accountant = "rdp") -> float:
         """The epsilon of everything, and of one event more, at the best of all orders or at one; infinite if
         something left without noise.
         """
@@ -102,7 +101,7 @@ class Ledger:
         # What hides whether a row is there and what hides which it is are not of one kind: they are added up.
         kinds = {e.adjacency for e in all_}
         each = [[e for e in all_ if e.adjacency == kind] for kind in kinds]
-        return sum(accountant.spent(mine, delta / len(kinds), "rdp", order=order).epsilon for mine in each)
+        return sum(accountant.epsilon(mine, delta / len(kinds), by) for mine in each)
 
     def charge(
         self, key: Mapping[str, Any], privacy: Privacy, noise: Sequence[Noised], hidden: bool = False

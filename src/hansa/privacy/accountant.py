@@ -20,8 +20,8 @@ from hansa.errors import PrivacyError
 from hansa.privacy import mechanisms as m
 from hansa.privacy.events import DiscreteGaussian, Event, Exact, Fixed, Gaussian, Laplace
 
-Accountant = Literal["pld", "rdp", "zcdp"] | None
-"""None is ``"pld"`` where it knows all the events, else ``"rdp"``."""
+Accountant = Literal["pld", "rdp", "zcdp"] | int | None
+"""None is ``"pld"`` where it knows all the events, else ``"rdp"``; a number is ``"rdp"`` of that order alone."""
 DISCRETISATION = 1e-4
 """Width of the grid of privacy losses; more in the search for noise, and if too many points would span them."""
 ROUNDING = 1e-13
@@ -49,23 +49,19 @@ class _Curve(NamedTuple):
 
 
 def spent(
-    events: Iterable[Event],
-    delta: float,
-    accountant: Accountant = None,
-    step: float = DISCRETISATION,
-    order: float | None = None,
+    events: Iterable[Event], delta: float, accountant: Accountant = None, step: float = DISCRETISATION
 ) -> Spent:
     """What they cost together at a delta, all of whatever went wrong included.
 
-    Events may come in any order. If they were chosen as a run went, a filter has to say when to stop: ``"rdp"``
-    at one ``order`` of divergence that was chosen before (Feldman and Zrnic 2021, arXiv 2008.11193).
+    If events were chosen as a run went, a filter has to say when to stop: ``"rdp"`` of one order that was chosen
+    before (Feldman and Zrnic 2021, arXiv 2008.11193).
 
     Raises:
         PrivacyError: delta is out of range, adjacencies differ, or the accountant has no bound for an event.
     """
     m.within(delta=delta)
     merged, failure, adjacency = _merged(events)
-    curve = _curve(merged, accountant, step, order)
+    curve = _curve(merged, accountant, step)
     highest = curve.epsilon(delta) + 1
     aside = _aside(failure, highest)
     epsilon = curve.epsilon(delta - aside) if aside < delta else math.inf
@@ -124,16 +120,16 @@ def _merged(events: Iterable[Event]) -> tuple[tuple[Event, ...], float, str]:
 
 
 @lru_cache(maxsize=16)
-def _curve(events: tuple[Event, ...], accountant: Accountant, step: float, order: float | None = None) -> _Curve:
+def _curve(events: tuple[Event, ...], accountant: Accountant, step: float) -> _Curve:
     if any(isinstance(event, Exact) for event in events):
-        return _Curve(lambda d: math.inf, lambda e: 1.0, accountant or "pld")
+        return _Curve(lambda d: math.inf, lambda e: 1.0, str(accountant or "pld"))
     if accountant == "zcdp":
         rho = sum(event.times * _rho(event) for event in events)
         return _Curve(lambda d: m.zcdp_epsilon(rho, d), lambda e: m.zcdp_delta(rho, e), "zcdp")
     if accountant == "pld" or (accountant is None and all(map(_has_pld, events))):
         return _pld(events, step)
     rdp = sum((event.times * _rdp(event) for event in events), np.zeros(len(m.ORDERS)))
-    rdp = rdp if order is None else np.where(order == m.ORDERS, rdp, np.inf)
+    rdp = np.where(accountant == m.ORDERS, rdp, np.inf) if isinstance(accountant, int) else rdp
     return _Curve(lambda d: m.rdp_epsilon(rdp, d), lambda e: m.rdp_delta(rdp, e), "rdp")
 
 

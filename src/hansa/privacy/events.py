@@ -5,7 +5,6 @@ Neighbours under ``"replace"`` are twice as far apart, for one contribution leav
 opposite, comes: the accountant applies the 2. A ledger writes ``canonical(EVENTS.spec(event))``.
 """
 
-import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field as Limits
@@ -95,20 +94,17 @@ class MatrixMechanism(Gaussian):
 
     Args:
         noise_multiplier: standard deviation of an entry of ``z`` over the norm of one contribution to a step.
-        sensitivity: the largest L2 norm of a column of ``C``; `tree_sensitivity` for a binary tree.
-        participations: steps that a record is in at most, in columns that do not overlap (a band apart, or
-            in other trees). If they do: 1, and the sensitivity of all together.
+        sensitivity: the largest L2 norm of what a record adds to ``C x`` in all its steps together.
     """
 
     kind: ClassVar[str] = "matrix"
     sampling: None = None
     sensitivity: Positive
-    participations: Count = 1
 
     @property
     def effective(self) -> float:
-        """The multiplier over the sensitivity of all participations."""
-        return self.noise_multiplier / (self.sensitivity * math.sqrt(self.participations))
+        """The multiplier over the sensitivity."""
+        return self.noise_multiplier / self.sensitivity
 
 
 class Laplace(Event):

@@ -84,11 +84,6 @@ def laplace_rdp(orders: Array, noise_multiplier: float) -> Array:
     return np.asarray(np.logaddexp(first, second) / (orders - 1))
 
 
-def tree_sensitivity(steps: int) -> float:
-    """The L2 norm of one contribution to a binary tree of partial sums: it is in a node of each level."""
-    return math.sqrt(steps.bit_length())
-
-
 def skellam_rdp(orders: Array, variance: float, l2: float, l1: float) -> Array:
     """Divergences of Skellam noise of that variance in all, in squares of the integer grid, for neighbours at
     those distances on it (Agarwal, Kairouz and Liu 2021, arXiv 2110.04995, theorem 3.5).
@@ -171,9 +166,3 @@ def zcdp_epsilon(rho: float, delta: float) -> float:
     within(delta=delta)
     highest = rho + 2 * math.sqrt(-rho * math.log(delta))
     return least(lambda e: zcdp_delta(rho, e) <= delta, 0.0, highest, 1e-12)
-
-
-def zcdp_rho(epsilon: float, delta: float) -> float:
-    """The largest rho that is (epsilon, delta)-private."""
-    within(epsilon=epsilon, delta=delta)
-    return -least(lambda minus: zcdp_delta(-minus, epsilon) <= delta, -epsilon - 1, 0.0, 1e-12)
