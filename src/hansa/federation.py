@@ -180,8 +180,7 @@ class Federation(Part):
     @property
     def noised(self) -> bool:
         """Whether anything in it is there to hide something."""
-        chains = self.aggregation.protects or self.statistics.protects
-        return chains or bool(self.method.noise(self.privacy))
+        return self.aggregation.protects or self.statistics.protects or bool(self.method.noise(self.privacy))
 
     def require_no_code(self) -> None:
         """Refuse a study with code, or for simulation only, as every agent does.

@@ -85,11 +85,9 @@ class Ledger:
     def require_whole(self) -> None:
         """Refuse (PrivacyError) to go on while the owner has not confirmed that charges are missing."""
         for run, version in self.missing.items():
-            raise PrivacyError(
-                f"this party's ledger is older than its answers: exchange {version} of run {run} is missing",
-                remedy="Restore the newest backup of the agent's folder; or stop the agent, and say "
-                "`hansa agent status --confirm`, which takes the ledger as spent",
-            )
+            said = f"this party's ledger is older than its answers: exchange {version} of run {run} is missing"
+            way = "stop the agent, and say `hansa agent status --confirm`, which takes the ledger as spent"
+            raise PrivacyError(said, remedy=f"Restore the newest backup of the agent's folder; or {way}")
 
     def spent(self, delta: float = 1e-5, more: Event | None = None, by: accountant.Accountant = "rdp") -> float:
         """The epsilon of everything, and of one event more, at the best of all orders or at one; infinite if

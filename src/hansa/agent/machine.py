@@ -142,7 +142,7 @@ class Machine:
         self.held = {(row["run"], row["version"]): Held(**row) for row in held}
         self.memories: dict[str, bytes] = {row["run"]: row["body"] for row in memories}
         self.latest = {row["run"]: Latest(**row) for row in latest}
-        self._over: dict[str, int] = {}  # the latest exchange of each run that is known to be over
+        self.over: dict[str, int] = {}  # the latest exchange of each run that is known to be over
         self._counted: dict[str, int] = {}  # and that counted this party
         self._working: set[tuple[str, int, int]] = set()
 
@@ -170,10 +170,6 @@ class Machine:
                 self._heard(effects, event)
         return effects
 
-    def over(self, run: str, version: int) -> bool:
-        """Whether the coordinator said what became of this exchange."""
-        return version <= self._over.get(run, -1)
-
     def _asked(self, effects: Effects, asked: Asked) -> None:
         held = self.held.get(_key(asked)[:2])
         ready = self._ready.get(_key(asked)[:2])
@@ -188,15 +184,15 @@ class Machine:
         elif ready is not None and not self._seats.given(*_key(asked)[:2]):
             self._sit(effects, replace(ready, asked=asked))
         elif _key(asked) not in self._working:
-            if asked.ask.version <= self._over.get(asked.run, -1):  # a run that failed goes on
-                self._over[asked.run] = asked.ask.version - 1
+            if asked.ask.version <= self.over.get(asked.run, -1):  # a run that failed goes on
+                self.over[asked.run] = asked.ask.version - 1
             self._working.add(_key(asked))
             effects.work.append(asked)
 
     def _worked(self, effects: Effects, event: Worked) -> None:
         asked = event.asked
         self._working.discard(_key(asked))
-        if asked.ask.version <= self._over.get(asked.run, -1):
+        if asked.ask.version <= self.over.get(asked.run, -1):
             return  # too late: nobody waits for it any more
         if event.sitting is None:
             self._answered(effects, event)
@@ -262,7 +258,7 @@ class Machine:
 
     def _settled(self, effects: Effects, key: Key, counted: bool) -> None:
         run, version = key
-        self._over[run] = max(version, self._over.get(run, -1))
+        self.over[run] = max(version, self.over.get(run, -1))
         if counted:
             self._counted[run] = max(version, self._counted.get(run, -1))
         self._ready.pop(key, None)

@@ -180,7 +180,7 @@ class Agent:
 
     async def _take(self, work: m.Work) -> None:
         """Hand an ask to the machine, or an excuse for one that cannot be understood."""
-        over = self._machine.over(work.run, work.version)  # and asked all the same: a run that failed goes on
+        over = self._machine.over.get(work.run, -1)
         try:
             event: AgentEvent = await self._understood(work)
         except UnreachableError:
@@ -191,7 +191,7 @@ class Agent:
             asked = Asked(work.run, ask, work.attempt, work.federation.hex())
             said = error.message if isinstance(error, HansaError) else "it is malformed"
             event = CouldNot(asked, f"what the coordinator asks cannot be understood: {said}")
-        if over or not self._machine.over(work.run, work.version):  # else it was settled while it was fetched
+        if not over < work.version <= self._machine.over.get(work.run, -1):  # settled while it was fetched
             await self._handle(event)
 
     async def _understood(self, work: m.Work) -> Asked:

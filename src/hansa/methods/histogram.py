@@ -36,11 +36,9 @@ class Histogram(Method):
 
     def init(self, setup: Setup, learner: Learner) -> State:
         """The edges, the categories, and a model that stays at zeros."""
-        columns: dict[str, Json] = {
-            name: np.linspace(*setup.bounds[name], self.bins + 1).tolist() for name in setup.numbers
-        }
-        columns |= {name: [*values, OTHER] for name, values in setup.categories.items()}
-        return State(0, Values({"parameters": np.zeros(learner.layout.size)}), {"columns": columns})
+        known: dict[str, Json] = {n: [*values, OTHER] for n, values in setup.categories.items()}
+        edges = {n: np.linspace(*setup.bounds[n], self.bins + 1).tolist() for n in setup.numbers}
+        return State(0, Values({"parameters": np.zeros(learner.layout.size)}), {"columns": edges | known})
 
     def ask(self, state: State) -> Ask | None:
         """All counts at once; of a number column, the last is that of the gaps."""
