@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from hansa.cli.output import Output
-from hansa.cli.plan import in_bytes, in_time
+from hansa.cli.plan import in_time
 from hansa.cli.view import RoundsView
 from hansa.run import Event
 
@@ -123,14 +123,6 @@ def test_many_parties_are_not_all_named(shown):
         (line,) = shown(("resolved", {"setup": {**setup, "parties": parties}}))
         assert line.startswith("12 parties (p")
         assert line.endswith(" and 2 more), 1 feature columns")
-
-
-@pytest.mark.parametrize(
-    ("count", "said"),
-    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (999_900, "1 MB"), (12.5e9, "12.5 GB"), (3e12, "3 TB")],
-)  # fmt: skip
-def test_sizes_are_said_for_people(count, said):
-    assert in_bytes(count) == said
 
 
 @pytest.mark.parametrize(

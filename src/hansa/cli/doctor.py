@@ -12,9 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from rich.filesize import decimal
+
 from hansa.cli.home import agent_home, coordinator_home, hansa_home
 from hansa.cli.output import Json, Output
-from hansa.cli.plan import in_bytes
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 WRITTEN_ON = datetime(2026, 1, 1, tzinfo=UTC)
@@ -119,7 +120,7 @@ def writable(home: Path) -> Check:
 def disk(home: Path) -> Check:
     """There is room for updates, checkpoints and databases."""
     free = shutil.disk_usage(_nearest(home)).free
-    said, remedy = f"{in_bytes(free)} free at {home}", "Free some space, or set HANSA_HOME elsewhere."
+    said, remedy = f"{decimal(free)} free at {home}", "Free some space, or set HANSA_HOME elsewhere."
     return _check(free >= TIGHT, "disk", said, remedy, "bad" if free < SCARCE else "note")
 
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
+from rich.filesize import decimal
+
 if TYPE_CHECKING:
     from hansa.federation import Federation
     from hansa.methods.base import Setup
@@ -50,11 +52,11 @@ class Plan(NamedTuple):
         return cls(len(setup.parties), cohort, size, ask.send.nbytes, up, total)
 
     def __str__(self) -> str:
-        each_way = f"{in_bytes(self.down)} to each and {in_bytes(self.up)} back"
-        all_ = in_bytes(self.cohort * (self.down + self.up))
+        each_way = f"{decimal(self.down)} to each and {decimal(self.up)} back"
+        all_ = decimal(self.cohort * (self.down + self.up))
         return (
             f"Plan: {self.cohort} of {self.parties} parties in a round, {self.parameters:,} parameters;"
-            f" {each_way}, {all_} a round; about {in_bytes(self.memory)} of memory"
+            f" {each_way}, {all_} a round; about {decimal(self.memory)} of memory"
         )
 
 
@@ -84,15 +86,6 @@ class Pace:
     def left(self) -> float:
         """Seconds until the last round, if none is saved by stopping early."""
         return self.each * max(0, self._rounds - self.at)
-
-
-def in_bytes(count: float) -> str:
-    """A size for people: 1.5 kB is 1500 bytes."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            break
-        count, unit = count / 1000, "TB"
-    return f"{count:.3g} {unit}"
 
 
 def in_time(seconds: float) -> str:
