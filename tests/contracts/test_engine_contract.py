@@ -154,7 +154,8 @@ def test_both_engines_leave_the_same_parties_out_for_the_same_reasons(
     one, other = (federation.run(hs.Local(troubled, engine=e)) for e in ("stacked", "resident"))
     refused = [[event.body for event in run.events if event.kind == "refused"] for run in (one, other)]
     assert refused[0] == refused[1]
-    assert {body["party"] for body in refused[0]} == {"party-3", "party-5"}
+    clipped = getattr(method, "clip", None) is not None  # rows without a gradient then add nothing
+    assert {body["party"] for body in refused[0]} == {"party-3"} | (set() if clipped else {"party-5"})
     assert bits(one) == bits(other)
     assert np.isfinite(one.parameters).all()
 
