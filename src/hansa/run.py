@@ -80,17 +80,6 @@ def draw(federation: Federation, course: Course, ask: Ask) -> Ask:
     return replace(ask, parties=tuple(setup.parties))
 
 
-def enough(federation: Federation, arrival: Arrival) -> None:
-    """Refuse an arrival that counts fewer parties than the study needs.
-
-    Raises:
-        RunError: with every excluded party and why.
-    """
-    counted = len(arrival.total.parties)
-    if counted < needed(federation, arrival.ask):
-        raise too_few(federation, arrival.ask, counted, arrival.excluded)
-
-
 def needed(federation: Federation, ask: Ask) -> int:
     """How many must be counted: no more than were asked, unless a claim counts on their shares of noise."""
     chain = federation.aggregation if ask.through == "update" else federation.statistics
@@ -100,8 +89,10 @@ def needed(federation: Federation, ask: Ask) -> int:
     return min(federation.cohort.minimum, len(ask.parties))
 
 
-def too_few(federation: Federation, ask: Ask, counted: int, excluded: Mapping[str, str]) -> RunError:
-    """The error of a round that cannot be counted."""
+def too_few(federation: Federation, ask: Ask, counted: int, excluded: Mapping[str, str]) -> RunError | None:
+    """The error of a round that counts fewer parties than the study needs, with every excluded one and why."""
+    if counted >= needed(federation, ask):
+        return None
     reasons = "; ".join(f"{party}: {reason}" for party, reason in sorted(excluded.items()))
     return RunError(
         f"{counted} of {len(ask.parties)} contributions could be counted, and the study needs "

@@ -21,7 +21,7 @@ from hansa.learners.base import Engine
 from hansa.methods.base import State
 from hansa.methods.course import Course, Progress
 from hansa.party import Crowd, Party
-from hansa.run import UNDER_WAY, Decision, Run, arrived, asked, draw, enough
+from hansa.run import UNDER_WAY, Decision, Run, arrived, asked, draw, too_few
 from hansa.secure.terms import Rules
 
 
@@ -83,7 +83,8 @@ class LocalExchange:
             arrival = next(self.exchange([ask]))
             for party, reason in arrival.excluded.items():
                 book.event("refused", party=party, round=ask.round, work=ask.work, reason=reason)
-            enough(federation, arrival)
+            if few := too_few(federation, arrival.ask, len(arrival.total.parties), arrival.excluded):
+                raise few
             progress = self.course.apply(progress, ask, arrival.total)
             book.event("arrived", **arrived(arrival))
             if ask.work == "evaluate":

@@ -17,7 +17,7 @@ from hansa.crypto.agreement import KEY
 from hansa.database import Drop, Put
 from hansa.errors import HansaError, RunError, StudyError, TrustError, did_you_mean, reason_of
 from hansa.federation import Federation, deployed
-from hansa.run import arrived, asked, draw, enough, needed, now, too_few
+from hansa.run import arrived, asked, draw, now, too_few
 from hansa.secure.coordinator import Desk, advance, opening, requests, step
 from hansa.secure.terms import Envelope, Member, Phase, Rules, Step, Terms, encode
 from hansa.wire import tensors
@@ -372,8 +372,7 @@ class Machine:
             return
         taken = tuple(party for party in live.ask.parties if live.answers[party].taken)
         excluded = {p: a.reason for p, a in live.answers.items() if not a.taken}
-        if len(taken) < needed(live.federation, live.ask):
-            error = too_few(live.federation, live.ask, len(taken), excluded)
+        if error := too_few(live.federation, live.ask, len(taken), excluded):
             self._end(effects, live, "failed", error.said)
             return
         live.reducing = True
@@ -386,8 +385,8 @@ class Machine:
         adverts = sorted(live.adverts.items())
         excluded = {p: a.reason for p, a in live.answers.items()}
         try:
-            if len(adverts) < needed(live.federation, ask):
-                raise too_few(live.federation, ask, len(adverts), excluded)
+            if few := too_few(live.federation, ask, len(adverts), excluded):
+                raise few
             work = sitting(ask, live.course.signals(ask)[-1])
             roster = tuple(Member(name, self.guests[name].identity, said) for name, said in adverts)
             desk, _ = opening(Terms(live.id, live.hash, live.number, work, rules, roster))
@@ -456,7 +455,8 @@ class Machine:
         try:
             if event.failure:
                 raise RunError(event.failure, round=ask.round)
-            enough(live.federation, arrival)
+            if few := too_few(live.federation, ask, len(total.parties), arrival.excluded):
+                raise few
             live.progress = live.course.apply(live.progress, ask, total)
         except Exception as error:
             # A defect in one run's method must not stop the others, nor come back at every restart.
