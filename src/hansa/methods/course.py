@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from pydantic import Field as Limits
@@ -269,19 +269,16 @@ class Course:
         memory = answer.memory.named(ask.work)
         if not chain.stages:
             return replace(answer, memory=Values(memory))
-        contribution, before = answer.contribution, at.memory.under(known)
-        if isinstance(at, At):
-            stack = Contributions.of(at.party, contribution)
-            before = Values({name: value[None] for name, value in before.items()})
-        else:
-            stack = Contributions(at.parties, contribution.values, np.asarray(contribution.weight))
-        signals = self.signals(ask)
+        given, signals = answer.contribution, self.signals(ask)
+        lead, own = cast(Any, (None, 0) if at.alone else (..., ...))  # one party is a stack of one
+        values = Values({name: value[lead] for name, value in given.values.items()})
+        before = Values({name: value[lead] for name, value in at.memory.under(known).items()})
+        stack = Contributions(at.parties, values, np.atleast_1d(given.weight))
         context = self._context(ask, at.parties, signals)
-        stack, stages = chain.encode(stack, announced, before, signals, context)
-        if at.alone:
-            stages = Values({name: value[0] for name, value in stages.items()})
-        contribution = stack.one(0) if at.alone else replace(contribution, values=stack.values)
-        return Answer(contribution, Values(memory | stages.named(known)))
+        stack, kept = chain.encode(stack, announced, before, signals, context)
+        leaving = Values({name: value[own] for name, value in stack.values.items()})
+        memory |= {name: value[own] for name, value in kept.named(known).items()}
+        return Answer(replace(given, values=leaving), Values(memory))
 
     def open(self, ask: Ask, stack: Contributions) -> tuple[Contributions, dict[str, str]]:
         """At the coordinator: contributions as they arrived, unpacked; and who is not counted, and why."""
