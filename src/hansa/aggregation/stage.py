@@ -119,8 +119,7 @@ class Reducer(Stage):
         names = context.signal.vectors
         gathered = {name: total.values[name].astype(np.float64) for name in names}
         values, state = self.reduce(gathered, state, context)
-        times = {n: len(total.parties) if n in summed else 1 for n in names}
-        reduced = {n: values[n] * times[n] for n in names}
+        reduced = {n: values[n] * (len(total.parties) if n in summed else 1) for n in names}
         return replace(total, values=Values({**total.values, **reduced})), state
 
     @abstractmethod
@@ -182,9 +181,8 @@ class Aggregation(Written):
     ) -> Contributions:
         """Back through the codecs, at the coordinator, party by party."""
         for i in reversed(range(len(self.stages))):
-            if type(self.stages[i]).open is not Stage.open:
-                at = replace(context, signal=signals[i], bound=signals[i + 1])
-                stack = self.stages[i].open(stack, announced.under(str(i)), at)
+            at = replace(context, signal=signals[i], bound=signals[i + 1])
+            stack = self.stages[i].open(stack, announced.under(str(i)), at)
         return stack
 
     def decode(self, total: Total, state: Values, signals: Sequence[Signal], context: Context) -> Decoded:
