@@ -16,11 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hansa as hs
+from hansa import aggregation as agg
 from hansa.agent import machine as party
 from hansa.agent import store as party_store
 from hansa.agent.desk import Desk
 from hansa.agent.policy import Offer
+from hansa.agent.seats import Seats
 from hansa.aggregation.reduce import Reduction
+from hansa.aggregation.ring import parted
 from hansa.contribution import Array, Contribution, Total, Values
 from hansa.coordinator import store
 from hansa.coordinator.events import (
@@ -37,6 +40,7 @@ from hansa.coordinator.events import (
     Removed,
     Renewed,
     Resumed,
+    Said,
     SettledNotice,
     Submitted,
     Unsettled,
@@ -44,10 +48,14 @@ from hansa.coordinator.events import (
 )
 from hansa.coordinator.live import Guest, revived
 from hansa.coordinator.machine import LONGEST_REASON, Machine
+from hansa.crypto.agreement import Identity, words
 from hansa.database import Drop, Put
 from hansa.errors import ConsentError, RunError, StudyError, TrustError
 from hansa.methods import GradientMethod
 from hansa.methods.base import METHODS
+from hansa.run import Event, Run
+from hansa.secure.coordinator import total
+from hansa.secure.terms import Step
 from hansa.wire import tensors
 
 RUN = "run"
@@ -128,7 +136,11 @@ def _matches(row: dict[str, Any], where: Any) -> bool:
     return all(row[name] == value for name, value in where.items())
 
 
-WORK: dict[tuple[str, str, bytes], tuple[float, bytes, bytes]] = {}
+WORK: dict[tuple[str, str, bytes], tuple[float, bytes, bytes, dict[str, Any], party.Sitting | None]] = {}
+
+
+KEYS = {name: Identity(name.encode() * 32) for name in TABLES}
+PINS = {name: words(key.public) for name, key in KEYS.items()}
 
 
 @dataclass
@@ -137,33 +149,42 @@ class Guild:
 
     name: str
     rows: Rows = field(default_factory=lambda: Rows(party_store.metadata))
-    machine: party.Machine = field(default_factory=party.Machine)
+    machine: party.Machine = field(init=False)
     linked: bool = False
-    inbox: list[WorkNotice | SettledNotice] = field(default_factory=list)
+    inbox: list[WorkNotice | SettledNotice | Step] = field(default_factory=list)
     work: list[party.Asked] = field(default_factory=list)
+    drawn: int = 0
 
-    def feed(self, event: party.AgentEvent) -> list[party.Held]:
+    def __post_init__(self) -> None:
+        self.crash()
+
+    def feed(self, event: party.AgentEvent) -> list[party.Held | Step]:
         effects = self.machine.handle(event)
         self.rows.apply(effects.changes)
         self.work += effects.work
-        return effects.send
+        return [*effects.send, *effects.say]
 
-    def read(self, notice: WorkNotice | SettledNotice) -> list[party.Held]:
+    def read(self, notice: WorkNotice | SettledNotice | Step) -> list[party.Held | Step]:
         if isinstance(notice, WorkNotice):
-            return self.feed(party.Asked(notice.run, notice.ask, notice.attempt, notice.federation))
+            self.drawn += 1  # no two seats are taken with the same randomness
+            chance = blake3(f"{self.name} {self.drawn}".encode()).digest()
+            return self.feed(party.Asked(notice.run, notice.ask, notice.attempt, notice.federation, chance))
+        if isinstance(notice, Step):
+            return self.feed(party.Heard(notice, PINS))
         return self.feed(party.Settled(notice.run, notice.version, notice.counted))
 
-    def do(self, desk: Desk) -> list[party.Held]:
+    def do(self, desk: Desk) -> list[party.Held | Step]:
         asked = self.work.pop(0)
         memory = self.machine.memories.get(asked.run, b"")
-        key = (self.name, asked.ask.digest, memory)
+        key = (self.name + asked.federation, asked.ask.digest, memory)
         if key not in WORK:
             worked = desk.work(asked, memory)
-            WORK[key] = (worked.weight, worked.body, worked.memory)
+            WORK[key] = (worked.weight, worked.body, worked.memory, {}, worked.sitting)
         return self.feed(party.Worked(asked, *WORK[key]))
 
     def crash(self) -> None:
-        self.machine = party.Machine(*(self.rows.rows(t) for t in ("answer", "memory", "latest")))
+        seats = Seats(self.name, KEYS[self.name], self.rows.rows("seat"))
+        self.machine = party.Machine(*(self.rows.rows(t) for t in ("answer", "memory", "latest")), seats=seats)
         self.inbox, self.work, self.linked = [], [], False
 
 
@@ -174,7 +195,8 @@ class World:
         self.rows = Rows(store.metadata)
         self.machine = Machine()
         self.guilds = {name: Guild(name) for name in TABLES}
-        self.flying: list[tuple[str, party.Held]] = []
+        self.flying: list[tuple[str, party.Held | Step]] = []
+        self.said: dict[tuple[str, int, int], set[bytes]] = {}
         self.inside: list[MachineEvent] = []
         self.alarms: list[DeadlinePassed] = []
         self.fates: dict[tuple[str, int], set[bool]] = {}
@@ -226,13 +248,15 @@ class World:
         for ticket, taken, _ in effects.receipts:
             assert isinstance(ticket, tuple)
             name, held = ticket
+            if isinstance(held, Step):
+                continue
             answer = self.rows.row("answer", run=RUN, version=held.version, party=name)
             assert not taken or (answer is not None and answer["digest"] == digest(held))
         for name, notice in effects.notices:
             if isinstance(notice, SettledNotice):
                 self.fates.setdefault((name, notice.version), set()).add(notice.counted)
             guild = self.guilds[name]
-            if guild.linked and isinstance(notice, WorkNotice | SettledNotice):
+            if guild.linked and isinstance(notice, WorkNotice | SettledNotice | Step):
                 guild.inbox.append(notice)
         for run, version, parties in effects.reduce:
             self.inside.append(self.reduced(run, version, parties))
@@ -241,6 +265,8 @@ class World:
     def reduced(self, run: str, version: int, parties: tuple[str, ...]) -> Reduced:
         live = self.machine.runs[run]
         assert live.ask is not None
+        if live.desk is not None:
+            return self.unmasked(live, parties)
         reduction = Reduction(live.course.signals(live.ask)[-1].fields, live.ask.parties)
         for name in parties:
             blob = self.rows.row("blob", run=run, version=version, name=f"answer {name}")
@@ -250,6 +276,15 @@ class World:
             values = Values(tensors.read(blob["body"]))
             reduction.add(name, Contribution(values, answer["weight"]))
         return Reduced(run, version, reduction.total(len(TABLES)))
+
+    def unmasked(self, live: Any, parties: tuple[str, ...]) -> Reduced:
+        def vector(name: str) -> bytes:
+            blob = self.rows.row("blob", run=RUN, version=live.ask.version, name=f"answer {name}")
+            assert blob is not None
+            return tensors.read(blob["body"])["masked"].tobytes()
+
+        values = parted(total(live.desk, vector), live.course.signals(live.ask)[-1].fields)
+        return Reduced(RUN, live.ask.version, Total(values, parties, len(TABLES), float(len(parties))))
 
     def crash(self) -> None:
         """Everything but the rows is lost; every link breaks."""
@@ -275,7 +310,8 @@ class World:
             return revived(row, packed["body"], seq)
         ask = self.rows.row("ask", run=RUN, version=version)
         answers = self.rows.rows("answer", run=RUN, version=version)
-        return revived(row, packed["body"], seq, ask, answers)
+        desk = self.rows.row("blob", run=RUN, version=version, name="desk")
+        return revived(row, packed["body"], seq, ask, answers, b"", desk["body"] if desk else b"")
 
     # --- parties
 
@@ -290,19 +326,25 @@ class World:
             pending.append(Unsettled(run, version, taken, self.applied()))
         columns = TABLES[name].schema()
         offer = Offered("lines", TABLES[name].rows, columns, ("linear-regression",))
-        self.feed(Connected(name, (offer,), tuple(pending)))
+        self.feed(Connected(name, (offer,), tuple(pending), KEYS[name].public))
 
     def unlink(self, name: str) -> None:
         self.guilds[name].linked, self.guilds[name].inbox = False, []
         self.feed(Disconnected(name))
 
-    def send(self, name: str, answers: list[party.Held]) -> None:
+    def send(self, name: str, answers: list[party.Held | Step]) -> None:
         for held in answers:
             key = (name, held.version, held.attempt)
-            self.attempts.setdefault(key, set()).add(held.body)
+            if isinstance(held, Step):
+                self.said.setdefault((name, held.number, held.phase), set()).add(held.payload)
+            else:
+                self.attempts.setdefault(key, set()).add(held.body)
             self.flying.append((name, held))
 
-    def arrive(self, name: str, held: party.Held, crash: str = "", merge: bool = False) -> None:
+    def arrive(self, name: str, held: party.Held | Step, crash: str = "", merge: bool = False) -> None:
+        if isinstance(held, Step):
+            self.feed(Said((name, held), name, held), crash, merge)
+            return
         event = Delivered(
             (name, held), name, held.run, held.version, held.attempt, held.weight, digest(held), held.body
         )
@@ -352,8 +394,9 @@ class World:
         for _ in range(200):
             if RUN not in self.machine.runs:
                 break
+            flying = bool(self.flying)
             for name, guild in self.guilds.items():
-                if not guild.linked or not (guild.inbox or guild.work or self.flying):
+                if not guild.linked or not (guild.inbox or guild.work or flying):
                     self.link(name)
                 while guild.inbox:
                     self.hear(name)
@@ -385,6 +428,7 @@ class World:
         assert len(arrived) == len(set(arrived)), "a version was summed twice"
         assert all(len(fates) == 1 for fates in self.fates.values()), "one answer had two fates"
         assert all(len(bodies) == 1 for bodies in self.attempts.values()), "other bytes were sent"
+        assert all(len(payloads) == 1 for payloads in self.said.values()), "another answer was given"
         for body in self.events("arrived"):
             assert len(body["counted"]) + len(body["excluded"]) == len(TABLES)
 
@@ -422,28 +466,94 @@ def test_whatever_repeats_is_lost_or_crashes_the_bits_are_the_undisturbed_ones(s
     assert not any(g.machine.pending for g in world.guilds.values())
 
 
+def harm(world: World) -> list[Callable[[], object]]:
+    """What can go wrong for good: time is up, a party fails, a party is removed."""
+    found: list[Callable[[], object]] = [partial(world.feed, alarm) for alarm in dict.fromkeys(world.alarms)]
+    for name, guest in world.machine.guests.items():
+        live = world.machine.runs.get(RUN)
+        if live is not None and live.ask is not None:
+            ask, attempt = live.ask, live.attempt
+            for version in (ask.version, ask.version + 1):
+                failed = Failed(None, name, RUN, version, attempt, "no\x00 light")
+                found.append(partial(world.quietly, failed))
+        if guest.state == "active" and name == "c":
+            found.append(partial(world.feed, Removed(name, "moved away")))
+    return found
+
+
+@pytest.fixture
+def summed(monkeypatch: pytest.MonkeyPatch) -> hs.Federation:
+    """A study of secure sums, with roundings by the seed, so that its bits can be compared."""
+    course = hs.Federation.course
+    monkeypatch.setattr(hs.Federation, "course", lambda self, setup, secret=b"": course(self, setup))
+    monkeypatch.setattr(hs.Federation, "noised", False)
+    return study(
+        method=hs.FedAvg(local=hs.SGD(lr=0.1, batch_size="all"), weights="equal"),
+        aggregation=agg.clip(1.0) >> agg.grid(bits=10) >> agg.secure_sum(threshold=0.6),
+        cohort=hs.All(minimum=2),
+        rounds=2,
+    )
+
+
+def test_secure_sums_have_the_bits_of_plain_ones_whatever_repeats_is_lost_or_crashes(
+    summed: hs.Federation,
+) -> None:
+    run = summed.run(hs.Local(TABLES))
+    assert run.progress is not None
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.lists(st.integers(0, 1 << 16), max_size=120))
+    def play(script: list[int]) -> None:
+        world = World(summed)
+        for number in script:
+            choices = world.choices()
+            choices[number % len(choices)]()
+        world.finish()
+        world.judge()
+        assert world.checkpoint() == run.progress.pack()
+        assert not world.events("attempt")
+        for guild in world.guilds.values():
+            for row in guild.rows.rows("seat"):
+                assert b'"entropy":""' in row["body"]
+
+    play()
+
+
+def test_secure_sums_that_lose_parties_are_those_of_who_was_counted_or_none(summed: hs.Federation) -> None:
+    @settings(max_examples=30, deadline=None)
+    @given(st.lists(st.integers(0, 1 << 16), max_size=90))
+    def play(script: list[int]) -> None:
+        world = World(summed)
+        for number in script:
+            choices = [*world.choices(), *harm(world)]
+            choices[number % len(choices)]()
+        if world.machine.guests["c"].state == "removed" and RUN in world.machine.runs:
+            world.feed(Joined("c", "2", "later"))
+        world.finish()
+        if RUN in world.machine.runs:  # somebody is gone, and will not come back
+            for alarm in dict.fromkeys(world.alarms):
+                world.feed(alarm)
+            world.finish()
+        world.judge()
+        [row] = world.rows.rows("run")
+        assert row["status"] in {"finished", "failed"}
+        if row["status"] == "finished":
+            rows = sorted(world.rows.rows("event", run=RUN), key=lambda row: row["seq"])
+            events = [Event(row["seq"], row["at"], row["kind"], row["body"]) for row in rows]
+            again = summed.run(hs.Local(TABLES, replay=Run(RUN, summed, events=events)))
+            assert again.progress is not None
+            assert world.checkpoint() == again.progress.pack()
+
+    play()
+
+
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.integers(0, 1 << 16), max_size=60))
 def test_deadlines_failures_and_removals_are_recorded_and_the_run_ends(script: list[int]) -> None:
     world = World(study(cohort=hs.All(minimum=2)))
 
-    def harm() -> list[Callable[[], object]]:
-        found: list[Callable[[], object]] = [
-            partial(world.feed, alarm) for alarm in dict.fromkeys(world.alarms)
-        ]
-        for name, guest in world.machine.guests.items():
-            live = world.machine.runs.get(RUN)
-            if live is not None and live.ask is not None:
-                ask, attempt = live.ask, live.attempt
-                for version in (ask.version, ask.version + 1):
-                    failed = Failed(None, name, RUN, version, attempt, "no\x00 light")
-                    found.append(partial(world.quietly, failed))
-            if guest.state == "active" and name == "c":
-                found.append(partial(world.feed, Removed(name, "moved away")))
-        return found
-
     for number in script:
-        choices = [*world.choices(), *harm()]
+        choices = [*world.choices(), *harm(world)]
         choices[number % len(choices)]()
     if world.machine.guests["c"].state == "removed" and RUN in world.machine.runs:
         world.feed(Joined("c", "2", "later"))  # invited anew, so that the rest can be played

@@ -80,6 +80,9 @@ class RoundsView:
                 said = f"waiting for {body['party']}, which is not connected"
                 left = f"it is left out after {body['seconds']:g} s"
                 self._say(f"{_where(body)}: {said}; {left}", style="yellow")
+            case "attempt":
+                without = f"the next one is without {few(tuple(body['without']))}"
+                self._say(f"{_where(body)}: a secure sum came to nothing; {without}", style="yellow")
             case "returned":
                 self._say(f"{body['party']} is connected again")
             case "restarted" | "resumed":
