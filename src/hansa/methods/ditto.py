@@ -26,7 +26,6 @@ class Ditto(GradientMethod):
     kind: ClassVar[str] = "ditto"
     stacks: ClassVar[bool] = True
     personalises: ClassVar[bool] = True
-    memory: ClassVar[tuple[str, ...]] = ("personal",)
     afresh: ClassVar[str] = "ditto trains two models"
 
     lam: Annotated[float, Limits(ge=0)] = 0.1

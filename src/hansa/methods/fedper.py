@@ -30,7 +30,6 @@ class FedPer(GradientMethod):
     kind: ClassVar[str] = "fedper"
     stacks: ClassVar[bool] = True
     personalises: ClassVar[bool] = True
-    memory: ClassVar[tuple[str, ...]] = ("head",)
 
     head: Annotated[tuple[str, ...], Limits(min_length=1)]
 
@@ -54,10 +53,6 @@ class FedPer(GradientMethod):
         """Train body and head together from the party's own model."""
         own = Values({**at.received, "parameters": self.personal(at)})
         return self.divided(at, super().work(replace(at, received=own)))
-
-    def begins(self, received: Values) -> dict[str, Array]:
-        """Nothing: the first head is part of what is received."""
-        return {}
 
     def finish(self, parameters: Array, received: Values, memory: Values, steps: Any) -> Finished:
         """The update and the trained parameters, as a whole; `divided` keeps what is the head's."""
