@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -44,6 +45,14 @@ class Party:
     def __init__(self, name: str, table: Table, course: Course) -> None:
         self.name, self.table, self.course = name, table, course
         self._matrices: dict[bytes, tuple[Array, Array]] = {}
+
+    def again(self, attempt: int) -> Party:
+        """The same in another attempt, whose noise has nothing to do with that of the others."""
+        if attempt == self.course.attempt:
+            return self
+        _, other = self.split, copy(self)
+        other.course = replace(self.course, attempt=attempt)
+        return other
 
     def answer(self, ask: Ask, memory: Values) -> Answer:
         """Do the work and return what leaves, already checked against what was declared.
@@ -283,7 +292,7 @@ def _told(course: Course, ask: Ask) -> dict[str, Any]:
         "setup": course.setup,
         "learner": course.learner,
         "received": ask.send,
-        "secret": course.secret,
+        "secret": course.chance,
     }
 
 

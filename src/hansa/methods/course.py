@@ -28,6 +28,7 @@ from hansa.methods.moments import Moments
 from hansa.methods.work import At, Stack
 from hansa.part import Written
 from hansa.privacy.claim import PARTY, Privacy
+from hansa.privacy.noise import derived
 from hansa.task import Task
 from hansa.wire import tensors
 
@@ -133,6 +134,13 @@ class Course:
     among: Among | None = None
     period: int = 1
     secret: bytes = b""
+    attempt: int = 1
+
+    @property
+    def chance(self) -> bytes:
+        """The key that noise comes from; each attempt after the first has one of its own."""
+        again = self.secret and self.attempt > 1
+        return derived(self.secret, "attempt", self.attempt) if again else self.secret
 
     @cached_property
     def learner(self) -> Learner:
@@ -428,7 +436,7 @@ class Course:
 
     def _context(self, ask: Ask, parties: tuple[str, ...], signals: Sequence[Signal]) -> Context:
         first = signals[0]
-        return Context(self.setup.seed, ask.round, ask.version, parties, first, first, self.secret)
+        return Context(self.setup.seed, ask.round, ask.version, parties, first, first, self.chance)
 
 
 def _alike(ask: Ask, own: Ask) -> bool:
