@@ -201,3 +201,18 @@ def test_an_agent_holds_the_ask_against_its_own() -> None:
     assert not course.permits(replace(ask, through="plain"))  # without the noise
     with pytest.raises(RunError, match="nothing to ask"):  # an excuse, to the coordinator
         course.permits(replace(ask, version=1, round=2))
+
+
+def test_between_machines_the_noise_is_the_parties_own(
+    deployed: Any, columns: dict[str, Any], tables: dict[str, hs.Table]
+) -> None:
+    federation = study(agg.local_gaussian(noise_multiplier=2.0), name="tumours")
+    backend = deployed(tables)
+    one, other = backend.run(federation), backend.run(federation)
+    counts = [found(run)["age"]["counts"] for run in (one, other)]
+    exact = np.histogram(columns["age"], 24, (0, 120))[0]
+    spread = 2.0 * math.sqrt(3 * 3)  # of three columns, and three parties
+    for counted in counts:
+        assert 0.3 < np.abs(np.subtract(counted, exact)).mean() / spread < 1.5  # 0.8 of a normal variable
+    assert counts[0] != counts[1]
+    assert [e.body["work"] for e in one.events if e.kind == "asked"] == ["train"]
