@@ -189,7 +189,7 @@ def test_a_bad_share_among_those_that_are_used_is_named(play):
     desk, _ = coordinator.step(hall.desk, [replace(said[0], payload=bytes(bad)), *said[1:]])
     assert desk.refused == (f"{liar}: a share of {lost!r} that is not the one dealt",)
     assert desk.ended == "summed"
-    assert np.array_equal(coordinator.total(desk, hall.spool), hall.plain(hall.names[:5]))
+    assert np.array_equal(coordinator.total(desk, hall.spool.__getitem__), hall.plain(hall.names[:5]))
 
 
 def test_a_seed_that_was_not_committed_to_is_named_and_opened_from_the_shares(play):

@@ -364,6 +364,10 @@ class Machine:
         """Once nobody is waited for: sum, or the next phase of a secure sum; fail if too few can be counted."""
         if live.ask is None or live.reducing or any(map(live.waits_for, live.ask.parties)):
             return
+        if live.desk is not None and live.desk.ended:
+            live.reducing = True
+            effects.reduce.append((live.id, live.ask.version, live.desk.survivors))
+            return
         if live.desk is not None:
             self._turn(effects, live, live.desk, advance(live.desk)[0])
             return
@@ -411,8 +415,7 @@ class Machine:
             return
         effects.blobs.append(ev.Blob(live.id, ask.version, "desk", encode(desk)))
         if desk.ended:
-            live.reducing = True
-            effects.reduce.append((live.id, ask.version, desk.survivors))
+            self._go_on(effects, live)
         else:
             self._call(effects, live, ask)
 
