@@ -15,7 +15,7 @@ from hansa.agent.seats import Seats, seen
 from hansa.contribution import Array, Ask, Values
 from hansa.crypto.agreement import Identity
 from hansa.database import Drop, Put
-from hansa.errors import HansaError
+from hansa.errors import ConsentError, HansaError
 from hansa.secure.terms import Phase, Rules, Step, Work
 from hansa.wire import tensors
 
@@ -238,7 +238,7 @@ class Machine:
             ask = Ask("secure sum", step.version, 0, Values(), ())
             reason = f"{error.message}. {error.remedy}" if error.remedy else error.message
             effects.excuse.append(CouldNot(Asked(step.run, ask, step.attempt, ""), reason))
-            effects.changes += seen(step)
+            effects.changes += seen(step) if isinstance(error, ConsentError) else []
             return
         effects.changes += changes
         effects.say += answers

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hansa.crypto.agreement import Identity, words
 from hansa.database import Drop, Put
-from hansa.errors import ConsentError, HansaError, TrustError
+from hansa.errors import ConsentError, TrustError
 from hansa.secure.party import Party, Seat
 from hansa.secure.terms import Envelope, Out, Phase, Rules, Step, Terms, Work, decode, encode
 
@@ -120,8 +120,5 @@ class Seats:
 
 def seen(step: Step) -> Changes:
     """The identities in a roster that was refused, to be shown to the owner."""
-    try:
-        roster = decode(step.payload, Terms).roster if step.phase == Phase.ROSTER else ()
-    except HansaError:
-        return []
+    roster = decode(step.payload, Terms).roster
     return [Put("member", {"name": one.name, "identity": one.identity}) for one in roster]
