@@ -225,7 +225,7 @@ async def test_an_agent_says_once_that_it_waits_and_once_that_it_is_connected(
         await town.open()
         await town.present(*harvests)
     connected = f"connected to Lübeck at 127.0.0.1:{town.port}"
-    assert said.count(connected) == 3
+    await town.until(lambda: said.count(connected) == 3)
     assert [line.split()[0] for line in said] == ["connected", "waiting"] * 2 + ["connected"]
 
 

@@ -115,11 +115,16 @@ class Live:
         answer = self.answers.get(party)
         return party in self.gone or (answer is not None and not (answer.taken and self.rules))
 
+    @property
+    def waiting(self) -> list[str]:
+        """The parties for which the open ask waits."""
+        asked = self.ask.parties if self.ask else ()
+        due = set(self.desk.missing) if self.desk else set(asked).difference(self.adverts)
+        return [party for party in asked if party in due and not self.out(party)]
+
     def waits_for(self, party: str) -> bool:
         """Whether the open ask waits for something of this party."""
-        if self.ask is None or party not in self.ask.parties or self.out(party):
-            return False
-        return party in self.desk.missing if self.desk else party not in self.adverts
+        return party in self.waiting
 
     def about(self, party: str) -> dict[str, Json]:
         """What an event about a party in the open ask says first."""

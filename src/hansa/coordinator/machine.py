@@ -6,7 +6,7 @@ makes of what was committed stands where it stood; the ask that is open is made 
 the bit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 from hansa.aggregation.ring import sitting
 from hansa.contribution import Arrival, Ask, Json
@@ -48,9 +48,8 @@ class Machine:
         effects = ev.Effects()
         for live in list(self.runs.values()):
             self._event(effects, live, "restarted", version=live.progress.version)
-            for party in live.ask.parties if live.ask else ():
-                if live.waits_for(party):
-                    self._missing(effects, live, party)
+            for party in live.waiting:
+                self._missing(effects, live, party)
             self._alarm(effects, live)
             self._go_on(effects, live)
         return effects
@@ -221,16 +220,14 @@ class Machine:
         if live.desk is None:
             row = {"run": live.id, "version": ask.version}
             effects.changes.append(Put("ask", {**row, "attempt": live.attempt, "digest": ask.digest}))
-        for party in filter(live.waits_for, ask.parties):
+        for party in live.waiting:
             if self.guests[party].state == "removed":
                 self._leave(effects, live, party, "removed")
             elif not self.guests[party].listening:
                 self._missing(effects, live, party)
             elif live.desk is None:
                 self._tell(effects, live, party)
-        self._ask_steps(
-            effects, live, [p for p in filter(live.waits_for, ask.parties) if self.guests[p].listening]
-        )
+        self._ask_steps(effects, live, {party for party in live.waiting if self.guests[party].listening})
         self._alarm(effects, live)
         self._go_on(effects, live)
 
@@ -243,7 +240,7 @@ class Machine:
             notice = ev.WorkNotice(live.id, live.ask, live.attempt, live.hash)
             effects.notices.append((party, notice))
 
-    def _ask_steps(self, effects: ev.Effects, live: Live, parties: Sequence[str]) -> None:
+    def _ask_steps(self, effects: ev.Effects, live: Live, parties: Collection[str]) -> None:
         """Ask these parties for their steps of a secure sum, if there is one and they are to take one."""
         for out in requests(live.desk) if live.desk else ():
             if out.receiver in parties:
@@ -355,14 +352,13 @@ class Machine:
         if (live.ask.version, live.attempt, live.phase) != (passed.version, passed.attempt, passed.phase):
             return
         seconds = live.federation.cohort.deadline
-        for party in live.ask.parties:
-            if live.waits_for(party):
-                self._leave(effects, live, party, f"no answer within {seconds:g} s")
+        for party in live.waiting:
+            self._leave(effects, live, party, f"no answer within {seconds:g} s")
         self._go_on(effects, live)
 
     def _go_on(self, effects: ev.Effects, live: Live) -> None:
         """Once nobody is waited for: sum, or the next phase of a secure sum; fail if too few can be counted."""
-        if live.ask is None or live.reducing or any(map(live.waits_for, live.ask.parties)):
+        if live.ask is None or live.reducing or live.waiting:
             return
         if live.desk is not None and live.desk.ended:
             live.reducing = True
@@ -410,7 +406,7 @@ class Machine:
         if ask is None or (desk.phase, desk.ended) == (before.phase, before.ended):
             return
         if desk.ended in ("abandoned", "failed"):
-            self._ask_steps(effects, live, desk.terms.names if desk.ended == "abandoned" else ())
+            self._ask_steps(effects, live, set(desk.terms.names if desk.ended == "abandoned" else ()))
             self._again(effects, live, ask, before, desk)
             return
         effects.blobs.append(ev.Blob(live.id, ask.version, "desk", encode(desk)))
