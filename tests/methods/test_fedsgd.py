@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import hansa as hs
 from hansa import aggregation as agg
+from hansa.contribution import Values
 from hansa.errors import PipelineError, StudyError
+from hansa.party import Party
 from hansa.privacy import accountant, events
 
 RANDOM = np.random.default_rng(5)
@@ -103,6 +106,33 @@ def test_one_row_moves_what_leaves_by_the_clip_and_no_more() -> None:
         moved.append(float(np.linalg.norm(runs[1].parameters - runs[0].parameters)) * 3 * 20)
     assert max(moved) <= 0.5 * (1 + 1e-9)
     assert max(moved) == pytest.approx(0.5, rel=1e-9)
+
+
+def test_a_penalty_is_the_servers_and_rounds_no_row_away_at_a_party() -> None:
+    """Parameters of minus 2^53 and their penalty have steps of 2 between them, and a row adds a fortieth."""
+    penalised = study(task=hs.LogisticRegression(target="y", l2=1.0))
+    setup = penalised.resolve({name: rows.schema() for name, rows in PARTIES.items()})
+    sent = []
+    for federation in (penalised, study()):
+        course = federation.course(setup)
+        ask = course.ask(course.begin())
+        assert ask is not None
+        assert not [name for name in ask.send if name.startswith("server.")]
+        ask = replace(ask, send=Values({**ask.send, "parameters": np.array([-(2.0**53), 0.0, 0.0])}))
+        answer = Party("danzig", PARTIES["danzig"], course).answer(ask, Values())
+        sent.append(answer.contribution.values["update"])
+    assert 0 < np.linalg.norm(sent[0]) <= 25 * 0.5 / 20
+    np.testing.assert_array_equal(*sent)
+
+
+def test_with_a_penalty_it_descends_the_penalised_loss() -> None:
+    """With a clip that no row reaches, it is the gradient descent of the same study without one."""
+    method = hs.FedSGD(server=hs.Adam(lr=0.1), clip=1e9, batch_size=25, weights="equal")
+    task, same = hs.LogisticRegression(target="y", l2=0.3), dict.fromkeys("ab", PARTIES["danzig"])
+    more = {"task": task, "rounds": 5, "cohort": hs.All(minimum=2)}
+    clipped = study(method=method, **more).run(hs.Local(same))
+    plain = study(method=hs.FedSGD(server=hs.Adam(lr=0.1)), **more).run(hs.Local(same))
+    np.testing.assert_allclose(clipped.parameters, plain.parameters, rtol=1e-9)
 
 
 def test_a_clip_without_its_denominator_is_refused() -> None:

@@ -4,12 +4,14 @@ import math
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 from pydantic import Field as Limits
 
-from hansa.contribution import Contribution, Field, Values
+from hansa.contribution import Ask, Contribution, Field, Total, Values
 from hansa.errors import StudyError
+from hansa.learners.base import Learner
 from hansa.learners.optimizer import SGD, Optimizer, Positive
-from hansa.methods.base import Answer, UpdateMethod
+from hansa.methods.base import Answer, Setup, State, UpdateMethod
 from hansa.methods.work import At
 
 
@@ -22,6 +24,7 @@ class FedSGD(UpdateMethod):
 
     With ``clip`` it is DP-FedSGD on full batches, if the aggregation adds noise: a party's ``g_i`` is the sum of
     its rows' gradients, each scaled down to a norm (Abadi et al. 2016, arXiv 1607.00133), over a public number.
+    A penalty is then the server's: before the noise, that of large parameters would round a row away.
 
     Args:
         clip: the largest L2 norm of one row's gradient.
@@ -41,6 +44,14 @@ class FedSGD(UpdateMethod):
         if (self.clip is None) != (self.batch_size is None):
             raise StudyError("method.clip and method.batch_size belong together", remedy="Say both, or neither")
 
+    def init(self, setup: Setup, learner: Learner) -> State:
+        """Initial weights and, where rows are clipped, what a penalty multiplies each of them with."""
+        state, ones = super().init(setup, learner), np.ones(learner.layout.size)
+        penalty = np.broadcast_to(learner.penalty(ones), ones.shape)
+        if self.clip is None or not penalty.any():
+            return state
+        return replace(state, values=Values({**state.values, "server.penalty": penalty}))
+
     def declared(self, size: int) -> tuple[Field, ...]:
         """One update, to which one row adds the clip at most."""
         most = (self.clip or math.inf) / (self.batch_size or 1)
@@ -52,6 +63,10 @@ class FedSGD(UpdateMethod):
         if self.clip is None or self.batch_size is None:
             update = -at.gradient(theta)
         else:
-            total = at.clipped(theta, self.clip) / self.batch_size + at.learner.penalty(theta)
-            update = -total.astype(theta.dtype)
+            update = -(at.clipped(theta, self.clip) / self.batch_size).astype(theta.dtype)
         return Answer(Contribution(Values({"update": update}), self.weight(at)))
+
+    def apply(self, state: State, ask: Ask, total: Total) -> State:
+        """One step along the mean update, and against the penalty that is not in it."""
+        penalty = state.values.get("server.penalty", 0.0) * state.values["parameters"]
+        return state.step(self.server, total.values["update"] - penalty)
