@@ -124,7 +124,7 @@ class Failing:
 async def test_an_error_of_the_coordinators_own_excuses_nobody(agent: Agent, error: HansaError) -> None:
     agent._client = Failing(error)  # type: ignore[assignment]  # all of it that is called
     with pytest.raises(UnreachableError, match="the coordinator failed"):
-        await agent._take(m.Work(run="run", work="train"))
+        await agent._take(m.Work(run="run", work="train", attempt=1))
 
 
 async def test_a_renewal_that_the_coordinator_fails_is_tried_again_later(
@@ -143,17 +143,19 @@ async def test_a_renewal_that_the_coordinator_fails_is_tried_again_later(
         await agent._renew_if_due()
 
 
-@pytest.mark.parametrize("number", ["version", "round", "attempt"])
-async def test_a_number_that_no_database_can_keep_ends_nothing(agent: Agent, number: str) -> None:
+@pytest.mark.parametrize(
+    "numbers", [{"version": 1 << 63}, {"round": 1 << 63}, {"attempt": 1 << 63}, {"attempt": 0}]
+)
+async def test_a_number_that_no_database_can_keep_ends_nothing(agent: Agent, numbers: dict[str, int]) -> None:
     said = list[Any]()
 
     async def handle(event: Any) -> None:
         said.append(event)
 
     agent._handle = handle  # type: ignore[method-assign]
-    numbers: dict[str, Any] = {number: 1 << 63}
-    await agent._take(m.Work(run="run", work="train", **numbers))
-    assert [event.reason.rpartition(": ")[2] for event in said] == ["a number of the ask is too large"]
+    said_with: dict[str, Any] = {"attempt": 1, **numbers}
+    await agent._take(m.Work(run="run", work="train", **said_with))
+    assert [event.reason.rpartition(": ")[2] for event in said] == ["a number of the ask is too large, or none"]
 
 
 async def pauses(agent: Agent, monkeypatch: pytest.MonkeyPatch, sessions: int, seconds: float) -> list[float]:

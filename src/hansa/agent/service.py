@@ -196,8 +196,8 @@ class Agent:
 
     async def _understood(self, work: m.Work) -> Asked:
         """The ask of a notice, with what the notice does not carry."""
-        if max(work.version, work.round) >= COUNTABLE or work.attempt >= ATTEMPTS:
-            raise ContributionError("a number of the ask is too large")
+        if max(work.version, work.round) >= COUNTABLE or not 0 < work.attempt < ATTEMPTS:
+            raise ContributionError("a number of the ask is too large, or none")
         if not self._desk.knows(work.run):
             with coordinators_own():
                 said = await self._calls.unary(DESCRIBE, m.Describe(run=work.run))

@@ -134,13 +134,13 @@ class Course:
     among: Among | None = None
     period: int = 1
     secret: bytes = b""
-    attempt: int = 1
+    attempt: int = 0  # at a secure sum; 0 for what is not so summed
 
     @property
     def chance(self) -> bytes:
-        """The key that noise comes from; each attempt after the first has one of its own."""
-        again = self.secret and self.attempt > 1
-        return derived(self.secret, "attempt", self.attempt) if again else self.secret
+        """The key that noise comes from; each attempt at a secure sum has one of its own."""
+        of_its_own = self.secret and self.attempt
+        return derived(self.secret, "attempt", self.attempt) if of_its_own else self.secret
 
     @cached_property
     def learner(self) -> Learner:
