@@ -10,6 +10,8 @@ import pytest
 
 import hansa as hs
 from hansa import aggregation as agg
+from hansa.aggregation import Signal
+from hansa.aggregation.noise import groups
 from hansa.contribution import Values
 from hansa.errors import PipelineError, StudyError
 from hansa.party import Party
@@ -144,6 +146,30 @@ def test_a_clip_without_its_denominator_is_refused() -> None:
 def test_noise_for_an_example_needs_the_clip() -> None:
     with pytest.raises(PipelineError, match="one example adds, and update has none"):
         study(method=hs.FedSGD(weights="equal"), aggregation=SHARES)
+
+
+CODECS = (
+    agg.quantize(bits=1),
+    agg.qsgd(bits=2),
+    agg.top_k(fraction=0.4),
+    agg.random_k(fraction=0.4),
+    agg.subsample(fraction=0.4),
+)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda chain: chain.stages[0].kind)
+def test_a_codec_leaves_no_bound_of_one_example_to_noise_behind_it(codec: agg.Aggregation) -> None:
+    """One row decides a step or which entries are sent: what is unpacked moves by more than its gradient."""
+    noise = agg.gaussian(noise_multiplier=1.0)
+    with pytest.raises(PipelineError, match="one example adds, and update has none"):
+        study(aggregation=codec >> noise)
+    packed = agg.clip(0.3) >> codec  # a clip of the whole bounds it again: by 2 norms, as the codec scales them
+    if not codec.stages[0].remembers:
+        signal = packed.bind(
+            Signal(study().method.declared(3), weights="equal", privacy=hs.Privacy(unit="example"))
+        )
+        [group] = groups(signal[-1], "gaussian")
+        assert group.bound == 2 * signal[-1].norm >= 0.6
 
 
 def test_only_the_metrics_that_are_asked_for_leave() -> None:

@@ -67,7 +67,9 @@ class Codec(Stage):
         """The values ``[k, d]`` that the parts stand for."""
 
     def bind(self, signal: Signal) -> Signal:
-        """Real, single contributions in; their parts travel."""
+        """Real, single contributions in; their parts travel. How far one example moves what is unpacked is no
+        longer known: it decides the step, or which entries are sent.
+        """
         self.needs(signal)
         if self.remembers and math.isfinite(signal.norm):
             raise PipelineError(
@@ -75,7 +77,8 @@ class Codec(Stage):
                 remedy=f"Put {self.kind} before the clip",
             )
         travel = [self.parts(f) if f.like == "parameters" else (f,) for f in signal.wire]
-        return replace(signal, travel=tuple(part for parts in travel for part in parts))
+        fields = tuple(replace(f, example=math.inf) if f.like else f for f in signal.fields)
+        return replace(signal, fields=fields, travel=tuple(part for parts in travel for part in parts))
 
     def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:
         """The parts in place of the fields; the memory is what they lack."""

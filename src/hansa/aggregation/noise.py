@@ -65,7 +65,7 @@ def groups(signal: Signal, kind: str) -> tuple[Group, ...]:
         remedy = 'Say method.weights = "equal"'
     elif unbounded:
         reason = f"needs a bound on what one {signal.privacy.unit} adds, and {'; '.join(unbounded)} has none"
-        by_example = 'Say privacy.unit = "party", or use a method that clips each example\'s gradient'
+        by_example = 'Say privacy.unit = "party", or clip each example\'s gradient, without a codec'
         remedy = f"Put clip(norm) before {kind}" if whole else by_example
     if reason:
         raise PipelineError(f"{kind} {reason}", remedy=remedy)
