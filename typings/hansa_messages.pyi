@@ -252,6 +252,7 @@ class Failure(Message):
     version: int
     attempt: int
     reason: str
+    about: RepeatedScalarFieldContainer[str]
     def __init__(
         self,
         *,
@@ -259,6 +260,7 @@ class Failure(Message):
         version: int = ...,
         attempt: int = ...,
         reason: str = ...,
+        about: Iterable[str] = ...,
     ) -> None: ...
 
 class UploadPart(Message):

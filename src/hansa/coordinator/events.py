@@ -124,7 +124,7 @@ class Delivered:
 
 @dataclass(frozen=True)
 class Failed:
-    """A party could not do its work and says why."""
+    """A party could not do its work and says why, and of whom it complains in a secure sum, if of others."""
 
     ticket: object
     party: str
@@ -132,6 +132,7 @@ class Failed:
     version: int
     attempt: int
     reason: str
+    about: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

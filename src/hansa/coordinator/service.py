@@ -225,7 +225,7 @@ class Coordinator(Operators):
                 case "failure":
                     of = first.failure
                     which = ticket, peer.name, of.run, of.version, of.attempt
-                    event: ev.Failed | ev.Delivered | ev.Said = ev.Failed(*which, of.reason)
+                    event: ev.Failed | ev.Delivered | ev.Said = ev.Failed(*which, of.reason, tuple(of.about))
                 case "step":
                     event = ev.Said(ticket, peer.name, Step.read(first.step))
                 case "head":
