@@ -127,6 +127,20 @@ def test_substituted_keys_are_refused(play):
     refused(hall, one, Phase.SHARE, told, f"'{other}' did not sign")
 
 
+@pytest.mark.parametrize("part", [0, 1], ids=["masking", "sealing"])
+def test_a_key_of_small_order_is_refused_before_anything_is_dealt(play, part):
+    hall = play.Hall()
+    liar, said = hall.names[-1], hall.seats[hall.names[-1]].answer
+    bad = said[: 32 * part] + bytes(32) + said[32 * part + 32 :]
+    hall.seats[liar] = replace(hall.seats[liar], answer=bad)  # it advertises, and stands by it
+    roster = (*hall.terms.roster[:-1], replace(hall.terms.roster[-1], said=bad))
+    hall.desk, hall.out = coordinator.opening(replace(hall.terms, roster=roster))
+    hall.terms = hall.desk.terms
+    hall.until(Phase.SHARE)
+    for name in hall.names[:-1]:
+        refused(hall, name, Phase.SHARE, hall.request(name).payload, f"none to agree with, of '{liar}'")
+
+
 @pytest.mark.parametrize(
     "lower", [Rules(dropout=0.2, honest=2), Rules(dropout=0.4, honest=3), Rules(adversary="curious", dropout=0.2)]
 )

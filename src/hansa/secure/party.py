@@ -125,8 +125,7 @@ class Party:
             raise ContributionError(what, party=self.name)
         bound, me = terms.bound(seat.coins), terms.names.index(self.name)
         around = bound.graph[me].tolist()
-        peers = (terms.roster[other].advert.masking for other in around)
-        secrets = agreement.agree(seat.secret(MASKING), peers)
+        secrets = self._agree(seat, terms, around, MASKING)
         pairs = [(bound.key(secret, MASKING, me, j), me < j) for j, secret in zip(around, secrets, strict=True)]
         masked = vector.copy()
         masks.apply(masked, [(derive(seat.secret(BLIND), bound.digest, BLIND), True), *pairs])
@@ -176,16 +175,16 @@ class Party:
         for i, member in enumerate(terms.roster):
             coin, name = said[i * each : i * each + KEY], said[i * each + KEY : (i + 1) * each]
             if not signed(member.identity, name, b"roster", terms.digest):
-                self._refuse(f"a roster that {member.name!r} did not sign")
+                self._refuse(f"a roster that {member.name!r} did not sign", member.name)
             if digest(b"coin", coin) != member.advert.coin:
-                self._refuse(f"a coin that {member.name!r} did not commit to")
+                self._refuse(f"a coin that {member.name!r} did not commit to", member.name)
             coins += coin
         bound, me = terms.bound(coins), terms.names.index(self.name)
         secrets, around = [seat.secret(BLIND), seat.secret(MASKING)], bound.graph[me]
         key = derive(seat.secret(b"shares"), bound.digest, b"shares")
         dealt = shares.split(secrets, around + 1, terms.numbers.threshold, key)
-        peers = (terms.roster[other].advert.sealing for other in around)
-        agreed, answer = agreement.agree(seat.secret(b"sealing"), peers), b""
+        self._agree(seat, terms, around.tolist(), MASKING)  # before anything is dealt: commit takes them all
+        agreed, answer = self._agree(seat, terms, around.tolist(), b"sealing"), b""
         for other, both, secret in zip(around.tolist(), dealt, agreed, strict=True):
             promise = promises(bound, me, other, both.tobytes())
             header = self._header(terms, me, other) + promise
@@ -193,6 +192,16 @@ class Party:
             answer += promise + agreement.seal(key, int(me > other), both.tobytes(), header)
         seat = replace(seat, coins=coins, agreed=b"".join(agreed), answer=answer)
         return replace(seat, phase=Phase.SHARE.value)
+
+    def _agree(self, seat: Seat, terms: Terms, around: Iterable[int], purpose: bytes) -> list[bytes]:
+        """The secrets that it has with its neighbours, 32 bytes each."""
+        own, agreed = seat.secret(purpose), list[bytes]()
+        for member in (terms.roster[other] for other in around):
+            try:
+                agreed += agreement.agree(own, [getattr(member.advert, purpose.decode())])
+            except TrustError:
+                self._refuse(f"a key that is none to agree with, of {member.name!r}")
+        return agreed
 
     def _mask(self, seat: Seat, dealt: bytes) -> Seat:
         """Open the neighbours' shares: all of them, or there will be no vector."""
@@ -207,9 +216,9 @@ class Party:
             key = bound.key(seat.agreed[at * KEY : (at + 1) * KEY], b"seal", me, other)
             header = self._header(terms, other, me) + promise
             if (both := agreement.unseal(key, int(other > me), sealed, header)) is None:
-                self._refuse(f"a share that does not open, of {name!r}")
+                self._refuse(f"a share that does not open, of {name!r}", name)
             if promises(bound, other, me, both) != promise:
-                self._refuse(f"a share that {name!r} dealt is not the one it committed to")
+                self._refuse(f"a share that {name!r} dealt is not the one it committed to", name)
             held += both
         return replace(seat, phase=Phase.MASK.value, agreed=b"", shares=held, answer=b"")
 
@@ -259,9 +268,11 @@ class Party:
         place = (seat.run, seat.session, seat.attempt, seat.phase, self.name, "")
         return (Envelope(*place, seat.answer),) if seat.answer else ()
 
-    def _refuse(self, what: str) -> NoReturn:
+    def _refuse(self, what: str, *about: str) -> NoReturn:
         remedy = "Nothing was given. Ask the coordinator's operator why."
-        raise TrustError(f"the coordinator sent {what}", remedy=remedy, party=self.name)
+        error = TrustError(f"the coordinator sent {what}", remedy=remedy, party=self.name)
+        error.about = about
+        raise error
 
 
 def promises(bound: Bound, dealer: int, holder: int, both: bytes) -> bytes:
