@@ -124,7 +124,7 @@ def test_a_penalty_is_the_servers_and_rounds_no_row_away_at_a_party() -> None:
         answer = Party("danzig", PARTIES["danzig"], course).answer(ask, Values())
         sent.append(answer.contribution.values["update"])
     assert 0 < np.linalg.norm(sent[0]) <= 25 * 0.5 / 20
-    np.testing.assert_array_equal(*sent)
+    np.testing.assert_array_equal(sent[0], sent[1])
 
 
 def test_with_a_penalty_it_descends_the_penalised_loss() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -59,6 +61,7 @@ class Work:
         parties: their names.
         secret: a party's key for noise; empty in simulation, where it comes from the seed of the setup.
         failed: what went wrong, by position; filled by the verbs.
+        calls: numbers the trainings of one answer, each of which draws its own sample and noise.
     """
 
     round: int
@@ -70,6 +73,7 @@ class Work:
     parties: tuple[str, ...]
     secret: bytes = b""
     failed: dict[int, HansaError] = field(default_factory=dict)
+    calls: Iterator[int] = field(default_factory=count)
 
     alone: ClassVar[bool] = False
     """Whether it is one party by itself, whose arrays have no leading axis."""
@@ -149,7 +153,7 @@ class Work:
         begin = {name: value[lead] for name, value in (slots or {}).items()}
         if isinstance(local, Private):
             steps = np.full(len(self.parties), local.steps)
-            rows, whence = self.all_rows, self._chance
+            rows, whence = self.all_rows, partial(self._chance, next(self.calls))
             trained, kept = train_privately(self.learner, start, rows, local, hook, begin, whence)
         else:
             feed = self.feed(local)
@@ -170,17 +174,17 @@ class Work:
             return Trained(trained[0], int(steps[0]), {n: v[0] for n, v in kept.items()})
         return Trained(trained, steps[:, None], kept)
 
-    def _chance(self, position: int) -> Chance:
+    def _chance(self, call: int, position: int) -> Chance:
         """Where the sample and the noise of a party's training come from."""
-        party = self.parties[position]
+        purpose = "private", self.round, self.parties[position], *range(call)  # each call another
         if not self.secret:
-            return keyed.generator(self.setup.seed, "private", self.round, party)
+            return keyed.generator(self.setup.seed, *purpose)
         known = blake3()  # all that the answer depends on: asked otherwise, on other rows, it draws other noise
         x, y = self.all_rows[position]
         for named in (self.received, self.memory, {"x": x, "y": y}):
             for name in sorted(named):
                 known.update(name.encode() + b"\0" + np.ascontiguousarray(named[name]).tobytes())
-        return Stream(derived(self.secret, "private", self.round, party, known.hexdigest()))
+        return Stream(derived(self.secret, *purpose, known.hexdigest()))
 
     def _over_all(self, of: Callable[..., Array], parameters: Array) -> Array:
         """A function of parameters and rows over all training rows, ``[k, ...]``."""
