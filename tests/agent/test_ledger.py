@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from hansa.privacy.mechanisms import gaussian_delta, gaussian_noise_multiplier
 
 EXAMPLE = Privacy(unit="example")
 NOISE = Gaussian(adjacency="add-remove", noise_multiplier=4.0)
-LOUD = Gaussian(adjacency="replace", noise_multiplier=0.1)
+LOUD = Gaussian(adjacency="add-remove", noise_multiplier=1.0)
 QUIET = (Noised("party", NOISE, "local-gaussian"),)
 
 
@@ -116,6 +117,36 @@ def test_it_survives_a_restart_and_is_recomputed_from_its_events(tmp_path: Path)
     assert (kept.answers, kept.spent()) == (5, ledger.spent())
     assert kept.budget == Budget(3.0)
     assert "privacy budget" in spend(kept)
+
+
+def test_a_charge_that_was_lost_makes_no_later_one_take_the_place_of_another(tmp_path: Path) -> None:
+    store = AgentStore(tmp_path)
+    ledger = store.ledger()
+    ledger.charge(key(0), EXAMPLE, QUIET)  # and its row is lost with the machine
+    dear = ledger.charge(key(1), EXAMPLE, (Noised("party", LOUD, "local-gaussian"),))
+    store.apply([Put("charge", dear)])
+    again = store.ledger()
+    store.apply([Put("charge", again.charge(key(2), EXAMPLE, QUIET))])
+    assert [row["version"] for row in store.rows("charge", order="number")] == [1, 2]
+    assert store.ledger().spent() == again.spent() > Ledger([dear]).spent()
+    store.close()
+
+
+def test_the_two_threads_of_an_agent_never_use_one_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, numbers = Ledger(budget=Budget(1e3)), list[int]()
+    spent = ledger.spent
+    heard: list[Thread] = []
+
+    def slow(*args: Any) -> float:  # in the middle of a charge the link says that an answer was counted
+        heard.append(Thread(target=lambda: numbers.append((ledger.counted("lost", 7, "now") or {})["number"])))
+        heard[0].start()
+        heard[0].join(0.1)
+        return spent(*args)
+
+    monkeypatch.setattr(ledger, "spent", slow)
+    numbers.append(ledger.charge(key(0), EXAMPLE, QUIET)["number"])
+    heard[0].join()
+    assert sorted(numbers) == [1, 2]
 
 
 def test_weights_that_count_rows_and_mixed_adjacencies_are_told_apart() -> None:

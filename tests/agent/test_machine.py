@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hansa.agent.machine import Asked, CouldNot, Held, Machine, Settled, Worked
+from hansa.agent.machine import Asked, CouldNot, Held, Latest, Machine, Settled, Worked
 from hansa.contribution import Ask, Values
 from hansa.database import Drop, Put
 
@@ -58,6 +58,18 @@ def test_an_answer_that_comes_too_late_is_neither_kept_nor_sent() -> None:
     machine.handle(Settled("run", 0, False))
     effects = machine.handle(worked())
     assert (effects.changes, effects.send, machine.pending) == ([], [], [])
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_work_that_was_charged_is_written_also_where_nothing_is_sent(late: bool) -> None:
+    machine = Machine()
+    machine.handle(asked())
+    if late:
+        machine.handle(Settled("run", 0, False))
+    else:  # another ask under its number was answered in the meantime
+        machine.latest["run"] = Latest("run", "hash", 1, "")
+    effects = machine.handle(replace(worked(), charge={"number": 1, "run": "run"}))
+    assert (effects.changes, effects.send) == ([Put("charge", {"number": 1, "run": "run"})], [])
 
 
 def test_a_run_that_failed_and_goes_on_is_answered_again() -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from hansa.agent.ledger import Ledger
 from hansa.agent.machine import Asked, Sitting, Worked
@@ -27,6 +27,14 @@ FEWEST = 5
 the row. A floor under the crudest questions, and no privacy guarantee."""
 
 
+class Study(NamedTuple):
+    """A study as it was described: the hash of its bytes, what they say, and among whom."""
+
+    hashed: str
+    federation: Federation
+    setup: Setup
+
+
 class SpentError(Exception):
     """Work that failed after it was charged: that it failed may say something, too."""
 
@@ -48,8 +56,8 @@ class Desk:
     ) -> None:
         self._name, self._offers, self._secret, self._honest = party, tuple(offers), secret, honest
         self._ledger = ledger or Ledger()
-        self._studies: dict[str, tuple[str, Federation, Setup]] = {}
-        self._parties: dict[str, Party] = {}
+        self._studies: dict[str, Study] = {}
+        self._parties: dict[str, tuple[Study, Party]] = {}
 
     def knows(self, run: str) -> bool:
         """Whether the run's study was described."""
@@ -61,7 +69,7 @@ class Desk:
             del self._studies[next(iter(self._studies))]
         hashed = hashlib.sha256(federation).hexdigest()
         parsed = Federation.from_json(federation)
-        self._studies[run] = (hashed, parsed, Setup.from_json(setup))
+        self._studies[run] = Study(hashed, parsed, Setup.from_json(setup))
 
     def work(self, asked: Asked, memory: bytes) -> Worked:
         """Ask the gate, then do the work; ``memory`` is what this party remembers of the run, as tensors.
@@ -70,13 +78,15 @@ class Desk:
             HansaError: if it may not or cannot be done.
         """
         self._ledger.require_whole()
-        hashed, federation, setup = self._studies[asked.run]
+        hashed, federation, setup = study = self._studies[asked.run]
         if hashed != asked.federation:
             raise ConsentError("the study described is not the one whose hash the ask names")
         offer = admit(federation, asked.ask, setup, self._offers, self._name)
-        party = self._party(asked.run, federation, setup, offer)
+        party = self._party(asked.run, study, offer)
         signal, rules = party.course.signals(asked.ask)[-1], federation.rules(len(setup.parties))
-        if signal.hidden and rules:
+        if signal.hidden:
+            if rules is None:
+                raise ConsentError("its study says nothing of the secure sum that hides the answer")
             company(rules, self._honest)
             party = party.again(asked.attempt)
         key = {"run": asked.run, "version": asked.ask.version, "attempt": asked.attempt, "at": now()}
@@ -84,7 +94,7 @@ class Desk:
         counted = federation.privacy.adjacency == "add-remove" and asked.ask.through == "update"
         if counted and getattr(federation.method, "weights", "equal") == "examples":
             noise = ()  # its weight is the number of its rows
-        charge = self._ledger.charge(key, federation.privacy, noise, signal.hidden)
+        charge = {} if asked.paid else self._ledger.charge(key, federation.privacy, noise, signal.hidden)
         try:
             remembered = Values(tensors.read(memory)) if memory else Values()
             answer = party.answer(asked.ask, remembered)
@@ -98,20 +108,21 @@ class Desk:
         except Exception as error:
             raise SpentError(error, charge) from error
 
-    def _party(self, run: str, federation: Federation, setup: Setup, offer: Offer) -> Party:
-        if run not in self._parties:
+    def _party(self, run: str, study: Study, offer: Offer) -> Party:
+        known, party = self._parties.get(run, (None, None))
+        if party is None or known is not study:  # its course is the study's, as it was described
             try:
-                check(offer.table, federation.contract)
+                check(offer.table, study.federation.contract)
             except HansaError as error:
                 error.party = self._name
                 raise
             while len(self._parties) >= PARTIES:
                 del self._parties[next(iter(self._parties))]
-            course = deployed(federation, setup, self._secret, run)
+            course = deployed(study.federation, study.setup, self._secret, run)
             party = Party(self._name, offer.table, course)
             _enough_rows(*party.split)
-            self._parties[run] = party
-        return self._parties[run]
+            self._parties[run] = study, party
+        return party
 
 
 def _enough_rows(train: Table, test: Table) -> None:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 from hansa.aggregation.signal import Noised
@@ -59,6 +60,7 @@ class Ledger:
     def __init__(self, rows: Iterable[Mapping[str, Any]] = (), budget: Budget | None = None) -> None:
         self.budget = budget
         self.answers, self.last = 0, ("", "")
+        self._number, self._lock = 0, Lock()  # the link's thread counts, too, and no number is used again
         self.missing: dict[str, int] = {}
         self._latest: dict[str, int] = {}
         self._events: Counter[Event] = Counter()
@@ -68,6 +70,7 @@ class Ledger:
 
     def _count(self, row: Mapping[str, Any], event: Event) -> None:
         self._events[event] += 1
+        self._number = max(row["number"], self._number)
         self.answers, self.last = self.answers + 1, (row["run"], row["at"])
         self._latest[row["run"]] = max(row["version"], self._latest.get(row["run"], -1))
         if row["attempt"] == MISSING:
@@ -75,11 +78,12 @@ class Ledger:
 
     def counted(self, run: str, version: int, at: str) -> dict[str, Any] | None:
         """Hear that an answer was counted; the row for it and those before it, if it has none."""
-        if version <= self._latest.get(run, -1):
-            return None
         event = Exact(adjacency="add-remove")
-        row = {"number": self.answers + 1, "run": run, "version": version, "attempt": MISSING, "at": at}
-        self._count(row, event)
+        with self._lock:
+            if version <= self._latest.get(run, -1):
+                return None
+            row = {"number": self._number + 1, "run": run, "version": version, "attempt": MISSING, "at": at}
+            self._count(row, event)
         return {**row, "event": EVENTS.spec(event)}
 
     def require_whole(self) -> None:
@@ -124,10 +128,11 @@ class Ledger:
         event: Event = Exact(adjacency=privacy.adjacency)
         if own and privacy.unit == "example":
             event = min(map(_bounded, own), key=lambda e: accountant.epsilon([e], 1e-5, "rdp"))
-        row = {"number": self.answers + 1, **key, "event": EVENTS.spec(event)}
-        if self.budget is not None:
-            self._within(self.budget, privacy, event)
-        self._count(row, event)
+        with self._lock:
+            if self.budget is not None:
+                self._within(self.budget, privacy, event)
+            row = {"number": self._number + 1, **key, "event": EVENTS.spec(event)}
+            self._count(row, event)
         return row
 
     def _within(self, budget: Budget, privacy: Privacy, event: Event) -> None:

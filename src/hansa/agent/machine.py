@@ -16,7 +16,7 @@ from hansa.contribution import Array, Ask, Values
 from hansa.crypto.agreement import Identity
 from hansa.database import Drop, Put
 from hansa.errors import ConsentError, HansaError
-from hansa.secure.terms import Phase, Rules, Step, Work
+from hansa.secure.terms import Phase, Rules, Step, Work, numbered
 from hansa.wire import tensors
 
 Key = tuple[str, int]
@@ -31,6 +31,7 @@ class Asked:
     attempt: int
     federation: str
     entropy: bytes = field(default=b"", compare=False)  # 32 bytes of a CSPRNG, for a secure sum
+    paid: bool = field(default=False, compare=False)  # charged before a restart, and never given
 
 
 class Sitting(NamedTuple):
@@ -63,6 +64,7 @@ class CouldNot:
     asked: Asked
     reason: str
     charge: Mapping[str, Any] = field(default_factory=dict)
+    about: tuple[str, ...] = ()  # the parties of whom it complains, in a secure sum
 
 
 @dataclass(frozen=True)
@@ -187,11 +189,21 @@ class Machine:
             if asked.ask.version <= self.over.get(asked.run, -1):  # a run that failed goes on
                 self.over[asked.run] = asked.ask.version - 1
             self._working.add(_key(asked))
-            effects.work.append(asked)
+            effects.work.append(replace(asked, paid=self._paid(asked)))
+
+    def _paid(self, asked: Asked) -> bool:
+        """Whether the vector of this very ask has a row in the ledger, but not yet left: a restart forgot it."""
+        seat, (_, *number) = self._seats.latest(asked.run), _key(asked)
+        if seat is None or seat.work is None or seat.sent or seat.ended:
+            return False
+        place = numbered(*number), asked.federation, asked.ask.digest
+        return (seat.attempt, seat.session, seat.work.model.hex()) == place
 
     def _worked(self, effects: Effects, event: Worked) -> None:
         asked = event.asked
         self._working.discard(_key(asked))
+        if event.charge:  # whatever becomes of it, and in one transaction with what is sent
+            effects.changes.append(Put("charge", event.charge))
         if asked.ask.version <= self.over.get(asked.run, -1):
             return  # too late: nobody waits for it any more
         if event.sitting is None:
@@ -209,8 +221,6 @@ class Machine:
         held = Held(run, version, attempt, asked.ask.round, event.weight, event.body, event.memory)
         self.held[run, version] = held
         effects.changes.append(Put("answer", vars(held)))
-        if event.charge:  # in one transaction with the bytes, and before they are sent
-            effects.changes.append(Put("charge", event.charge))
         effects.changes.append(Put("latest", vars(latest)))
         effects.send.append(held)
 
@@ -237,7 +247,7 @@ class Machine:
         except HansaError as error:
             ask = Ask("secure sum", step.version, 0, Values(), ())
             reason = f"{error.message}. {error.remedy}" if error.remedy else error.message
-            effects.excuse.append(CouldNot(Asked(step.run, ask, step.attempt, ""), reason))
+            effects.excuse.append(CouldNot(Asked(step.run, ask, step.attempt, ""), reason, about=error.about))
             effects.changes += seen(step) if isinstance(error, ConsentError) else []
             return
         effects.changes += changes
@@ -245,7 +255,7 @@ class Machine:
         self._give(effects, step.run)
 
     def _give(self, effects: Effects, run: str) -> None:
-        """Mask the vector, once it is there and asked for: its charge, and its bytes, are one transaction."""
+        """Mask the vector, once it is there and asked for: it and the seat that gave it are one transaction."""
         seat = self._seats.latest(run)
         key = run, seat.attempt >> 16 if seat else 0
         ready = self._ready.get(key)
@@ -254,7 +264,6 @@ class Machine:
         changes, masked = self._seats.commit(seat, ready.sitting.vector)
         effects.changes += changes
         self._answered(effects, replace(ready, body=tensors.write({"masked": masked})))
-        self._ready[key] = replace(ready, charge={})
 
     def _settled(self, effects: Effects, key: Key, counted: bool) -> None:
         run, version = key
