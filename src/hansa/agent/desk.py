@@ -91,8 +91,7 @@ class Desk:
             party = party.again(asked.attempt)
         key = {"run": asked.run, "version": asked.ask.version, "attempt": asked.attempt, "at": now()}
         noise = signal.noise
-        counted = federation.privacy.adjacency == "add-remove" and asked.ask.through == "update"
-        if counted and getattr(federation.method, "weights", "equal") == "examples":
+        if asked.ask.through == "update" and getattr(federation.method, "weights", "equal") == "examples":
             noise = ()  # its weight is the number of its rows
         charge = {} if asked.paid else self._ledger.charge(key, federation.privacy, noise, signal.hidden)
         try:

@@ -69,7 +69,8 @@ class Ledger:
                 self._count(row, EVENTS.build(row["event"]))
 
     def _count(self, row: Mapping[str, Any], event: Event) -> None:
-        self._events[event] += 1
+        # Two tables that differ by a row have other sizes, of which what replaces rows may tell anything.
+        self._events[event if event.adjacency == "add-remove" else Exact(adjacency="add-remove")] += 1
         self._number = max(row["number"], self._number)
         self.answers, self.last = self.answers + 1, (row["run"], row["at"])
         self._latest[row["run"]] = max(row["version"], self._latest.get(row["run"], -1))
@@ -100,10 +101,7 @@ class Ledger:
         events = self._events + Counter([more] if more else [])
         times = [(event, event.times * count) for event, count in events.items()]
         all_ = [type(event)(**{**event.model_dump(), "times": n}) for event, n in times]
-        # What hides whether a row is there and what hides which it is are not of one kind: they are added up.
-        kinds = {e.adjacency for e in all_}
-        each = [[e for e in all_ if e.adjacency == kind] for kind in kinds]
-        return sum(accountant.epsilon(mine, delta / len(kinds), by) for mine in each)
+        return accountant.epsilon(all_, delta, by)
 
     def charge(
         self, key: Mapping[str, Any], privacy: Privacy, noise: Sequence[Noised], hidden: bool = False
@@ -125,8 +123,8 @@ class Ledger:
         own = [noised.event for noised in noise if noised.where == "party"]
         shares = [noised.event for noised in noise if hidden and noised.where == "shares"]
         own += [event for event in map(less_one, shares) if event is not None]
-        event: Event = Exact(adjacency=privacy.adjacency)
-        if own and privacy.unit == "example":
+        event: Event = Exact(adjacency="add-remove")
+        if own and (privacy.unit, privacy.adjacency) == ("example", "add-remove"):
             event = min(map(_bounded, own), key=lambda e: accountant.epsilon([e], 1e-5, "rdp"))
         with self._lock:
             if self.budget is not None:
@@ -140,6 +138,11 @@ class Ledger:
             raise PrivacyError(
                 "this party's budget is of examples, and the study protects whole parties",
                 remedy='Say privacy.unit = "example" in the study',
+            )
+        if privacy.adjacency != "add-remove":
+            raise PrivacyError(
+                "this party's budget hides whether a row is there, and the study hides which it is",
+                remedy='Say privacy.adjacency = "add-remove" in the study',
             )
         total = self.spent(budget.delta, event, budget.order)
         if total > budget.epsilon:
