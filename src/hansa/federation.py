@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from hansa.run import Run
 
 
+_ROWS = Signal((counted("rows", example=1.0),), weights="equal")
+
+
 def deployed(federation: Federation, setup: Setup, secret: bytes, run: str) -> Course:
     """The course of a run between machines, with noise from a key of this one's own.
 
@@ -129,7 +132,8 @@ class Federation(Part):
                 + ("aggregation stage" if self.aggregation.stages else "cohort but all of them"),
                 remedy="Leave [aggregation] and [cohort] out, or choose another method",
             )
-        if self.method.statistics and not self.statistics.protects:
+        counts = replace(_ROWS, privacy=self.privacy)
+        if self.method.statistics and not self.statistics.bind(counts)[-1].noise:  # a sum alone hides no row
             raise PipelineError(
                 f"the method {self.method.kind} counts rows in cells that may hold one, and nothing hides them",
                 remedy="Put noise into [statistics], such as local-gaussian",
@@ -362,9 +366,8 @@ class Federation(Part):
         if setup is not None:
             course = self.course(setup)
         if self.preprocessing.standardise:
-            signal = Signal((counted("rows", example=1.0),), weights="equal")
             if course is None:
-                yield "moments", "the columns' sums", 1, self.statistics, signal
+                yield "moments", "the columns' sums", 1, self.statistics, _ROWS
             else:
                 begun = course.begin()
                 ask = course.ask(begun)
@@ -372,7 +375,7 @@ class Federation(Part):
                 for state in course.moments.phases(begun.states["moments"], ask):
                     asked = course.moments.ask(state)
                     assert asked is not None
-                    signal = replace(signal, fields=asked.fields)
+                    signal = replace(_ROWS, fields=asked.fields)
                     yield "moments", "the columns' sums", 1, self.statistics, signal
         signal = Signal(())
         if course is not None:
@@ -383,8 +386,7 @@ class Federation(Part):
             added = self.method.noise(self.privacy)
             signal = Signal(fields, weights=weights, noise=added, schedule=schedule)
         if self.method.statistics:
-            signal = signal if course else Signal((counted("rows", example=1.0),), weights="equal")
-            yield "train", "the columns' counts", 1, self.statistics, signal
+            yield "train", "the columns' counts", 1, self.statistics, signal if course else _ROWS
         else:
             yield "train", f"the models of {self.rounds} rounds", self.rounds, self.aggregation, signal
         private = (self.privacy.unit, self.privacy.adjacency) == ("example", "add-remove")

@@ -174,6 +174,11 @@ def test_noise_moves_no_sum_further_than_its_worst() -> None:
     ("more", "error", "says"),
     [
         ({"statistics": agg.Aggregation()}, PipelineError, r"may hold one.*Put noise into \[statistics\]"),
+        (
+            {"statistics": agg.grid(bits=16, examples=1000) >> agg.secure_sum()},
+            PipelineError,
+            "nothing hides them",
+        ),
         ({"privacy": hs.Privacy()}, PipelineError, "needs a bound on what one party adds"),
         ({"aggregation": agg.clip(1.0)}, PipelineError, "takes no aggregation stage"),
         ({"cohort": hs.Poisson(rate=0.5)}, PipelineError, "no cohort but all of them"),
