@@ -34,6 +34,7 @@ class HansaError(Exception):
     """
 
     exit_status = 1
+    about: tuple[str, ...] = ()  # in a secure sum: the other parties of whom one complains
 
     def __init_subclass__(cls, exit_status: int | None = None) -> None:
         cls.exit_status = exit_status or cls.exit_status

@@ -14,8 +14,10 @@ from hansa.agent.seats import Seats
 from hansa.contribution import Ask, Values
 from hansa.crypto.agreement import Identity, words
 from hansa.database import Put
+from hansa.errors import TrustError
 from hansa.secure import coordinator
 from hansa.secure.coordinator import Desk
+from hansa.secure.party import Seat
 from hansa.secure.terms import Envelope, Member, Phase, Rules, Step, Terms, Work, decode, encode, numbered
 
 NAMES = ("a", "b", "c", "d")
@@ -30,22 +32,22 @@ VECTOR = np.arange(5, dtype=np.uint32)
 
 
 def asked(attempt: int = 1, name: str = "a") -> Asked:
-    ask = Ask("train", 0, 1, Values(), ())
+    ask = Ask("train", 0, 1, Values(), (), parties=NAMES)
     return Asked("run", ask, attempt, "federation", bytes([attempt]) * 31 + name.encode())
 
 
-def worked(attempt: int, name: str = "a", fresh: bool = False, work: Work = WORK) -> Worked:
-    sitting = Sitting(work, RULES, fresh, VECTOR)
+def worked(attempt: int, name: str = "a", fresh: bool = False, work: Work = WORK, rules: Rules = RULES) -> Worked:
+    sitting = Sitting(work, rules, fresh, VECTOR)
     return Worked(asked(attempt, name), 1.0, b"", b"", {"number": attempt}, sitting)
 
 
 class Four:
     """Four agents' machines, each with what is durable of it, and a coordinator's desk."""
 
-    def __init__(self, fresh: bool = False) -> None:
+    def __init__(self, fresh: bool = False, rules: Rules = RULES) -> None:
         self.rows: dict[str, dict[tuple[str, int], Any]] = {name: {} for name in NAMES}
         self.machines = {n: Machine(seats=Seats(n, KEYS[n])) for n in NAMES}
-        self.fresh, self.sent = fresh, dict[str, Any]()
+        self.fresh, self.rules, self.sent = fresh, rules, dict[str, Any]()
         self.begin(1)
 
     def begin(self, attempt: int) -> None:
@@ -54,13 +56,13 @@ class Four:
         for name in NAMES:
             effects = self.feed(name, asked(attempt, name))
             if effects.work:
-                effects = self.feed(name, worked(attempt, name, self.fresh))
+                effects = self.feed(name, worked(attempt, name, self.fresh, rules=self.rules))
             if effects.say:
                 members.append(Member(name, PUBLIC[name], effects.say[0].payload))
         self.members = tuple(members)
 
     def open(self, **other: Any) -> None:
-        kept = {"work": WORK, "rules": RULES, "roster": self.members}
+        kept = {"work": WORK, "rules": self.rules, "roster": self.members}
         self.terms = Terms("run", "federation", numbered(0, self.attempt), **{**kept, **other})
         self.desk, self.out = coordinator.opening(self.terms)
 
@@ -222,15 +224,95 @@ def test_the_last_answer_is_given_again_byte_for_byte_and_by_a_restarted_agent(f
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_vector_that_may_be_in_a_sum_goes_into_no_other(fresh: bool) -> None:
-    four = Four(fresh=fresh)
+    four = Four(fresh=fresh, rules=replace(RULES, adversary="curious"))
     four.open()
     four.until(Phase.SURVIVORS)
     assert four.feed("a", asked(2)).work  # anew, with other noise if there is any, and charged anew
-    effects = four.feed("a", worked(2, fresh=fresh))
+    effects = four.feed("a", worked(2, fresh=fresh, rules=four.rules))
     if fresh:
         assert [step.phase for step in effects.say] == [Phase.ADVERTISE]
     else:
         assert "may be yet" in reason(effects)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_malicious_coordinator_gets_one_sum_of_an_exchange_however_its_vectors_are_noised(
+    restarted: bool,
+) -> None:
+    four = Four(fresh=True)
+    four.open()
+    four.until(Phase.CLOSE)
+    if restarted:
+        four.restart("a")
+    for attempt in (2, 3):
+        effects = four.feed("a", asked(attempt))
+        assert not effects.work  # which would be charged
+        assert "may be yet" in reason(effects)
+        assert "may be yet" in reason(four.feed("a", worked(attempt, fresh=True)))
+
+
+def test_a_vector_for_one_study_does_not_sit_down_in_another() -> None:
+    four = Four()
+    for changed in (
+        replace(asked(2), federation="another"),
+        replace(asked(3), ask=replace(asked(3).ask, send=Values({"parameters": VECTOR}))),
+    ):
+        effects = four.feed("a", changed)
+        assert [work.federation for work in effects.work] == [changed.federation]
+        assert not effects.say
+
+
+def test_a_vector_that_cannot_be_masked_is_an_excuse(four: Four, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise TrustError("no key to agree with")
+
+    four.until(Phase.MASK)
+    monkeypatch.setattr(Seats, "commit", refuse)
+    effects = four.ask(four.request("a"))
+    assert reason(effects) == "no key to agree with"
+    assert (effects.excuse[0].asked.run, effects.excuse[0].asked.attempt) == ("run", 1)
+
+
+@pytest.mark.parametrize("phase", [*Phase])
+def test_what_is_secret_is_asked_about_until_it_is_settled_and_then_nothing_of_it_is_left(phase: Phase) -> None:
+    four = Four()
+    if phase > Phase.ADVERTISE:
+        four.open()
+        four.until(phase)
+    four.restart("a")
+    assert four.machines["a"].pending == [("run", 0)]
+    assert four.feed("a", Settled("run", 0, False)).changes
+    [row] = four.rows["a"].values()
+    seat = decode(row["body"], Seat)
+    assert seat.entropy == seat.agreed == seat.shares == seat.answer == b""
+    assert four.machines["a"].pending == []
+    assert not four.feed("a", Settled("run", 0, False)).changes
+
+
+def test_a_refused_roster_shows_whom_the_ask_names_and_nobody_in_the_place_of_the_confirmed(four: Four) -> None:
+    def shown(pins: dict[str, str], *members: Member) -> dict[str, bytes]:
+        four.open(roster=members)
+        [envelope] = [one for one in coordinator.requests(four.desk) if one.receiver == "a"]
+        effects = four.feed("a", Heard(Step("run", 0, 1, Phase.ROSTER, envelope.payload), pins))
+        assert "is not confirmed here" in reason(effects)
+        return {change.values["name"]: change.values["identity"] for change in effects.changes}
+
+    a, b, c, d = four.members
+    other = Identity(bytes(32)).public
+    assert shown({"b": PINS["b"]}, a, replace(b, identity=other), c, d) == {
+        "c": PUBLIC["c"],
+        "d": PUBLIC["d"],
+        "a": PUBLIC["a"],
+    }
+    stranger = [replace(d, name=f"n{number}", identity=other) for number in range(9)]
+    assert set(shown({}, a, b, c, d, *stranger)) == {"a", "b", "c", "d"}
+    four.open()
+    four.until(Phase.SHARE)
+    again = replace(four.members[1], identity=other)
+    effects = four.feed(
+        "a", Heard(Step("run", 0, 1, Phase.ROSTER, encode(replace(four.terms, roster=(a, again, c, d)))), PINS)
+    )
+    assert (effects.changes, len(effects.excuse)) == ([], 1)
 
 
 def test_a_vector_of_an_attempt_that_was_proved_to_have_no_sum_is_given_again_and_not_charged_again() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from hansa.agent.seats import Seats, seen
+from hansa.agent.seats import ATTEMPTS, Seats, seen
 from hansa.contribution import Array, Ask, Values
 from hansa.crypto.agreement import Identity
 from hansa.database import Drop, Put
@@ -150,8 +150,8 @@ class Machine:
 
     @property
     def pending(self) -> list[Key]:
-        """Answers of which the agent does not know what became, the latest runs first."""
-        return sorted(self.held, reverse=True)
+        """Exchanges with an answer or secrets here, of which it does not know what became; the latest runs first."""
+        return sorted({*self.held, *self._seats.unsettled}, reverse=True)
 
     def handle(self, event: AgentEvent) -> Effects:
         """One step."""
@@ -174,8 +174,11 @@ class Machine:
 
     def _asked(self, effects: Effects, asked: Asked) -> None:
         held = self.held.get(_key(asked)[:2])
-        ready = self._ready.get(_key(asked)[:2])
         latest = _latest(asked)
+        ready = self._ready.get(_key(asked)[:2])
+        if ready is not None and _latest(ready.asked) != latest:  # a vector for another study, or another ask
+            ready = None
+            del self._ready[_key(asked)[:2]]
         if not latest.follows(self.latest.get(asked.run, latest)):
             reason = "another study or another ask than before comes under the same name and number"
             effects.excuse.append(CouldNot(asked, reason))
@@ -183,6 +186,8 @@ class Machine:
             effects.send.append(held)
         elif asked.ask.version <= self._counted.get(asked.run, -1):  # to work again would cost again
             effects.excuse.append(CouldNot(asked, "its answer to this exchange was counted already"))
+        elif self._seats.closed(*_key(asked)[:2]):  # to work again would cost, for nothing
+            effects.excuse.append(CouldNot(asked, "its vector for this exchange is in a sum, or may be yet"))
         elif ready is not None and not self._seats.given(*_key(asked)[:2]):
             self._sit(effects, replace(ready, asked=asked))
         elif _key(asked) not in self._working:
@@ -248,7 +253,8 @@ class Machine:
             ask = Ask("secure sum", step.version, 0, Values(), ())
             reason = f"{error.message}. {error.remedy}" if error.remedy else error.message
             effects.excuse.append(CouldNot(Asked(step.run, ask, step.attempt, ""), reason, about=error.about))
-            effects.changes += seen(step) if isinstance(error, ConsentError) else []
+            if isinstance(error, ConsentError) and (ready := self._ready.get((step.run, step.version))):
+                effects.changes += seen(step, ready.asked.ask.parties, event.pins)
             return
         effects.changes += changes
         effects.say += answers
@@ -261,7 +267,11 @@ class Machine:
         ready = self._ready.get(key)
         if seat is None or seat.sent or seat.phase != Phase.MASK or ready is None or ready.sitting is None:
             return
-        changes, masked = self._seats.commit(seat, ready.sitting.vector)
+        try:
+            changes, masked = self._seats.commit(seat, ready.sitting.vector)
+        except HansaError as error:
+            effects.excuse.append(CouldNot(replace(ready.asked, attempt=seat.attempt % ATTEMPTS), error.message))
+            return
         effects.changes += changes
         self._answered(effects, replace(ready, body=tensors.write({"masked": masked})))
 

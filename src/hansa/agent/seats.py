@@ -1,13 +1,13 @@
 """A party's seats in secure sums: what it signed, dealt and gave, of the latest exchange of each run."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hansa.crypto.agreement import Identity, words
+from hansa.crypto.agreement import KEY, Identity, words
 from hansa.database import Drop, Put
 from hansa.errors import ConsentError, TrustError
 from hansa.secure.party import Party, Seat
@@ -15,6 +15,9 @@ from hansa.secure.terms import Envelope, Out, Phase, Rules, Step, Terms, Work, d
 
 ATTEMPTS = 1 << 16
 """Attempts at one exchange that can be told apart."""
+
+LONGEST_NAME = 200
+"""Characters in the name of a party that is shown to the owner."""
 
 Changes = list[Put | Drop]
 
@@ -38,6 +41,16 @@ class Seats:
         seats = self._seats.get(run, {})
         return seats[max(seats)] if seats else None
 
+    @property
+    def unsettled(self) -> set[tuple[str, int]]:
+        """The runs and exchanges of which secrets are kept here."""
+        latest = ((run, self.latest(run)) for run in self._seats)
+        return {(run, seat.attempt >> 16) for run, seat in latest if seat and (seat.answer or not seat.ended)}
+
+    def closed(self, run: str, version: int) -> bool:
+        """Whether an exchange gets no more vectors: one is in a sum, or may be, whatever the coordinator says."""
+        return self.given(run, version) and self._rules[run].adversary != "curious"
+
     def given(self, run: str, version: int) -> bool:
         """Whether what this party has for an exchange is in a sum, or may be yet."""
         return any(seat.sent and seat.ended != "abandoned" for seat in self._of(run, version))
@@ -50,7 +63,8 @@ class Seats:
             session: the federation's hash.
             work: what the vector is given for.
             rules: what the coordinator is held to.
-            fresh: whether the vector has noise that no other attempt's has.
+            fresh: whether the vector has noise that no other attempt's has. That helps with a coordinator that is
+                no worse than curious: what it says has failed, it has not opened.
         """
         run, last = place.run, self.latest(place.run)
         if last is not None and last.attempt >= place.number:
@@ -59,7 +73,9 @@ class Seats:
             return []
         changes, role = self.close(run, place.version), Party(self._name, self._identity, {}, rules)
         seat, _ = role.advertise(run, session, place.number, place.payload)
-        seat = role.expect(seat, work, () if fresh else self._of(run, place.version))
+        seat = role.expect(
+            seat, work, () if fresh and rules.adversary == "curious" else self._of(run, place.version)
+        )
         for old in [a for a in self._seats.get(run, {}) if a >> 16 != place.version]:
             del self._seats[run][old]
             changes.append(Drop("seat", {"run": run, "attempt": old}))
@@ -79,16 +95,18 @@ class Seats:
         if seat is None or seat.attempt != step.number:
             raise TrustError("the coordinator speaks of an attempt that is not open", party=self._name)
         known = {}
-        if step.phase == Phase.ROSTER:
+        if step.phase == Phase.ROSTER and seat.phase == Phase.ADVERTISE:
             known = {one.name: one.identity for one in decode(step.payload, Terms).roster}
             said = {**pins, self._name: words(self._identity.public)}
             if strangers := [name for name, key in known.items() if said.get(name) != words(key)]:
-                raise ConsentError(
+                error = ConsentError(
                     f"the identity of {', '.join(map(repr, strangers))} is not confirmed here",
                     party=self._name,
                     remedy="Its owner can compare the words of `hansa agent status` by telephone, and then say "
                     "`hansa agent confirm NAME WORDS`",
                 )
+                error.about = tuple(strangers)
+                raise error
         after, out = self._step(seat, step.phase, step.payload, known)
         answers = [replace(step, payload=envelope.payload) for envelope in out]
         return ([] if after == seat else [self._put(after)]), answers
@@ -101,7 +119,7 @@ class Seats:
     def close(self, run: str, version: int) -> Changes:
         """Erase what is secret in the attempts up to this exchange."""
         seat = self.latest(run)
-        if seat is None or seat.ended or seat.attempt >> 16 > version:
+        if seat is None or (seat.ended and not seat.answer) or seat.attempt >> 16 > version:
             return []
         return [self._put(self._step(seat, Phase.CLOSE, b"", {})[0])]
 
@@ -118,7 +136,10 @@ class Seats:
         return Put("seat", {"run": seat.run, "attempt": seat.attempt, "body": body, "rules": rules})
 
 
-def seen(step: Step) -> Changes:
-    """The identities in a roster that was refused, to be shown to the owner."""
-    roster = decode(step.payload, Terms).roster
-    return [Put("member", {"name": one.name, "identity": one.identity}) for one in roster]
+def seen(step: Step, names: Collection[str], pins: Mapping[str, str]) -> Changes:
+    """Identities in a roster that was refused, to be shown to the owner: of those whom the ask names (``names``),
+    and none in the place of one that was confirmed.
+    """
+    shown = [one for one in decode(step.payload, Terms).roster if one.name in names and one.name not in pins]
+    fit = [one for one in shown if len(one.name) <= LONGEST_NAME and len(one.identity) == KEY]
+    return [Put("member", {"name": one.name, "identity": one.identity}) for one in fit]

@@ -290,7 +290,7 @@ class Agent:
     async def _excuse(self, could_not: CouldNot) -> None:
         asked = could_not.asked
         where: dict[str, Any] = {"run": asked.run, "version": asked.ask.version}
-        failure = m.Failure(**where, attempt=asked.attempt, reason=could_not.reason)
+        failure = m.Failure(**where, attempt=asked.attempt, reason=could_not.reason, about=could_not.about)
         with coordinators_own(), about(**where, round=asked.ask.round, fields="reason"):
             await self._upload(m.UploadPart(failure=failure))
 
