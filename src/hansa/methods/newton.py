@@ -19,7 +19,7 @@ FARTHEST = 500.0
 """A linear predictor is held within this of 0, so that a step too far is seen in the deviance and undone."""
 
 FEWEST = 5
-"""Complete rows of which a party that has as many rows sends sums."""
+"""Complete rows of which a party that has as many rows sends sums; an agent with fewer rows sends none at all."""
 
 ROUNDING = 1e-12
 """A step so much smaller than the linear predictor is none."""
