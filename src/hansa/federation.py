@@ -275,14 +275,14 @@ class Federation(Part):
             )
         return setup
 
-    def bounds(self, numbers: Sequence[str]) -> dict[str, tuple[float, float]]:
-        """The declared range of each number column, if sums of them pass stages, which need bounds.
+    def bounds(self, numbers: Sequence[str]) -> dict[str, tuple[float, float]] | None:
+        """The declared range of each number column, if sums pass stages, which need bounds; else None.
 
         Raises:
             StudyError: if a column has none.
         """
         if not (self.method.statistics or (self.preprocessing.standardise and self.statistics.stages)):
-            return {}
+            return None
         bounds = {}
         for name in numbers:
             rule = self.contract.columns.get(name)

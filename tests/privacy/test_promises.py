@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,6 +18,7 @@ from hansa.aggregation import Gaussian, Signal
 from hansa.aggregation.noise import LocalLaplace
 from hansa.contribution import Field, Values
 from hansa.errors import ConsentError, ContributionError, PipelineError, RunError
+from hansa.methods.base import Setup
 from hansa.party import Party
 from hansa.privacy import noise
 from hansa.run import draw, needed
@@ -97,7 +100,7 @@ def test_statistics_in_shares_need_the_minimum_too(tables: dict[str, hs.Table]) 
 # --- ranges of columns, at the agent
 
 
-@pytest.mark.parametrize("twist", ["narrower", "wider", "none", "another"])
+@pytest.mark.parametrize("twist", ["narrower", "wider", "none", "no noise", "another"])
 def test_an_agent_refuses_ranges_that_are_not_the_contract_s(twist: str, tables: dict[str, hs.Table]) -> None:
     federation = study(
         name="rows", method=PRIVATE, preprocessing=hs.Moments(), contract=BOUNDED,
@@ -111,14 +114,45 @@ def test_an_agent_refuses_ranges_that_are_not_the_contract_s(twist: str, tables:
     assert ask is not None
     ask = draw(federation, course, ask)
     assert admit(federation, ask, setup, offers, "party-00") is offers[0]
+    assert setup.bounds is not None
     bounds: dict[str, Any] = {
         "narrower": {**setup.bounds, "a": (-0.1, 0.1)},  # a row would be moved to the edge, or the next one seen
         "wider": {**setup.bounds, "a": (-1e6, 10)},
         "none": {},
+        "no noise": None,
         "another": {"a": setup.bounds["a"]},
     }
     with pytest.raises(ConsentError, match="other ranges than the study's contract declares"):
         admit(federation, ask, replace(setup, bounds=bounds[twist]), offers, "party-00")
+
+
+@pytest.mark.parametrize("numbers", [(), ("age",)])
+def test_columns_of_categories_alone_have_noised_counts_too(numbers: tuple[str, ...]) -> None:
+    """Rows and categories and, of a number column, gaps, sums and squares share the noise evenly."""
+    study = hs.Federation(
+        task=hs.LogisticRegression(target="y", features=("sex", *numbers)),
+        method=PRIVATE,
+        rounds=1,
+        evaluation=hs.Evaluate(every=0, holdout=0),
+        cohort=hs.All(minimum=1),
+        contract=hs.Contract(
+            columns={
+                "sex": hs.ColumnRule(type="category", categories=("f", "m")),
+                "age": hs.ColumnRule(type="number", low=0, high=100),
+            }
+        ),
+        statistics=agg.local_gaussian(noise_multiplier=3.0),
+        privacy=hs.Privacy(unit="example"),
+    )
+    table = hs.Table.of({"sex": ["f"] * 50 + ["m"] * 9, "age": np.arange(59.0), "y": np.ones(59)})
+    setup = study.resolve({"a": table.schema()})
+    assert Setup.from_json(json.loads(json.dumps(setup.to_json()))) == setup
+    run = study.run(hs.Local({"a": table}))
+    assert math.isfinite(run.guarantee["coordinator"].epsilon)
+    assert run.progress is not None
+    counts = run.progress.states["moments"].values["categories"]
+    assert np.abs(counts - [50, 9, 0]).min() > 0  # of nine rows, too, and not as "other"
+    assert np.abs(counts - [50, 9, 0]).max() < 5 * 3 * 5**0.5
 
 
 # --- the ring of statistics

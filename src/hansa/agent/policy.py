@@ -49,7 +49,7 @@ def admit(federation: Federation, ask: Ask, setup: Setup, offers: Sequence[Offer
     if len(set(setup.parties)) < federation.cohort.minimum:
         raise ConsentError("the run is among fewer parties than the study's minimum")
     _columns(federation, setup, offer, party)
-    if dict(setup.bounds) != federation.bounds(setup.numbers):
+    if setup.bounds != federation.bounds(setup.numbers):
         raise ConsentError("the run moves numbers from other ranges than the study's contract declares")
     try:
         course = federation.course(setup)

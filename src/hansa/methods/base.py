@@ -40,7 +40,7 @@ class Setup:
         categories: feature columns that hold categories, each with its declared values.
         seed: of all public randomness.
         arrays: feature columns that hold an array in each row, with its shape.
-        bounds: of each number column, where sums get noise that is scaled to them.
+        bounds: of each number column, there may be none, where sums pass stages; None where they do not.
     """
 
     parties: Sequence[str]
@@ -48,7 +48,7 @@ class Setup:
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     seed: int = 0
     arrays: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    bounds: Mapping[str, tuple[float, float]] | None = None
 
     @property
     def encoding(self) -> Encoding:
@@ -63,9 +63,9 @@ class Setup:
     def to_json(self) -> dict[str, Json]:
         """A canonical form."""
         body = {**vars(self), "parties": listed(self.parties), "numbers": list(self.numbers)}
-        for name in _OF_COLUMNS:
+        for name in _OF_COLUMNS & {name for name, value in body.items() if value is not None}:
             body[name] = {column: list(values) for column, values in body[name].items()}
-        return {name: value for name, value in body.items() if value != {} or name == "categories"}
+        return {name: value for name, value in body.items() if value is not None and (value or name != "arrays")}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Setup:

@@ -37,7 +37,8 @@ class Histogram(Method):
     def init(self, setup: Setup, learner: Learner) -> State:
         """The edges, the categories, and a model that stays at zeros."""
         known: dict[str, Json] = {n: [*values, OTHER] for n, values in setup.categories.items()}
-        edges = {n: np.linspace(*setup.bounds[n], self.bins + 1).tolist() for n in setup.numbers}
+        bounds = setup.bounds or {}
+        edges = {n: np.linspace(*bounds[n], self.bins + 1).tolist() for n in setup.numbers}
         return State(0, Values({"parameters": np.zeros(learner.layout.size)}), {"columns": edges | known})
 
     def ask(self, state: State) -> Ask | None:
@@ -48,9 +49,9 @@ class Histogram(Method):
 
     def work(self, at: At) -> Answer:
         """Counts over the party's training rows."""
-        rows, counts = at.train_rows, list[Array]()
+        rows, bounds, counts = at.train_rows, at.setup.bounds or {}, list[Array]()
         for name in at.setup.numbers:
-            edges = at.setup.bounds[name]
+            edges = bounds[name]
             inside = np.histogram(np.clip(rows.column(name), *edges), self.bins, edges)[0]
             counts += [inside, rows.rows - inside.sum(keepdims=True)]
         counts += [count_categories(texts(rows, n), known, 0) for n, known in at.setup.categories.items()]

@@ -38,7 +38,7 @@ class Moments(Method):
         """Nothing is known but the columns."""
         categories = {name: list(values) for name, values in setup.categories.items()}
         facts = {"step": 0, "numbers": list(setup.numbers), "categories": categories}
-        bounds = {"bounds": [list(setup.bounds[n]) for n in setup.numbers]} if setup.bounds else {}
+        bounds = {"bounds": [list(setup.bounds[n]) for n in setup.numbers]} if setup.bounds is not None else {}
         return State(facts={**facts, **bounds})
 
     def ask(self, state: State) -> Ask | None:
@@ -74,8 +74,8 @@ class Moments(Method):
             return Answer(Contribution(Values({"squares": squares})))
         declared, more = at.setup.categories.items(), {}
         rare = 10
-        if at.setup.bounds:
-            low, high = np.asarray([at.setup.bounds[name] for name in at.setup.numbers]).T
+        if at.setup.bounds is not None:
+            low, high = np.reshape([at.setup.bounds[name] for name in at.setup.numbers], (-1, 2)).T
             x, rare = np.clip(2 * (x - low) / (high - low) - 1, -1, 1), 0
             more = {"squares": np.nansum(np.square(x), axis=0)}
         counts = [count_categories(texts(rows, name), values, rare) for name, values in declared]
@@ -97,9 +97,9 @@ class Moments(Method):
             mean = sums["total"] / np.maximum(count, 1.0)
             values = {**sums, "count": count, "mean": mean}
             if "bounds" in state.facts:
-                low, high = np.asarray(state.facts["bounds"]).T
+                low, high = np.reshape(state.facts["bounds"], (-1, 2)).T
                 half, mean = (high - low) / 2, np.clip(mean, -1, 1)
-                variance = sums["squares"] / np.maximum(count, 1.0) - np.square(mean)
+                variance = sums.get("squares", empty) / np.maximum(count, 1.0) - np.square(mean)
                 # Noise may leave less than nothing: a scale is at least a twentieth of the range.
                 spread = np.sqrt(np.clip(variance, 1e-2, 1))
                 values |= {"mean": low + (mean + 1) * half, "scale": spread * half}
