@@ -174,7 +174,7 @@ class Crowd:
             return self.party(name).split[0].rows
         own = self._population.range(name)
         rows = own.stop - own.start
-        return int(rows - _holds(self.course, rows))
+        return int(rows - round(_share(self.course) * rows))
 
     def prepare(self, ask: Ask) -> None:
         """Encode what is shared, before parties are stacked for this ask."""
@@ -241,7 +241,7 @@ class Crowd:
         """Who can work, those with more rows first; their rows; and who cannot, and why."""
         excluded: dict[str, str] = {}
         rows: Sequence[tuple[Array, Array]]
-        if self._population is not None and not _holds(self.course, 1 << 20):
+        if self._population is not None and not _share(self.course):
             rows = Shared(*self._shared[1], *self._population.ranges(names))
             for at in np.flatnonzero(rows.starts == rows.stops).tolist():
                 excluded[names[at]] = no_row(names[at]).reason
@@ -310,21 +310,21 @@ def _encoded(course: Course, encoding: Encoding, rows: Table) -> tuple[Array, Ar
     return (x.astype(wanted) if x.dtype.kind == "f" and x.dtype != wanted else x), y
 
 
-def _holds(course: Course, rows: int) -> int:
-    """How many rows of so many are held out."""
-    return 0 if course.evaluate.central else round(course.evaluate.holdout * rows)
+def _share(course: Course) -> float:
+    """How much of its rows each party holds out; nothing that depends on how many it has."""
+    return 0.0 if course.evaluate.central else course.evaluate.holdout
 
 
 def _held_out(course: Course, name: str, rows: int) -> tuple[Array | None, Array]:
     """Numbers of a party's rows to learn from, None for all of them, and of those held out."""
-    held_out = _holds(course, rows)
-    if not held_out:
-        return None, np.empty(0, np.intp)
+    share = _share(course)
     random = keyed.generator(course.setup.seed, "holdout", name)
-    if course.privacy.unit == "example":  # each row by itself: one more moves no other
+    if share and course.privacy.unit == "example":  # each row by itself: one more moves no other
         chance = Stream(derived(course.secret, "holdout", name)) if course.secret else random
-        held = uniform(chance, (rows,)) < course.evaluate.holdout
+        held = uniform(chance, (rows,)) < share
         return np.flatnonzero(~held), np.flatnonzero(held)
+    if not (held_out := round(share * rows)):
+        return None, np.empty(0, np.intp)
     order = random.permutation(rows)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 

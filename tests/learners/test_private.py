@@ -15,6 +15,7 @@ from hansa.errors import StudyError
 from hansa.learners.base import Learner
 from hansa.learners.glm import Linear, Logistic, Poisson, Softmax
 from hansa.learners.private import train_privately
+from hansa.party import Party
 from hansa.privacy.noise import Chance, Stream
 
 CHANCES: tuple[Chance, ...] = (np.random.default_rng(3), Stream(bytes(32)))
@@ -195,3 +196,24 @@ def test_a_fork_of_a_bare_run_claims_nothing_for_what_it_inherits() -> None:
     forked = private.run(hs.Local(tables, fork=bare)).guarantee["public"]
     assert forked.epsilon == math.inf
     assert any("forked" in what for what in forked.exact)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.25, 2), (0.01, 50), (0.5, 1)])
+def test_one_row_more_decides_for_no_other_whether_it_is_held_out(share: float, count: int) -> None:
+    """Where the share of the rows rounds to none and one row more to one, each still has its own chance."""
+    federation = hs.Federation(
+        task=hs.LogisticRegression(target="y"),
+        method=hs.FedAvg(local=local(), weights="equal"),
+        cohort=hs.All(minimum=1),
+        evaluation=hs.Evaluate(every=0, holdout=share),
+        preprocessing=hs.Moments(standardise=False),
+        privacy=hs.Privacy(unit="example"),
+    )
+    tables = [hs.Table({"x": np.arange(n), "y": np.arange(n) % 2}) for n in (count, count + 1)]
+    setup = federation.resolve({"a": tables[0].schema()})
+    drawn = 0
+    for secret in (bytes([i]) * 32 for i in range(200)):
+        few, more = (set(Party("a", t, federation.course(setup, secret)).split[1].column("x")) for t in tables)
+        assert more - {count} == few
+        drawn += len(few)
+    assert drawn == pytest.approx(200 * share * count, abs=5 * math.sqrt(200 * share * count))
