@@ -46,7 +46,7 @@ from hansa.coordinator.events import (
     Unsettled,
     WorkNotice,
 )
-from hansa.coordinator.live import Guest, revived
+from hansa.coordinator.live import Guest, Past, revived
 from hansa.coordinator.machine import LONGEST_REASON, Machine
 from hansa.crypto.agreement import Identity, words
 from hansa.database import Drop, Put
@@ -54,8 +54,8 @@ from hansa.errors import ConsentError, RunError, StudyError, TrustError
 from hansa.methods import GradientMethod
 from hansa.methods.base import METHODS
 from hansa.run import Event, Run
-from hansa.secure.coordinator import total
-from hansa.secure.terms import Step
+from hansa.secure.coordinator import total, unfit
+from hansa.secure.terms import Phase, Step
 from hansa.wire import tensors
 
 RUN = "run"
@@ -306,12 +306,13 @@ class World:
         packed = self.rows.row("blob", run=RUN, version=version, name="checkpoint")
         assert packed is not None
         seq = len(self.rows.rows("event", run=RUN))
+        kept = (self.rows.row("blob", run=RUN, version=version, name=name) for name in ("desk", "past"))
+        desk, past = (blob["body"] if blob else b"" for blob in kept)
         if row["status"] != "running":
-            return revived(row, packed["body"], seq)
+            return revived(row, packed["body"], seq, past=past)
         ask = self.rows.row("ask", run=RUN, version=version)
         answers = self.rows.rows("answer", run=RUN, version=version)
-        desk = self.rows.row("blob", run=RUN, version=version, name="desk")
-        return revived(row, packed["body"], seq, ask, answers, b"", desk["body"] if desk else b"")
+        return revived(row, packed["body"], seq, ask, answers, b"", desk, past)
 
     # --- parties
 
@@ -722,3 +723,111 @@ def test_what_a_party_says_is_kept_on_one_line_and_short() -> None:
     [refused] = world.events("refused")
     assert len(refused["reason"]) < LONGEST_REASON + 10
     assert "\n" not in refused["reason"]
+
+
+# --- attempts at secure sums
+
+
+def until(world: World, phase: int, attempt: int = 1) -> Any:
+    """Play until a phase of the first secure sum has been opened; nobody has heard of it yet."""
+    for _ in range(200):
+        live = world.machine.runs[RUN]
+        if live.rules and (live.attempt, live.phase) == (attempt, phase):
+            return live
+        for name, guild in world.guilds.items():
+            while guild.inbox:
+                world.hear(name)
+            while guild.work:
+                world.toil(name)
+        if world.flying:
+            world.land(0)
+        if world.inside:
+            world.think()
+    raise AssertionError("the phase does not come")
+
+
+def complain(world: World, party: str, *others: str) -> None:
+    live = world.machine.runs[RUN]
+    of = RUN, live.progress.version, live.attempt
+    world.guilds[party].inbox.clear()
+    world.quietly(Failed(None, party, *of, f"of {others}", others))
+
+
+@pytest.mark.parametrize(
+    ("attempts", "blamed"),
+    [
+        ([{"a": "d", "b": "d", "c": "d"}], ["d"]),  # everybody complains of one
+        ([{"a": "bcd"}], ["a"]),  # one complains of everybody
+        ([{"a": "bcd", "b": "a", "c": "a"}], ["a"]),
+        ([{"a": "b"}], ["b"]),  # that cannot be told
+        ([{"a": "b"}, {"a": "c"}], ["a"]),  # but not for ever
+        ([{"a": "d", "b": "d", "d": "abc"}], ["d"]),
+        ([{"a": "b", "c": "d"}], ["b", "d"]),
+        ([{}], []),
+    ],
+)
+def test_it_is_left_out_whom_the_most_complaints_concern(attempts: list[Any], blamed: list[str]) -> None:
+    past = Past()
+    for complaints in attempts:
+        past.complaints = {}
+        for name, others in complaints.items():
+            past.complain(name, others)
+    assert sorted(past.blamed()) == blamed
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_party_of_which_the_others_complain_is_left_out_instead_of_them(
+    summed: hs.Federation, crash: bool
+) -> None:
+    world = World(summed)
+    until(world, Phase.ROSTER)
+    complain(world, "a", "c", "a", "nobody")
+    if crash:
+        world.crash()
+        for name in TABLES:
+            world.link(name)
+    complain(world, "b", "c")
+    live = until(world, Phase.ROSTER, 2)
+    assert [body["without"] for body in world.events("attempt")] == [{"c": "a: of ('c', 'a', 'nobody')"}]
+    assert live.desk.terms.names == ("a", "b")
+    world.finish()
+    [row] = world.rows.rows("run")
+    assert row["status"] == "finished"
+
+
+def test_a_party_that_complains_of_one_after_the_other_is_left_out_itself(summed: hs.Federation) -> None:
+    world = World(summed)
+    until(world, Phase.ROSTER)
+    complain(world, "a", "b")
+    until(world, Phase.ROSTER, 2)
+    complain(world, "a", "c")
+    while RUN in world.machine.runs:
+        for guild in world.guilds:
+            world.hear(guild) if world.guilds[guild].inbox else None
+        world.land(0) if world.flying else None
+    assert [body["without"] for body in world.events("attempt")] == [
+        {"b": "a: of ('b',)"},
+        {"a": "of ('c',)", "b": "a: of ('b',)"},
+    ]
+
+
+def test_a_party_with_the_identity_of_another_has_none_and_is_left_out(summed: hs.Federation) -> None:
+    world = World(summed)
+    offer = Offered("lines", TABLES["c"].rows, TABLES["c"].schema(), ("linear-regression",))
+    world.feed(Connected("c", (offer,), (), KEYS["a"].public))
+    live = until(world, Phase.ROSTER)
+    assert live.desk.terms.names == ("a", "b")
+    assert world.machine.guests["a"].identity == KEYS["a"].public
+    assert "another party's" in live.answers["c"].reason
+
+
+def test_an_advert_with_a_key_of_small_order_comes_on_no_roster(summed: hs.Federation) -> None:
+    world = World(summed)
+    live = until(world, 0)
+    for at in (0, 32):
+        said = bytearray(b"\x09" * 128)
+        said[at : at + 32] = bytes(32)
+        assert "small order" in unfit(bytes(said))
+    step = Step(RUN, live.progress.version, live.attempt, Phase.ADVERTISE, bytes(128))
+    world.quietly(Said((), "c", step))
+    assert "small order" in live.answers["c"].reason

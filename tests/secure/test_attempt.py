@@ -145,6 +145,17 @@ def test_a_wrong_answer_is_noted_and_counts_as_missing(play):
     assert desk.refused == (f"{hall.names[0]}: an answer of 5 bytes where 28 are due",)
 
 
+@pytest.mark.parametrize(("at", "of"), [(0, "coin"), (40, "signature")])
+def test_who_signs_another_roster_or_shows_another_coin_is_named_before_anybody_else_sees_it(play, at, of):
+    hall = play.Hall().until(Phase.ROSTER)
+    out = [said for e in hall.out for said in hall.answer(e.receiver, e)]
+    wrong = bytearray(out[0].payload)
+    wrong[at] ^= 1
+    desk, sent = coordinator.step(hall.desk, [replace(out[0], payload=bytes(wrong)), *out[1:]])
+    assert (desk.phase, desk.missing, sent) == (Phase.ROSTER, (hall.names[0],), ()), of
+    assert desk.refused == (f"{hall.names[0]}: another roster signed, or another coin",)
+
+
 @pytest.mark.parametrize(
     ("rules", "n", "why"),
     [

@@ -341,11 +341,11 @@ class Driver:
         packed = self.store.read_blob(run, version, "checkpoint")
         seq = len(self.store.rows("event", columns=("seq",), run=run))
         ask = self.store.row("ask", run=run, version=version)
+        kept = {name: self.store.row("blob", run=run, version=version, name=name) for name in ("desk", "past")}
+        desk, past = (self.store.read_blob(run, version, name) if there else b"" for name, there in kept.items())
         if row["status"] != "running":
-            live = revived(row, packed, seq, secret=self._secret)
+            live = revived(row, packed, seq, secret=self._secret, past=past)
             live.attempt = ask["attempt"] if ask else 1
             return live
         answers = self.store.rows("answer", run=run, version=version)
-        there = self.store.row("blob", run=run, version=version, name="desk")
-        desk = self.store.read_blob(run, version, "desk") if there else b""
-        return revived(row, packed, seq, ask, answers, self._secret, desk)
+        return revived(row, packed, seq, ask, answers, self._secret, desk, past)

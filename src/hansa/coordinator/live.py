@@ -14,7 +14,7 @@ from hansa.methods.base import Setup
 from hansa.methods.course import Course, Progress
 from hansa.run import draw
 from hansa.secure.coordinator import Desk
-from hansa.secure.terms import Phase, Rules, decode, numbered
+from hansa.secure.terms import Kept, Phase, Rules, decode, numbered
 
 
 @dataclass
@@ -58,6 +58,41 @@ class Answered:
 
 
 @dataclass
+class Past(Kept):
+    """What the coordinator remembers of the attempts at one secure sum, durably.
+
+    Args:
+        failures: that came to nothing since the exchange began, or its run was resumed.
+        complaints: in the open attempt, of whom each party complains.
+        weights: in how many complaints each has been, on either side.
+        proofs: of each attempt that has provably no sum, who was at it and their signatures.
+    """
+
+    failures: int = 0
+    complaints: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=dict)
+    proofs: dict[int, tuple[tuple[str, ...], bytes]] = field(default_factory=dict)
+
+    def complain(self, party: str, others: Sequence[str]) -> None:
+        """Note whom a party accuses."""
+        self.complaints[party] = tuple(others)
+        for name in [name for other in others for name in (party, other)]:
+            self.weights[name] = self.weights.get(name, 0) + 1
+
+    def blamed(self) -> dict[str, str]:
+        """Those without whom no complaint is left, with the author of one: whoever has been in the most, and of
+        two alike who is named. So one that accuses all costs nobody its place, nor does one that all accuse.
+        """
+        pairs, found = [(one, other) for one, named in self.complaints.items() for other in named], {}
+        while pairs:
+            one, other = max(pairs, key=lambda pair: max(map(self.weights.__getitem__, pair)))
+            worst = one if self.weights[one] > self.weights[other] else other
+            found[worst] = one
+            pairs = [pair for pair in pairs if worst not in pair]
+        return found
+
+
+@dataclass
 class Live:
     """A run that the coordinator holds in memory.
 
@@ -66,8 +101,8 @@ class Live:
         rules: of the secure sum that the open ask ends in; None if its answers are seen.
         adverts: of parties for the roster of an attempt that is about to open.
         desk: the attempt that is open.
-        gone: parties whose vector is there, and that will say no more.
-        failures: attempts at this exchange that came to nothing.
+        gone: parties whose vector is there, and that will say no more; after a restart they are asked again.
+        past: what came of the attempts at this exchange.
     """
 
     id: str
@@ -86,11 +121,11 @@ class Live:
     adverts: dict[str, bytes] = field(default_factory=dict)
     desk: Desk | None = None
     gone: set[str] = field(default_factory=set)
-    failures: int = 0
+    past: Past = field(default_factory=Past)
 
     def take(self, ask: Ask | None) -> None:
         """Open an ask, or none."""
-        self.ask, self.rules, self.failures = ask, None, 0
+        self.ask, self.rules, self.past = ask, None, self.past if ask else Past()
         if ask is not None and ask.parties and self.course.signals(ask)[-1].hidden:
             self.rules = self.federation.rules(len(self.course.setup.parties))
         self.anew()
@@ -140,6 +175,7 @@ def revived(
     answers: Sequence[Mapping[str, Any]] = (),
     secret: bytes = b"",
     desk: bytes = b"",
+    past: bytes = b"",
 ) -> Live:
     """A run as it stood at its last commit, from its row, its latest checkpoint, the number of its last event,
     and the rows of the exchange that was open and of the answers to it.
@@ -151,6 +187,7 @@ def revived(
     course = deployed(federation, Setup.from_json(row["setup"]), secret, row["id"])
     progress, _ = Progress.unpack(packed)
     live = Live(row["id"], federation, federation.hash, course, progress, seq, row["status"])
+    live.past = decode(past, Past) if past else live.past
     if ask is None:
         return live
     live.attempt = ask["attempt"]

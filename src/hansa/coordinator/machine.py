@@ -18,7 +18,7 @@ from hansa.database import Drop, Put
 from hansa.errors import HansaError, RunError, StudyError, TrustError, did_you_mean, reason_of
 from hansa.federation import Federation, deployed
 from hansa.run import arrived, asked, draw, now, too_few
-from hansa.secure.coordinator import Desk, advance, opening, requests, step
+from hansa.secure.coordinator import Desk, advance, opening, requests, step, unfit
 from hansa.secure.terms import Envelope, Member, Phase, Rules, Step, Terms, encode
 from hansa.wire import tensors
 
@@ -93,9 +93,11 @@ class Machine:
 
     def _connected(self, effects: ev.Effects, event: ev.Connected) -> None:
         guest = self.guests[event.party]
-        guest.listening = True
-        if (guest.offers, guest.identity) != (event.offers, event.identity):
-            guest.offers, guest.identity = event.offers, event.identity
+        guest.listening, identity = True, event.identity
+        if any(g.identity == identity for g in self.guests.values() if g.state == "active" and g is not guest):
+            identity = b""  # who shows it first, has it
+        if (guest.offers, guest.identity) != (event.offers, identity):
+            guest.offers, guest.identity = event.offers, identity
             self._save_guest(effects, event.party)
         for said in event.pending:
             live = self.runs.get(said.run)
@@ -193,6 +195,7 @@ class Machine:
         self.runs[run] = live
         live.status, live.answers, live.reducing = "running", {}, False
         live.attempt += 1
+        live.past.failures, live.past.complaints, live.past.weights = 0, {}, {}
         self._event(effects, live, "resumed", version=live.progress.version)
         effects.changes.append(Put("run", {"id": run, "status": "running", "reason": ""}))
         effects.changes.append(Drop("answer", {"run": run, "version": live.progress.version}))
@@ -288,6 +291,10 @@ class Machine:
         if live is None or live.out(event.party):
             effects.receipts.append((event.ticket, False, stale))
             return
+        roster = set(live.desk.terms.names if live.desk else ()) - {event.party}
+        if (others := sorted(roster.intersection(event.about))) and event.party not in live.answers:
+            live.past.complain(event.party, others)
+            self._save_past(effects, live)
         self._leave(effects, live, event.party, event.reason)
         effects.receipts.append((event.ticket, True, ""))
         self._go_on(effects, live)
@@ -303,10 +310,10 @@ class Machine:
             envelope = Envelope(live.id, live.hash, said.number, said.phase, party, "", said.payload)
             self._turn(effects, live, live.desk, step(live.desk, [envelope])[0])
         elif live.desk is None and said.phase == Phase.ADVERTISE and live.waits_for(party):
-            if len(said.payload) == 4 * KEY:
-                live.adverts[party] = said.payload
+            if wrong := unfit(said.payload):
+                self._leave(effects, live, party, wrong)
             else:
-                self._leave(effects, live, party, "an advert of another length")
+                live.adverts[party] = said.payload
         self._go_on(effects, live)
 
     def _expected(self, party: str, event: ev.Delivered | ev.Failed | Step) -> tuple[Live | None, str]:
@@ -382,6 +389,8 @@ class Machine:
 
     def _seat(self, effects: ev.Effects, live: Live, ask: Ask, rules: Rules) -> None:
         """Open an attempt with those who advertised, if they are enough."""
+        for party in [name for name in live.adverts if len(self.guests[name].identity) != KEY]:
+            self._leave(effects, live, party, "it shows no identity, or another party's")
         adverts = sorted(live.adverts.items())
         excluded = {p: a.reason for p, a in live.answers.items()}
         try:
@@ -420,6 +429,11 @@ class Machine:
         place = {"run": live.id, "version": ask.version}
         for party in sorted(live.gone):
             self._exclude(effects, live, party, "it did not go through with the attempt before")
+        blamed, said = live.past.blamed(), {p: live.answers[p] for p in live.past.complaints}
+        live.answers = {p: answer for p, answer in live.answers.items() if p in blamed or p not in said}
+        for party, one in blamed.items():
+            if party not in said:
+                self._exclude(effects, live, party, f"{one}: {said[one].reason}")
         fewer, known = any(map(live.out, before.terms.names)), live.answers
         live.anew()
         without = {party: answer.reason for party, answer in live.answers.items()}
@@ -431,12 +445,16 @@ class Machine:
         effects.changes.append(Drop("answer", place))
         for party, answer in live.answers.items():
             self._save_answer(effects, live, party, answer)
-        live.attempt, live.failures = live.attempt + 1, live.failures + 1
-        if live.failures < ATTEMPTS and fewer:
+        live.attempt, live.past.failures, live.past.complaints = live.attempt + 1, live.past.failures + 1, {}
+        self._save_past(effects, live)
+        if live.past.failures < ATTEMPTS and fewer:
             self._call(effects, live, ask)
         else:
-            said = f"{live.failures} attempts at a secure sum came to nothing ({_listed(without)})"
-            self._end(effects, live, "failed", RunError(said, round=ask.round).said)
+            what = f"{live.past.failures} attempts at a secure sum came to nothing ({_listed(without)})"
+            self._end(effects, live, "failed", RunError(what, round=ask.round).said)
+
+    def _save_past(self, effects: ev.Effects, live: Live) -> None:
+        effects.blobs.append(ev.Blob(live.id, live.progress.version, "past", encode(live.past)))
 
     def _reduced(self, effects: ev.Effects, event: ev.Reduced) -> None:
         live, version, total = self.runs.get(event.run), event.version, event.total

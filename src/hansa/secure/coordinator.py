@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hansa.crypto import masks, shares
 from hansa.crypto.agreement import KEY, SIGNATURE, agree, derive, digest, public, signed
-from hansa.errors import StudyError
+from hansa.errors import StudyError, TrustError
 from hansa.secure.graph import edges
 from hansa.secure.party import BLIND, DEALT, MASKING, Certificate, promises
 from hansa.secure.terms import Envelope, Kept, Out, Phase, Terms, encode
@@ -111,7 +111,7 @@ def advance(desk: Desk) -> tuple[Desk, Out]:
     if desk.ended:
         pass
     elif desk.phase <= Phase.SHARE and desk.missing:
-        desk = _asked(desk, Phase.CLOSE, ended="failed", refused=desk.refused + _unsigned(desk))
+        desk = _asked(desk, Phase.CLOSE, ended="failed")
     elif desk.phase == Phase.ROSTER:
         coins = b"".join(answer[:KEY] for answer in desk.answers)
         desk = _asked(desk, Phase.SHARE, b"".join(desk.answers), coins=coins)
@@ -133,6 +133,17 @@ def advance(desk: Desk) -> tuple[Desk, Out]:
         ended = "" if desk.survivors else "abandoned"
         desk = _asked(desk, Phase.UNMASK, encode(certificate), ended=ended)
     return desk, requests(desk)
+
+
+def unfit(said: bytes) -> str:
+    """What is wrong with an advert, empty if nothing is."""
+    if len(said) != 4 * KEY:
+        return "an advert of another length"
+    try:
+        agree(bytes(KEY), (said[:KEY], said[KEY : 2 * KEY]))
+    except TrustError:
+        return "an advert with a key of small order"
+    return ""
 
 
 def total(desk: Desk, vector: Callable[[str], bytes | memoryview]) -> NDArray[Any]:
@@ -173,21 +184,19 @@ def _wrong(desk: Desk, i: int, data: bytes) -> str:
     length = (*lengths, SIGNATURE, KEY + k * shares.SHARE)[desk.phase - Phase.ROSTER]
     if len(data) != length:
         return f"an answer of {len(data)} bytes where {length} are due"
-    what, key = (b"survivors", terms.digest, desk.chosen), terms.roster[i].identity
-    wrong = desk.phase == Phase.SURVIVORS and not signed(key, data, *what)
-    return "a signature on other survivors" if wrong else ""
-
-
-def _unsigned(desk: Desk) -> tuple[str, ...]:
-    """Who made everybody refuse the roster; looked for when an attempt fails, for no party believes it."""
-    told = desk.told if desk.phase == Phase.SHARE else b""
-    found = []
-    for i, at in enumerate(range(0, len(told), _SAID)):
-        member, coin, name = desk.terms.roster[i], told[at : at + KEY], told[at + KEY : at + _SAID]
-        fits = signed(member.identity, name, b"roster", desk.terms.digest)
-        if not fits or digest(b"coin", coin) != member.advert.coin:
-            found.append(f"{member.name}: signed another roster, or committed to another coin")
-    return tuple(found)
+    member = terms.roster[i]
+    if desk.phase == Phase.SURVIVORS and not signed(
+        member.identity, data, b"survivors", terms.digest, desk.chosen
+    ):
+        return "a signature on other survivors"
+    if desk.phase != Phase.ROSTER:
+        return ""
+    fits = signed(member.identity, data[KEY:], b"roster", terms.digest)
+    return (
+        ""
+        if fits and digest(b"coin", data[:KEY]) == member.advert.coin
+        else "another roster signed, or another coin"
+    )
 
 
 def _asked(desk: Desk, phase: Phase, told: bytes = b"", **known: Any) -> Desk:
