@@ -217,3 +217,27 @@ def test_one_row_more_decides_for_no_other_whether_it_is_held_out(share: float, 
         assert more - {count} == few
         drawn += len(few)
     assert drawn == pytest.approx(200 * share * count, abs=5 * math.sqrt(200 * share * count))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_many_rows_add_up_to_does_not_round_one_away(dtype: Any) -> None:
+    """Sums far larger than the clip, scores that are what large numbers differ by, any number of rows."""
+    random, count, clip = np.random.default_rng(0), 300_000, 0.1
+    x, y = (np.abs(random.normal(size=(count, 3))) + 1).astype(dtype), np.zeros(count)
+    model: Learner = Logistic(3, dtype=dtype)
+    whole = model.clipped(np.full(4, 0.3, dtype), x, y, clip)
+    for one in (0, 1, 7, count - 1):
+        without = model.clipped(np.full(4, 0.3, dtype), np.delete(x, one, axis=0), y[1:], clip)
+        alone = model.clipped(np.full(4, 0.3, dtype), x[one : one + 1], y[:1], clip)
+        np.testing.assert_allclose(whole - without, alone, atol=1e-9 * clip)
+        assert np.linalg.norm(whole - without) <= clip * (1 + 1e-9)
+    for outputs in (1, 3):
+        model = Softmax(40, outputs, dtype=dtype) if outputs > 1 else Linear(40, dtype=dtype)
+        theta = (random.normal(size=model.layout.size) * 1e25).astype(dtype)
+        cancels = random.normal(size=(100, 20)).astype(dtype)
+        x, y = np.hstack([cancels, -cancels]), np.zeros(100)
+        theta[: 40 * outputs] = np.repeat(theta[: 20 * outputs].reshape(outputs, 1, 20), 2, axis=1).reshape(-1)
+        theta[40 * outputs :] = 0
+        sums = [model.clipped(theta, x[:n], y[:n], clip) for n in range(101)]
+        moved = [float(np.linalg.norm(more - few)) for few, more in itertools.pairwise(sums)]
+        assert 0.9 * clip < max(moved) <= clip * (1 + 1e-9)

@@ -14,6 +14,8 @@ from hansa.contribution import Array, Dtype
 from hansa.errors import StudyError
 from hansa.learners.base import Layout, Learner, factors
 
+_KEPT = 1 << 16  # numbers of features at once, where they are copied
+
 
 @dataclass(frozen=True)
 class Glm(Learner):
@@ -71,15 +73,23 @@ class Glm(Learner):
         return self.gradient(parameters, x, y, weights * weights.dtype.type(lr))
 
     def clipped(self, parameters: Array, x: Array, y: Array, norm: float) -> Array:
-        """The same without a gradient for each row: its norm is that of the residual times that of ``(x, 1)``."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            residual = self.residual(self._eta(parameters, x)[1], y)
-            lengths = np.sqrt(np.vecdot(x, x) + 1) * np.linalg.norm(residual, axis=-2)
-        if not (fine := np.isfinite(lengths)).all():  # a row that has no gradient adds nothing
-            x, residual, lengths = x[fine], residual[:, fine], lengths[fine]
-        residual *= factors(lengths, norm).astype(residual.dtype)
-        total = np.concatenate([(residual @ x).reshape(-1), residual.sum(axis=-1)])
-        return total.astype(np.float64)
+        """The same without a gradient for each row: its norm is that of the residual times that of ``(x, 1)``.
+
+        In float64 whatever the model's type is, and each row's score by itself: in a product of matrices, how one
+        is rounded can depend on how many there are, and large parameters make much of that.
+        """
+        cut, total = self.width * self.outputs, np.zeros(self.layout.size)
+        coef = parameters[:cut].reshape(self.outputs, 1, self.width).astype(np.float64)
+        rows = max(1, _KEPT // (self.width + 1))
+        for at in range(0, len(y), rows):
+            few, labels = x[at : at + rows].astype(np.float64), y[at : at + rows]
+            with np.errstate(over="ignore", invalid="ignore"):
+                residual = self.residual(np.vecdot(coef, few) + parameters[cut:, None], labels)
+                lengths = np.sqrt(np.vecdot(few, few) + 1) * np.linalg.norm(residual, axis=-2)
+            fine = np.isfinite(lengths)  # a row that has no gradient adds nothing
+            few, residual = few[fine], residual[:, fine] * factors(lengths[fine], norm)
+            total += np.concatenate([(residual @ few).reshape(-1), residual.sum(axis=-1)])
+        return total
 
     def penalty(self, parameters: Array) -> Array | float:
         """Of the coefficients alone."""
