@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +142,11 @@ class Federation(Part):
         if self.statistics.stages and not self.evaluation.central and self.evaluation.due(self.rounds, last=True):
             tallies = self.evaluation.fields(self.task, self.evaluation.own)
             self.statistics.bind(Signal(tallies, weights="equal", privacy=self.privacy))
+            if self.statistics.protects and (self.evaluation.sample or math.inf) < self.cohort.minimum:
+                raise StudyError(
+                    "evaluation.sample is below cohort.minimum, on whose noise the guarantee counts",
+                    remedy="Raise evaluation.sample, or lower cohort.minimum",
+                )
         if isinstance(self.method, UpdateMethod):
             fields = self.method.declared(1)
             self.aggregation.bind(Signal(fields, weights=self.method.weights, privacy=self.privacy))

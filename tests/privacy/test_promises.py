@@ -17,7 +17,7 @@ from hansa.agent.policy import Offer, admit
 from hansa.aggregation import Gaussian, Signal
 from hansa.aggregation.noise import LocalLaplace
 from hansa.contribution import Field, Values
-from hansa.errors import ConsentError, ContributionError, PipelineError, RunError
+from hansa.errors import ConsentError, ContributionError, PipelineError, RunError, StudyError
 from hansa.methods.base import Setup
 from hansa.party import Party
 from hansa.privacy import noise
@@ -184,6 +184,23 @@ def test_sums_of_everybody_fit_the_ring_whatever_the_cohort_of_training_is(
     else:
         with pytest.raises(PipelineError, match="the sum of 12 parties"):
             course.signals(scored)
+
+
+HIDDEN = agg.local_gaussian(noise_multiplier=1.0), agg.grid(bits=9, examples=9) >> agg.secure_sum()
+
+
+@pytest.mark.parametrize("chain", HIDDEN)
+def test_a_sample_for_evaluation_below_the_minimum_is_refused_when_it_is_built(chain: agg.Aggregation) -> None:
+    def sampled(size: int, chain: agg.Aggregation = chain, **more: Any) -> hs.Federation:
+        evaluation = hs.Evaluate(sample=size, only=("accuracy",), **more)
+        by_example = hs.Privacy(unit="example")
+        return study(
+            statistics=chain, cohort=hs.All(minimum=5), evaluation=evaluation, privacy=by_example, method=PRIVATE
+        )
+
+    with pytest.raises(StudyError, match=r"sample is below cohort.minimum.*Raise evaluation.sample"):
+        sampled(4)
+    assert all([sampled(5), sampled(4, every=0), sampled(4, agg.Aggregation())])
 
 
 # --- the grid of noise from a key
