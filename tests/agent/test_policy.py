@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import hansa as hs
-from hansa.agent.desk import STUDIES, Desk
+from hansa.agent.desk import STUDIES, Desk, SpentError
 from hansa.agent.ledger import Budget, Ledger
-from hansa.agent.machine import Asked
+from hansa.agent.machine import Asked, Worked
+from hansa.agent.offers import Offers
 from hansa.agent.policy import Offer, admit
-from hansa.aggregation import clip
+from hansa.agent.store import AgentStore
+from hansa.aggregation import clip, local_gaussian
 from hansa.contribution import Algebra, Ask, Field, Values
-from hansa.errors import ConsentError, PrivacyError
+from hansa.database import Put
+from hansa.errors import ConsentError, ContractError, PrivacyError
 from hansa.federation import BundledFile
 from hansa.methods.base import Setup
 from hansa.run import draw
@@ -273,3 +277,85 @@ def test_a_sum_over_so_few_rows_that_it_tells_one_does_not_leave(holdout: float,
     desk.describe("run", federation.to_json(), setup.to_json())
     with pytest.raises(ConsentError, match=f"{says}.*do not leave it"):
         desk.work(Asked("run", ask, 1, federation.hash), b"")
+
+
+NOISY: dict[str, Any] = {
+    "method": hs.FedSGD(clip=1.0, batch_size=50, weights="equal"),
+    "aggregation": local_gaussian(noise_multiplier=50.0),
+    "preprocessing": hs.Moments(standardise=False),
+    "evaluation": hs.Evaluate(every=0),
+    "privacy": hs.Privacy(unit="example"),
+}
+WARDS = {"ward": hs.ColumnRule(type="category", categories=("east", "west"))}
+UNFIT: dict[str, tuple[dict[str, Any], type[Exception]]] = {
+    "range": (
+        {"contract": hs.Contract(columns={**WARDS, "age": hs.ColumnRule(type="number", high=0.0)})},
+        ContractError,
+    ),
+    "rows": ({"contract": hs.Contract(columns=WARDS, minimum_rows=31)}, ContractError),
+    "few": ({"evaluation": hs.Evaluate(every=0, holdout=0.999)}, ConsentError),
+}
+
+
+def answers(ledger: Ledger, **parts: Any) -> Worked:
+    federation = study(**{**NOISY, **parts})
+    setup, ask = honest(federation)
+    desk = Desk("a", [OFFER], bytes(32), ledger)
+    desk.describe("run", federation.to_json(), setup.to_json())
+    return desk.work(Asked("run", ask, 1, federation.hash), b"")
+
+
+@pytest.mark.parametrize("name", ["range", "rows", "few"])
+def test_under_a_budget_a_party_that_was_refused_for_its_rows_says_nothing_more(
+    name: str, tmp_path: Path
+) -> None:
+    parts, error = UNFIT[name]
+    ledger = Ledger(budget=Budget(1.0))
+    with pytest.raises(SpentError) as spent:
+        answers(ledger, **parts)
+    assert isinstance(spent.value.error, error)
+    store = AgentStore(tmp_path)
+    store.apply(
+        [Put("charge", spent.value.charge), Put("budget", {"unit": "example", "epsilon": 1.0, "delta": 1e-5})]
+    )
+    for kept in (ledger, store.ledger()):  # a restart forgets nothing
+        assert (kept.answers, kept.spent()) == (0, 0.0)
+        for more in (parts, {}):
+            with pytest.raises(PrivacyError, match=r"exchange 0 of run run, and that tells.*status --confirm"):
+                answers(kept, **more)
+    store.close()
+    offers = Offers(tmp_path)
+    assert offers.privacy()["refused"] == {"run": 0}
+    offers.take_as_spent()
+    assert offers.privacy()["refused"] == {}
+    offers.close()
+    store = AgentStore(tmp_path)
+    assert answers(store.ledger()).charge["number"] == 2
+    store.close()
+
+
+def test_under_a_budget_work_that_fails_is_charged_and_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise ValueError("row 3")
+
+    monkeypatch.setattr("hansa.party.Party.answer", fails)
+    ledger = Ledger(budget=Budget(1.0))
+    with pytest.raises(SpentError) as spent:
+        answers(ledger)
+    again = Ledger([spent.value.charge], Budget(1.0))
+    assert again.answers == ledger.answers == 1
+    assert again.spent() == ledger.spent() > 0
+    for kept in (ledger, again):
+        with pytest.raises(PrivacyError, match="tells of its rows"):
+            answers(kept)
+
+
+@pytest.mark.parametrize("name", ["range", "rows", "few"])
+def test_without_a_budget_a_refusal_leaves_no_doubt(name: str) -> None:
+    parts, error = UNFIT[name]
+    ledger = Ledger()
+    for _ in range(2):
+        with pytest.raises(error):
+            answers(ledger, **parts)
+    assert ledger.answers == 0
+    assert answers(ledger).charge["number"] == 1

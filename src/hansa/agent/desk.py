@@ -36,7 +36,7 @@ class Study(NamedTuple):
 
 
 class SpentError(Exception):
-    """Work that failed after it was charged: that it failed may say something, too."""
+    """Work that failed after it was charged, or for its rows: that it failed may say something, too."""
 
     def __init__(self, error: Exception, charge: Mapping[str, Any]) -> None:
         super().__init__(str(error))
@@ -82,14 +82,19 @@ class Desk:
         if hashed != asked.federation:
             raise ConsentError("the study described is not the one whose hash the ask names")
         offer = admit(federation, asked.ask, setup, self._offers, self._name)
-        party = self._party(asked.run, study, offer)
+        key = {"run": asked.run, "version": asked.ask.version, "attempt": asked.attempt, "at": now()}
+        try:
+            party = self._party(asked.run, study, offer)
+        except HansaError as error:
+            if told := self._ledger.told(key):
+                raise SpentError(error, told) from error
+            raise
         signal, rules = party.course.signals(asked.ask)[-1], federation.rules(len(setup.parties))
         if signal.hidden:
             if rules is None:
                 raise ConsentError("its study says nothing of the secure sum that hides the answer")
             company(rules, self._honest)
             party = party.again(asked.attempt)
-        key = {"run": asked.run, "version": asked.ask.version, "attempt": asked.attempt, "at": now()}
         noise = signal.noise
         if asked.ask.through == "update" and getattr(federation.method, "weights", "equal") == "examples":
             noise = ()  # its weight is the number of its rows
@@ -105,7 +110,7 @@ class Desk:
             vector = Sitting(sitting(asked.ask, signal), rules, fresh, joined(values, signal.fields))
             return Worked(asked, 1.0, b"", kept, charge, vector)
         except Exception as error:
-            raise SpentError(error, charge) from error
+            raise SpentError(error, self._ledger.told(charge or key)) from error
 
     def _party(self, run: str, study: Study, offer: Offer) -> Party:
         known, party = self._parties.get(run, (None, None))

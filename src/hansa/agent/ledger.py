@@ -7,6 +7,9 @@ divergences, which hold for studies that are chosen in the light of earlier ones
 
 If the coordinator counted an answer that has no row, the ledger was restored from an old backup: it allows
 nothing until its owner confirms that, and what is missing may have cost anything.
+
+Under a budget it also allows nothing more after work that failed, or was refused for what is in the rows: a bit
+that no noise hides. Asked again and again such bits spell a maximum, so an owner looks at each.
 """
 
 import math
@@ -25,8 +28,9 @@ from hansa.privacy.claim import Privacy
 from hansa.privacy.events import EVENTS, Event, Exact, Gaussian
 from hansa.privacy.guarantee import less_one
 
-MISSING, CONFIRMED = -1, 0
-"""In place of an attempt: of a charge that was lost, before and after its owner confirmed it."""
+MISSING, CONFIRMED, TOLD, HEARD = -1, 0, -2, -3
+"""In place of an attempt, before and after its owner confirmed it: of a charge that was lost; and of work that
+failed, where Exact stands for a refusal before any charge, since under a budget none is."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Ledger:
         self.answers, self.last = 0, ("", "")
         self._number, self._lock = 0, Lock()  # the link's thread counts, too, and no number is used again
         self.missing: dict[str, int] = {}
+        self.refused: dict[str, int] = {}
         self._latest: dict[str, int] = {}
         self._events: Counter[Event] = Counter()
         with reading("ledger"):
@@ -69,9 +74,13 @@ class Ledger:
                 self._count(row, EVENTS.build(row["event"]))
 
     def _count(self, row: Mapping[str, Any], event: Event) -> None:
+        self._number = max(row["number"], self._number)
+        if row["attempt"] == TOLD:
+            self.refused[row["run"]] = row["version"]
+        if row["attempt"] in (TOLD, HEARD) and isinstance(event, Exact):
+            return
         # Two tables that differ by a row have other sizes, of which what replaces rows may tell anything.
         self._events[event if event.adjacency == "add-remove" else Exact(adjacency="add-remove")] += 1
-        self._number = max(row["number"], self._number)
         self.answers, self.last = self.answers + 1, (row["run"], row["at"])
         self._latest[row["run"]] = max(row["version"], self._latest.get(row["run"], -1))
         if row["attempt"] == MISSING:
@@ -87,8 +96,21 @@ class Ledger:
             self._count(row, event)
         return {**row, "event": EVENTS.spec(event)}
 
+    def told(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Hear that work failed, by its charge, or by a key if it was refused before; and what to write of it."""
+        if self.budget is None:
+            return row if "event" in row else {}
+        with self._lock:
+            row = {"number": self._number + 1, "event": EVENTS.spec(Exact(adjacency="add-remove")), **row}
+            self._number, self.refused[row["run"]] = max(row["number"], self._number), row["version"]
+        return {**row, "attempt": TOLD}
+
     def require_whole(self) -> None:
-        """Refuse (PrivacyError) to go on while the owner has not confirmed that charges are missing."""
+        """Refuse (PrivacyError) to go on while the owner has not confirmed what is missing, or was told."""
+        for run, version in self.refused.items():
+            said = f"this party could not do exchange {version} of run {run}, and that tells of its rows"
+            way = "Its owner finds the reason in the log of the agent, and can stop it and go on by "
+            raise PrivacyError(said, remedy=f"{way}`hansa agent status --confirm`")
         for run, version in self.missing.items():
             said = f"this party's ledger is older than its answers: exchange {version} of run {run} is missing"
             way = "stop the agent, and say `hansa agent status --confirm`, which takes the ledger as spent"
@@ -101,7 +123,7 @@ class Ledger:
         events = self._events + Counter([more] if more else [])
         times = [(event, event.times * count) for event, count in events.items()]
         all_ = [type(event)(**{**event.model_dump(), "times": n}) for event, n in times]
-        return accountant.epsilon(all_, delta, by)
+        return accountant.epsilon(all_, delta, by) if all_ else 0.0
 
     def charge(
         self, key: Mapping[str, Any], privacy: Privacy, noise: Sequence[Noised], hidden: bool = False
@@ -125,7 +147,7 @@ class Ledger:
         own += [event for event in map(less_one, shares) if event is not None]
         event: Event = Exact(adjacency="add-remove")
         if own and (privacy.unit, privacy.adjacency) == ("example", "add-remove"):
-            event = min(map(_bounded, own), key=lambda e: accountant.epsilon([e], 1e-5, "rdp"))
+            event = min(own, key=lambda e: accountant.epsilon([e], 1e-5, "rdp"))
         with self._lock:
             if self.budget is not None:
                 self._within(self.budget, privacy, event)
@@ -153,12 +175,3 @@ class Ledger:
                 f"this party's privacy budget is epsilon {budget.epsilon:g}, and {would}{before}",
                 remedy="Its owner can raise it with `hansa agent start --budget`",
             )
-
-
-def _bounded(event: Event) -> Event:
-    """The event, or without its sample where the ledger's accountant knows no bound for that."""
-    try:
-        accountant.epsilon([event], 1e-5, "rdp")
-    except PrivacyError:
-        return type(event)(**{**event.model_dump(), "sampling": None})
-    return event

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hansa.agent.ledger import CONFIRMED, MISSING
+from hansa.agent.ledger import CONFIRMED, HEARD, MISSING, TOLD
 from hansa.agent.policy import Offer
 from hansa.agent.store import AgentStore
 from hansa.crypto.agreement import words
@@ -78,7 +78,7 @@ class Offers:
                 f"the coordinator shows {words(row['identity'])!r} for {name!r}",
                 remedy=f"Ask the people of {name} what their `hansa agent status` says: one of the two lies",
             )
-        self._store.apply([Put("member", {"name": name, "words": spelt})])
+        self._store.apply([Put("member", {"name": name, "identity": None, "words": spelt})])
 
     def roster(self, but: str = "") -> list[dict[str, Any]]:
         """The other parties: the words of each in the latest roster that was refused, or else as confirmed."""
@@ -131,12 +131,14 @@ class Offers:
             "budget": budget.epsilon if budget else None,
             "answers": ledger.answers,
             "missing": ledger.missing,
+            "refused": ledger.refused,
         }
 
     def take_as_spent(self) -> None:
-        """Take the ledger as spent, of which charges are missing."""
-        rows = self._store.rows("charge", attempt=MISSING)
-        self._store.apply([Put("charge", {**row, "attempt": CONFIRMED}) for row in rows])
+        """Take the ledger as spent, of which charges are missing, and what refusals told as told."""
+        after = {MISSING: CONFIRMED, TOLD: HEARD}
+        rows = self._store.rows("charge", attempt=[*after])
+        self._store.apply([Put("charge", {**row, "attempt": after[row["attempt"]]}) for row in rows])
 
     def close(self) -> None:
         """Release the store."""

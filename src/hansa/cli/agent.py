@@ -166,7 +166,7 @@ def status(*, confirm: bool = False, home: AgentFolder = None, json: Json = Fals
         hansa agent status
 
     Args:
-        confirm: of an agent restored from an old backup: take its ledger as spent, and go on.
+        confirm: go on, after a refusal that told of rows, or from an old backup, whose ledger is taken as spent.
     """
     from cryptography import x509
 
@@ -203,6 +203,11 @@ def status(*, confirm: bool = False, home: AgentFolder = None, json: Json = Fals
     if privacy["missing"]:
         out.say("its ledger is older than its answers, so it takes part in nothing: restore the newest backup,")
         out.say("or take the ledger as spent: `hansa agent status --confirm`")
+    for run, version in privacy["refused"].items():
+        out.say(
+            f"it could not do exchange {version} of run {run}, which tells of its rows, and takes part in nothing"
+        )
+        out.say("more: see its log for the reason, and go on by `hansa agent status --confirm`")
     out.say(f"{messages} messages have left; {record} tells of each")
     out.finish(
         {
