@@ -85,8 +85,9 @@ class Database:
             remedy = "Check its permissions and the disk, or restore it from a backup"
             raise StoreError(what, remedy=remedy) from error
 
-    def apply(self, changes: Iterable[Put | Drop]) -> None:
-        """All changes in one transaction; when this returns they are durable.
+    def apply(self, changes: Iterable[Put | Drop], *, erase: bool = False) -> None:
+        """All changes in one transaction; when this returns they are durable. To ``erase`` leaves nothing of what
+        they replace in SQLite's file or journal.
 
         Raises:
             StoreError: if the database refuses; nothing was changed then.
@@ -95,6 +96,9 @@ class Database:
             with self._connection.begin():
                 for change in changes:
                     self._connection.execute(self._statement(change), dict(change.values))
+            if erase and self._engine.dialect.name == "sqlite":
+                with self._connection.begin():
+                    self._connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").all()
         except sa.exc.DBAPIError as error:
             remedy = "Check the free space and the permissions of its folder"
             what = f"the database refuses to write: {error.orig}"
@@ -219,7 +223,7 @@ def _engine(url: str | Path) -> sa.Engine:
             address = address.set(drivername="postgresql+psycopg")
         return sa.create_engine(address)
     path = Path(url)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(0o700, parents=True, exist_ok=True)
     # SQLite gives its journals the mode of the file, and would make the file readable for all.
     with suppress(OSError):  # what is wrong with it, SQLite says better
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -229,7 +233,13 @@ def _engine(url: str | Path) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def durable(connection: Any, _: object) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "fullfsync=ON", "busy_timeout=5000"):
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "fullfsync=ON",
+            "busy_timeout=5000",
+            "secure_delete=ON",
+        ):
             connection.execute(f"PRAGMA {pragma}")
 
     return engine

@@ -29,7 +29,7 @@ def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
     Its folder is made if it is not there. A ``private`` file only its owner may read, where the system can
     say so.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(0o700 if private else 0o777, parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     # Made with its mode: a chmod afterwards would leave a moment in which others can open it.
     mode = 0o600 if private else 0o666

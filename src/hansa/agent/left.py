@@ -22,7 +22,8 @@ class Left:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(0o600)  # first numbers of answers are in it
         self._file = path.open("ab", buffering=0)
 
     def __call__(self, method: str, data: bytes) -> None:

@@ -17,7 +17,7 @@ from hansa import __version__
 from hansa.agent.desk import Desk, SpentError
 from hansa.agent.home import AgentHome
 from hansa.agent.left import Left, about
-from hansa.agent.machine import AgentEvent, Asked, CouldNot, Effects, Heard, Held, Machine, Settled
+from hansa.agent.machine import AgentEvent, Asked, CouldNot, Heard, Held, Machine, Settled
 from hansa.agent.policy import Offer
 from hansa.agent.seats import ATTEMPTS, Seats
 from hansa.agent.store import AgentStore
@@ -230,9 +230,10 @@ class Agent:
         self._unsaved.extend(effects.changes)
         # What became of an answer may be written with the next one: an agent that is killed before
         # asks for it again.
-        if effects.changes and (not isinstance(event, Settled) or _erases(effects)):
+        erase = isinstance(event, Settled) and any(change.table == "seat" for change in effects.changes)
+        if effects.changes and (erase or not isinstance(event, Settled)):
             changes, self._unsaved = self._unsaved, []
-            self._store.apply(changes)
+            self._store.apply(changes, erase=erase)
         for asked in effects.work:
             self._begin(self._work(asked), self._working)
         if self._client is None:
@@ -371,11 +372,6 @@ class Agent:
         self.home = replace(self.home, key_pem=pem, certificate_pem=reply.certificate)
         self.home.save()
         LOG.info("certificate renewed", party=self.home.party)
-
-
-def _erases(effects: Effects) -> bool:
-    """Whether secrets go."""
-    return any(change.table == "seat" for change in effects.changes)
 
 
 async def _cancelled(tasks: Iterable[asyncio.Task[None]]) -> None:

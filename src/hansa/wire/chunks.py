@@ -57,6 +57,7 @@ class Receiver:
         self._file: BufferedWriter | None = None
         if self._part:
             self._part.parent.mkdir(parents=True, exist_ok=True)
+            self._part.touch(0o600)
             self._file = self._part.open("ab")
             found = self._part.stat().st_size
             if found > self.size:  # of another body: begin again

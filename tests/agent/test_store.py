@@ -1,0 +1,68 @@
+"""What of an agent's secrets is on its disk, and for whom."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+import pytest
+
+from hansa.agent.home import AgentHome
+from hansa.agent.left import Left
+from hansa.agent.machine import Settled
+from hansa.agent.service import Agent
+from hansa.agent.store import AgentStore
+from hansa.database import Drop, Put
+from hansa.secure.party import Seat
+from hansa.secure.terms import Rules, Work, encode
+
+
+def on_disk(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
+
+
+@pytest.mark.parametrize("size", [40, 100_000])
+def test_what_is_erased_is_in_neither_the_database_nor_its_journal(tmp_path: Path, size: int) -> None:
+    store, place = AgentStore(tmp_path), {"run": "run", "attempt": 1}
+    bodies = [secrets.token_hex(size).encode() for _ in range(4)]
+    for body in bodies:
+        store.apply([Put("seat", {**place, "body": body, "rules": b""})])
+    found = on_disk(tmp_path)
+    assert bodies[-1][-40:] in found
+    store.apply([Drop("seat", place)], erase=True)
+    found = on_disk(tmp_path)
+    for body in bodies:
+        assert body[:40] not in found
+        assert body[-40:] not in found
+    store.close()
+
+
+async def test_secrets_of_a_seat_are_gone_from_the_disk_when_its_exchange_is_settled(tmp_path: Path) -> None:
+    home = AgentHome(tmp_path, "bremen", "hanse", "127.0.0.1:1", b"", b"", b"")
+    seat = Seat("run", "federation", 1, bytes.fromhex("65" * 32), work=Work(1, b"m" * 32, 5))
+    store = AgentStore(tmp_path)
+    rules = encode(Rules())
+    store.apply([Put("seat", {"run": "run", "attempt": 1, "body": encode(seat), "rules": rules})])
+    store.close()
+    entropy = encode(seat).split(b'"entropy":"')[1][:40]
+    assert entropy in on_disk(tmp_path)
+    agent = Agent(home, [])
+    assert agent._machine.pending == [("run", 0)]
+    await agent._handle(Settled("run", 0, False))
+    assert entropy not in on_disk(tmp_path)
+    agent._left.close()
+    agent._store.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+def test_nobody_else_may_read_a_folder_or_a_file_of_it(tmp_path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        for folder in (tmp_path / "a", tmp_path / "b"):
+            (AgentStore(folder) if folder.name == "a" else Left(folder / "left.jsonl")).close()
+            for path in (folder, *folder.iterdir()):
+                assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    finally:
+        os.umask(umask)
