@@ -150,7 +150,7 @@ class Machine:
 
     @property
     def pending(self) -> list[Key]:
-        """Exchanges with an answer or secrets here, of which it does not know what became; the latest runs first."""
+        """Exchanges with an answer or secrets here, not known to be over; the latest runs first."""
         return sorted({*self.held, *self._seats.unsettled}, reverse=True)
 
     def handle(self, event: AgentEvent) -> Effects:
