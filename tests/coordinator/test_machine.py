@@ -308,9 +308,11 @@ class World:
         seq = len(self.rows.rows("event", run=RUN))
         kept = (self.rows.row("blob", run=RUN, version=version, name=name) for name in ("desk", "past"))
         desk, past = (blob["body"] if blob else b"" for blob in kept)
-        if row["status"] != "running":
-            return revived(row, packed["body"], seq, past=past)
         ask = self.rows.row("ask", run=RUN, version=version)
+        if row["status"] != "running":
+            live = revived(row, packed["body"], seq, past=past)
+            live.attempt = ask["attempt"] if ask else 1
+            return live
         answers = self.rows.rows("answer", run=RUN, version=version)
         return revived(row, packed["body"], seq, ask, answers, b"", desk, past)
 
@@ -831,3 +833,71 @@ def test_an_advert_with_a_key_of_small_order_comes_on_no_roster(summed: hs.Feder
     step = Step(RUN, live.progress.version, live.attempt, Phase.ADVERTISE, bytes(128))
     world.quietly(Said((), "c", step))
     assert "small order" in live.answers["c"].reason
+
+
+def alone(world: World) -> Any:
+    """Let only one vector come: too few for a sum, and too few to sign that there will be none."""
+    until(world, Phase.MASK)
+    for name in "bc":
+        world.guilds[name].inbox.clear()
+    world.hear("a")
+    world.land(0)
+    live = world.machine.runs[RUN]
+    world.feed(DeadlinePassed(RUN, live.progress.version, 1, Phase.MASK))
+    assert live.phase == Phase.SURVIVORS
+    return live
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_who_was_late_signs_too_that_there_is_no_sum_and_who_was_away_hears_of_it_before_it_works(
+    summed: hs.Federation, crash: bool
+) -> None:
+    world = World(summed)
+    live = alone(world)
+    assert live.desk.survivors == ()
+    world.unlink("a")
+    for name in "bc":
+        while world.guilds[name].inbox:
+            world.hear(name)
+        while world.flying:
+            world.land(0)
+    assert [body["ended"] for body in world.events("attempt")] == ["abandoned"]
+    if crash:
+        world.crash()
+    world.link("a")
+    assert [type(notice) for notice in world.guilds["a"].inbox] == [Step, WorkNotice]
+    world.finish()
+    [row] = world.rows.rows("run")
+    assert row["status"] == "failed"  # without those two
+    world.feed(Resumed(world.revive(row)))
+    world.finish()
+    assert world.events("arrived")[-1]["counted"] == ["a", "b", "c"]
+    assert world.rows.rows("run")[0]["status"] == "finished"
+
+
+def test_who_does_not_sign_that_there_is_no_sum_is_waited_for_until_its_time_is_up(summed: hs.Federation) -> None:
+    world = World(summed)
+    live = alone(world)
+    assert live.waiting == ["a", "b", "c"]
+    world.hear("a")
+    world.land(0)
+    assert live.waiting == ["b", "c"]
+    world.feed(Removed("c", "moved away"))
+    assert live.waiting == ["b"]
+    world.feed(DeadlinePassed(RUN, live.progress.version, 1, Phase.SURVIVORS))
+    assert [body["ended"] for body in world.events("attempt")] == ["failed"]
+
+
+def test_a_desk_that_may_make_its_sum_makes_it_after_a_crash(summed: hs.Federation) -> None:
+    world = World(summed)
+    until(world, Phase.UNMASK)
+    for name in TABLES:
+        world.hear(name)
+    while len(world.flying) > 1:
+        world.land(0)
+    world.land(0, crash="after")
+    assert world.machine.runs[RUN].desk.ended == "summed"
+    assert world.inside
+    world.finish()
+    assert world.rows.rows("run")[0]["status"] == "finished"
+    assert not world.events("attempt")

@@ -101,7 +101,7 @@ class Live:
         rules: of the secure sum that the open ask ends in; None if its answers are seen.
         adverts: of parties for the roster of an attempt that is about to open.
         desk: the attempt that is open.
-        gone: parties whose vector is there, and that will say no more; after a restart they are asked again.
+        gone: parties that will say no more, though more could be used; after a restart they are asked again.
         past: what came of the attempts at this exchange.
     """
 
@@ -146,8 +146,10 @@ class Live:
         return self.desk.phase if self.desk else 0
 
     def out(self, party: str) -> bool:
-        """Whether nothing more is expected of a party."""
+        """Whether nothing more is expected of a party; who is left out may still sign that there is no sum."""
         answer = self.answers.get(party)
+        if self.desk and self.desk.phase == Phase.SURVIVORS and not self.desk.survivors:
+            return party in self.gone
         return party in self.gone or (answer is not None and not (answer.taken and self.rules))
 
     @property

@@ -240,6 +240,10 @@ class Machine:
 
     def _tell(self, effects: ev.Effects, live: Live, party: str) -> None:
         if live.ask is not None:
+            proven = [(attempt, proof) for attempt, (names, proof) in live.past.proofs.items() if party in names]
+            for attempt, proof in proven[-1:]:  # it may have been away, and works only with its vector free
+                step = Step(live.id, live.ask.version, attempt, Phase.UNMASK, proof)
+                effects.notices.append((party, step))
             notice = ev.WorkNotice(live.id, live.ask, live.attempt, live.hash)
             effects.notices.append((party, notice))
 
@@ -331,11 +335,12 @@ class Machine:
     def _leave(self, effects: ev.Effects, live: Live, party: str, reason: str) -> None:
         """Expect no more of a party; if its vector is here already, that is still counted."""
         answer = live.answers.get(party)
-        if answer is None or not answer.taken:
+        if answer is None:
             live.adverts.pop(party, None)
             self._exclude(effects, live, party, reason)
-        else:
-            live.gone.add(party)
+            return
+        live.gone.add(party)
+        if answer.taken:
             self._event(effects, live, "refused", **live.about(party), reason=_short(reason))
 
     def _exclude(self, effects: ev.Effects, live: Live, party: str, reason: str) -> None:
@@ -415,7 +420,9 @@ class Machine:
         if ask is None or (desk.phase, desk.ended) == (before.phase, before.ended):
             return
         if desk.ended in ("abandoned", "failed"):
-            self._ask_steps(effects, live, set(desk.terms.names if desk.ended == "abandoned" else ()))
+            if desk.ended == "abandoned":
+                live.past.proofs[live.attempt] = desk.terms.names, desk.told
+                self._ask_steps(effects, live, set(desk.terms.names))
             self._again(effects, live, ask, before, desk)
             return
         effects.blobs.append(ev.Blob(live.id, ask.version, "desk", encode(desk)))
@@ -427,7 +434,7 @@ class Machine:
     def _again(self, effects: ev.Effects, live: Live, ask: Ask, before: Desk, desk: Desk) -> None:
         """An attempt came to nothing, and nothing was revealed: the next one is without those who failed it."""
         place = {"run": live.id, "version": ask.version}
-        for party in sorted(live.gone):
+        for party in sorted(p for p in live.gone if live.answers[p].taken):
             self._exclude(effects, live, party, "it did not go through with the attempt before")
         blamed, said = live.past.blamed(), {p: live.answers[p] for p in live.past.complaints}
         live.answers = {p: answer for p, answer in live.answers.items() if p in blamed or p not in said}
