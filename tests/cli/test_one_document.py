@@ -22,6 +22,7 @@ WORDS = {
     "party remove": ["north"],
     "agent start": ["--token", "T", "--data", "tumours=rows.csv", "--allow", "linear-regression"],
     "agent status": [],
+    "agent confirm": ["north", "zabod zapup munug juguj noguh jasuv dozit gafon"],
     "data add": ["tumours=rows.csv", "--allow", "linear-regression"],
     "data list": [],
     "data remove": ["tumours"],
