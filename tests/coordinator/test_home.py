@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from hansa.coordinator import home as module
 from hansa.coordinator.home import CoordinatorHome
+from hansa.coordinator.store import INLINE, CoordinatorStore
 from hansa.crypto import pki
 from hansa.errors import StoreError, UnreachableError
 from hansa.wire.operator import OperatorKeys
@@ -85,3 +88,20 @@ def test_an_operators_file_without_a_certificate_is_none(tmp_path: Path) -> None
     (tmp_path / "operator.pem").write_bytes(b"cut short")
     with pytest.raises(UnreachableError, match="no coordinator was started"):
         OperatorKeys.read(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are those of POSIX")
+def test_nobody_else_on_the_machine_reads_what_it_keeps(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        folder = CoordinatorHome.open(tmp_path / "c", "hanse").folder
+        store = CoordinatorStore(folder)
+        store.apply([store.blob("run", 0, "answer bremen", bytes(INLINE + 1))])
+        store.close()
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o077 == 0
+    [blob] = [path for path in (folder / "blobs").rglob("*") if path.is_file()]
+    assert blob.stat().st_mode & 0o077 == 0
+    for path in folder.glob("*.db*"):
+        assert path.stat().st_mode & 0o077 == 0

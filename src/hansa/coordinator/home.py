@@ -48,7 +48,7 @@ class CoordinatorHome:
         # The key comes last, and the database after it: without both, nobody can have joined. A folder
         # that lost its key alone is never given another authority.
         if not (folder / "authority.key").exists() and not (folder / "coordinator.db").exists():
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(0o700, parents=True, exist_ok=True)
             write_whole(seed, secrets.token_bytes(16), private=True)
             write_whole(folder / "name", name.encode(), private=True)
             pki.Authority.create(name).save(folder)

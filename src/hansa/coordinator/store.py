@@ -94,7 +94,7 @@ class CoordinatorStore(Database):
         if len(body) <= INLINE:
             return Put("blob", {**row, "body": body})
         path = self._path(run, version, name)
-        write_whole(path, body)
+        write_whole(path, body, private=True)
         for folder in (path.parent, path.parent.parent, self._blobs):
             sync_folder(folder)
         return Put("blob", row)
