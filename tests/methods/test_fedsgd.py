@@ -110,6 +110,19 @@ def test_one_row_moves_what_leaves_by_the_clip_and_no_more() -> None:
     assert max(moved) == pytest.approx(0.5, rel=1e-9)
 
 
+def test_a_sum_of_many_rows_is_not_rounded_to_the_models_precision() -> None:
+    """At a million rows of the clip each, float32 has 26 numbers for a clip: a row would move it by more."""
+    federation, sums = study(task=hs.LogisticRegression(target="y", precision="float32")), []
+    for rows in range(1_000_000, 1_000_005):
+        table = hs.Table({"a": np.ones(rows), "b": np.ones(rows), "y": np.zeros(rows)})
+        course = federation.course(federation.resolve(dict.fromkeys(PARTIES, table.schema())))
+        ask = course.ask(course.begin())
+        assert ask is not None
+        sums.append(Party("danzig", table, course).answer(ask, Values()).contribution.values["update"])
+    moved = np.linalg.norm(np.diff(np.asarray(sums, np.float64), axis=0), axis=1)
+    np.testing.assert_allclose(moved, 0.5 / 20, rtol=1e-6)
+
+
 def test_a_penalty_is_the_servers_and_rounds_no_row_away_at_a_party() -> None:
     """Parameters of minus 2^53 and their penalty have steps of 2 between them, and a row adds a fortieth."""
     penalised = study(task=hs.LogisticRegression(target="y", l2=1.0))

@@ -63,7 +63,7 @@ class FedSGD(UpdateMethod):
         if self.clip is None or self.batch_size is None:
             update = -at.gradient(theta)
         else:
-            update = -(at.clipped(theta, self.clip) / self.batch_size).astype(theta.dtype)
+            update = -at.clipped(theta, self.clip) / self.batch_size
         return Answer(Contribution(Values({"update": update}), self.weight(at)))
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
