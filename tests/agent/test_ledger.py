@@ -239,6 +239,23 @@ def test_the_order_of_a_budget_is_where_a_gaussian_of_its_cost_is_converted_best
     assert min(costs) == pytest.approx(by_hand)
 
 
+def test_a_budget_that_is_raised_keeps_the_order_of_the_first(tmp_path: Path) -> None:
+    offers = Offers(tmp_path)
+    offers.allow_epsilon(3.0, 1e-5)
+    offers.allow_epsilon(8.0, 1e-6)
+    assert Budget(8.0, 1e-6).order != 7  # it would have moved in the light of what was answered
+    offers.close()
+    store = AgentStore(tmp_path)
+    budget = store.ledger().budget
+    store.apply([Put("budget", {"unit": "example", "epsilon": 3.0, "delta": 1e-5, "order": None})])  # an old one
+    old = store.ledger().budget
+    store.close()
+    assert budget == Budget(8.0, 1e-6, 7)
+    assert old is not None
+    assert budget is not None
+    assert old.order == budget.order == 7
+
+
 def test_what_fits_at_another_order_only_is_refused() -> None:
     # What is asked may depend on earlier answers: each end of the story could otherwise have an order of its own.
     sampled = Gaussian(adjacency="add-remove", noise_multiplier=1.0, sampling=Poisson(rate=0.05), times=20)

@@ -40,14 +40,18 @@ class Budget:
     Args:
         epsilon: of everything together.
         delta: at which it is taken.
+        kept: the order of the first budget, if this is a later one: moved after answers, it would be no filter.
     """
 
     epsilon: float
     delta: float = 1e-5
+    kept: int | None = None
 
     @cached_property
     def order(self) -> int:
-        """Of the divergence that charges are added up in: the best for a Gaussian of this cost."""
+        """Of the divergence that charges are added up in: the best for a Gaussian of the cost of the first."""
+        if self.kept is not None:
+            return self.kept
         z = mechanisms.gaussian_noise_multiplier(self.epsilon, self.delta)
         event = Gaussian(adjacency="add-remove", noise_multiplier=z)
         return min(range(2, 64), key=lambda order: accountant.epsilon([event], self.delta, order))

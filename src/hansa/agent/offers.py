@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hansa.agent.ledger import CONFIRMED, HEARD, MISSING, TOLD
+from hansa.agent.ledger import CONFIRMED, HEARD, MISSING, TOLD, Budget
 from hansa.agent.policy import Offer
 from hansa.agent.store import AgentStore
 from hansa.crypto.agreement import words
@@ -58,7 +58,9 @@ class Offers:
 
     def allow_epsilon(self, epsilon: float, delta: float) -> None:
         """What all studies together may cost a row of any table."""
-        self._store.apply([Put("budget", {"unit": "example", "epsilon": epsilon, "delta": delta})])
+        order = (self._store.ledger().budget or Budget(epsilon, delta)).order
+        row = {"unit": "example", "epsilon": epsilon, "delta": delta, "order": order}
+        self._store.apply([Put("budget", row)])
 
     def ask_for(self, honest: int) -> None:
         """How many honest parties must be beside this one in a secure sum."""

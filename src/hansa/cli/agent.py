@@ -204,10 +204,8 @@ def status(*, confirm: bool = False, home: AgentFolder = None, json: Json = Fals
         out.say("its ledger is older than its answers, so it takes part in nothing: restore the newest backup,")
         out.say("or take the ledger as spent: `hansa agent status --confirm`")
     for run, version in privacy["refused"].items():
-        out.say(
-            f"it could not do exchange {version} of run {run}, which tells of its rows, and takes part in nothing"
-        )
-        out.say("more: see its log for the reason, and go on by `hansa agent status --confirm`")
+        out.say(f"it could not do exchange {version} of run {run}, which tells of its rows, so it does no more:")
+        out.say("see its log for the reason, and go on by `hansa agent status --confirm`")
     out.say(f"{messages} messages have left; {record} tells of each")
     out.finish(
         {
