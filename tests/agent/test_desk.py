@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,3 +86,17 @@ def test_a_study_that_is_described_anew_is_worked_on_as_described_and_charged_so
     assert again.sitting is due.sitting is None
     assert (again.body, again.charge["event"]) == (due.body, due.charge["event"])
     assert again.charge["event"]["kind"] == "exact"  # each share of the noise alone protects nobody
+
+
+@pytest.mark.parametrize("method", ["fedavg", "scaffold", "fedsgd"])
+def test_no_ask_of_a_study_brings_more_than_several_times_what_it_begins_with(desk: Desk, method: str) -> None:
+    study: dict[str, Any] = {"name": "lines", "task": hs.LinearRegression(target="y"), "method": {"kind": method}}
+    federation = hs.Federation(**study)
+    setup = federation.resolve({name: table.schema() for name, table in TABLES.items()})
+    desk.describe("run", federation.to_json(), setup.to_json())
+    course = federation.course(setup)
+    for phase in ("moments", "train", "evaluate"):
+        begun: Any = replace(course.begin(), phase=phase)
+        ask = course.ask(begun)
+        assert ask is not None
+        assert 2 * ask.send.nbytes <= desk.begins("run")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hansa.agent.machine import Asked, Effects, Heard, Machine, Settled, Sitting, Worked
+from hansa.agent.machine import READY, Asked, Effects, Heard, Machine, Settled, Sitting, Worked
 from hansa.agent.seats import Seats
 from hansa.contribution import Ask, Values
 from hansa.crypto.agreement import Identity, words
@@ -17,7 +17,7 @@ from hansa.database import Put
 from hansa.errors import TrustError
 from hansa.secure import coordinator
 from hansa.secure.coordinator import Desk
-from hansa.secure.party import Seat
+from hansa.secure.party import Certificate, Seat
 from hansa.secure.terms import Envelope, Member, Phase, Rules, Step, Terms, Work, decode, encode, numbered
 
 NAMES = ("a", "b", "c", "d")
@@ -180,7 +180,7 @@ def attacks() -> Iterator[tuple[str, Any]]:
     def unmask_after_another(four: Four) -> Effects:
         four.until(Phase.UNMASK)
         four.ask(four.out[0])
-        said = decode(four.out[0].payload, coordinator.Certificate)
+        said = decode(four.out[0].payload, Certificate)
         return four.ask(replace(four.out[0], payload=encode(replace(said, chosen=four.terms.marks(NAMES[:3])))))
 
     def old_message(four: Four) -> Effects:
@@ -341,3 +341,16 @@ def test_a_desk_that_holds_a_vector_goes_on_as_if_it_had_come(four: Four) -> Non
     desk, _ = coordinator.step(four.desk.holding(NAMES), ())
     assert isinstance(desk, Desk)
     assert desk.phase == Phase.SURVIVORS
+
+
+def test_few_vectors_wait_in_memory_and_another_is_worked_out_again_and_not_charged_again() -> None:
+    machine = Machine(seats=Seats("a", KEYS["a"]))
+    runs = [replace(asked(), run=f"run {number}") for number in range(READY + 1)]
+    for one in runs:
+        assert machine.handle(one).work
+        work = Work(1, bytes.fromhex(one.ask.digest), 5)
+        assert machine.handle(replace(worked(1, work=work), asked=one)).say
+    assert len(machine._ready) == READY
+    [again] = machine.handle(runs[0]).work
+    assert again.paid
+    assert not machine.handle(runs[-1]).work

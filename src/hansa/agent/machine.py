@@ -21,6 +21,9 @@ from hansa.wire import tensors
 
 Key = tuple[str, int]
 
+READY = 8
+"""Vectors that are kept for an attempt to take; another is worked out again when it is asked for."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -242,6 +245,8 @@ class Machine:
             effects.excuse.append(CouldNot(asked, error.message))
             return
         self._ready[_key(asked)[:2]] = event
+        while len(self._ready) > READY:
+            del self._ready[next(iter(self._ready))]
         effects.say += self._seats.advert(place)
         self._give(effects, asked.run)
 
