@@ -233,13 +233,8 @@ def _engine(url: str | Path) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def durable(connection: Any, _: object) -> None:
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "fullfsync=ON",
-            "busy_timeout=5000",
-            "secure_delete=ON",
-        ):
+        said = "journal_mode=WAL synchronous=FULL fullfsync=ON busy_timeout=5000 secure_delete=ON"
+        for pragma in said.split():
             connection.execute(f"PRAGMA {pragma}")
 
     return engine

@@ -17,7 +17,7 @@ from hansa.agent.machine import Asked, Settled
 from hansa.agent.service import Agent
 from hansa.contribution import Ask, Values
 from hansa.crypto import pki
-from hansa.errors import HansaError, StoreError, UnreachableError
+from hansa.errors import ContributionError, HansaError, StoreError, UnreachableError
 from hansa.wire import chunks
 from hansa.wire import messages as m
 
@@ -119,6 +119,9 @@ class Failing:
     async def unary(self, rpc: Any, request: Any) -> Any:
         raise self.error
 
+    def stream(self, rpc: Any, request: Any) -> Any:
+        raise self.error
+
 
 @pytest.mark.parametrize("error", [HansaError("the coordinator failed"), StoreError("damaged")])
 async def test_an_error_of_the_coordinators_own_excuses_nobody(agent: Agent, error: HansaError) -> None:
@@ -191,3 +194,31 @@ async def test_an_agent_whose_session_lasted_comes_back_at_once(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await pauses(agent, monkeypatch, 3, 10.0) == [0.1, 0.1, 0.1]
+
+
+async def test_a_settled_number_that_no_database_can_keep_and_runs_without_end_leave_no_rows(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_service, "PENDING", 3)
+    huge = [m.Settled(run="run", version=version, counted=True) for version in (1 << 47, 1 << 63, (1 << 64) - 1)]
+    await agent._noticed(m.Notice(settled=huge))
+    assert not agent._store.rows("charge")
+    runs = [m.Settled(run=f"run {number}", version=1, counted=True) for number in range(9)]
+    await agent._noticed(m.Notice(settled=runs))
+    assert len(agent._store.rows("charge")) == 3
+
+
+async def test_a_body_larger_than_its_study_has_to_send_is_not_fetched(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent._client = Failing(UnreachableError("fetched"))  # type: ignore[assignment]  # all of it that is called
+    monkeypatch.setattr(agent._desk, "knows", lambda run: True)
+    monkeypatch.setattr(agent._desk, "begins", lambda run: 500)
+    monkeypatch.setattr(agent_service, "ROOM", 1000)
+    work: dict[str, Any] = {"run": "run", "work": "train", "attempt": 1, "digest": bytes(32)}
+    for size in (1000, 1500):
+        with pytest.raises(UnreachableError, match="fetched"):
+            await agent._understood(m.Work(**work, size=size))
+    for size in (1501, 1 << 40, (1 << 64) - 1):
+        with pytest.raises(ContributionError, match="more than the study has to send"):
+            await agent._understood(m.Work(**work, size=size))

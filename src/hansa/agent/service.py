@@ -48,6 +48,9 @@ PENDING = 1000
 COUNTABLE = 1 << 47
 """Numbers below this one are those that a database can keep, with that of an attempt behind them."""
 
+ROOM = 64 << 20
+"""Bytes that any ask may bring; a larger one is compared with what the study begins with."""
+
 RENEWAL_CHECK = 60.0
 """Seconds between two looks at the clock: it may be set, or the machine may have slept."""
 
@@ -156,11 +159,12 @@ class Agent:
         if notice.HasField("welcome"):
             self._welcomed, self._waiting = time.monotonic(), False
             self._say(f"connected to {notice.welcome.coordinator} at {self.home.address}")
-        for said in notice.settled:
+        for said in [said for said in notice.settled if said.version < COUNTABLE]:
             if not said.counted:
                 reason = said.reason or "the run ended, or went on without it"
                 LOG.warning("answer not counted", run=said.run, version=said.version, reason=reason)
-            if said.counted and (missing := self._ledger.counted(said.run, said.version, now())):
+            known = len(self._ledger.missing) < PENDING  # a coordinator may name any run
+            if said.counted and known and (missing := self._ledger.counted(said.run, said.version, now())):
                 self._store.apply([Put("charge", missing)])
                 LOG.error("ledger older than its answers", run=said.run, version=said.version)
             await self._handle(Settled(said.run, said.version, said.counted))
@@ -202,6 +206,8 @@ class Agent:
             with coordinators_own():
                 said = await self._calls.unary(DESCRIBE, m.Describe(run=work.run))
             self._desk.describe(work.run, said.federation, json.loads(said.setup))
+        if work.size > ROOM and work.size > ROOM + self._desk.begins(work.run):
+            raise ContributionError(f"{work.size} bytes are more than the study has to send")
         body = work.tensors or await self._fetch(work.digest, work.size)
         ask = Ask.from_header(json.loads(work.ask), Values(tensors.read(body)))
         if (ask.work, ask.version, ask.round) != (work.work, work.version, work.round):
