@@ -276,6 +276,12 @@ def test_a_kind_that_the_owner_did_not_allow_is_not_run(hansa, harbour):
         ),
         (["agent", "start", "--data", "rows.csv"], "'rows.csv' names no data set", "NAME=FILE"),
         (["agent", "start"], "nothing is on offer", "--data NAME=FILE --allow KIND"),
+        (["agent", "start", "--delta", "1e-6"], "a delta without a budget does nothing", "--budget"),
+        (
+            ["agent", "start", "--budget", "3", "--delta", "0.5"],
+            "a budget of epsilon 3 at delta 0.5",
+            "the chance that nothing is hidden, is at most 0.01",
+        ),
         (["party", "invite", "x", "--hours", "nan"], "--hours must be positive, not nan", "48"),
         (["coordinator", "start", "--address", "https://a"], "--address must be a host", "--port"),
         (["coordinator", "start", "--address", "a:1"], "--address must be a host", "--port"),

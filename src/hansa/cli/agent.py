@@ -29,7 +29,7 @@ def start(
     data: Sequence[str] = (),
     allow: Sequence[str] = (),
     budget: float | None = None,
-    delta: float = 1e-5,
+    delta: float | None = None,
     honest: int | None = None,
     roster: Path | None = None,
     home: AgentFolder = None,
@@ -51,7 +51,7 @@ def start(
         data: NAME=FILE (CSV or Parquet) or NAME=URL#SELECT ...; may be given several times.
         allow: a kind of task that may run on these tables; may be given several times.
         budget: the epsilon that all studies together may cost one row, for ever; remembered.
-        delta: at which the budget is taken.
+        delta: at which the budget is taken, 1e-05 if not said.
         honest: honest parties that must be beside this one in a secure sum, 3 if never said; remembered.
         roster: a file of lines NAME = "WORDS", the identities of others, from whom you trust to know them.
     """
@@ -62,8 +62,14 @@ def start(
     folder = agent_home(home)
     # Checked before a folder is made for them.
     wanted, kinds = [named(word) for word in data], checked_kinds(allow)
-    if budget is not None and not (0 < budget < math.inf and 0 < delta < 1):
-        remedy = "A budget is above 0; delta is well below one over the number of rows"
+    if budget is None and delta is not None:
+        raise UsageError("a delta without a budget does nothing", remedy="Say --budget, too")
+    delta = 1e-5 if delta is None else delta
+    if budget is not None and not (0 < budget < math.inf and 0 < delta <= 0.01):
+        remedy = (
+            "A budget is above 0; delta, the chance that nothing is hidden, is at most 0.01, and for most tables "
+        )
+        remedy += "far less: well below one over the number of rows"
         raise UsageError(f"a budget of epsilon {budget:g} at delta {delta:g}", remedy=remedy)
     known = pinned(roster) if roster is not None else {}
     if honest is not None and honest < 1:
