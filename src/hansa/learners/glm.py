@@ -14,8 +14,6 @@ from hansa.contribution import Array, Dtype
 from hansa.errors import StudyError
 from hansa.learners.base import Layout, Learner, factors
 
-_KEPT = 1 << 16  # numbers of features at once, where they are copied
-
 
 @dataclass(frozen=True)
 class Glm(Learner):
@@ -75,12 +73,11 @@ class Glm(Learner):
     def clipped(self, parameters: Array, x: Array, y: Array, norm: float) -> Array:
         """The same without a gradient for each row: its norm is that of the residual times that of ``(x, 1)``.
 
-        In float64 whatever the model's type is, and each row's score by itself: in a product of matrices, how one
-        is rounded can depend on how many there are, and large parameters make much of that.
+        In float64, and each row's score by itself: a product of matrices may round it by how many rows there are.
         """
         cut, total = self.width * self.outputs, np.zeros(self.layout.size)
         coef = parameters[:cut].reshape(self.outputs, 1, self.width).astype(np.float64)
-        rows = max(1, _KEPT // (self.width + 1))
+        rows = max(1, (1 << 16) // (self.width + 1))  # at once
         for at in range(0, len(y), rows):
             few, labels = x[at : at + rows].astype(np.float64), y[at : at + rows]
             with np.errstate(over="ignore", invalid="ignore"):
