@@ -17,30 +17,44 @@ import torch
 from torch import nn
 
 from hansa.contribution import Array
-from hansa.errors import HansaError
+from hansa.errors import HansaError, StudyError
+from hansa.learners.base import Learner
 
 _ROWS, _KEPT = 32, 1 << 24  # at once, and numbers of their gradients
 _SLACK = 2.0**-36  # of what a norm is a difference of: far more than float64 loses, far less than matters
+_MORE = "a weight does more than one layer's product"
 
 
-def unable(learner: Any, theta: Array, x: Array, y: Array, expected: Array) -> str:
-    """Why it cannot be done, found out on rows whose plain sum is known, and logged; empty if it can."""
+def unable(learner: Any, x: Array, y: Array) -> str:
+    """Why it cannot be done, found out on rows and weights that are no secret, and logged; empty if it can."""
+    theta, random = learner.flat(learner.template), np.random.default_rng(0)
+    x = (random.normal(size=(2, *x.shape[1:])) * (x.dtype.kind == "f")).astype(x.dtype)
+    y = np.zeros((2, *y.shape[1:]), y.dtype)
     try:
+        expected = Learner.clipped(learner, theta, x, y, np.inf)
         if np.linalg.norm(clipped(learner, theta, x, y, np.inf) - expected) <= 1e-3 * np.linalg.norm(expected):
             return ""
-        reason = "a weight does more than one layer's product"
+        reason = _MORE
     except HansaError as problem:
         reason = problem.message
     logging.getLogger("hansa").warning("gradients are clipped row by row, which is slow: %s", reason)
     return reason
 
 
-def clipped(learner: Any, theta: Array, x: Array, y: Array, norm: float) -> Array:
-    """As `Learner.clipped`, of a `hansa.learners.torch.Torch`."""
+def clipped(learner: Any, theta: Array, x: Any, y: Any, norm: float) -> Array:
+    """As `Learner.clipped`, of a `hansa.learners.torch.Torch`; a StudyError if a weight does more than that.
+    There it is a constant, so a gradient that reaches it came another way: under vmap, for all rows or for none.
+    """
     calls, probes = dict[str, Any](), dict[str, Any]()
+
+    def still(name: str, layer: Any, inputs: Any) -> None:
+        if name in layers:
+            layer._parameters["weight"] = leaves[name].detach()
 
     def note(name: str, layer: Any, inputs: Any, out: Any) -> Any:
         calls[name] = None if name in calls else (inputs[0], out)
+        if name in layers:
+            layer._parameters["weight"] = leaves[name]
         return out + probes[name] if probes and name in layers else out
 
     def run(given: dict[str, Any], x: Any, y: Any) -> Any:
@@ -56,22 +70,27 @@ def clipped(learner: Any, theta: Array, x: Array, y: Array, norm: float) -> Arra
         layers = {n: m for n, m in layers.items() if n in leaves and type(m) in (nn.Linear, nn.Embedding)}
         x, y = learner.features(x), learner.labels(y)
         for name, layer in layers.items():
+            leaves[name].requires_grad_()
+            hooks.callback(layer.register_forward_pre_hook(partial(still, name)).remove)
             hooks.callback(layer.register_forward_hook(partial(note, name), prepend=True).remove)
         with torch.no_grad():
-            run({}, x[0], y[0])
+            run({}, x.new_zeros(x.shape[1:]), y.new_zeros(y.shape[1:]))
         for name in tuple(layers):  # that are called more than once, or whose factors outweigh the gradient
             if not (call := calls.get(name)) or 2 * call[1][..., 0].numel() ** 2 > leaves[name].numel():
                 del layers[name]
-        wanted = {n: torch.zeros_like(calls[n][1]) if n in layers else v for n, v in leaves.items()}
+        wanted = {n: torch.zeros_like(calls[n][1]) if n in layers else v.detach() for n, v in leaves.items()}
         total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in leaves.items()}
-        many = min(_ROWS, max(1, _KEPT // (x[0].numel() + sum(value.numel() for value in wanted.values()))))
+        many = min(_ROWS, max(1, _KEPT // (x[:1].numel() + sum(value.numel() for value in wanted.values()))))
         for at in range(0, len(y), many):
             few = min(many, len(y) - at)
             rows = np.resize(np.arange(at, at + few), many)  # so that no rounding depends on how many there are
             given = {name: value.expand(many, *value.shape).requires_grad_() for name, value in wanted.items()}
             losses, inputs = torch.func.vmap(run)(given, x[rows], y[rows])
-            slopes = torch.autograd.grad(losses.sum(), list(given.values()), allow_unused=True)
-            back = {name: v for name, v in zip(given, slopes, strict=True) if v is not None}
+            some = [*given.values(), *map(leaves.get, layers)]
+            slopes = torch.autograd.grad(losses.sum(), some, allow_unused=True)
+            if any(slope is not None for slope in slopes[len(given) :]):
+                raise StudyError(_MORE)
+            back = {name: v for name, v in zip(given, slopes, strict=False) if v is not None}
             _add(total, {n: _factors(layers.get(n), inputs.get(n), v) for n, v in back.items()}, few, norm)
         return np.asarray(torch.cat([value.reshape(-1) for value in total.values()]).cpu())
 

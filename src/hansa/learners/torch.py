@@ -111,7 +111,7 @@ class Torch(Learner):
         self._shape: tuple[int, ...] = ()
         self._probed: dict[tuple[Any, ...], int] = {}
         self._unstackable: str | None = None
-        self.by_row: str | None = None  # why rows are clipped one by one; unknown before some were
+        self.by_row: str | None = None  # why rows are clipped one by one; unknown before their shape is
         self.axis = 0  # of the classes in the outputs; unknown before labels were seen
         self.on(device)
 
@@ -222,12 +222,12 @@ class Torch(Learner):
         return gradients
 
     def clipped(self, parameters: Array, x: Array, y: Array, norm: float) -> Array:
-        """As for any model, many rows at once where `ghost` can; what it draws depends on the row."""
+        """As for any model, many rows at once where `ghost` can; draws depend on the row."""
         self.check(x, y)
-        if self.by_row is None and (expected := super().clipped(parameters, x[:2], y[:2], np.inf)).any():
-            self.by_row = ghost.unable(self, parameters, x[:2], y[:2], expected)
-        at_once = len(y) and self.by_row == ""
-        return ghost.clipped(self, parameters, x, y, norm) if at_once else super().clipped(parameters, x, y, norm)
+        if self.by_row is None:
+            self.by_row = ghost.unable(self, x, y)
+        clipped = super().clipped if self.by_row else partial(ghost.clipped, self)
+        return clipped(parameters.copy(), x, y, norm)
 
     def predict(self, parameters: Array, x: Array) -> Array:
         """Probabilities of classes ``[..., n, ..., k]``, a probability or a value ``[..., n, ...]``; the
