@@ -226,14 +226,14 @@ async def test_an_agent_killed_around_any_of_its_commits_goes_on_where_it_was(
     agent, left = town.agents["köln"], [number]
     apply = agent._store.apply
 
-    def fails(changes: Any) -> None:
+    def fails(changes: Any, **how: bool) -> None:
         changes = list(changes)
         left[0] -= any(change.table == "seat" for change in changes)
         if left[0]:
-            apply(changes)
+            apply(changes, **how)
             return
         if when == "after":
-            apply(changes)
+            apply(changes, **how)
         raise DiskError
 
     agent._store.apply = fails

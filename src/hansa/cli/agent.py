@@ -66,9 +66,7 @@ def start(
         raise UsageError("a delta without a budget does nothing", remedy="Say --budget, too")
     delta = 1e-5 if delta is None else delta
     if budget is not None and not (0 < budget < math.inf and 0 < delta <= 0.01):
-        remedy = (
-            "A budget is above 0; delta, the chance that nothing is hidden, is at most 0.01, and better far less"
-        )
+        remedy = "A budget is above 0; delta, the chance that nothing is hidden, is at most 0.01: better far less"
         raise UsageError(f"a budget of epsilon {budget:g} at delta {delta:g}", remedy=remedy)
     known = pinned(roster) if roster is not None else {}
     if honest is not None and honest < 1:
