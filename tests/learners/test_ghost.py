@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,19 @@ class Counts(nn.Module):
 
     def forward(self, x: Any) -> Any:
         return self.out(self.embed(x // 10).mean(1))
+
+
+class Writes(nn.Module):
+    """Rows change the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: Any) -> Any:
+        with torch.no_grad():
+            self.layer.weight[0] += x[0]
+        return self.layer(x)
 
 
 def flat() -> Any:
@@ -310,3 +324,21 @@ def test_no_row_decides_how_the_others_are_clipped() -> None:
         more = learner.clipped(theta, np.concatenate([first, x]), np.append(1, y), NORM)
         assert np.linalg.norm(more - few) <= NORM * (1 + 1e-9)
         assert learner.by_row == whole.by_row != ""
+
+
+def test_a_module_that_changes_its_weights_changes_neither_the_start_nor_other_rows() -> None:
+    learner, (x, y) = Torch(Writes), rows(Writes, 9)
+    theta = start(learner)
+    before = theta.copy()
+    found = learner.clipped(theta, x, y, NORM)
+    assert np.array_equal(theta, before)
+    alone = sum(learner.clipped(theta, x[i : i + 1], y[i : i + 1], NORM) for i in range(9))
+    np.testing.assert_allclose(found, alone, rtol=1e-12, atol=1e-12)
+
+
+def test_an_embedding_that_rescales_what_it_is_asked_for_is_refused() -> None:
+    for kind in (nn.Embedding, nn.EmbeddingBag):
+        module = nn.Sequential(kind(50, 4, max_norm=1.0), nn.Flatten())
+        learner = Torch(partial(copy.deepcopy, module), loss="mse")
+        with pytest.raises(StudyError, match="max_norm"):
+            learner.clipped(start(learner), np.zeros((2, 1), np.int64), np.zeros((2, 4)), NORM)

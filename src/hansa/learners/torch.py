@@ -214,7 +214,7 @@ class Torch(Learner):
         for i, (theta, rows) in enumerate(self._each(parameters, x, y, weights)):
             given = theta.tobytes() + rows[0].tobytes() if self.draws else b""
             key = int.from_bytes(blake3(given).digest(7), "little")
-            with self._at_work(theta, True, key) as resident:
+            with self._at_work(theta.copy(), True, key) as resident:  # which a forward pass may change
                 slopes = resident.slopes(resident.mean(*rows))
             for view, slope in zip(self.views(flat[i]), slopes, strict=True):
                 if slope is not None:
@@ -222,7 +222,13 @@ class Torch(Learner):
         return gradients
 
     def clipped(self, parameters: Array, x: Array, y: Array, norm: float) -> Array:
-        """As for any model, many rows at once where `ghost` can; draws depend on the row."""
+        """As for any model, many rows at once where `ghost` can; draws depend on the row. Embeddings that rescale
+        their weights are refused with a StudyError.
+        """
+        embeds = (m for m in self.template.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))
+        if any(layer.max_norm is not None for layer in embeds):
+            what = "an embedding with max_norm changes the weights that examples ask for, without noise"
+            raise StudyError(what, remedy="Leave max_norm out, and normalise what the embedding gives")
         self.check(x, y)
         if self.by_row is None:
             self.by_row = ghost.unable(self, x, y)
