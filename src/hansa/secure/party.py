@@ -195,13 +195,11 @@ class Party:
 
     def _agree(self, seat: Seat, terms: Terms, around: Iterable[int], purpose: bytes) -> list[bytes]:
         """The secrets that it has with its neighbours, 32 bytes each."""
-        own, agreed = seat.secret(purpose), list[bytes]()
-        for member in (terms.roster[other] for other in around):
-            try:
-                agreed += agreement.agree(own, [getattr(member.advert, purpose.decode())])
-            except TrustError:
-                self._refuse(f"a key that is none to agree with, of {member.name!r}")
-        return agreed
+        keys = (getattr(terms.roster[other].advert, purpose.decode()) for other in around)
+        try:
+            return agreement.agree(seat.secret(purpose), keys)
+        except TrustError:
+            self._refuse("a roster with a key that is none to agree with")
 
     def _mask(self, seat: Seat, dealt: bytes) -> Seat:
         """Open the neighbours' shares: all of them, or there will be no vector."""
