@@ -29,12 +29,8 @@ class Offered:
 
     def to_json(self) -> dict[str, Json]:
         """A row of the store."""
-        return {
-            "dataset": self.dataset,
-            "rows": self.rows,
-            "columns": [[c.name, c.type] for c in self.columns],
-            "allow": list(self.allow),
-        }
+        columns: Json = [[c.name, c.type] for c in self.columns]
+        return {**vars(self), "columns": columns, "allow": list(self.allow)}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Offered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,32 +64,23 @@ class Past(Kept):
 
     Args:
         failures: that came to nothing since the exchange began, or its run was resumed.
-        complaints: in the open attempt, of whom each party complains.
-        weights: in how many complaints each has been, on either side.
+        complaints: who complained of whom; the first ``heeded`` of them in attempts that are over.
         proofs: of each attempt that has provably no sum, who was at it and their signatures.
     """
 
     failures: int = 0
-    complaints: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    weights: dict[str, int] = field(default_factory=dict)
+    complaints: tuple[tuple[str, str], ...] = ()
+    heeded: int = 0
     proofs: dict[int, tuple[tuple[str, ...], bytes]] = field(default_factory=dict)
-
-    def complain(self, party: str, others: Sequence[str]) -> None:
-        """Note whom a party accuses."""
-        self.complaints[party] = tuple(others)
-        for name in [name for other in others for name in (party, other)]:
-            self.weights[name] = self.weights.get(name, 0) + 1
 
     def blamed(self) -> dict[str, str]:
         """Those without whom no complaint is left, with the author of one: whoever has been in the most, and of
         two alike who is named. So one that accuses all costs nobody its place, nor does one that all accuse.
         """
-        pairs, found = [(one, other) for one, named in self.complaints.items() for other in named], {}
-        while pairs:
-            one, other = max(pairs, key=lambda pair: max(map(self.weights.__getitem__, pair)))
-            worst = one if self.weights[one] > self.weights[other] else other
-            found[worst] = one
-            pairs = [pair for pair in pairs if worst not in pair]
+        weight, found = Counter(name for pair in self.complaints for name in pair), dict[str, str]()
+        for one, other in sorted(self.complaints[self.heeded :], key=lambda pair: -max(weight[n] for n in pair)):
+            if not {one, other} & set(found):
+                found[one if weight[one] > weight[other] else other] = one
         return found
 
 
@@ -158,10 +150,6 @@ class Live:
         asked = self.ask.parties if self.ask else ()
         due = set(self.desk.missing) if self.desk else set(asked).difference(self.adverts)
         return [party for party in asked if party in due and not self.out(party)]
-
-    def waits_for(self, party: str) -> bool:
-        """Whether the open ask waits for something of this party."""
-        return party in self.waiting
 
     def about(self, party: str) -> dict[str, Json]:
         """What an event about a party in the open ask says first."""

@@ -12,11 +12,11 @@ from hansa.aggregation.ring import sitting
 from hansa.contribution import Arrival, Ask, Json
 from hansa.coordinator import events as ev
 from hansa.coordinator.admission import admissible
-from hansa.coordinator.live import Answered, Guest, Live
+from hansa.coordinator.live import Answered, Guest, Live, Past
 from hansa.crypto.agreement import KEY
 from hansa.database import Drop, Put
 from hansa.errors import HansaError, RunError, StudyError, TrustError, did_you_mean, reason_of
-from hansa.federation import Federation, deployed
+from hansa.federation import deployed
 from hansa.run import arrived, asked, draw, now, too_few
 from hansa.secure.coordinator import Desk, advance, opening, requests, step, unfit
 from hansa.secure.terms import Envelope, Member, Phase, Rules, Step, Terms, encode
@@ -27,6 +27,9 @@ LONGEST_REASON = 600
 
 ATTEMPTS = 5
 """At the secure sum of one exchange, before the run fails."""
+
+ACCUSED = 16
+"""Parties that one complaint may name: enough to tell that it is about who complains."""
 
 
 class Machine:
@@ -62,31 +65,7 @@ class Machine:
                 nothing changed then.
         """
         effects = ev.Effects()
-        match event:
-            case ev.Connected():
-                self._connected(effects, event)
-            case ev.Disconnected(party):
-                self._disconnected(effects, party)
-            case ev.Joined(party, serial, expires):
-                self._joined(effects, party, serial, expires)
-            case ev.Renewed():
-                self._renewed(effects, event)
-            case ev.Removed(party, reason):
-                self._removed(effects, party, reason)
-            case ev.Delivered():
-                self._delivered(effects, event)
-            case ev.Failed():
-                self._failed(effects, event)
-            case ev.Said():
-                self._said(effects, event)
-            case ev.Submitted(run, federation):
-                self._submitted(effects, run, federation)
-            case ev.Resumed(live):
-                self._resumed(effects, live)
-            case ev.Reduced():
-                self._reduced(effects, event)
-            case ev.DeadlinePassed():
-                self._deadline(effects, event)
+        getattr(self, f"_{type(event).__name__.lower()}")(effects, event)
         return effects
 
     # --- parties
@@ -118,12 +97,12 @@ class Machine:
                 self._tell(effects, live, event.party)
             self._ask_steps(effects, live, [event.party])
 
-    def _disconnected(self, effects: ev.Effects, party: str) -> None:
-        if party not in self.guests:
+    def _disconnected(self, effects: ev.Effects, event: ev.Disconnected) -> None:
+        if (party := event.party) not in self.guests:
             return
         self.guests[party].listening = False
         for live in self.runs.values():
-            if live.waits_for(party):
+            if party in live.waiting:
                 self._missing(effects, live, party)
 
     def _missing(self, effects: ev.Effects, live: Live, party: str) -> None:
@@ -133,15 +112,15 @@ class Machine:
             seconds = live.federation.cohort.deadline
             self._event(effects, live, "waiting", **live.about(party), seconds=seconds)
 
-    def _joined(self, effects: ev.Effects, party: str, serial: str, expires: str) -> None:
-        known = self.guests.get(party)
+    def _joined(self, effects: ev.Effects, event: ev.Joined) -> None:
+        known = self.guests.get(party := event.party)
         if known is not None and known.state == "active":
             raise TrustError(
                 "a party of that name has joined already",
                 party=party,
                 remedy=f"The operator can say `hansa party remove {party}` and invite it anew",
             )
-        self.guests[party] = Guest("active", serial, expires, counted=known.counted if known else {})
+        self.guests[party] = Guest("active", event.serial, event.expires, counted=known.counted if known else {})
         self._save_guest(effects, party)
 
     def _renewed(self, effects: ev.Effects, event: ev.Renewed) -> None:
@@ -152,8 +131,8 @@ class Machine:
         guest.serial, guest.expires = f"{event.serial} {event.former}", event.expires
         self._save_guest(effects, event.party)
 
-    def _removed(self, effects: ev.Effects, party: str, reason: str) -> None:
-        guest = self.guests.get(party)
+    def _removed(self, effects: ev.Effects, event: ev.Removed) -> None:
+        guest = self.guests.get(party := event.party)
         if guest is None or guest.state == "removed":
             active = [name for name, known in self.guests.items() if known.state == "active"]
             remedy = did_you_mean(party, active, otherwise="`hansa party list` names them")
@@ -161,10 +140,10 @@ class Machine:
         guest.state, guest.listening = "removed", False
         self._save_guest(effects, party)
         effects.changes.append(Drop("token", {"party": party}))
-        effects.notices.append((party, ev.RemovedNotice(reason)))
+        effects.notices.append((party, ev.RemovedNotice(event.reason)))
         for live in list(self.runs.values()):
-            if live.waits_for(party):
-                self._leave(effects, live, party, f"removed: {reason}")
+            if party in live.waiting:
+                self._leave(effects, live, party, f"removed: {event.reason}")
                 self._go_on(effects, live)
 
     def _save_guest(self, effects: ev.Effects, name: str) -> None:
@@ -172,7 +151,8 @@ class Machine:
 
     # --- runs
 
-    def _submitted(self, effects: ev.Effects, run: str, federation: Federation) -> None:
+    def _submitted(self, effects: ev.Effects, event: ev.Submitted) -> None:
+        run, federation = event.run, event.federation
         offers = admissible(federation, self.guests)
         setup = federation.resolve(offers)
         course = deployed(federation, setup, self._secret, run)
@@ -186,8 +166,8 @@ class Machine:
         self._checkpoint(effects, live)
         self._open(effects, live)
 
-    def _resumed(self, effects: ev.Effects, live: Live) -> None:
-        run = live.id
+    def _resumed(self, effects: ev.Effects, event: ev.Resumed) -> None:
+        live, run = event.live, event.live.id
         if run in self.runs:
             raise RunError(f"the run {run} is under way", remedy=f"`hansa watch {run}` follows it")
         if live.status == "finished":
@@ -195,7 +175,7 @@ class Machine:
         self.runs[run] = live
         live.status, live.answers, live.reducing = "running", {}, False
         live.attempt += 1
-        live.past.failures, live.past.complaints, live.past.weights = 0, {}, {}
+        live.past = Past(proofs=live.past.proofs)
         self._event(effects, live, "resumed", version=live.progress.version)
         effects.changes.append(Put("run", {"id": run, "status": "running", "reason": ""}))
         effects.changes.append(Drop("answer", {"run": run, "version": live.progress.version}))
@@ -296,8 +276,8 @@ class Machine:
             effects.receipts.append((event.ticket, False, stale))
             return
         roster = set(live.desk.terms.names if live.desk else ()) - {event.party}
-        if (others := sorted(roster.intersection(event.about))) and event.party not in live.answers:
-            live.past.complain(event.party, others)
+        if (others := sorted(roster.intersection(event.about))[:ACCUSED]) and event.party not in live.answers:
+            live.past.complaints += tuple((event.party, other) for other in others)
             self._save_past(effects, live)
         self._leave(effects, live, event.party, event.reason)
         effects.receipts.append((event.ticket, True, ""))
@@ -313,7 +293,7 @@ class Machine:
         if live.desk is not None and said.phase != Phase.MASK:
             envelope = Envelope(live.id, live.hash, said.number, said.phase, party, "", said.payload)
             self._turn(effects, live, live.desk, step(live.desk, [envelope])[0])
-        elif live.desk is None and said.phase == Phase.ADVERTISE and live.waits_for(party):
+        elif live.desk is None and said.phase == Phase.ADVERTISE and party in live.waiting:
             if wrong := unfit(said.payload):
                 self._leave(effects, live, party, wrong)
             else:
@@ -334,22 +314,18 @@ class Machine:
 
     def _leave(self, effects: ev.Effects, live: Live, party: str, reason: str) -> None:
         """Expect no more of a party; if its vector is here already, that is still counted."""
-        answer = live.answers.get(party)
-        if answer is None:
+        if party not in live.answers:
             live.adverts.pop(party, None)
             self._exclude(effects, live, party, reason)
             return
         live.gone.add(party)
-        if answer.taken:
+        if live.answers[party].taken:
             self._event(effects, live, "refused", **live.about(party), reason=_short(reason))
 
     def _exclude(self, effects: ev.Effects, live: Live, party: str, reason: str) -> None:
         """The party is not counted in this exchange; the run goes on with the others."""
-        if live.ask is None:
-            return
         reason = _short(reason)
-        answer = Answered(live.attempt, "", 0.0, taken=False, reason=reason)
-        live.answers[party] = answer
+        live.answers[party] = answer = Answered(live.attempt, "", 0.0, taken=False, reason=reason)
         self._save_answer(effects, live, party, answer)
         self._event(effects, live, "refused", **live.about(party), reason=reason)
 
@@ -357,7 +333,7 @@ class Machine:
         key = {"run": live.id, "version": live.progress.version, "party": party}
         effects.changes.append(Put("answer", {**key, **vars(answer)}))
 
-    def _deadline(self, effects: ev.Effects, passed: ev.DeadlinePassed) -> None:
+    def _deadlinepassed(self, effects: ev.Effects, passed: ev.DeadlinePassed) -> None:
         live = self.runs.get(passed.run)
         if live is None or live.ask is None or live.reducing:
             return
@@ -436,7 +412,8 @@ class Machine:
         place = {"run": live.id, "version": ask.version}
         for party in sorted(p for p in live.gone if live.answers[p].taken):
             self._exclude(effects, live, party, "it did not go through with the attempt before")
-        blamed, said = live.past.blamed(), {p: live.answers[p] for p in live.past.complaints}
+        past, blamed = live.past, live.past.blamed()
+        said = {one: live.answers[one] for one, _ in past.complaints[past.heeded :]}
         live.answers = {p: answer for p, answer in live.answers.items() if p in blamed or p not in said}
         for party, one in blamed.items():
             if party not in said:
@@ -452,12 +429,12 @@ class Machine:
         effects.changes.append(Drop("answer", place))
         for party, answer in live.answers.items():
             self._save_answer(effects, live, party, answer)
-        live.attempt, live.past.failures, live.past.complaints = live.attempt + 1, live.past.failures + 1, {}
+        live.attempt, past.failures, past.heeded = live.attempt + 1, past.failures + 1, len(past.complaints)
         self._save_past(effects, live)
-        if live.past.failures < ATTEMPTS and fewer:
+        if past.failures < ATTEMPTS and fewer:
             self._call(effects, live, ask)
         else:
-            what = f"{live.past.failures} attempts at a secure sum came to nothing ({_listed(without)})"
+            what = f"{past.failures} attempts at a secure sum came to nothing ({_listed(without)})"
             self._end(effects, live, "failed", RunError(what, round=ask.round).said)
 
     def _save_past(self, effects: ev.Effects, live: Live) -> None:
@@ -512,8 +489,7 @@ class Machine:
         for party in hidden or [party for party, answer in live.answers.items() if answer.taken]:
             notice = ev.SettledNotice(live.id, live.progress.version, False, reason)  # it counts nobody
             effects.notices.append((party, notice))
-        live.answers = {}
-        live.status = status
+        live.answers, live.status = {}, status
         live.take(None)
         del self.runs[live.id]
         self._applied[live.id] = live.progress.version

@@ -16,7 +16,7 @@ from hansa.coordinator.home import CoordinatorHome
 from hansa.crypto import pki
 from hansa.crypto.token import secret_hash
 from hansa.database import Put
-from hansa.errors import RunError, StudyError
+from hansa.errors import StudyError
 from hansa.federation import Federation
 from hansa.run import new_id
 from hansa.wire import chunks
@@ -45,10 +45,7 @@ class Operators:
 
     async def resume(self, request: m.ResumeRequest, peer: pki.Identity) -> m.ResumeReply:
         """Let a run that failed go on from its last checkpoint."""
-        run = request.run
-        if run in self.driver.machine.runs:
-            raise RunError(f"the run {run} is under way", remedy=f"`hansa watch {run}` follows it")
-        await self.driver.put(Resume(run))
+        await self.driver.put(Resume(request.run))
         return m.ResumeReply()
 
     async def runs(self, request: m.RunsRequest, peer: pki.Identity) -> m.RunsReply:
