@@ -307,6 +307,20 @@ async def test_a_roster_with_an_unconfirmed_identity_is_refused_and_the_run_goes
     assert again.parameters.tobytes() == ended.parameters.tobytes()
 
 
+async def test_a_party_with_a_new_identity_is_left_out_and_not_the_others_that_refuse_it(
+    town: Town, four: Tables, summed: hs.Federation
+) -> None:
+    await settle(town, four)
+    for name in ("bremen", "danzig", "lübeck"):
+        with contextlib.closing(Offers(town.folder / name)) as offers:
+            offers.confirm("köln", words(Identity(b"earlier" + bytes(25)).public))
+    ended = await town.run(short(summed))
+    [attempt] = kinds(ended, "attempt")
+    assert list(attempt["without"]) == ["köln"]
+    assert "the identity of 'köln' is not confirmed here" in attempt["without"]["köln"]
+    assert kinds(ended, "arrived")[0]["counted"] == ["bremen", "danzig", "lübeck"]
+
+
 async def test_too_few_vectors_open_nothing_and_the_next_attempt_is_charged_no_vector_twice(
     town: Town, five: Tables, summed: hs.Federation
 ) -> None:
