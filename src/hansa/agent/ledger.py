@@ -124,9 +124,8 @@ class Ledger:
         """The epsilon of everything, and of one event more, at the best of all orders or at one; infinite if
         something left without noise.
         """
-        events = self._events + Counter([more] if more else [])
-        times = [(event, event.times * count) for event, count in events.items()]
-        all_ = [type(event)(**{**event.model_dump(), "times": n}) for event, n in times]
+        events = (self._events + Counter([more] if more else [])).items()
+        all_ = [event.model_copy(update={"times": event.times * count}) for event, count in events]
         return accountant.epsilon(all_, delta, by) if all_ else 0.0
 
     def charge(

@@ -59,8 +59,8 @@ class Offers:
     def allow_epsilon(self, epsilon: float, delta: float) -> None:
         """What all studies together may cost a row of any table."""
         order = (self._store.ledger().budget or Budget(epsilon, delta)).order
-        row = {"unit": "example", "epsilon": epsilon, "delta": delta, "order": order}
-        self._store.apply([Put("budget", row)])
+        row = {"unit": "example", "epsilon": epsilon, "delta": delta}
+        self._store.apply([Put("budget", row), Put("rule", {"name": "order", "value": order})])
 
     def ask_for(self, honest: int) -> None:
         """How many honest parties must be beside this one in a secure sum."""

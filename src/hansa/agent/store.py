@@ -8,7 +8,7 @@ from hansa.agent.ledger import Budget, Ledger
 from hansa.database import Database, columns
 from hansa.secure.terms import Rules
 
-HEAD = "0004"
+HEAD = "0003"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 metadata = sa.MetaData()
@@ -20,7 +20,7 @@ sa.Table(
 )
 sa.Table("latest", metadata, *columns({"run": str}, federation=str, version=int, digest=str))
 sa.Table("charge", metadata, *columns({"number": int}, run=str, version=int, attempt=int, at=str, event=dict))
-sa.Table("budget", metadata, *columns({"unit": str}, epsilon=float, delta=float, order=int | None))
+sa.Table("budget", metadata, *columns({"unit": str}, epsilon=float, delta=float))
 sa.Table("memory", metadata, *columns({"run": str}, body=bytes))
 sa.Table("seat", metadata, *columns({"run": str, "attempt": int}, body=bytes, rules=bytes))
 sa.Table("member", metadata, *columns({"name": str}, identity=bytes | None, words=str | None))
@@ -35,8 +35,8 @@ class AgentStore(Database):
 
     def ledger(self) -> Ledger:
         """What was charged, and the budget."""
-        row = self.row("budget", unit="example")
-        budget = Budget(row["epsilon"], row["delta"], row["order"]) if row else None
+        row, order = self.row("budget", unit="example"), self.row("rule", name="order")
+        budget = Budget(row["epsilon"], row["delta"], order["value"] if order else None) if row else None
         return Ledger(self.rows("charge", order="number"), budget)
 
     def pins(self) -> dict[str, str]:
