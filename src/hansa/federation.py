@@ -143,10 +143,8 @@ class Federation(Part):
             tallies = self.evaluation.fields(self.task, self.evaluation.own)
             self.statistics.bind(Signal(tallies, weights="equal", privacy=self.privacy))
             if self.statistics.protects and (self.evaluation.sample or math.inf) < self.cohort.minimum:
-                raise StudyError(
-                    "evaluation.sample is below cohort.minimum, on whose noise the guarantee counts",
-                    remedy="Raise evaluation.sample, or lower cohort.minimum",
-                )
+                said = "evaluation.sample is below cohort.minimum, on whose noise the guarantee counts"
+                raise StudyError(said, remedy="Raise evaluation.sample, or lower cohort.minimum")
         if isinstance(self.method, UpdateMethod):
             fields = self.method.declared(1)
             self.aggregation.bind(Signal(fields, weights=self.method.weights, privacy=self.privacy))

@@ -67,9 +67,7 @@ class Codec(Stage):
         """The values ``[k, d]`` that the parts stand for."""
 
     def bind(self, signal: Signal) -> Signal:
-        """Real, single contributions in; their parts travel. How far one example moves what is unpacked is no
-        longer known: it decides the step, or which entries are sent.
-        """
+        """Parts travel; how far one example moves what is unpacked is not known, as it may decide the step."""
         self.needs(signal)
         if self.remembers and math.isfinite(signal.norm):
             raise PipelineError(

@@ -1,9 +1,8 @@
 """Noise: on the sum at the coordinator, or on each contribution before it leaves its party.
 
-The noise of a run that is simulated is drawn from the run's seed, so that it repeats, on other rows too, and is
-worth as much as the seed is secret and one run's alone. A coordinator or an agent draws it as integers from a key
-that it keeps, and from what the noise is put on: the same numbers get the same noise however often they are sent,
-other numbers other noise.
+In simulation it is drawn from the run's seed, so that it repeats, on other rows too, and is worth as much as the
+seed is secret and one run's. A coordinator or an agent draws it as integers from a key of its own, and from what
+it is put on: the same numbers get the same noise however often they are sent, other numbers other noise.
 """
 
 import math

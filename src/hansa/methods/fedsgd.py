@@ -47,10 +47,8 @@ class FedSGD(UpdateMethod):
     def init(self, setup: Setup, learner: Learner) -> State:
         """Initial weights and, where rows are clipped, what a penalty multiplies each of them with."""
         state, ones = super().init(setup, learner), np.ones(learner.layout.size)
-        penalty = np.broadcast_to(learner.penalty(ones), ones.shape)
-        if self.clip is None or not penalty.any():
-            return state
-        return replace(state, values=Values({**state.values, "server.penalty": penalty}))
+        kept = {"server.penalty": np.asarray(learner.penalty(ones))} if self.clip else {}
+        return replace(state, values=Values({**state.values, **kept}))
 
     def declared(self, size: int) -> tuple[Field, ...]:
         """One update, to which one row adds the clip at most."""
