@@ -864,6 +864,7 @@ def test_who_was_late_signs_too_that_there_is_no_sum_and_who_was_away_hears_of_i
     assert [body["ended"] for body in world.events("attempt")] == ["abandoned"]
     if crash:
         world.crash()
+    assert world.machine.runs[RUN].past.failures == 1  # of as many as there may be
     world.link("a")
     assert [type(notice) for notice in world.guilds["a"].inbox] == [Step, WorkNotice]
     world.finish()
