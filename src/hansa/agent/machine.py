@@ -179,9 +179,6 @@ class Machine:
         held = self.held.get(_key(asked)[:2])
         latest = _latest(asked)
         ready = self._ready.get(_key(asked)[:2])
-        if ready is not None and _latest(ready.asked) != latest:  # a vector for another study, or another ask
-            ready = None
-            del self._ready[_key(asked)[:2]]
         if not latest.follows(self.latest.get(asked.run, latest)):
             reason = "another study or another ask than before comes under the same name and number"
             effects.excuse.append(CouldNot(asked, reason))
@@ -191,7 +188,7 @@ class Machine:
             effects.excuse.append(CouldNot(asked, "its answer to this exchange was counted already"))
         elif self._seats.closed(*_key(asked)[:2]):  # to work again would cost, for nothing
             effects.excuse.append(CouldNot(asked, "its vector for this exchange is in a sum, or may be yet"))
-        elif ready is not None and not self._seats.given(*_key(asked)[:2]):
+        elif ready and _latest(ready.asked) == latest and not self._seats.given(*_key(asked)[:2]):
             self._sit(effects, replace(ready, asked=asked))
         elif _key(asked) not in self._working:
             if asked.ask.version <= self.over.get(asked.run, -1):  # a run that failed goes on

@@ -16,9 +16,6 @@ from hansa.secure.terms import Envelope, Out, Phase, Rules, Step, Terms, Work, d
 ATTEMPTS = 1 << 16
 """Attempts at one exchange that can be told apart."""
 
-LONGEST_NAME = 200
-"""Characters in the name of a party that is shown to the owner."""
-
 Changes = list[Put | Drop]
 
 
@@ -73,9 +70,8 @@ class Seats:
             return []
         changes, role = self.close(run, place.version), Party(self._name, self._identity, {}, rules)
         seat, _ = role.advertise(run, session, place.number, place.payload)
-        seat = role.expect(
-            seat, work, () if fresh and rules.adversary == "curious" else self._of(run, place.version)
-        )
+        earlier = () if fresh and rules.adversary == "curious" else self._of(run, place.version)
+        seat = role.expect(seat, work, earlier)
         for old in [a for a in self._seats.get(run, {}) if a >> 16 != place.version]:
             del self._seats[run][old]
             changes.append(Drop("seat", {"run": run, "attempt": old}))
@@ -141,5 +137,5 @@ def seen(step: Step, names: Collection[str], pins: Mapping[str, str]) -> Changes
     and none in the place of one that was confirmed.
     """
     shown = [one for one in decode(step.payload, Terms).roster if one.name in names and one.name not in pins]
-    fit = [one for one in shown if len(one.name) <= LONGEST_NAME and len(one.identity) == KEY]
+    fit = (one for one in shown if len(one.name) <= 200 and len(one.identity) == KEY)
     return [Put("member", {"name": one.name, "identity": one.identity}) for one in fit]
