@@ -310,7 +310,7 @@ def test_a_refused_roster_shows_whom_the_ask_names_and_nobody_in_the_place_of_th
     four.until(Phase.SHARE)
     again = replace(four.members[1], identity=other)
     effects = four.feed(
-        "a", Heard(Step("run", 0, 1, Phase.ROSTER, encode(replace(four.terms, roster=(a, again, c, d)))), PINS)
+        "a", Heard(Step("run", 0, 1, Phase.ROSTER, encode(replace(four.terms, roster=(a, again, c, d)))), {})
     )
     assert (effects.changes, len(effects.excuse)) == ([], 1)
 
