@@ -183,7 +183,7 @@ def test_what_the_coordinator_saw_of_a_hospital_is_shown_beside_what_it_would_ha
     assert seen["patients held out"]["without"] == 41 + 78
     assert seen["diagnoses that are right"]["without"] <= 41 + 78
     update = seen["update of worst_radius, round 1"]
-    assert 0 < update["without"] < 1
+    assert 0 < abs(update["without"]) < 1  # scaled by moments with noise, so of either sign
     record = folder / "plain" / answer.document["folder"] / "north" / "left.jsonl"
     lines = map(json.loads, record.read_text("utf-8").splitlines())
     left = [line["first"]["masked"] for line in lines if "first" in line]
