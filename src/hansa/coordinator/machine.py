@@ -259,12 +259,10 @@ class Machine:
             effects.receipts.append((event.ticket, False, refusal))
             self._go_on(effects, live)
             return
-        size = len(event.body)
-        answer = Answered(event.attempt, event.digest, event.weight, taken=True, size=size)
+        answer = Answered(event.attempt, event.digest, event.weight, taken=True, size=len(event.body))
         live.answers[event.party] = answer
         self._save_answer(effects, live, event.party, answer)
-        name = f"answer {event.party}"
-        effects.blobs.append(ev.Blob(live.id, event.version, name, event.body))
+        effects.blobs.append(ev.Blob(live.id, event.version, f"answer {event.party}", event.body))
         effects.receipts.append((event.ticket, True, ""))
         if live.desk is not None:
             self._turn(effects, live, live.desk, step(live.desk.holding([event.party]), ())[0])
@@ -339,9 +337,8 @@ class Machine:
             return
         if (live.ask.version, live.attempt, live.phase) != (passed.version, passed.attempt, passed.phase):
             return
-        seconds = live.federation.cohort.deadline
         for party in live.waiting:
-            self._leave(effects, live, party, f"no answer within {seconds:g} s")
+            self._leave(effects, live, party, f"no answer within {live.federation.cohort.deadline:g} s")
         self._go_on(effects, live)
 
     def _go_on(self, effects: ev.Effects, live: Live) -> None:
