@@ -18,20 +18,19 @@ from torch import nn
 
 from hansa.contribution import Array
 from hansa.errors import HansaError, StudyError
-from hansa.learners.base import Learner
 
 _ROWS, _KEPT = 32, 1 << 24  # at once, and numbers of their gradients
 _SLACK = 2.0**-36  # of what a norm is a difference of: far more than float64 loses, far less than matters
 _MORE = "a weight does more than one layer's product"
 
 
-def unable(learner: Any, x: Array, y: Array) -> str:
+def unable(learner: Any, one_by_one: Any, x: Array, y: Array) -> str:
     """Why it cannot be done, found out on rows and weights that are no secret, and logged; empty if it can."""
     theta, random = learner.flat(learner.template), np.random.default_rng(0)
     x = (random.normal(size=(2, *x.shape[1:])) * (x.dtype.kind == "f")).astype(x.dtype)
     y = np.zeros((2, *y.shape[1:]), y.dtype)
     try:
-        expected = Learner.clipped(learner, theta, x, y, np.inf)
+        expected = one_by_one(theta, x, y, np.inf)
         if np.linalg.norm(clipped(learner, theta, x, y, np.inf) - expected) <= 1e-3 * np.linalg.norm(expected):
             return ""
         reason = _MORE
@@ -47,14 +46,12 @@ def clipped(learner: Any, theta: Array, x: Any, y: Any, norm: float) -> Array:
     """
     calls, probes = dict[str, Any](), dict[str, Any]()
 
-    def still(name: str, layer: Any, inputs: Any) -> None:
+    def note(name: str, layer: Any, inputs: Any, out: Any = None) -> Any:
         if name in layers:
-            layer._parameters["weight"] = leaves[name].detach()
-
-    def note(name: str, layer: Any, inputs: Any, out: Any) -> Any:
+            layer._parameters["weight"] = leaves[name].detach() if out is None else leaves[name]
+        if out is None:  # before the layer's work
+            return None
         calls[name] = None if name in calls else (inputs[0], out)
-        if name in layers:
-            layer._parameters["weight"] = leaves[name]
         return out + probes[name] if probes and name in layers else out
 
     def run(given: dict[str, Any], x: Any, y: Any) -> Any:
@@ -71,7 +68,7 @@ def clipped(learner: Any, theta: Array, x: Any, y: Any, norm: float) -> Array:
         x, y = learner.features(x), learner.labels(y)
         for name, layer in layers.items():
             leaves[name].requires_grad_()
-            hooks.callback(layer.register_forward_pre_hook(partial(still, name)).remove)
+            hooks.callback(layer.register_forward_pre_hook(partial(note, name)).remove)
             hooks.callback(layer.register_forward_hook(partial(note, name), prepend=True).remove)
         with torch.no_grad():
             run({}, x.new_zeros(x.shape[1:]), y.new_zeros(y.shape[1:]))

@@ -71,16 +71,12 @@ class Glm(Learner):
         return self.gradient(parameters, x, y, weights * weights.dtype.type(lr))
 
     def clipped(self, parameters: Array, x: Array, y: Array, norm: float) -> Array:
-        """The same without a gradient for each row: its norm is that of the residual times that of ``(x, 1)``.
-
-        In float64, and each row's score by itself: a product of matrices may round it by how many rows there are.
-        """
+        """The same without a gradient for each row: its norm is that of the residual times that of ``(x, 1)``."""
         cut, total = self.width * self.outputs, np.zeros(self.layout.size)
         coef = parameters[:cut].reshape(self.outputs, 1, self.width).astype(np.float64)
-        rows = max(1, (1 << 16) // (self.width + 1))  # at once
-        for at in range(0, len(y), rows):
+        for at in range(0, len(y), rows := max(1, (1 << 16) // (self.width + 1))):
             few, labels = x[at : at + rows].astype(np.float64), y[at : at + rows]
-            with np.errstate(over="ignore", invalid="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):  # no product of matrices: it rounds by their sizes
                 residual = self.residual(np.vecdot(coef, few) + parameters[cut:, None], labels)
                 lengths = np.sqrt(np.vecdot(few, few) + 1) * np.linalg.norm(residual, axis=-2)
             fine = np.isfinite(lengths)  # a row that has no gradient adds nothing

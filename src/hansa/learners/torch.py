@@ -222,16 +222,14 @@ class Torch(Learner):
         return gradients
 
     def clipped(self, parameters: Array, x: Array, y: Array, norm: float) -> Array:
-        """As for any model, many rows at once where `ghost` can; draws depend on the row. Embeddings that rescale
-        their weights are refused with a StudyError.
-        """
+        """As for any model, many rows at once where `ghost` can; a StudyError for embeddings with max_norm."""
         embeds = (m for m in self.template.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))
         if any(layer.max_norm is not None for layer in embeds):
             what = "an embedding with max_norm changes the weights that examples ask for, without noise"
             raise StudyError(what, remedy="Leave max_norm out, and normalise what the embedding gives")
         self.check(x, y)
         if self.by_row is None:
-            self.by_row = ghost.unable(self, x, y)
+            self.by_row = ghost.unable(self, super().clipped, x, y)
         clipped = super().clipped if self.by_row else partial(ghost.clipped, self)
         return clipped(parameters.copy(), x, y, norm)
 
