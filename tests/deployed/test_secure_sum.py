@@ -293,6 +293,22 @@ async def test_a_party_that_is_lost_is_made_good_for_or_left_out_of_the_next_att
     assert ended.parameters.tobytes() == again.parameters.tobytes()
 
 
+async def test_an_agent_that_was_away_at_the_end_erases_its_secrets_when_it_is_back(
+    town: Town, four: Tables, summed: hs.Federation
+) -> None:
+    await settle(town, four)
+    silent = stopped(town, "danzig", "SHARE")
+    running = asyncio.create_task(town.run(short(summed, cohort=hs.All(minimum=3, deadline=0.7))))
+    await silent.wait()
+    await town.end("danzig")
+    await running
+    agent = town.begin("danzig")
+    [seat] = agent._store.rows("seat")
+    assert b'"entropy":""' not in seat["body"]
+    await town.until(lambda: b'"entropy":""' in agent._store.rows("seat")[0]["body"])
+    assert agent._machine.pending == []
+
+
 async def test_a_roster_with_an_unconfirmed_identity_is_refused_and_the_run_goes_on_without_who_refused(
     town: Town, four: Tables, summed: hs.Federation
 ) -> None:
