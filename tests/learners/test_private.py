@@ -241,3 +241,16 @@ def test_what_many_rows_add_up_to_does_not_round_one_away(dtype: Any) -> None:
         sums = [model.clipped(theta, x[:n], y[:n], clip) for n in range(101)]
         moved = [float(np.linalg.norm(more - few)) for few, more in itertools.pairwise(sums)]
         assert 0.9 * clip < max(moved) <= clip * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_is_predicted_of_a_row_does_not_depend_on_how_many_others_there_are(dtype: Any) -> None:
+    """Else one row more could turn others, under large weights that cancel, past the noise of a score."""
+    random = np.random.default_rng(0)
+    half = random.normal(size=20) * 1e25
+    theta = np.concatenate([half, half, [0]]).astype(dtype)
+    rows = random.normal(size=(2000, 20)).astype(dtype)
+    x, learner = np.hstack([rows, -rows]), Logistic(40, dtype=dtype)
+    whole = learner.predict(theta, x)
+    for count in range(1950, 1960):
+        np.testing.assert_array_equal(learner.predict(theta, x[:count]), whole[:count])

@@ -93,7 +93,7 @@ class Glm(Learner):
 
     def predict(self, parameters: Array, x: Array) -> Array:
         """The mean of each row: ``[..., n]`` for one output, else ``[..., n, outputs]``."""
-        mean = self.mean(self._eta(parameters, x)[1])
+        mean = self.mean(self._eta(parameters, x, apart=True)[1])  # no row's rounding depends on others
         return mean[..., 0, :] if self.outputs == 1 else np.swapaxes(mean, -1, -2)
 
     @abstractmethod
@@ -108,10 +108,10 @@ class Glm(Learner):
         """The gradient of the losses in ``eta``: mean minus label, ``[..., outputs, n]``."""
         return np.asarray(self.mean(eta) - y[..., None, :], dtype=eta.dtype)
 
-    def _eta(self, parameters: Array, x: Array) -> tuple[Array, Array]:
+    def _eta(self, parameters: Array, x: Array, apart: bool = False) -> tuple[Array, Array]:
         cut = self.width * self.outputs
         coef = parameters[..., :cut].reshape(*parameters.shape[:-1], self.outputs, self.width)
-        eta = np.matmul(coef, np.swapaxes(x, -1, -2))
+        eta = np.vecdot(coef[..., None, :], x[..., None, :, :]) if apart else np.matmul(coef, x.swapaxes(-1, -2))
         eta += parameters[..., cut:, None]
         return coef, eta
 
@@ -203,6 +203,6 @@ class Hazard(Glm):
         """``exp(eta)``."""
         return np.asarray(np.exp(eta))
 
-    def _eta(self, parameters: Array, x: Array) -> tuple[Array, Array]:
+    def _eta(self, parameters: Array, x: Array, apart: bool = False) -> tuple[Array, Array]:
         coef = parameters[..., None, :]
         return coef, np.matmul(coef, np.swapaxes(x, -1, -2))
