@@ -40,11 +40,7 @@ class Resume:
     run: str
 
 
-@dataclass
-class _Waiting:
-    event: ev.MachineEvent | Resume
-    done: asyncio.Future[None]
-    also: tuple[Put, ...] = ()
+Waiting = tuple[ev.MachineEvent | Resume, tuple[Put, ...], asyncio.Future[None]]
 
 
 class Driver:
@@ -71,7 +67,7 @@ class Driver:
         self.store = store
         self._tell = tell
         self._over = over
-        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._queue: asyncio.Queue[Waiting] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "store")
         self._bodies: dict[Key, bytes] = {}
         self._tails: dict[str, deque[dict[str, Any]]] = {}
@@ -111,9 +107,7 @@ class Driver:
         """
         if self.failed.done():
             raise UnreachableError("the coordinator has stopped")
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait(_Waiting(event, done, also))
-        await done
+        await self.post(event, *also)
 
     async def read(self, query: Callable[..., Any], *args: Any) -> Any:
         """Run a query in the database's thread."""
@@ -142,7 +136,7 @@ class Driver:
         return self._bodies[key]
 
     async def _loop(self) -> None:
-        batch: list[_Waiting] = []
+        batch: list[Waiting] = []
         try:
             while True:
                 batch = [await self._queue.get()]
@@ -156,34 +150,31 @@ class Driver:
         finally:
             while not self._queue.empty():
                 batch.append(self._queue.get_nowait())
-            for waiting in batch:
-                if not waiting.done.done():
-                    waiting.done.set_exception(UnreachableError("the coordinator has stopped"))
+            for _, _, waiting in batch:
+                if not waiting.done():
+                    waiting.set_exception(UnreachableError("the coordinator has stopped"))
 
-    async def _step(self, batch: Iterable[_Waiting]) -> None:
+    async def _step(self, batch: Iterable[Waiting]) -> None:
         merged = ev.Effects()
         done: list[asyncio.Future[None]] = []
-        for waiting in batch:
+        for event, also, waiting in batch:
             try:
-                event = waiting.event
                 if isinstance(event, Resume) or (isinstance(event, ev.Connected) and event.pending):
                     # The store is asked, and must know what the machine knows.
-                    await self._finish(merged, done)
+                    await self._carry_out(merged, done)
                     merged, done = ev.Effects(), []
-                    event = await self.read(self._answered, event)
-                effects = self.machine.handle(event)
+                    completed = await self.read(self._answered, event)
+                else:
+                    completed = event
+                effects = self.machine.handle(completed)
             except HansaError as error:
-                if not waiting.done.done():  # its caller may have left
-                    waiting.done.set_exception(error)
+                if not waiting.done():  # its caller may have left
+                    waiting.set_exception(error)
                 continue
-            effects.changes.extend(waiting.also)
+            effects.changes.extend(also)
             merged.extend(effects)
-            done.append(waiting.done)
-        await self._finish(merged, done)
-
-    async def _finish(self, effects: ev.Effects, done: Iterable[asyncio.Future[None]]) -> None:
-        self._sum_at_once(effects)
-        await self._carry_out(effects, done)
+            done.append(waiting)
+        await self._carry_out(merged, done)
 
     def _answered(self, event: ev.Connected | Resume) -> ev.MachineEvent:
         """The event with what the store says: of the run, or of each unsettled answer."""
@@ -216,6 +207,7 @@ class Driver:
 
     async def _carry_out(self, effects: ev.Effects, done: Iterable[asyncio.Future[None]]) -> None:
         """Commit, and then everything else."""
+        self._sum_at_once(effects)
         if effects.settled or effects.ended:
             self._over(effects.settled, effects.ended)
         if effects.changes or effects.blobs:
@@ -273,11 +265,12 @@ class Driver:
         for event, seconds in effects.alarms:
             self._alarms[event] = loop.call_later(seconds, self.post, event)
 
-    def post(self, event: ev.MachineEvent) -> None:
-        """Hand over an event whose outcome nobody waits for."""
+    def post(self, event: ev.MachineEvent | Resume, *also: Put) -> asyncio.Future[None]:
+        """Hand over an event, as `put` does, where nobody need wait for its outcome."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self._queue.put_nowait(_Waiting(event, done))
+        self._queue.put_nowait((event, also, done))
+        return done
 
     def _reduce(
         self, run: str, version: int, parties: tuple[str, ...], at_hand: Mapping[Key, bytes]
