@@ -64,8 +64,4 @@ PARTIES = Rpc("Parties", "unary", m.PartiesRequest, m.PartiesReply, _OPERATOR)
 REMOVE = Rpc("Remove", "unary", m.RemoveRequest, m.RemoveReply, _OPERATOR)
 STATUS = Rpc("Status", "unary", m.StatusRequest, m.StatusReply, _OPERATOR)
 
-_ALL: tuple[Rpc[Any, Any], ...] = (
-    JOIN, RENEW, ATTEND, DESCRIBE, FETCH, UPLOAD, SUBMIT, RUNS, EVENTS, RESULT, RESUME, INVITE,
-    PARTIES, REMOVE, STATUS,
-)  # fmt: skip
-RPCS: Mapping[str, Rpc[Any, Any]] = {rpc.name: rpc for rpc in _ALL}
+RPCS: Mapping[str, Rpc[Any, Any]] = {rpc.name: rpc for rpc in list(vars().values()) if isinstance(rpc, Rpc)}
