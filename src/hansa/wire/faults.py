@@ -14,6 +14,8 @@ from hansa.wire.messages import Problem
 
 _LOG = logging.getLogger(__name__)
 _TRAILER = "hansa-problem-bin"
+_ROOM = {"message": 600, "remedy": 300, "party": 100, "field": 100}
+"""Characters of each that fit into metadata: they have room for 8 KiB, in any script."""
 
 _CODES: dict[type[HansaError], grpc.StatusCode] = {
     errors.UsageError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -40,15 +42,8 @@ async def refuse(context: grpc.aio.ServicerContext[bytes, bytes], method: str, e
         _LOG.error("%s failed", method, exc_info=error)
         error = HansaError("the coordinator failed", remedy="Its log says why.")
     codes = (_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
-    # Metadata have room for 8 KiB, and so has this, in any script.
-    problem = Problem(
-        kind=type(error).__name__,
-        message=error.message[:600],
-        remedy=error.remedy[:300],
-        party=error.party[:100],
-        round=error.round or 0,
-        field=error.field[:100],
-    )
+    said: dict[str, str] = {name: getattr(error, name)[:most] for name, most in _ROOM.items()}
+    problem = Problem(kind=type(error).__name__, round=error.round or 0, **said)
     trailer = ((_TRAILER, problem.SerializeToString()),)
     await context.abort(next(codes, grpc.StatusCode.INTERNAL), error.message[:100], trailer)
 
@@ -94,5 +89,5 @@ def _rebuilt(problem: Problem) -> HansaError:
     kind = getattr(errors, problem.kind, HansaError)
     if not (isinstance(kind, type) and issubclass(kind, HansaError)):
         kind = HansaError
-    where: Any = {"party": problem.party, "round": problem.round or None, "field": problem.field}
-    return kind(problem.message, remedy=problem.remedy, **where)
+    said: Any = {name: getattr(problem, name) for name in _ROOM}
+    return kind(round=problem.round or None, **said)
