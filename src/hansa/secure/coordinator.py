@@ -189,14 +189,10 @@ def _wrong(desk: Desk, i: int, data: bytes) -> str:
         member.identity, data, b"survivors", terms.digest, desk.chosen
     ):
         return "a signature on other survivors"
-    if desk.phase != Phase.ROSTER:
-        return ""
-    fits = signed(member.identity, data[KEY:], b"roster", terms.digest)
-    return (
-        ""
-        if fits and digest(b"coin", data[:KEY]) == member.advert.coin
-        else "another roster signed, or another coin"
-    )
+    coin = digest(b"coin", data[:KEY]) == member.advert.coin
+    if desk.phase == Phase.ROSTER and not (coin and signed(member.identity, data[KEY:], b"roster", terms.digest)):
+        return "another roster signed, or another coin"
+    return ""
 
 
 def _asked(desk: Desk, phase: Phase, told: bytes = b"", **known: Any) -> Desk:
