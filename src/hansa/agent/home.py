@@ -67,10 +67,8 @@ class AgentHome:
         """
         cls.require_free(folder)
         if not cls.joined(folder):
-            raise TrustError(
-                f"no party has joined in {folder}",
-                remedy="Give the token that the coordinator's operator sent: --token T",
-            )
+            remedy = "Give the token that the coordinator's operator sent: --token T"
+            raise TrustError(f"no party has joined in {folder}", remedy=remedy)
         try:
             body = json.loads((folder / "party.json").read_bytes())
             own = keys.split_pem((folder / "party.pem").read_bytes())
@@ -78,10 +76,8 @@ class AgentHome:
             who = body["party"], body["federation"], body["address"]
             return cls(folder, *who, *own, root, body.get("token", ""))
         except (OSError, ValueError, KeyError) as error:
-            raise StoreError(
-                f"the agent's folder {folder} is damaged: {error}",
-                remedy="Restore it from a backup, or join anew in another folder with --home",
-            ) from error
+            remedy = "Restore it from a backup, or join anew in another folder with --home"
+            raise StoreError(f"the agent's folder {folder} is damaged: {error}", remedy=remedy) from error
 
     @classmethod
     async def join(cls, folder: Path, token: Token, record: Record) -> AgentHome:

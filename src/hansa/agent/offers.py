@@ -42,10 +42,8 @@ class Offers:
         known = self._store.row("offer", dataset=dataset)
         kinds = tuple(allow) or tuple(known["allow"] if known else ())
         if not kinds:
-            raise UsageError(
-                f"no kind of task is allowed on {dataset!r}",
-                remedy=f"Say --allow KIND; known: {', '.join(BUILT_IN)}",
-            )
+            remedy = f"Say --allow KIND; known: {', '.join(BUILT_IN)}"
+            raise UsageError(f"no kind of task is allowed on {dataset!r}", remedy=remedy)
         row = {"dataset": dataset, "source": source.model_dump(), "allow": list(kinds)}
         self._store.apply([Put("offer", row)])
         return Offer(dataset, table, kinds)
@@ -76,10 +74,8 @@ class Offers:
         spelt = _spelt(said)
         row = self._store.row("member", name=name)
         if row and row["identity"] and words(row["identity"]) != spelt:
-            raise TrustError(
-                f"the coordinator shows {words(row['identity'])!r} for {name!r}",
-                remedy=f"Ask the people of {name} what their `hansa agent status` says: one of the two lies",
-            )
+            remedy = f"Ask the people of {name} what their `hansa agent status` says: one of the two lies"
+            raise TrustError(f"the coordinator shows {words(row['identity'])!r} for {name!r}", remedy=remedy)
         self._store.apply([Put("member", {"name": name, "identity": None, "words": spelt})])
 
     def roster(self, but: str = "") -> list[dict[str, Any]]:

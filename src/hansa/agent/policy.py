@@ -87,16 +87,13 @@ def _offered(federation: Federation, offers: Sequence[Offer]) -> Offer:
     federation.require_no_code()
     offer = next((o for o in offers if o.dataset == federation.dataset), None)
     if offer is None:
-        raise ConsentError(
-            f"this party offers no data set {federation.dataset!r}",
-            remedy=f"Its owner can say `hansa agent start --data {federation.dataset}=FILE --allow KIND`",
-        )
+        remedy = f"Its owner can say `hansa agent start --data {federation.dataset}=FILE --allow KIND`"
+        raise ConsentError(f"this party offers no data set {federation.dataset!r}", remedy=remedy)
     kind = federation.task.kind
     if kind not in offer.allow:
-        raise ConsentError(
-            f"its owner allows {', '.join(offer.allow) or 'nothing'} on {offer.dataset!r}, not {kind}",
-            remedy=f"Its owner can say `hansa agent start --allow {kind}`",
-        )
+        what = f"its owner allows {', '.join(offer.allow) or 'nothing'} on {offer.dataset!r}, not {kind}"
+        remedy = f"Its owner can say `hansa agent start --allow {kind}`"
+        raise ConsentError(what, remedy=remedy)
     return offer
 
 

@@ -42,11 +42,9 @@ def admissible(federation: Federation, guests: Mapping[str, Guest]) -> dict[str,
         return ready
     if refused:
         name, allow = sorted(refused.items())[0]
-        raise ConsentError(
-            f"its owner allows {', '.join(allow) or 'nothing'} on {dataset!r}, not {kind}",
-            party=name,
-            remedy=f"The owner can say `hansa agent start --allow {kind}`",
-        )
+        what = f"its owner allows {', '.join(allow) or 'nothing'} on {dataset!r}, not {kind}"
+        remedy = f"The owner can say `hansa agent start --allow {kind}`"
+        raise ConsentError(what, party=name, remedy=remedy)
     raise _too_few(dataset, needed, ready, away, others)
 
 

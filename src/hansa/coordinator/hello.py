@@ -23,10 +23,8 @@ PENDING = 1000
 def speaks(protocol: int) -> None:
     """Raises TrustError unless the other side speaks this protocol."""
     if protocol != PROTOCOL:
-        raise TrustError(
-            f"the other side speaks protocol {protocol}, this coordinator {PROTOCOL}",
-            remedy="Use the same version of Hansa on both sides",
-        )
+        remedy = "Use the same version of Hansa on both sides"
+        raise TrustError(f"the other side speaks protocol {protocol}, this coordinator {PROTOCOL}", remedy=remedy)
 
 
 def connected(party: str, hello: m.Hello) -> Connected:
@@ -58,11 +56,9 @@ def _offer(offer: m.Offer, party: str) -> Offered:
 
 def _at_most(most: int, what: str, count: int, party: str) -> None:
     if count > most:
-        raise TrustError(
-            f"it offers {count} {what}, and a coordinator takes at most {most}",
-            party=party,
-            remedy="Offer fewer, or a table with only the columns that studies need",
-        )
+        what = f"it offers {count} {what}, and a coordinator takes at most {most}"
+        remedy = "Offer fewer, or a table with only the columns that studies need"
+        raise TrustError(what, party=party, remedy=remedy)
 
 
 def _short(names: Iterable[str], party: str) -> None:

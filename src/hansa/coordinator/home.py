@@ -40,10 +40,8 @@ class CoordinatorHome:
             StoreError: if it is there and cannot be read, or is an agent's.
         """
         if (folder / "party.json").exists():
-            raise StoreError(
-                f"the folder {folder} is an agent's",
-                remedy="Give the coordinator a folder of its own with --home",
-            )
+            remedy = "Give the coordinator a folder of its own with --home"
+            raise StoreError(f"the folder {folder} is an agent's", remedy=remedy)
         seed = folder / "lobby.seed"
         # The key comes last, and the database after it: without both, nobody can have joined. A folder
         # that lost its key alone is never given another authority.
@@ -56,10 +54,9 @@ class CoordinatorHome:
             kept = (folder / "name").read_text(encoding="utf-8")
             return cls(folder, kept, pki.Authority.load(folder), seed.read_bytes())
         except OSError as error:
-            raise StoreError(
-                f"the coordinator's folder {folder} is incomplete: {error}",
-                remedy="Restore it from a backup, or begin a new one with --home",
-            ) from error
+            what = f"the coordinator's folder {folder} is incomplete: {error}"
+            remedy = "Restore it from a backup, or begin a new one with --home"
+            raise StoreError(what, remedy=remedy) from error
 
     @property
     def roots_pem(self) -> bytes:

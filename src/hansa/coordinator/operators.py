@@ -86,10 +86,8 @@ class Operators:
         name = pki.canonical_name(request.party)
         guest = self.driver.machine.guests.get(name)
         if guest is not None and guest.state == "active":
-            raise StudyError(
-                f"a party named {name!r} has joined already",
-                remedy=f"Choose another name, or `hansa party remove {name}` first",
-            )
+            remedy = f"Choose another name, or `hansa party remove {name}` first"
+            raise StudyError(f"a party named {name!r} has joined already", remedy=remedy)
         token = self.home.token(self.address)
         expires = time.time() + request.lifetime_seconds
         row = {"hash": secret_hash(token.secret).hex(), "party": name, "expires": expires}

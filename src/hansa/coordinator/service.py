@@ -111,11 +111,9 @@ class Coordinator(Operators):
     def _require_member(self, peer: pki.Identity) -> None:
         guest = self.driver.machine.guests.get(peer.name)
         if guest is None or guest.state != "active" or peer.serial not in guest.serial.split():
-            raise TrustError(
-                "this party was removed, or has joined anew with another key",
-                party=peer.name,
-                remedy="Ask the operator for a new token: hansa party invite NAME",
-            )
+            what = "this party was removed, or has joined anew with another key"
+            remedy = "Ask the operator for a new token: hansa party invite NAME"
+            raise TrustError(what, party=peer.name, remedy=remedy)
 
     def _renewed(self) -> tuple[bytes, bytes] | None:
         """Asked before each handshake; the operator's certificate is seen to on the way."""

@@ -114,10 +114,8 @@ class CoordinatorStore(Database):
         except OSError as error:
             raise StoreError(f"the blob {path} cannot be read: {error}") from error
         if blake3(body).hexdigest() != row["digest"]:
-            raise StoreError(
-                f"the blob {path if row['body'] is None else path.name} is damaged",
-                remedy="Restore the coordinator's folder from a backup",
-            )
+            remedy = "Restore the coordinator's folder from a backup"
+            raise StoreError(f"the blob {path if row['body'] is None else path.name} is damaged", remedy=remedy)
         return body
 
     def spool(self, run: str, version: int, party: str) -> Path:

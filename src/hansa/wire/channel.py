@@ -153,11 +153,7 @@ def _not_listening(host: str, port: int) -> UnreachableError:
         )
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            return UnreachableError(
-                f"cannot listen on {where}: {error.strerror}",
-                remedy="Is the host an address of this machine? 0.0.0.0 means all of them.",
-            )
-    return UnreachableError(
-        f"port {port} on {host} is in use",
-        remedy="Choose another one with --port, or any free one with --port 0.",
-    )
+            remedy = "Is the host an address of this machine? 0.0.0.0 means all of them."
+            return UnreachableError(f"cannot listen on {where}: {error.strerror}", remedy=remedy)
+    remedy = "Choose another one with --port, or any free one with --port 0."
+    return UnreachableError(f"port {port} on {host} is in use", remedy=remedy)

@@ -171,7 +171,5 @@ def _decoded(rpc: Rpc[Any, R], raw: bytes) -> R:
     try:
         return rpc.reply.FromString(raw)
     except DecodeError as error:
-        raise UnreachableError(
-            f"the coordinator's answer to {rpc.name} cannot be read",
-            remedy="Use the same version of Hansa on both sides.",
-        ) from error
+        remedy = "Use the same version of Hansa on both sides."
+        raise UnreachableError(f"the coordinator's answer to {rpc.name} cannot be read", remedy=remedy) from error

@@ -58,19 +58,15 @@ def from_status(error: grpc.aio.AioRpcError) -> HansaError:
                 break
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE and _NOT_TRUSTED.search(details):
-        return TrustError(
-            "the coordinator at this address is not the one that was joined",
-            remedy="Check the address, or join with a token of this coordinator.",
-        )
+        remedy = "Check the address, or join with a token of this coordinator."
+        return TrustError("the coordinator at this address is not the one that was joined", remedy=remedy)
     if code is grpc.StatusCode.UNAVAILABLE and "WRONG_VERSION_NUMBER" in details:
         return UnreachableError("there is no coordinator of Hansa's at this address")
     if code is grpc.StatusCode.UNAVAILABLE:
         # The last reason in gRPC's account of a failed connection.
         last = details.rpartition("last error: ")[2].rpartition(": ")[2]
-        return UnreachableError(
-            f"the coordinator cannot be reached ({last or 'no reason given'})",
-            remedy="Is it running, and does it still accept this machine's certificate?",
-        )
+        remedy = "Is it running, and does it still accept this machine's certificate?"
+        return UnreachableError(f"the coordinator cannot be reached ({last or 'no reason given'})", remedy=remedy)
     if code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
         return UnreachableError("the coordinator did not answer in time")
     if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):

@@ -30,8 +30,6 @@ class OperatorKeys(NamedTuple):
             own = split_pem((folder / "operator.pem").read_bytes())
             root = (folder / "authority.pem").read_bytes()
         except (OSError, ValueError):
-            raise UnreachableError(
-                f"no coordinator was started in {folder}",
-                remedy="`hansa coordinator start` starts one; --home names another folder",
-            ) from None
+            remedy = "`hansa coordinator start` starts one; --home names another folder"
+            raise UnreachableError(f"no coordinator was started in {folder}", remedy=remedy) from None
         return cls(body["local"], *own, root)
