@@ -16,7 +16,7 @@ from hansa.coordinator import events as ev
 from hansa.coordinator.live import Guest, Live, revived
 from hansa.coordinator.machine import Machine
 from hansa.coordinator.store import INLINE, CoordinatorStore
-from hansa.database import Drop, Put
+from hansa.database import Put
 from hansa.errors import HansaError, UnreachableError, reason_of
 from hansa.run import now
 from hansa.secure.coordinator import total
@@ -208,8 +208,7 @@ class Driver:
     async def _carry_out(self, effects: ev.Effects, done: Iterable[asyncio.Future[None]]) -> None:
         """Commit, and then everything else."""
         self._sum_at_once(effects)
-        if effects.settled or effects.ended:
-            self._over(effects.settled, effects.ended)
+        self._over(effects.settled, effects.ended)
         if effects.changes or effects.blobs:
             await self.read(self._commit, effects)
         self._remember(effects)
@@ -237,8 +236,6 @@ class Driver:
             self._tails.pop(run, None)
         for change in effects.changes:
             row = dict(change.values)
-            if isinstance(change, Drop):
-                continue
             if change.table == "run" and "status" in row:
                 under_way = row["status"] == "running"
                 (self.under_way.add if under_way else self.under_way.discard)(row["id"])
