@@ -137,8 +137,6 @@ class Desk:
 def _enough_rows(train: Table, test: Table) -> None:
     for rows, what in ((train.rows, "to learn from"), (test.rows, "held out")):
         if rows < FEWEST and (rows or what == "to learn from"):
-            raise ConsentError(
-                f"this party has fewer than {FEWEST} rows {what} in this study, and sums over so few do not "
-                "leave it",
-                remedy="Offer more rows, or change evaluation.holdout in the study",
-            )
+            few = f"fewer than {FEWEST} rows {what} in this study, and sums over so few do not leave it"
+            remedy = "Offer more rows, or change evaluation.holdout in the study"
+            raise ConsentError(f"this party has {few}", remedy=remedy)

@@ -48,9 +48,8 @@ class AgentHome:
             StoreError: if a coordinator lives there.
         """
         if (folder / "authority.key").exists():
-            raise StoreError(
-                f"the folder {folder} is a coordinator's", remedy="Give the agent a folder of its own with --home"
-            )
+            remedy = "Give the agent a folder of its own with --home"
+            raise StoreError(f"the folder {folder} is a coordinator's", remedy=remedy)
 
     @classmethod
     def joined(cls, folder: Path) -> bool:

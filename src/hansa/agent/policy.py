@@ -59,11 +59,9 @@ def admit(federation: Federation, ask: Ask, setup: Setup, offers: Sequence[Offer
     if ask.parties != cohort:
         raise ConsentError("the coordinator asks another cohort than the study draws")
     if not permitted:
-        raise ConsentError(
-            f"{ask.work!r} asks for other fields than the study declares "
-            f"({', '.join(field.name for field in ask.fields)}), or by another way",
-            remedy="The coordinator is of another version, or not to be trusted",
-        )
+        fields = ", ".join(field.name for field in ask.fields)
+        what = f"{ask.work!r} asks for other fields than the study declares ({fields}), or by another way"
+        raise ConsentError(what, remedy="The coordinator is of another version, or not to be trusted")
     return offer
 
 
@@ -74,12 +72,10 @@ def company(rules: Rules, honest: int) -> None:
         ConsentError: naming what would do.
     """
     if rules.honest < honest:
-        raise ConsentError(
-            f"its owner asks for {honest} honest parties beside it in a secure sum, and the study is sure of "
-            f"{rules.honest}",
-            remedy=f"Raise cohort.minimum to {honest + rules.corrupt + 1}, or its owner can say "
-            f"`hansa agent start --honest {rules.honest}`",
-        )
+        sure, way = f"the study is sure of {rules.honest}", f"`hansa agent start --honest {rules.honest}`"
+        remedy = f"Raise cohort.minimum to {honest + rules.corrupt + 1}, or its owner can say {way}"
+        what = f"its owner asks for {honest} honest parties beside it in a secure sum, and {sure}"
+        raise ConsentError(what, remedy=remedy)
 
 
 def _offered(federation: Federation, offers: Sequence[Offer]) -> Offer:
@@ -103,10 +99,8 @@ def _columns(federation: Federation, setup: Setup, offer: Offer, party: str) -> 
     chosen = sorted(federation.task.select(names, party))
     wanted = sorted([*setup.numbers, *setup.categories])
     if wanted != chosen:
-        differing = set(wanted) ^ set(chosen) or set(wanted)
-        raise ConsentError(
-            f"the coordinator wants the columns {', '.join(sorted(differing))} otherwise than the study says"
-        )
+        differing = ", ".join(sorted(set(wanted) ^ set(chosen) or set(wanted)))
+        raise ConsentError(f"the coordinator wants the columns {differing} otherwise than the study says")
     if setup.seed != federation.seed:
         raise ConsentError("the coordinator draws from another seed than the study's")
     declared = {

@@ -63,9 +63,7 @@ def _at_most(most: int, what: str, count: int, party: str) -> None:
 
 def _short(names: Iterable[str], party: str) -> None:
     for long in (name for name in names if len(name) > LONGEST_NAME):
-        raise TrustError(
-            f"a name in its offers has {len(long)} characters, {long[:40]!r}...; at most"
-            f" {LONGEST_NAME} are taken",
-            party=party,
-            remedy="Give the data set or the column a shorter name",
+        what = (
+            f"a name in its offers has {len(long)} characters, {long[:40]!r}...; at most {LONGEST_NAME} are taken"
         )
+        raise TrustError(what, party=party, remedy="Give the data set or the column a shorter name")

@@ -74,9 +74,8 @@ def from_status(error: grpc.aio.AioRpcError) -> HansaError:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return errors.ContributionError(f"a message is too large: {details}")
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return UnreachableError(
-            "the coordinator does not know this call", remedy="Use the same version of Hansa."
-        )
+        remedy = "Use the same version of Hansa."
+        return UnreachableError("the coordinator does not know this call", remedy=remedy)
     return HansaError(f"the coordinator failed ({code.name}: {details})")
 
 

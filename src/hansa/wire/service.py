@@ -55,9 +55,8 @@ def _admit(rpc: Rpc[Any, Any], context: Context, authorise: Authorise) -> Identi
         raise TrustError("the connection has no client certificate")
     peer = authorise(certificates[0])
     if peer.role not in rpc.roles:
-        raise TrustError(
-            f"{rpc.name} is not for the role {peer.role!r}", remedy=f"It is for: {', '.join(sorted(rpc.roles))}."
-        )
+        remedy = f"It is for: {', '.join(sorted(rpc.roles))}."
+        raise TrustError(f"{rpc.name} is not for the role {peer.role!r}", remedy=remedy)
     return peer
 
 
