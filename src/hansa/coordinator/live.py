@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hansa.contribution import Ask, Json
@@ -184,17 +184,10 @@ def revived(
     made = course.ask(progress)
     live.take(None if made is None else draw(federation, course, made))
     if live.ask is None or live.ask.digest != ask["digest"]:
-        raise StoreError(
-            f"exchange {ask['version']} of run {live.id} cannot be made again as it was: another"
-            " version of Hansa began it",
-            remedy="Start that version",
-        )
-    live.answers = {
-        row["party"]: Answered(
-            row["attempt"], row["digest"], row["weight"], row["taken"], row["reason"], row["size"]
-        )
-        for row in answers
-    }
+        was = f"exchange {ask['version']} of run {live.id} cannot be made again as it was"
+        raise StoreError(f"{was}: another version of Hansa began it", remedy="Start that version")
+    kept = [one.name for one in fields(Answered)]
+    live.answers = {row["party"]: Answered(**{name: row[name] for name in kept}) for row in answers}
     open_: Desk | None = decode(desk, Desk) if desk else None
     if open_ is not None and open_.terms.attempt == live.number:
         vectors = [name for name, answer in live.answers.items() if answer.taken]

@@ -115,11 +115,8 @@ class Machine:
     def _joined(self, effects: ev.Effects, event: ev.Joined) -> None:
         known = self.guests.get(party := event.party)
         if known is not None and known.state == "active":
-            raise TrustError(
-                "a party of that name has joined already",
-                party=party,
-                remedy=f"The operator can say `hansa party remove {party}` and invite it anew",
-            )
+            remedy = f"The operator can say `hansa party remove {party}` and invite it anew"
+            raise TrustError("a party of that name has joined already", party=party, remedy=remedy)
         self.guests[party] = Guest("active", event.serial, event.expires, counted=known.counted if known else {})
         self._save_guest(effects, party)
 
