@@ -32,7 +32,7 @@ from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
 from hansa.wire.client import Client, Conversation
-from hansa.wire.rpcs import ATTEND, DESCRIBE, FETCH, PROTOCOL, RENEW, UPLOAD
+from hansa.wire.rpcs import ATTEND, DESCRIBE, FETCH, PENDING, PROTOCOL, RENEW, UPLOAD
 
 LOG = structlog.get_logger("hansa.agent")
 
@@ -41,9 +41,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 
 LASTED = 10.0
 """Seconds that a session lasts if it does not fail at once, and again whenever it begins anew."""
-
-PENDING = 1000
-"""Answers that an agent asks about at once; the others when it comes back."""
 
 COUNTABLE = 1 << 47
 """Numbers below this one are those that a database can keep, with that of an attempt behind them."""
@@ -174,11 +171,9 @@ class Agent:
         for work in notice.work:
             self._begin(self._take(work), self._calling)
         if notice.HasField("removed"):
-            raise TrustError(
-                f"the coordinator removed this party: {notice.removed.reason}",
-                party=self.home.party,
-                remedy="Ask its operator; a new token lets the party join again",
-            )
+            what = f"the coordinator removed this party: {notice.removed.reason}"
+            remedy = "Ask its operator; a new token lets the party join again"
+            raise TrustError(what, party=self.home.party, remedy=remedy)
 
     # --- work
 

@@ -8,16 +8,13 @@ from hansa.data.table import ColumnSchema
 from hansa.errors import TrustError
 from hansa.text import without_controls
 from hansa.wire import messages as m
-from hansa.wire.rpcs import PROTOCOL
+from hansa.wire.rpcs import PENDING, PROTOCOL
 
 OFFERS, COLUMNS, KINDS = 200, 20_000, 100
 """Offers of one party, columns of all of them together, and kinds of task that one of them allows."""
 
 LONGEST_NAME = 200
 """Characters in the name of a data set, a column, or a kind of task."""
-
-PENDING = 1000
-"""Answers that a party may ask about at once."""
 
 
 def speaks(protocol: int) -> None:

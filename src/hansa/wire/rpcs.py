@@ -14,6 +14,9 @@ SERVICE = "hansa.Hansa"
 PROTOCOL = 1
 """Version of the protocol; the number in Hello and JoinRequest."""
 
+PENDING = 1000
+"""Answers that a party may ask about at once; about the others when it comes back."""
+
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
 Kind = Literal["unary", "server_stream", "bidi"]
