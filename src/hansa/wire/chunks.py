@@ -13,14 +13,13 @@ from blake3 import blake3
 from hansa.errors import ContributionError, UnreachableError
 from hansa.files import sync_folder
 from hansa.wire.messages import Chunk
+from hansa.wire.tensors import Buffer
 
 if TYPE_CHECKING:
     from io import BufferedWriter
 
 CHUNK = 1 << 20
 """Bytes in a chunk; a body of at most this size travels inline instead."""
-
-Buffer = bytes | bytearray | memoryview
 
 
 def digest(data: Buffer) -> bytes:
