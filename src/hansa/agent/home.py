@@ -119,11 +119,6 @@ class AgentHome:
         self.require_free(self.folder)
         write_whole(self.folder / "authority.pem", self.root_pem, private=True)
         write_whole(self.folder / "party.pem", self.key_pem + self.certificate_pem, private=True)
-        body = {
-            "party": self.party,
-            "federation": self.federation,
-            "address": self.address,
-            "token": self.joined_with,
-        }
-        said = json.dumps(body, ensure_ascii=False).encode()
+        who = {name: getattr(self, name) for name in ("party", "federation", "address")}
+        said = json.dumps({**who, "token": self.joined_with}, ensure_ascii=False).encode()
         write_whole(self.folder / "party.json", said, private=True)

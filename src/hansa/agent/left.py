@@ -28,14 +28,8 @@ class Left:
 
     def __call__(self, method: str, data: bytes) -> None:
         """Write the line of one message."""
-        line: dict[str, Json] = {
-            "at": now(),
-            "call": method,
-            "bytes": len(data),
-            "hash": blake3(data).hexdigest(),
-            **(_ABOUT.get() or {}),
-        }
-        self._file.write(canonical(line) + b"\n")
+        sent: dict[str, Json] = {"call": method, "bytes": len(data), "hash": blake3(data).hexdigest()}
+        self._file.write(canonical({"at": now(), **sent, **(_ABOUT.get() or {})}) + b"\n")
 
     def close(self) -> None:
         """Release the file."""
