@@ -134,10 +134,9 @@ class Coordinator(Operators):
         remedy = "Ask the operator for a new token: hansa party invite NAME"
         if row is None:
             raise TrustError("this coordinator does not know the token", remedy=remedy)
-        if row["used"] or hashed in self._joining:
-            raise TrustError("the token was used already", party=row["party"], remedy=remedy)
-        if row["expires"] < time.time():
-            raise TrustError("the token has expired", party=row["party"], remedy=remedy)
+        if (used := row["used"] or hashed in self._joining) or row["expires"] < time.time():
+            what = "the token was used already" if used else "the token has expired"
+            raise TrustError(what, party=row["party"], remedy=remedy)
         self._joining.add(hashed)
         authority = self.home.authority
         try:
