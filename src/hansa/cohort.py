@@ -60,18 +60,15 @@ class Fixed(All):
     def model_post_init(self, context: Any) -> None:
         """Refuse a cohort that could never reach its minimum."""
         if self.size < self.minimum:
-            raise StudyError(
-                f"a cohort of {self.size} is smaller than its minimum of {self.minimum}",
-                remedy="Raise cohort.size, or lower cohort.minimum",
-            )
+            what = f"a cohort of {self.size} is smaller than its minimum of {self.minimum}"
+            remedy = "Raise cohort.size, or lower cohort.minimum"
+            raise StudyError(what, remedy=remedy)
 
     def draw(self, setup: Setup, round: int) -> tuple[str, ...]:
         """The cohort of a round, in roster order; a StudyError if the roster is smaller than the cohort."""
         if self.size > len(setup.parties):
-            raise StudyError(
-                f"a cohort of {self.size} from {len(setup.parties)} parties",
-                remedy="Lower cohort.size, or invite more parties",
-            )
+            remedy = "Lower cohort.size, or invite more parties"
+            raise StudyError(f"a cohort of {self.size} from {len(setup.parties)} parties", remedy=remedy)
         random = keyed.generator(setup.seed, "cohort", round)
         chosen = random.choice(len(setup.parties), size=self.size, replace=False)
         return _named(setup, np.sort(chosen))

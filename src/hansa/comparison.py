@@ -110,10 +110,9 @@ def cross_matrix(run: Run, parties: Mapping[str, Table], metric: str = "accuracy
     """
     method, task, evaluation = run.federation.method, run.federation.task, run.federation.evaluation
     if not method.personalises or evaluation.central:
-        raise StudyError(
-            f"no party has a model and rows of its own: {method.kind}, central={evaluation.central}",
-            remedy="Use ditto, fedper, fedrep or ifca, and leave evaluation.central out",
-        )
+        what = f"no party has a model and rows of its own: {method.kind}, central={evaluation.central}"
+        remedy = "Use ditto, fedper, fedrep or ifca, and leave evaluation.central out"
+        raise StudyError(what, remedy=remedy)
     if metric not in task.metric_names:
         raise StudyError(f"the task has no metric {metric!r}", remedy=did_you_mean(metric, task.metric_names))
     if run.setup is None or run.progress is None:

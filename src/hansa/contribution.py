@@ -155,10 +155,8 @@ class Field:
         if self.like == "parameters":
             return replace(self, shape=self.shape or (size,), dtype=dtype)
         if self.shape is None:
-            raise StudyError(
-                f"field {self.name!r} has neither a shape nor likeness",
-                remedy='Declare shape=(...) or like="parameters"',
-            )
+            remedy = 'Declare shape=(...) or like="parameters"'
+            raise StudyError(f"field {self.name!r} has neither a shape nor likeness", remedy=remedy)
         return self
 
     @property

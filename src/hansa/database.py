@@ -210,10 +210,9 @@ def upgrade(engine: sa.Engine, migrations: Path) -> None:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except CommandError as error:
-        raise StoreError(
-            f"the database has a revision that this version of Hansa does not know: {error}",
-            remedy="Update Hansa to the version that wrote it",
-        ) from None
+        what = f"the database has a revision that this version of Hansa does not know: {error}"
+        remedy = "Update Hansa to the version that wrote it"
+        raise StoreError(what, remedy=remedy) from None
 
 
 def _engine(url: str | Path) -> sa.Engine:

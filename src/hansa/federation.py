@@ -49,10 +49,8 @@ def deployed(federation: Federation, setup: Setup, secret: bytes, run: str) -> C
     if secret:
         return federation.course(setup, derived(secret, "run", run))
     if federation.noised:
-        raise PrivacyError(
-            "there is no key for the noise, and the study's seed is public",
-            remedy="Run an agent and a coordinator from their own folders, which keep one",
-        )
+        remedy = "Run an agent and a coordinator from their own folders, which keep one"
+        raise PrivacyError("there is no key for the noise, and the study's seed is public", remedy=remedy)
     return federation.course(setup)
 
 
@@ -135,10 +133,9 @@ class Federation(Part):
             )
         counts = replace(_ROWS, privacy=self.privacy)
         if self.method.statistics and not self.statistics.bind(counts)[-1].noise:  # a sum alone hides no row
-            raise PipelineError(
-                f"the method {self.method.kind} counts rows in cells that may hold one, and nothing hides them",
-                remedy="Put noise into [statistics], such as local-gaussian",
-            )
+            what = f"the method {self.method.kind} counts rows in cells that may hold one, and nothing hides them"
+            remedy = "Put noise into [statistics], such as local-gaussian"
+            raise PipelineError(what, remedy=remedy)
         if self.statistics.stages and not self.evaluation.central and self.evaluation.due(self.rounds, last=True):
             tallies = self.evaluation.fields(self.task, self.evaluation.own)
             self.statistics.bind(Signal(tallies, weights="equal", privacy=self.privacy))
@@ -198,15 +195,11 @@ class Federation(Part):
             StudyError: if its evaluation is central: nobody but a simulation holds the test table.
         """
         if self.evaluation.central:
-            raise StudyError(
-                "evaluation.central is of a test table, which only a simulation has",
-                remedy="Leave evaluation.central out, or `hansa simulate`",
-            )
+            remedy = "Leave evaluation.central out, or `hansa simulate`"
+            raise StudyError("evaluation.central is of a test table, which only a simulation has", remedy=remedy)
         if self.has_code or self.task.kind not in BUILT_IN:
-            raise ConsentError(
-                "the study brings code, and agents run built-in task kinds only",
-                remedy=f"Use a built-in task kind ({', '.join(BUILT_IN)}), or `hansa simulate`",
-            )
+            remedy = f"Use a built-in task kind ({', '.join(BUILT_IN)}), or `hansa simulate`"
+            raise ConsentError("the study brings code, and agents run built-in task kinds only", remedy=remedy)
 
     def rules(self, parties: int) -> Rules | None:
         """What each of so many parties holds a secure sum to: the study's adversary, the largest of its
@@ -273,10 +266,9 @@ class Federation(Part):
         self.cohort.draw(setup, 1)  # refuses a cohort that the roster cannot fill
         cap = self.privacy.epsilon
         if cap and (cost := self.guaranteed(setup)["public"].epsilon) > cap:
-            raise PrivacyError(
-                f"the models cost an epsilon of {cost:.4g}, and privacy.epsilon is {cap:g}",
-                remedy="Add noise to the aggregation, run fewer rounds, or raise privacy.epsilon",
-            )
+            what = f"the models cost an epsilon of {cost:.4g}, and privacy.epsilon is {cap:g}"
+            remedy = "Add noise to the aggregation, run fewer rounds, or raise privacy.epsilon"
+            raise PrivacyError(what, remedy=remedy)
         return setup
 
     def bounds(self, numbers: Sequence[str]) -> dict[str, tuple[float, float]] | None:
@@ -348,10 +340,9 @@ class Federation(Part):
             here = among if trains or among is None else among.all_of(asked)
             bound = chain.bind(replace(signal, privacy=self.privacy, among=here))[-1]
             if among is None and any(noised.where == "shares" for noised in bound.noise):
-                raise PrivacyError(
-                    "what shares of noise are worth depends on the parties and on the model's size",
-                    remedy="Ask a run for its guarantee, or federation.guaranteed(setup)",
-                )
+                what = "what shares of noise are worth depends on the parties and on the model's size"
+                remedy = "Ask a run for its guarantee, or federation.guaranteed(setup)"
+                raise PrivacyError(what, remedy=remedy)
             noise = tuple((noised.where, noised.event) for noised in bound.noise)
             sampling = None
             # Who is quick is counted in a buffered run: no sample.
@@ -412,9 +403,7 @@ class Federation(Part):
     def _features(self, party: str, columns: Sequence[ColumnSchema]) -> tuple[str, ...]:
         names = [column.name for column in columns if column.name != self.evaluation.split]
         if self.evaluation.split and len(names) == len(columns):
-            raise DataError(
-                f"the column {self.evaluation.split!r}, which says what is held out, is missing",
-                party=party,
-                remedy="Correct evaluation.split in the study, or the table",
-            )
+            what = f"the column {self.evaluation.split!r}, which says what is held out, is missing"
+            remedy = "Correct evaluation.split in the study, or the table"
+            raise DataError(what, party=party, remedy=remedy)
         return self.task.select(names, party)

@@ -48,10 +48,8 @@ def estimates(facts: Mapping[str, Json], level: float = 0.95) -> list[Estimate]:
         raise UsageError(f"a confidence level of {level}", remedy="Say one between 0 and 1")
     found = facts.get("inference")
     if not found:
-        raise RunError(
-            "this model has no standard errors",
-            remedy='Train it with [method] kind = "irls" or "cox", and let a round be counted',
-        )
+        remedy = 'Train it with [method] kind = "irls" or "cox", and let a round be counted'
+        raise RunError("this model has no standard errors", remedy=remedy)
     degrees = found["degrees"]
     width = quantile(level, degrees)
     rows = []

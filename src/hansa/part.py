@@ -139,10 +139,9 @@ class Catalogue(Generic[P]):
         for key in sorted(set(body) - set(self.find(kind).model_fields)):
             for other in self:
                 if key in self.find(other).model_fields:
-                    raise StudyError(
-                        f"unknown key {PLACE.get() or self.noun}.{key} for {self.tag} {kind!r}",
-                        remedy=f'It belongs to {self.tag} = "{other}"',
-                    )
+                    what = f"unknown key {PLACE.get() or self.noun}.{key} for {self.tag} {kind!r}"
+                    remedy = f'It belongs to {self.tag} = "{other}"'
+                    raise StudyError(what, remedy=remedy)
 
     def __get_pydantic_core_schema__(self, part: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         written = core_schema.plain_serializer_function_ser_schema(self.spec)

@@ -274,10 +274,8 @@ class Run:
             checkpoint = folder / CHECKPOINT.format(round)
             kept = sorted(int(p.stem.split("-")[1]) for p in folder.glob(CHECKPOINT.format("*")))
             if round not in kept:
-                raise StoreError(
-                    f"{folder} keeps no checkpoint of round {round}",
-                    remedy=f"There are {', '.join(map(str, kept)) or 'none'}; `keep` writes them",
-                )
+                remedy = f"There are {', '.join(map(str, kept)) or 'none'}; `keep` writes them"
+                raise StoreError(f"{folder} keeps no checkpoint of round {round}", remedy=remedy)
         try:
             federation = Federation.from_json((folder / "federation.json").read_bytes())
             lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()

@@ -127,10 +127,8 @@ def _from_python(path: Path) -> Federation:
 def _code(task: Mapping[str, Any], folder: Path) -> tuple[Task, str]:
     """The author's task, loaded, and the name of the file it came from."""
     if extra := set(task) - {"module", "kind"}:
-        raise StudyError(
-            f"task.{sorted(extra)[0]} beside task.module",
-            remedy="A task with a module says everything in the module",
-        )
+        remedy = "A task with a module says everything in the module"
+        raise StudyError(f"task.{sorted(extra)[0]} beside task.module", remedy=remedy)
     name, _, attribute = str(task["module"]).partition(":")
     if not name.isidentifier() or not attribute.isidentifier():
         what = f"task.module is {task['module']!r}"
@@ -140,10 +138,8 @@ def _code(task: Mapping[str, Any], folder: Path) -> tuple[Task, str]:
         raise StudyError(f"task.module: no such file: {folder / file}")
     loaded = getattr(run_module(folder / file), attribute, None)
     if not isinstance(loaded, Task):
-        raise StudyError(
-            f"{file} has no task named {attribute!r}",
-            remedy="Expose an object of a class derived from hansa.task.Task",
-        )
+        remedy = "Expose an object of a class derived from hansa.task.Task"
+        raise StudyError(f"{file} has no task named {attribute!r}", remedy=remedy)
     return CodeTask(module=str(task["module"]), target=loaded.target).bound_to(loaded), file
 
 

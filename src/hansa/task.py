@@ -178,10 +178,8 @@ class _Glm(Task):
         if table.kind(column) == "text":
             row = next((i for i, v in enumerate(values) if v is not None), 0)
             # The cell itself is not quoted: the reason for a refusal leaves the party.
-            raise DataError(
-                f"the target {column!r} must be a number; row {row + 1} holds text",
-                remedy="Name the labels in the study's [task]: positive = ... or classes = [...]",
-            )
+            remedy = "Name the labels in the study's [task]: positive = ... or classes = [...]"
+            raise DataError(f"the target {column!r} must be a number; row {row + 1} holds text", remedy=remedy)
         refuse(np.isnan(values), column, "is missing")
         return values
 
@@ -454,10 +452,8 @@ class CodeTask(Task):
     def loaded(self) -> Task:
         """The author's task; a StudyError if the code has not been loaded: it never is, except to simulate."""
         if self._task is None:
-            raise StudyError(
-                f"the task is code ({self.module}), which only `hansa simulate` runs",
-                remedy="Use a built-in task kind: " + ", ".join(BUILT_IN),
-            )
+            remedy = "Use a built-in task kind: " + ", ".join(BUILT_IN)
+            raise StudyError(f"the task is code ({self.module}), which only `hansa simulate` runs", remedy=remedy)
         return self._task
 
 

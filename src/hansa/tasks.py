@@ -68,10 +68,8 @@ def torch(
         raise StudyError(f"a module was wanted, not {type(module).__name__}")
     live = not inspect.isclass(module) and not inspect.isfunction(module)
     if live and arguments:
-        raise StudyError(
-            f"arguments {', '.join(arguments)} for a module that is already made",
-            remedy="Give its class, or make it with them",
-        )
+        remedy = "Give its class, or make it with them"
+        raise StudyError(f"arguments {', '.join(arguments)} for a module that is already made", remedy=remedy)
     for name, given in (("metrics", metrics), ("features", features), ("classes", classes)):
         if isinstance(given, str) or not isinstance(given, Iterable):
             raise StudyError(
@@ -82,10 +80,9 @@ def torch(
     try:
         canonical(arguments)
     except (TypeError, ValueError):
-        raise StudyError(
-            f"the arguments {', '.join(arguments)} are not all numbers, text or lists of them",
-            remedy="Write a function without arguments that makes the module, and give that",
-        ) from None
+        what = f"the arguments {', '.join(arguments)} are not all numbers, text or lists of them"
+        remedy = "Write a function without arguments that makes the module, and give that"
+        raise StudyError(what, remedy=remedy) from None
     task = Torch(
         module=_reference(module),
         arguments=arguments,
@@ -151,10 +148,9 @@ class Torch(Task):
         for reference in code:
             module, _, name = reference.partition(":")
             if module == "__main__" or "<" in name or name.endswith("()"):
-                raise UsageError(
-                    f"{reference} lives in the process that made it, and cannot go to another",
-                    remedy="Move it to a file: a class, or a function that makes the module",
-                )
+                what = f"{reference} lives in the process that made it, and cannot go to another"
+                remedy = "Move it to a file: a class, or a function that makes the module"
+                raise UsageError(what, remedy=remedy)
             try:
                 found = import_module(module)
                 for part in name.split("."):
@@ -163,10 +159,9 @@ class Torch(Task):
                 raise StudyError(f"{reference} cannot be imported here: {error}") from None
             _LIVE[reference, self.source] = found
         if self.source != _digest(*(self._code(reference) for reference in code)):
-            raise StudyError(
-                f"the code of {', '.join(code)} is not here what it was where the task was made",
-                remedy="Bring the same files to both",
-            )
+            what = f"the code of {', '.join(code)} is not here what it was where the task was made"
+            remedy = "Bring the same files to both"
+            raise StudyError(what, remedy=remedy)
         return self
 
     def learner(self, width: int) -> Learner:
@@ -251,10 +246,9 @@ class Torch(Task):
         if ":" in which:
             values = np.asarray(self._code(which)(predicted, y), dtype=np.float64)
             if values.shape[:1] != (len(y),):
-                raise StudyError(
-                    f"the metric {which} gives {list(values.shape)} for {len(y)} rows",
-                    remedy="Give one value per row; their mean is the metric",
-                )
+                what = f"the metric {which} gives {list(values.shape)} for {len(y)} rows"
+                remedy = "Give one value per row; their mean is the metric"
+                raise StudyError(what, remedy=remedy)
         elif which == "accuracy":
             classes = predicted.ndim > y.ndim
             values = (predicted.argmax(axis=-1) if classes else predicted >= 0.5) == y
@@ -267,10 +261,9 @@ class Torch(Task):
     def _code(self, reference: str) -> Any:
         found = _LIVE.get((reference, self.source))
         if found is None:
-            raise StudyError(
-                f"the task is code ({reference}), which is not loaded in this process",
-                remedy="Call hansa.tasks.torch(...) here first, as where it was trained",
-            )
+            what = f"the task is code ({reference}), which is not loaded in this process"
+            remedy = "Call hansa.tasks.torch(...) here first, as where it was trained"
+            raise StudyError(what, remedy=remedy)
         return found
 
     def _build(self) -> Any:

@@ -52,10 +52,8 @@ class Grid(Stage):
         if signal.privacy.unit == "party":
             l2 = apart = mechanisms.rounded_norms(one, size, BETA)[0]
         elif self.examples is None:
-            raise PipelineError(
-                f"{self.kind} does not know how many examples a party may sum",
-                remedy="Say grid(examples=...), above the number of rows of any party",
-            )
+            remedy = "Say grid(examples=...), above the number of rows of any party"
+            raise PipelineError(f"{self.kind} does not know how many examples a party may sum", remedy=remedy)
         else:  # a party's sums, and how far one more example takes them, with the same roundings
             l2 = self.examples * one + math.sqrt(size)
             apart = mechanisms.rounded_norms(one, size, 0)[0]
@@ -124,19 +122,15 @@ class Shares(Stage):
     def bind(self, signal: Signal) -> Signal:
         """Integers in and out; their norm is no longer bounded, but very likely."""
         if signal.domain != "integer" or signal.view != "party":
-            raise PipelineError(
-                f"{self.kind} adds integers, and what comes is not on a grid",
-                remedy=f"Put grid(bits) before {self.kind}",
-            )
+            remedy = f"Put grid(bits) before {self.kind}"
+            raise PipelineError(f"{self.kind} adds integers, and what comes is not on a grid", remedy=remedy)
         if signal.noise:
             raise PipelineError(f"{self.kind} comes after other noise", remedy="Write one of them")
         size = sum(f.size for f in signal.fields)
         honest = signal.among.honest if signal.among else 1
         if honest < 1:
-            raise PipelineError(
-                f"{self.kind}: no party's noise is sure to count",
-                remedy="Raise cohort.minimum above adversary.colluding",
-            )
+            remedy = "Raise cohort.minimum above adversary.colluding"
+            raise PipelineError(f"{self.kind}: no party's noise is sure to count", remedy=remedy)
         variance = self.variance(signal)
         l1 = signal.apart * min(math.sqrt(size), signal.apart)
         event = _EVENTS[self.kind](
@@ -218,10 +212,9 @@ class SecureSum(Stage):
     def bind(self, signal: Signal) -> Signal:
         """Bounded integers in; behind it there are only sums, modulo ``2^32``."""
         if signal.domain != "integer" or signal.view != "party":
-            raise PipelineError(
-                f"{self.kind} adds whole numbers under masks, and what comes is not on a grid",
-                remedy=f"Put clip(norm) >> grid(bits) before {self.kind}",
-            )
+            what = f"{self.kind} adds whole numbers under masks, and what comes is not on a grid"
+            remedy = f"Put clip(norm) >> grid(bits) before {self.kind}"
+            raise PipelineError(what, remedy=remedy)
         most = signal.among.most if signal.among else 1
         largest = signal.reach or most * signal.norm
         if largest >= 2**31:

@@ -30,11 +30,9 @@ class Robust(Reducer):
         parties = len(next(iter(arrays.values())))
         kind, least = self.kind, self.least
         if parties < least:
-            raise RunError(
-                f"{kind} needs {least} parties to withstand what it promises, and {parties} can be counted",
-                round=context.round,
-                remedy=f"Set cohort.minimum to {least} or more, or leave {kind} out",
-            )
+            what = f"{kind} needs {least} parties to withstand what it promises, and {parties} can be counted"
+            remedy = f"Set cohort.minimum to {least} or more, or leave {kind} out"
+            raise RunError(what, round=context.round, remedy=remedy)
         return parties
 
 

@@ -193,9 +193,7 @@ class LocalExchange:
     def _tested(self, ask: Ask) -> Total:
         """The tallies of the global model on the test table."""
         if self.test is None:
-            raise UsageError(
-                "the evaluation is central, and there is no test table",
-                remedy="Say Local(..., test=TABLE) or --test FILE, or leave evaluation.central out",
-            )
+            remedy = "Say Local(..., test=TABLE) or --test FILE, or leave evaluation.central out"
+            raise UsageError("the evaluation is central, and there is no test table", remedy=remedy)
         answer = Party("test", self.test, self.course).tested(ask)
         return Total(answer.values, (), len(self.course.setup.parties), 0.0)

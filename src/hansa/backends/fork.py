@@ -19,10 +19,8 @@ def forked(course: Course, run: Run, fork: Run) -> Progress:
     """
     begun, kept, there = course.begin(), fork.progress, fork.federation
     if kept is None or kept.parameters.shape != begun.parameters.shape:
-        raise StudyError(
-            "the run to fork has no model of this shape",
-            remedy="Fork with the task and the features that it was started with",
-        )
+        remedy = "Fork with the task and the features that it was started with"
+        raise StudyError("the run to fork has no model of this shape", remedy=remedy)
     # Taken up, the noise would cancel out between the two runs; begun anew, no event covers both.
     if all(any(isinstance(s, Matrix) for s in one.stages) for one in (there.aggregation, course.aggregation)):
         raise PrivacyError(

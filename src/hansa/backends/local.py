@@ -101,21 +101,17 @@ class Local:
         run = resume or Run(new_id(federation.name), federation)
         if run.federation.hash != federation.hash:
             forms = (json.loads(other.to_json()) for other in (run.federation, federation))
-            raise StudyError(
-                f"the run to resume is of another federation: {'; '.join(_differing(*forms))}",
-                remedy="Resume with the study and the seed that it was started with",
-            )
+            what = f"the run to resume is of another federation: {'; '.join(_differing(*forms))}"
+            remedy = "Resume with the study and the seed that it was started with"
+            raise StudyError(what, remedy=remedy)
         if run.setup not in (None, setup):
-            raise StudyError(
-                "the run to resume is among other parties, or other columns",
-                remedy="Resume with the tables that it was started with",
-            )
+            remedy = "Resume with the tables that it was started with"
+            raise StudyError("the run to resume is among other parties, or other columns", remedy=remedy)
         begun = run.progress.version if run.progress else 0
         if federation.noised and any(e.kind == "asked" and e.body["version"] > begun for e in run.events):
-            raise PrivacyError(
-                "the run went on beyond this state of it, and what hides the later rounds would be drawn again",
-                remedy="Resume its latest state, or fork it: its guarantee then speaks of both",
-            )
+            what = "the run went on beyond this state of it, and what hides the later rounds would be drawn again"
+            remedy = "Resume its latest state, or fork it: its guarantee then speaks of both"
+            raise PrivacyError(what, remedy=remedy)
         book = Book(run, self.folder, self.every, self.follow, self.keep)
         run.progress = run.progress or (forked(course, run, self.fork) if self.fork else course.begin())
         try:
@@ -149,19 +145,16 @@ class Local:
         made = decided(self.replay) if self.replay else {}
         asked = {name for decision in made.values() for name in decision.parties}
         if unknown := sorted(asked - set(parties)):
-            raise StudyError(
-                f"the run to replay asked {unknown[0]!r}, who is not among the parties",
-                remedy="Replay with the parties of that run",
-            )
+            what = f"the run to replay asked {unknown[0]!r}, who is not among the parties"
+            remedy = "Replay with the parties of that run"
+            raise StudyError(what, remedy=remedy)
         if isinstance(course.method, FedBuff):
             from hansa.backends.buffered import BufferedExchange  # which is a local one
 
             made_by = BufferedExchange
             if made:
-                raise UsageError(
-                    "a buffered run is repeated by its clock, not by its record",
-                    remedy="Leave replay out, and give the clock and the seed of that run",
-                )
+                remedy = "Leave replay out, and give the clock and the seed of that run"
+                raise UsageError("a buffered run is repeated by its clock, not by its record", remedy=remedy)
         masks = federation.rules(len(parties)) if self.masks else None
         if self.masks and masks is None:
             remedy = "Leave masks out, or end a chain in secure_sum()"
@@ -205,10 +198,8 @@ class Local:
         if not course.method.stacks:
             engine, reason = "resident", f"{course.method.kind} works party by party"
         if self.engine == "stacked" and (course.learner.unstackable or not course.method.stacks):
-            raise UsageError(
-                f"parties cannot be stacked: {course.learner.unstackable or reason}",
-                remedy='Leave engine="stacked" out',
-            )
+            remedy = 'Leave engine="stacked" out'
+            raise UsageError(f"parties cannot be stacked: {course.learner.unstackable or reason}", remedy=remedy)
         engine, reason = (self.engine, "as told") if self.engine else (engine, reason)
         device = {} if self.device == "cpu" else {"device": self.device}
         book.event("engine", engine=engine, reason=reason, **device)

@@ -120,10 +120,9 @@ class Worker:
             (course, engine), tables = import_module("ray").get(list(told))
             _portable(course.task)
         except Exception as error:  # whatever the author's modules raise when they are imported
-            raise StudyError(
-                f"an actor cannot import the study: {str(error).splitlines()[0]}",
-                remedy="Move the code to a file that every node of the cluster can import",
-            ) from None
+            what = f"an actor cannot import the study: {str(error).splitlines()[0]}"
+            remedy = "Move the code to a file that every node of the cluster can import"
+            raise StudyError(what, remedy=remedy) from None
         self._room = Room(Crowd(tables, course), engine, 1)
         return True
 
@@ -236,11 +235,9 @@ class Actors(Room):
                 lost = [ref for ref, (_, other) in flights.items() if other is actor]
                 for again in sorted([done, *(flights.pop(ref)[0] for ref in lost)]):
                     if tries[again] == _TRIES:
-                        raise RunError(
-                            f"{_TRIES} actors were lost over the same parties: {self._why}",
-                            round=ask.round,
-                            remedy="If memory ran out, say fewer actors; then resume the run",
-                        )
+                        what = f"{_TRIES} actors were lost over the same parties: {self._why}"
+                        remedy = "If memory ran out, say fewer actors; then resume the run"
+                        raise RunError(what, round=ask.round, remedy=remedy)
                     send(again)
             yield answers.pop(number)
 
@@ -282,10 +279,8 @@ class Actors(Room):
         while not self._ready:
             ready = self._coming and self._ray.wait(list(self._coming), timeout=_PATIENCE)[0]
             if not ready:
-                raise RunError(
-                    f"no actor could be had: {self._why}",
-                    remedy="See `ray status` for free cores; every node needs this version of hansa",
-                )
+                remedy = "See `ray status` for free cores; every node needs this version of hansa"
+                raise RunError(f"no actor could be had: {self._why}", remedy=remedy)
             self._join(ready[0])
 
 
@@ -314,10 +309,9 @@ def _files(federation: Federation) -> list[str]:
         made = value if inspect.isclass(value) or inspect.isroutine(value) else type(value)
         homes[made.__module__ or ""] = made
     if "__main__" in homes:
-        raise StudyError(
-            f"{homes['__main__'].__qualname__} lives in this session, and actors are other processes",
-            remedy="Move it to a file, and import it from there",
-        )
+        what = f"{homes['__main__'].__qualname__} lives in this session, and actors are other processes"
+        remedy = "Move it to a file, and import it from there"
+        raise StudyError(what, remedy=remedy)
     files = [sys.modules[home].__file__ for home in homes if home.startswith(study.PREFIX)]
     return [str(Path(str(file)).resolve()) for file in files]
 
@@ -333,10 +327,9 @@ def _connected(address: str, actors: int | None) -> Iterator[Any]:
     if ray.is_initialized():
         there = ray.get_runtime_context().gcs_address
         if address not in ("auto", "local", there):
-            raise UsageError(
-                f"this process is connected to the cluster at {there}, not to {address}",
-                remedy='Say "auto", or ray.shutdown() first',
-            )
+            what = f"this process is connected to the cluster at {there}, not to {address}"
+            remedy = 'Say "auto", or ray.shutdown() first'
+            raise UsageError(what, remedy=remedy)
         yield ray
         return
     quietly = {"log_to_driver": False, "logging_level": "error"}
@@ -353,10 +346,9 @@ def _connected(address: str, actors: int | None) -> Iterator[Any]:
             cores = max(os.cpu_count() or 1, actors or 1)
             ray.init(address="local", num_cpus=cores, include_dashboard=False, **quietly)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UnreachableError(
-            f"there is no Ray cluster at {address!r}: {' '.join(str(error).split())[:300]}",
-            remedy='Say HOST:PORT as `ray start --head` told it, or "local" for one on this machine',
-        ) from None
+        what = f"there is no Ray cluster at {address!r}: {' '.join(str(error).split())[:300]}"
+        remedy = 'Say HOST:PORT as `ray start --head` told it, or "local" for one on this machine'
+        raise UnreachableError(what, remedy=remedy) from None
     try:
         yield ray
     finally:

@@ -53,10 +53,8 @@ def _require_reachable(address: str, port: int) -> None:
     """Refuse what can be nobody's address: it goes into the certificate and every token."""
     bare = address.strip("[]") if address.count(":") > 1 else address
     if not bare or any(c in "/@" or c.isspace() for c in bare) or bare.count(":") == 1:
-        raise UsageError(
-            f"--address must be a host name or an IP, not {address!r}",
-            remedy="Write --address fl.example.org; the port has an option of its own, --port.",
-        )
+        remedy = "Write --address fl.example.org; the port has an option of its own, --port."
+        raise UsageError(f"--address must be a host name or an IP, not {address!r}", remedy=remedy)
     if not 0 <= port <= 65535:
         raise UsageError(f"--port must be from 0 to 65535, not {port}", remedy="0: any free one.")
 

@@ -48,10 +48,8 @@ def writable(folder: Path, option: str) -> Path:
 
 def not_written(output: Path, error: OSError) -> UsageError:
     """The error of a file that cannot be written."""
-    return UsageError(
-        f"{output} cannot be written: {error.strerror}",
-        remedy="Choose an --output in a folder that exists and is yours.",
-    )
+    remedy = "Choose an --output in a folder that exists and is yours."
+    return UsageError(f"{output} cannot be written: {error.strerror}", remedy=remedy)
 
 
 def _absolute(path: Path) -> Path:

@@ -76,10 +76,8 @@ class Programs:
             if status is not None:
                 log = self.log(name).read_text(encoding="utf-8", errors="replace")
                 last = " / ".join(log.strip().splitlines()[-3:]) or "it said nothing"
-                raise RunError(
-                    f"the program of {name} ended with status {status}: {last}",
-                    remedy="Look for what stopped it, and try again: hansa demo",
-                )
+                remedy = "Look for what stopped it, and try again: hansa demo"
+                raise RunError(f"the program of {name} ended with status {status}: {last}", remedy=remedy)
 
     @contextmanager
     def watched(self) -> Iterator[None]:

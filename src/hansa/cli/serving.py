@@ -51,10 +51,8 @@ def sole(folder: Path) -> Iterator[None]:
         try:
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError:
-            raise UnreachableError(
-                f"another program of Hansa serves from {folder}",
-                remedy="Stop it first, or choose another folder with --home",
-            ) from None
+            remedy = "Stop it first, or choose another folder with --home"
+            raise UnreachableError(f"another program of Hansa serves from {folder}", remedy=remedy) from None
         yield
 
 

@@ -124,15 +124,12 @@ def resume_simulated(out: Output, kept: Path, dealt: Dealt | None, study: Path |
     if earlier.status == "finished":
         raise UsageError(f"the run {earlier.id} is finished: there is nothing to resume")
     if earlier.events[0].body.get("backend") not in ("local", "ray"):
-        raise UsageError(
-            f"{kept} holds a run among real parties, and their coordinator takes it up",
-            remedy=f"Say hansa resume {earlier.id}",
-        )
+        what = f"{kept} holds a run among real parties, and their coordinator takes it up"
+        remedy = f"Say hansa resume {earlier.id}"
+        raise UsageError(what, remedy=remedy)
     if dealt is None:
-        raise UsageError(
-            "a simulated run needs its table",
-            remedy="Say --data FILE and --by or --partition, as `hansa simulate` was told.",
-        )
+        remedy = "Say --data FILE and --by or --partition, as `hansa simulate` was told."
+        raise UsageError("a simulated run needs its table", remedy=remedy)
     federation = earlier.federation
     if study:  # its values were kept with the run; its code was not
         loaded = studies.load(study)

@@ -122,10 +122,8 @@ class Authority:
             key = keys.key_from_pem((folder / "authority.key").read_bytes())
             certificate = x509.load_pem_x509_certificate((folder / "authority.pem").read_bytes())
         except FileNotFoundError as missing:
-            raise StoreError(
-                f"{missing.filename} is missing",
-                remedy="Restore the folder from a backup: a new authority would know no party.",
-            ) from None
+            remedy = "Restore the folder from a backup: a new authority would know no party."
+            raise StoreError(f"{missing.filename} is missing", remedy=remedy) from None
         except ValueError:
             raise StoreError(f"{folder / 'authority.pem'} is damaged") from None
         if certificate.public_key() != key.public_key():
@@ -253,10 +251,8 @@ def identify(
             raise TrustError("the certificate names no role and name of Hansa's")
         role, name = found[1], unquote(found[2])
     elif lobby_key is None or not _signed_by(certificate, lobby_key):
-        raise TrustError(
-            "the certificate was not signed by this coordinator's authority",
-            remedy="Join again with a new token of this coordinator: hansa party invite NAME",
-        )
+        remedy = "Join again with a new token of this coordinator: hansa party invite NAME"
+        raise TrustError("the certificate was not signed by this coordinator's authority", remedy=remedy)
     elif urls != ["hansa://lobby/"]:
         raise TrustError("a lobby certificate claims a name; only the authority gives names")
     _check_validity(certificate, now or certificates.now())
@@ -294,7 +290,5 @@ def _check_validity(certificate: x509.Certificate, moment: dt.datetime) -> None:
             f"the certificate is not valid before {start:%Y-%m-%d %H:%M} UTC", remedy="Set this machine's clock."
         )
     if moment > end:
-        raise TrustError(
-            f"the certificate expired on {end:%Y-%m-%d %H:%M} UTC",
-            remedy="Join again with a new token: hansa party invite NAME",
-        )
+        remedy = "Join again with a new token: hansa party invite NAME"
+        raise TrustError(f"the certificate expired on {end:%Y-%m-%d %H:%M} UTC", remedy=remedy)

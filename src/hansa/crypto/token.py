@@ -39,10 +39,8 @@ def split_address(address: str) -> tuple[str, int]:
     # int() would also take "٣" and "8_443".
     number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 0
     if not colon or not bare or not plain or (":" in bare) != bracketed or not 0 < number < 65536:
-        raise UsageError(
-            f"{address!r} is not an address",
-            remedy="Write HOST:PORT, for example fl.example.org:8443 or [::1]:8443.",
-        )
+        remedy = "Write HOST:PORT, for example fl.example.org:8443 or [::1]:8443."
+        raise UsageError(f"{address!r} is not an address", remedy=remedy)
     return bare, number
 
 

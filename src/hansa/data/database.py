@@ -38,10 +38,8 @@ def read_database(url: str, sql: str) -> Table:
     try:
         engine = create_engine(address)
     except ModuleNotFoundError as error:
-        raise DataError(
-            f"{shown} needs the package {error.name!r}",
-            remedy="Install the driver of that database, for example 'psycopg[binary]'.",
-        ) from error
+        remedy = "Install the driver of that database, for example 'psycopg[binary]'."
+        raise DataError(f"{shown} needs the package {error.name!r}", remedy=remedy) from error
     except SQLAlchemyError as error:
         raise DataError(f"{shown}: {first_line(error)}") from error
     try:
@@ -68,10 +66,8 @@ def _address(url: str) -> URL:
     try:
         address = make_url(url)
     except ArgumentError as error:
-        raise DataError(
-            "the database's address is not a URL",
-            remedy="Write it as sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME.",
-        ) from error
+        remedy = "Write it as sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME."
+        raise DataError("the database's address is not a URL", remedy=remedy) from error
     if address.drivername == "postgresql":
         address = address.set(drivername="postgresql+psycopg")
     file = address.database or ""

@@ -95,10 +95,8 @@ def _as_utf8(path: Path, encoding: str, folder: Path) -> Path:
     try:
         source = path.open(encoding=encoding, newline="")
     except LookupError as error:
-        raise DataError(
-            f"there is no encoding {encoding!r}",
-            remedy="Use one that Python knows: 'utf-8', 'utf-16', 'gb18030', 'latin-1' ...",
-        ) from error
+        remedy = "Use one that Python knows: 'utf-8', 'utf-16', 'gb18030', 'latin-1' ..."
+        raise DataError(f"there is no encoding {encoding!r}", remedy=remedy) from error
     same = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
     with source, copy.open("w", encoding="utf-8", newline="") as target:
         try:

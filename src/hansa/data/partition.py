@@ -51,10 +51,8 @@ def share_rows(rows: int, fractions: Sequence[float], seed: int) -> list[Rows]:
     """``rows`` rows dealt at random in positive shares that add up to 1."""
     given = np.array(fractions, dtype=np.float64)
     if not (given > 0).all() or abs(given.sum() - 1.0) > 1e-6:
-        raise DataError(
-            f"the shares are {', '.join(f'{v:g}' for v in given)}",
-            remedy="Each is positive, and together they are 1.",
-        )
+        remedy = "Each is positive, and together they are 1."
+        raise DataError(f"the shares are {', '.join(f'{v:g}' for v in given)}", remedy=remedy)
     cuts = np.rint(np.cumsum(given)[:-1] * rows).astype(int)
     return _cut(rows, cuts.tolist(), seed)
 
@@ -90,10 +88,8 @@ def dirichlet_rows(labels: ArrayLike, parties: int, alpha: float, seed: int, min
     rows = sum(map(len, groups))
     _enough(rows, parties, minimum)
     if len(groups) > max(_FEW, rows // 2):
-        raise DataError(
-            f"{len(groups)} different labels on {rows} rows",
-            remedy="Skew the quantity of a target like this one, or deal it out in shards.",
-        )
+        remedy = "Skew the quantity of a target like this one, or deal it out in shards."
+        raise DataError(f"{len(groups)} different labels on {rows} rows", remedy=remedy)
     random = generator(seed, "partition", "dirichlet")
     taken = np.zeros((parties, len(groups)), dtype=np.intp)
     for label, group in enumerate(groups):
@@ -172,10 +168,8 @@ def _enough(rows: int, parties: int, each: int = 1) -> None:
     if parties < 1:
         raise DataError(f"{parties} parties", remedy="Say 1 or more")
     if rows < parties * each:
-        raise DataError(
-            f"{rows} rows are too few for {parties} parties",
-            remedy=f"Every party gets at least {each} of them: name fewer parties",
-        )
+        remedy = f"Every party gets at least {each} of them: name fewer parties"
+        raise DataError(f"{rows} rows are too few for {parties} parties", remedy=remedy)
 
 
 def _cut(rows: int, cuts: Sequence[int], seed: int) -> list[Rows]:

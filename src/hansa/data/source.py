@@ -112,8 +112,6 @@ def _refuse_infinity(table: Table, what: str) -> None:
     for name, values in table.columns.items():
         if table.kind(name) == "number" and np.isinf(values).any():
             row = int(np.isinf(values).argmax())
-            raise DataError(
-                f"{what}, column {name!r}, row {row + 1}: {values[row]} is not a finite number",
-                remedy="Leave the cell empty if the value is missing.",
-                field=name,
-            )
+            what = f"{what}, column {name!r}, row {row + 1}: {values[row]} is not a finite number"
+            remedy = "Leave the cell empty if the value is missing."
+            raise DataError(what, field=name, remedy=remedy)

@@ -44,10 +44,9 @@ class Table:
         for name, values in self.columns.items():
             text = values.dtype == object and values.ndim == 1
             if not text and (values.ndim < 1 or values.dtype.kind not in "biuf"):
-                raise DataError(
-                    f"column {name!r} has shape {values.shape} and type {values.dtype}",
-                    remedy="A column holds numbers or text: use Table.of.",
-                )
+                what = f"column {name!r} has shape {values.shape} and type {values.dtype}"
+                remedy = "A column holds numbers or text: use Table.of."
+                raise DataError(what, remedy=remedy)
             views[name] = values.view()
             views[name].flags.writeable = False
         lengths = {name: len(values) for name, values in views.items()}
@@ -119,11 +118,8 @@ def missing_column(name: str, names: Sequence[str], error: type[DataError] = Dat
     """The error for a column that a table lacks: which it has, and the nearest of them."""
     near = did_you_mean(name, names)
     has = ", ".join(map(repr, names)) if names else "none"
-    return error(
-        f"there is no column {name!r}; the columns are {has}",
-        remedy=near if near.startswith("Did") else "",
-        field=name,
-    )
+    remedy = near if near.startswith("Did") else ""
+    return error(f"there is no column {name!r}; the columns are {has}", field=name, remedy=remedy)
 
 
 def _column(name: str, values: ArrayLike) -> NDArray[Any]:
@@ -142,11 +138,8 @@ def _column(name: str, values: ArrayLike) -> NDArray[Any]:
     column = np.empty(len(cells), dtype=object)
     for row, cell in enumerate(cells):
         if not _missing(cell) and not isinstance(cell, str):
-            raise DataError(
-                f"column {name!r}, row {row + 1}: {cell!r} among text",
-                remedy="A column holds numbers or text.",
-                field=name,
-            )
+            remedy = "A column holds numbers or text."
+            raise DataError(f"column {name!r}, row {row + 1}: {cell!r} among text", field=name, remedy=remedy)
         column[row] = None if _missing(cell) else str(cell)
     return column
 

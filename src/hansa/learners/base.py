@@ -353,10 +353,8 @@ class Learner(ABC):
     def on(self, device: str) -> None:
         """Run on this device from now on; no part of the federation; a UsageError if it cannot."""
         if device != "cpu":
-            raise UsageError(
-                f"this model runs on the CPU alone, not on {device!r}",
-                remedy="Leave the device out, or learn a PyTorch module",
-            )
+            remedy = "Leave the device out, or learn a PyTorch module"
+            raise UsageError(f"this model runs on the CPU alone, not on {device!r}", remedy=remedy)
 
     def native(self, array: Array) -> Any:
         """The array as `train` hands parameters to a correction: NumPy's own, or on a device."""

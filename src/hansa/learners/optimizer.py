@@ -225,10 +225,8 @@ class Private(FirstOrder):
         super().model_post_init(context)
         for name in ("epochs", "shuffle"):
             if getattr(self, name) is not None:
-                raise StudyError(
-                    f"method.local.{name}: rows are drawn anew in each step",
-                    remedy="Leave it out; `rate` and `steps` say how many rows are seen",
-                )
+                remedy = "Leave it out; `rate` and `steps` say how many rows are seen"
+                raise StudyError(f"method.local.{name}: rows are drawn anew in each step", remedy=remedy)
 
     @property
     def spread(self) -> float:

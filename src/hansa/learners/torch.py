@@ -125,10 +125,9 @@ class Torch(Learner):
             self.device = torch.device(device)
             torch.zeros(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
-            raise UsageError(
-                f"PyTorch does not reach the device {device!r}: {_first_line(error)}",
-                remedy='Say device="cpu", or install a PyTorch that is built for the device',
-            ) from None
+            what = f"PyTorch does not reach the device {device!r}: {_first_line(error)}"
+            remedy = 'Say device="cpu", or install a PyTorch that is built for the device'
+            raise UsageError(what, remedy=remedy) from None
         self._free: list[_Resident] = []
 
     def expect(self, shape: tuple[int, ...]) -> None:
@@ -205,10 +204,8 @@ class Torch(Learner):
             StudyError: if running statistics are averaged: they move by training alone.
         """
         if self.running:
-            raise StudyError(
-                "BatchNorm's running statistics have no gradient to send",
-                remedy="Use a method that trains locally, such as FedAvg, or GroupNorm in the module",
-            )
+            remedy = "Use a method that trains locally, such as FedAvg, or GroupNorm in the module"
+            raise StudyError("BatchNorm's running statistics have no gradient to send", remedy=remedy)
         gradients = np.zeros(parameters.shape, self.dtype)
         flat = torch.from_numpy(gradients).reshape(-1, self._layout.size)
         for i, (theta, rows) in enumerate(self._each(parameters, x, y, weights)):
@@ -334,15 +331,12 @@ class Torch(Learner):
         with _failures(), _keyed(seed):
             module = self.build()
         if not isinstance(module, nn.Module):
-            raise StudyError(
-                f"what was to be a module is {type(module).__name__}",
-                remedy="Give a class derived from torch.nn.Module, a function that makes one, or one",
-            )
+            remedy = "Give a class derived from torch.nn.Module, a function that makes one, or one"
+            raise StudyError(f"what was to be a module is {type(module).__name__}", remedy=remedy)
         if any(isinstance(p, nn.UninitializedParameter) for p in module.parameters()):
-            raise StudyError(
-                "the module has lazy layers, whose sizes are unknown before a forward pass",
-                remedy="Give the layers their sizes, as in nn.Linear(784, 10)",
-            )
+            what = "the module has lazy layers, whose sizes are unknown before a forward pass"
+            remedy = "Give the layers their sizes, as in nn.Linear(784, 10)"
+            raise StudyError(what, remedy=remedy)
         return module.to(self.type).train()
 
     def _statistics(self) -> list[str]:
@@ -407,10 +401,9 @@ class Torch(Learner):
         classes = self._probed[key]
         if classes and (y.min() < 0 or y.max() >= classes):
             row = int(np.argmax(((y < 0) | (y >= classes)).reshape(len(y), -1).any(axis=1))) + 1
-            raise DataError(
-                f"a label in row {row} is none of 0 to {classes - 1}: the module has {classes} outputs",
-                remedy="Number the labels from 0, or give the module as many outputs as there are labels",
-            )
+            what = f"a label in row {row} is none of 0 to {classes - 1}: the module has {classes} outputs"
+            remedy = "Number the labels from 0, or give the module as many outputs as there are labels"
+            raise DataError(what, remedy=remedy)
 
     def _try_stacked(self) -> str:
         """Compare the stacked gradient of two parties, one of whose rows is padding, with the resident's."""
@@ -470,16 +463,13 @@ class Torch(Learner):
                 ) from error
             for name, buffer in resident.module.named_buffers():
                 if name in before and not torch.equal(buffer, before[name]):
-                    raise StudyError(
-                        f"the module changes its buffer {name!r} in training, which no rule covers",
-                        remedy="Make it a parameter, or leave it as it is",
-                    )
+                    what = f"the module changes its buffer {name!r} in training, which no rule covers"
+                    remedy = "Make it a parameter, or leave it as it is"
+                    raise StudyError(what, remedy=remedy)
         shape = list(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
         if not isinstance(out, torch.Tensor) or out.shape[:1] != (len(x),):
-            raise StudyError(
-                f"the module gives {shape} for {len(x)} rows",
-                remedy="Return one tensor whose first axis is the rows",
-            )
+            remedy = "Return one tensor whose first axis is the rows"
+            raise StudyError(f"the module gives {shape} for {len(x)} rows", remedy=remedy)
         return out
 
     def _labels_like(self, x: Array) -> Array | None:
@@ -552,15 +542,11 @@ def _failures() -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, MemoryError) or "memory" in _first_line(error):
-            raise RunError(
-                f"out of memory: {_first_line(error)}",
-                remedy="Lower local.batch_size, or the number of workers, or make the module smaller",
-            ) from error
+            remedy = "Lower local.batch_size, or the number of workers, or make the module smaller"
+            raise RunError(f"out of memory: {_first_line(error)}", remedy=remedy) from error
         kind = type(error).__name__
-        raise StudyError(
-            f"the module fails: {kind}: {_first_line(error)}",
-            remedy="Correct the module, or `features` and `target` of the task",
-        ) from error
+        remedy = "Correct the module, or `features` and `target` of the task"
+        raise StudyError(f"the module fails: {kind}: {_first_line(error)}", remedy=remedy) from error
 
 
 class _Factored(torch.autograd.Function):  # type: ignore[misc]  # PyTorch is not read by mypy

@@ -214,10 +214,9 @@ class UpdateMethod(Method):
     def require(self, task: Task) -> None:
         """Refuse a task whose rows have no gradient of their own."""
         if not task.additive:
-            raise StudyError(
-                f"the loss of {task.kind} is no mean over rows, so {self.kind} cannot descend it",
-                remedy='Write method.kind = "cox"',
-            )
+            what = f"the loss of {task.kind} is no mean over rows, so {self.kind} cannot descend it"
+            remedy = 'Write method.kind = "cox"'
+            raise StudyError(what, remedy=remedy)
 
     def init(self, setup: Setup, learner: Learner) -> State:
         """Initial weights keyed by the seed, and what `more` adds."""

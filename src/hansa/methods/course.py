@@ -169,10 +169,8 @@ class Course:
         """
         names = self.evaluate.names(self.task, self.scores_own)
         if self.stop and not self.evaluate.due(self.rounds, last=True):
-            raise StudyError(
-                "there is a stop rule, and nothing is evaluated",
-                remedy="Set evaluation.every and evaluation.holdout, or leave `stop` out",
-            )
+            remedy = "Set evaluation.every and evaluation.holdout, or leave `stop` out"
+            raise StudyError("there is a stop rule, and nothing is evaluated", remedy=remedy)
         if self.stop and self.stop.metric not in names:
             raise StudyError(
                 f"stop: the task has no metric {self.stop.metric!r}", remedy=did_you_mean(self.stop.metric, names)
@@ -370,18 +368,13 @@ class Course:
             return self._enter(progress, "moments")
         if phase == "evaluate":
             if not np.sum(total.values["rows"]):
-                raise RunError(
-                    "no party holds out a row, so there is nothing to evaluate on",
-                    remedy="Raise evaluation.holdout, or leave evaluation out with every = 0",
-                )
+                remedy = "Raise evaluation.holdout, or leave evaluation out with every = 0"
+                raise RunError("no party holds out a row, so there is nothing to evaluate on", remedy=remedy)
             return self._judge(progress, self.evaluate.metrics(self.task, total.values))
         theta = progress.parameters
         if not (math.isfinite(theta.min()) and math.isfinite(theta.max())):
-            raise RunError(
-                "the model is no longer finite",
-                round=ask.round,
-                remedy="Lower the learning rates, or add a clip to the aggregation",
-            )
+            remedy = "Lower the learning rates, or add a clip to the aggregation"
+            raise RunError("the model is no longer finite", round=ask.round, remedy=remedy)
         last = progress.round >= self.rounds or self.method.ask(states["train"]) is None
         due = progress.round == ask.round and self.evaluate.due(progress.round, last=last)
         return self._enter(progress, "evaluate" if due else "train")

@@ -38,10 +38,8 @@ class Cox(Newton):
     def require(self, task: Task) -> None:
         """Refuse another task than ``cox-regression``."""
         if not isinstance(task, CoxRegression):
-            raise StudyError(
-                f"the method cox fits cox-regression, not {task.kind}",
-                remedy='Write task.kind = "cox-regression", or choose another method',
-            )
+            remedy = 'Write task.kind = "cox-regression", or choose another method'
+            raise StudyError(f"the method cox fits cox-regression, not {task.kind}", remedy=remedy)
         unpenalised(self.kind, task.learner(1))
 
     def phases(self, start: State, ask: Ask) -> tuple[State, ...]:
@@ -81,10 +79,8 @@ class Cox(Newton):
         if "times" not in at.received:
             seen = np.unique(time[event])
             if len(seen) > self.limit:
-                raise ContributionError(
-                    f"its events are at more than {self.limit} distinct times",
-                    remedy="Say method.grid, to round times, or raise method.limit",
-                )
+                remedy = "Say method.grid, to round times, or raise method.limit"
+                raise ContributionError(f"its events are at more than {self.limit} distinct times", remedy=remedy)
             padded = np.pad(seen, (0, self.limit - len(seen)), constant_values=-1.0)
             return Answer(Contribution(Values({"times": padded})))
         times, free = at.received["times"], self.free(at.setup)
@@ -116,10 +112,8 @@ class Cox(Newton):
             times = np.unique(total.values["times"])
             times = times[times >= 0]
             if not len(times):
-                raise RunError(
-                    "no party has seen an event",
-                    remedy="Correct task.event: a column that is 1 where the event was seen",
-                )
+                remedy = "Correct task.event: a column that is 1 where the event was seen"
+                raise RunError("no party has seen an event", remedy=remedy)
             return State(0, Values({**state.values, "times": times}), state.facts)
         curve, hazard = self._curve(state, total.values)
         after = self.newton(state, total, curve)
@@ -150,10 +144,8 @@ class Cox(Newton):
         second, outer = np.zeros(_width(free) - 1 - free), np.zeros((free, free))
         hazard = np.zeros(len(events))
         if (events != np.round(events)).any() or not (risk[events > 0, 0] > 0).all():
-            raise RunError(
-                "the events and hazards that arrived are none of any rows",
-                remedy="Find the party whose sums are wrong: every party's answers are in the record",
-            )
+            remedy = "Find the party whose sums are wrong: every party's answers are in the record"
+            raise RunError("the events and hazards that arrived are none of any rows", remedy=remedy)
         for rank in range(int(events.max()) if efron else 1):
             some = events > rank
             left, weight = risk[some], np.ones(some.sum()) if efron else events[some]

@@ -45,10 +45,9 @@ class Evaluate(Method):
         """Refuse what only parties could say of a table that no party holds."""
         for name in ("spread", "own", "sample", "split"):
             if self.central and getattr(self, name):
-                raise StudyError(
-                    f"evaluation.{name} is of the parties' rows, and evaluation.central of one table",
-                    remedy="Leave one of the two out",
-                )
+                what = f"evaluation.{name} is of the parties' rows, and evaluation.central of one table"
+                remedy = "Leave one of the two out"
+                raise StudyError(what, remedy=remedy)
 
     def due(self, round: int, last: bool) -> bool:
         """Whether the model is scored after this round."""
@@ -82,20 +81,18 @@ class Evaluate(Method):
                 tallies = at.task.tally(predicted, y)
                 check(Contribution(tallies), at.task.tallies())
             except (ContributionError, ValueError):
-                raise ContributionError(
-                    "the model has diverged: its errors are beyond counting",
-                    remedy="Lower the learning rates, or add a clip to the aggregation",
-                ) from None
+                what = "the model has diverged: its errors are beyond counting"
+                remedy = "Lower the learning rates, or add a clip to the aggregation"
+                raise ContributionError(what, remedy=remedy) from None
             values |= {prefix + name: value for name, value in tallies.items() if name in asked}
         return Answer(Contribution(Values(values)))
 
     def _tallies(self, task: Task) -> tuple[Field, ...]:
         """The task's sums, or those of the metrics asked for; a StudyError if it has no such metric."""
         if unknown := [name for name in self.only if name not in task.made_of]:
-            raise StudyError(
-                f"evaluation.only: the task has no metric {unknown[0]!r} that can be asked for by itself",
-                remedy=did_you_mean(unknown[0], task.made_of),
-            )
+            what = f"evaluation.only: the task has no metric {unknown[0]!r} that can be asked for by itself"
+            remedy = did_you_mean(unknown[0], task.made_of)
+            raise StudyError(what, remedy=remedy)
         parts = {"rows", *(part for name in self.only for part in task.made_of[name])}
         return tuple(tally for tally in task.tallies() if not self.only or tally.name in parts)
 

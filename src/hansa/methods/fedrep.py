@@ -37,10 +37,9 @@ class FedRep(FedPer):
         """Refuse optimisers that would move what a phase holds still."""
         super().model_post_init(context)
         if isinstance(self.local, AdamW) and self.local.weight_decay:
-            raise StudyError(
-                "method.local.weight_decay: it would shrink the part that a phase of fedrep holds still",
-                remedy="Set it to 0, or use adam",
-            )
+            what = "method.local.weight_decay: it would shrink the part that a phase of fedrep holds still"
+            remedy = "Set it to 0, or use adam"
+            raise StudyError(what, remedy=remedy)
 
     def noise(self, privacy: Privacy) -> tuple[Noised, ...]:
         """Twice that of a round of training: once for the head, once for the body."""

@@ -70,10 +70,9 @@ class IRLS(Newton):
         """Refuse a task that is none of these models, or that has a penalty or is not in float64."""
         learner = None if isinstance(task, CodeTask) else task.learner(1)
         if type(learner) not in FAMILIES or learner is None:
-            raise StudyError(
-                f"the method irls fits linear, logistic and Poisson regression, not {task.kind}",
-                remedy='Use method.kind = "fedavg", or "cox" for cox-regression',
-            )
+            what = f"the method irls fits linear, logistic and Poisson regression, not {task.kind}"
+            remedy = 'Use method.kind = "fedavg", or "cox" for cox-regression'
+            raise StudyError(what, remedy=remedy)
         unpenalised(self.kind, learner)
 
     def init(self, setup: Setup, learner: Learner) -> State:
@@ -130,10 +129,8 @@ class IRLS(Newton):
         rows = float(sums["rows"])
         degrees = rows - free
         if degrees <= 0:
-            raise RunError(
-                f"{rows:.0f} complete rows are too few for {free} coefficients",
-                remedy="Name fewer features, or invite more parties",
-            )
+            remedy = "Name fewer features, or invite more parties"
+            raise RunError(f"{rows:.0f} complete rows are too few for {free} coefficients", remedy=remedy)
         first, estimated = state.round == 0, state.facts["estimated"]
         extremes = (0.0, rows) if state.facts["binary"] else (0.0,)
         if float(sums["labels"]) in extremes and not estimated:

@@ -205,21 +205,17 @@ def summed(name: str, *shape: int, low: float = -VALUE_LIMIT, high: float = VALU
 def unpenalised(kind: str, learner: Learner) -> None:
     """Refuse (StudyError) a model whose estimates have no standard errors, or lose digits."""
     if getattr(learner, "l2", 0.0):
-        raise StudyError(
-            f"the method {kind} gives standard errors, and a penalised fit has none",
-            remedy='Leave task.l2 out, or use method.kind = "fedavg"',
-        )
+        remedy = 'Leave task.l2 out, or use method.kind = "fedavg"'
+        raise StudyError(f"the method {kind} gives standard errors, and a penalised fit has none", remedy=remedy)
     if learner.dtype != "float64":
         raise StudyError(f"the method {kind} needs all digits", remedy='Say task.precision = "float64"')
 
 
 def _dependent(names: list[str], round: int) -> RunError:
     said = f"these columns depend on each other, so their coefficients are not one: {_and(names)}"
-    return RunError(
-        said if names[1:] else f"the column {names[0]} says nothing: it is constant",
-        round=round,
-        remedy="Leave one of them out of `features`; a column far from 0 needs preprocessing.standardise",
-    )
+    what = said if names[1:] else f"the column {names[0]} says nothing: it is constant"
+    remedy = "Leave one of them out of `features`; a column far from 0 needs preprocessing.standardise"
+    return RunError(what, round=round, remedy=remedy)
 
 
 def _no_estimate(names: list[str], round: int) -> RunError:

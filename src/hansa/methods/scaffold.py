@@ -35,15 +35,12 @@ class Scaffold(GradientMethod):
         """Refuse a local optimiser for which the control is no gradient."""
         super().model_post_init(context)
         if not isinstance(self.local, SGD):
-            raise StudyError(
-                f"method.local: scaffold needs plain SGD, not {self.local.kind}",
-                remedy='Write local = { optimizer = "sgd", lr = ... }; adaptive steps can be the server\'s',
-            )
+            remedy = 'Write local = { optimizer = "sgd", lr = ... }; adaptive steps can be the server\'s'
+            raise StudyError(f"method.local: scaffold needs plain SGD, not {self.local.kind}", remedy=remedy)
         if self.local.momentum:
-            raise StudyError(
-                f"method.local.momentum is {self.local.momentum:g}: scaffold needs plain SGD",
-                remedy="Set it to 0; the momentum can be the server's",
-            )
+            what = f"method.local.momentum is {self.local.momentum:g}: scaffold needs plain SGD"
+            remedy = "Set it to 0; the momentum can be the server's"
+            raise StudyError(what, remedy=remedy)
 
     def more(self, parameters: Array) -> dict[str, Array]:
         """The server's control."""
