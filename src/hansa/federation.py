@@ -265,9 +265,11 @@ class Federation(Part):
         setup = Setup(roster, numbers, categories, self.seed, arrays, self.bounds(numbers))
         self.cohort.draw(setup, 1)  # refuses a cohort that the roster cannot fill
         cap = self.privacy.epsilon
-        if cap and (cost := self.guaranteed(setup)["public"].epsilon) > cap:
-            what = f"the models cost an epsilon of {cost:.4g}, and privacy.epsilon is {cap:g}"
-            remedy = "Add noise to the aggregation, run fewer rounds, or raise privacy.epsilon"
+        if cap and (public := self.guaranteed(setup)["public"]).epsilon > cap:
+            why = f" ({'; '.join(public.exact)})" if public.exact else ""
+            cost = f"an epsilon of {public.epsilon:.4g}{why}"
+            what = f"what the public sees costs {cost}, and privacy.epsilon is {cap:g}"
+            remedy = "Add noise to [aggregation] and [statistics], run fewer rounds, or raise privacy.epsilon"
             raise PrivacyError(what, remedy=remedy)
         return setup
 

@@ -154,7 +154,8 @@ def guarantee(privacy: Privacy, adversary: Adversary, releases: Sequence[Release
             dearer = kinds[max(costs, key=lambda k: costs[k])] if costs else []
         spent = accountant.spent(dearer or [_nothing(privacy)], privacy.delta)
         events = None if missing else tuple(dearer)
-        observers.append(Observer(name, tuple(sees), events, tuple(missing), spent))
+        said = (tuple(dict.fromkeys(words)) for words in (sees, missing))  # two steps of one release are one
+        observers.append(Observer(name, next(said), events, next(said), spent))
     return Guarantee(privacy, adversary, tuple(observers))
 
 
