@@ -277,7 +277,7 @@ def stopped(town: Town, name: str, phase: str) -> asyncio.Event:
 async def test_a_party_that_is_lost_is_made_good_for_or_left_out_of_the_next_attempt(
     phase: str, town: Town, four: Tables, summed: hs.Federation
 ) -> None:
-    federation = short(summed, cohort=hs.All(minimum=3, deadline=0.7))
+    federation = short(summed, cohort=hs.All(minimum=3, deadline=2.5))
     await settle(town, four)
     silent = stopped(town, "danzig", phase)
     ended = await town.run(federation)
@@ -288,7 +288,7 @@ async def test_a_party_that_is_lost_is_made_good_for_or_left_out_of_the_next_att
     [arrived] = kinds(ended, "arrived")
     inside = phase in ("SURVIVORS", "UNMASK")  # its vector was there
     assert ("danzig" in arrived["counted"]) == inside
-    assert inside or arrived["excluded"] == {"danzig": "no answer within 0.7 s"}
+    assert inside or arrived["excluded"] == {"danzig": "no answer within 2.5 s"}
     again = federation.run(hs.Local(four, replay=ended))
     assert ended.parameters.tobytes() == again.parameters.tobytes()
 
@@ -298,7 +298,7 @@ async def test_an_agent_that_was_away_at_the_end_erases_its_secrets_when_it_is_b
 ) -> None:
     await settle(town, four)
     silent = stopped(town, "danzig", "SHARE")
-    running = asyncio.create_task(town.run(short(summed, cohort=hs.All(minimum=3, deadline=0.7))))
+    running = asyncio.create_task(town.run(short(summed, cohort=hs.All(minimum=3, deadline=2.5))))
     await silent.wait()
     await town.end("danzig")
     await running
@@ -341,7 +341,7 @@ async def test_too_few_vectors_open_nothing_and_the_next_attempt_is_charged_no_v
     town: Town, five: Tables, summed: hs.Federation
 ) -> None:
     federation = short(
-        summed, cohort=hs.All(minimum=2, deadline=0.7), aggregation=CHAIN >> agg.secure_sum(threshold=0.8)
+        summed, cohort=hs.All(minimum=2, deadline=2.5), aggregation=CHAIN >> agg.secure_sum(threshold=0.8)
     )
     await settle(town, five, honest=1)
     stopped(town, "danzig", "MASK")
