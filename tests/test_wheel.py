@@ -36,5 +36,5 @@ def test_a_demo_runs_from_the_wheel_in_an_empty_environment(tmp_path):
     )
     assert demo.returncode == 0, demo.stderr
     document = json.loads(demo.stdout)
-    assert document["rounds"] == 30
+    assert document["rounds"] == 12
     assert (tmp_path / document["folder"] / "model.safetensors").is_file()
