@@ -98,7 +98,9 @@ def test_more_than_the_study_may_cost_is_refused(population: hs.Population) -> N
     with pytest.raises(hs.errors.PrivacyError, match=r"privacy.epsilon is 0.5"):
         dear.run(hs.Local(population))
     bare = study(agg.Aggregation(), privacy=hs.Privacy(unit="example", epsilon=3))
-    with pytest.raises(hs.errors.PrivacyError, match=r"inf \(there is no noise in the columns' sums; ") as refused:
+    with pytest.raises(
+        hs.errors.PrivacyError, match=r"inf \(there is no noise in the columns' sums; "
+    ) as refused:
         bare.run(hs.Local(population))
     assert "[statistics]" in refused.value.remedy
 
