@@ -221,8 +221,7 @@ def lines(r: dict[str, Any], taken: str) -> list[str]:
         "uint32; 30% dropout tolerated, of 1000 parties 10%; a fifth colludes; the coordinator is malicious",
         "unless it says curious.\n",
         taken,
-        "| parties x parameters | k, t, T | client | reach | sent | reach | lost | coordinator | reach "
-        "| reached |",
+        "| parties x parameters | k, t, T | client | reach | sent | reach | lost | coordinator | reach | reached |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, figures in r["races"].items():

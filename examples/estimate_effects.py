@@ -35,9 +35,7 @@ def hospitals() -> dict[str, hs.Table]:
         "relapsed": np.array([float(not time.endswith("+")) for time in times]),
     }
     names = ("Berlin", "Paris", "Rome")
-    return {
-        name: hs.Table.of({key: column[i::3] for key, column in columns.items()}) for i, name in enumerate(names)
-    }
+    return {name: hs.Table.of({key: column[i::3] for key, column in columns.items()}) for i, name in enumerate(names)}
 
 
 remission = hs.Federation(

@@ -36,10 +36,7 @@ class FedProx(GradientMethod):
 def losses(method: GradientMethod) -> list[float]:
     """The log loss on all held-out rows after each round."""
     federation = hs.Federation(
-        task=hs.LogisticRegression(target="malignant"),
-        method=method,
-        rounds=10,
-        evaluation=hs.Evaluate(split="split"),
+        task=hs.LogisticRegression(target="malignant"), method=method, rounds=10, evaluation=hs.Evaluate(split="split")
     )
     run = federation.run(hs.Local(hs.wisconsin.hospitals()))
     return [row["loss"] for row in run.metrics()]

@@ -57,10 +57,7 @@ def test_a_party_that_can_estimate_nothing_alone_is_shown_without_metrics():
     """Its one column tells its labels apart; among all rows there is an estimate."""
     x = np.linspace(-1, 1, 40)
     noisy = (np.sin(40 * x) > -x).astype(float)
-    parties = {
-        "clear": hs.Table.of({"x": x, "y": (x > 0.1).astype(float)}),
-        "noisy": hs.Table.of({"x": x, "y": noisy}),
-    }
+    parties = {"clear": hs.Table.of({"x": x, "y": (x > 0.1).astype(float)}), "noisy": hs.Table.of({"x": x, "y": noisy})}
     federation = hs.Federation(task=hs.LogisticRegression(target="y"), method=hs.methods.IRLS())
     scored = {s.name: s for s in compare(federation, parties, federation.run(Local(parties)).model)}
     assert np.isnan(scored["clear"].metrics["loss"])

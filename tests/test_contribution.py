@@ -21,9 +21,7 @@ FIELDS = (
 UPDATE = np.arange(6.0).reshape(2, 3)
 
 
-def contribution(
-    update: Array | None = None, loss: object = 1.0, weight: float = 5.0, **more: Array
-) -> Contribution:
+def contribution(update: Array | None = None, loss: object = 1.0, weight: float = 5.0, **more: Array) -> Contribution:
     values = {"update": UPDATE if update is None else update, "loss": np.asarray(loss), **more}
     return Contribution(Values(values), weight)
 

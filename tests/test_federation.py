@@ -208,12 +208,9 @@ def test_the_order_in_which_categories_are_declared_does_not_matter() -> None:
     y = (columns["x"] + (columns["sex"] == "f") + (columns["grade"] == "c") > 0.8).astype(float)
     table = hs.Table.of({**columns, "y": y})
     rules = {
-        name: hs.ColumnRule(type="category", categories=tuple(sorted(set(columns[name]))))
-        for name in ("sex", "grade")
+        name: hs.ColumnRule(type="category", categories=tuple(sorted(set(columns[name])))) for name in ("sex", "grade")
     }
-    federation = hs.Federation(
-        task=hs.LogisticRegression(target="y"), contract=hs.Contract(columns=rules), rounds=3
-    )
+    federation = hs.Federation(task=hs.LogisticRegression(target="y"), contract=hs.Contract(columns=rules), rounds=3)
     parties = {"a": table.take(range(45)), "b": table.take(range(45, 90))}
     run = federation.run(hs.Local(parties))
     again = hs.Federation.from_json(federation.to_json()).run(hs.Local(parties))

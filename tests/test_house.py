@@ -114,13 +114,7 @@ def test_the_makefile_needs_nothing_newer_than_make_3_81():
 def test_the_oldest_versions_are_the_lower_bounds_of_the_package():
     oldest = pins("constraints-lowest.txt")
     extras = PROJECT["optional-dependencies"]
-    declared = [
-        *PROJECT["dependencies"],
-        *extras["pandas"],
-        *extras["polars"],
-        *extras["arrow"],
-        *extras["postgres"],
-    ]
+    declared = [*PROJECT["dependencies"], *extras["pandas"], *extras["polars"], *extras["arrow"], *extras["postgres"]]
     for requirement in declared:
         package, bound = re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+),<", requirement).groups()
         padded = bound + ".0" * (2 - bound.count("."))

@@ -40,8 +40,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_importing_the_package_imports_no_library() -> None:
     program = (
-        "import sys, hansa; assert hansa.__version__; "
-        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+        "import sys, hansa; assert hansa.__version__; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

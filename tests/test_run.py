@@ -19,10 +19,7 @@ from hansa.run import Event, new_id, now
 @pytest.fixture(scope="module")
 def run() -> hs.Run:
     federation = hs.Federation(
-        name="tumours",
-        task=hs.LogisticRegression(target="malignant"),
-        rounds=3,
-        evaluation=hs.Evaluate(split="split"),
+        name="tumours", task=hs.LogisticRegression(target="malignant"), rounds=3, evaluation=hs.Evaluate(split="split")
     )
     return federation.run(hs.Local(hs.wisconsin.hospitals()))
 
@@ -104,9 +101,7 @@ def test_a_run_that_has_not_begun_has_no_model(run: hs.Run) -> None:
 
 @pytest.mark.parametrize("damage", ["federation.json", "events.jsonl", "checkpoint.safetensors"])
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff\xfe", b"[1, 2]\n"])
-def test_a_folder_that_holds_no_run_is_refused(
-    damage: str, content: bytes | None, run: hs.Run, tmp_path: Path
-) -> None:
+def test_a_folder_that_holds_no_run_is_refused(damage: str, content: bytes | None, run: hs.Run, tmp_path: Path) -> None:
     path = run.save(tmp_path) / damage
     if content is None:
         path.unlink()

@@ -45,9 +45,7 @@ def federation() -> hs.Federation:
     return hs.Federation(
         name="tumours",
         task=hs.LogisticRegression(target="malignant"),
-        method=hs.FedAvg(
-            local=hs.SGD(lr=0.1, epochs=1, batch_size=32), server=hs.SGD(lr=1.0), weights="examples"
-        ),
+        method=hs.FedAvg(local=hs.SGD(lr=0.1, epochs=1, batch_size=32), server=hs.SGD(lr=1.0), weights="examples"),
         rounds=30,
         stop=hs.Stop(metric="auc", target=0.995, patience=5),
         aggregation=hs.aggregation.clip(1.0),

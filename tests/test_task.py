@@ -67,9 +67,7 @@ def test_labels_are_what_the_learner_wants() -> None:
         (hs.SoftmaxRegression(target="y", classes=(1, 2)), [1.0, None], "is missing in row 2"),
     ],
 )
-def test_a_label_that_is_none_names_its_row_and_keeps_the_cell_at_home(
-    task: hs.Task, y: list[Any], says: str
-) -> None:
+def test_a_label_that_is_none_names_its_row_and_keeps_the_cell_at_home(task: hs.Task, y: list[Any], says: str) -> None:
     with pytest.raises(DataError) as caught:
         labels(task, y)
     assert says in caught.value.message

@@ -219,9 +219,7 @@ def _seeds_of_wire() -> dict[str, list[bytes]]:
     work.tensors = body
     offer = m.Offer(dataset="t", rows=9, columns=[m.Column(name="x", type="number")], allow=["cox-regression"])
     sums = tensors.write({field.name: np.zeros(field.shape or ()) for field in ask.fields})
-    head = m.Head(
-        run="r", version=0, attempt=1, weight=1.0, size=len(sums), digest=chunks.digest(sums), data=sums
-    )
+    head = m.Head(run="r", version=0, attempt=1, weight=1.0, size=len(sums), digest=chunks.digest(sums), data=sums)
     return {
         "tensors": [body, sums, tensors.write({"a": np.ones((2, 3), "f4"), "b": np.array([True])}, {"k": "v"})],
         "ask": [m.Notice(work=[work]).SerializeToString()],
@@ -246,8 +244,7 @@ TARGETS: dict[str, Target] = {
     "tables": Target(_tables, lambda: [canonical(tomllib.loads(STUDY))]),
     "study": Target(_study, lambda: [STUDY.encode()]),
     "token": Target(
-        _token,
-        lambda: [Token.new("h:1", authority_key=bytes.fromhex(_POINT), lobby_seed=bytes(16)).encode().encode()],
+        _token, lambda: [Token.new("h:1", authority_key=bytes.fromhex(_POINT), lobby_seed=bytes(16)).encode().encode()]
     ),
     "party": Target(_asked_of_a_party, _said),
     "coordinator": Target(_answered_to_the_coordinator, _said),
@@ -257,21 +254,7 @@ _POINT = "036b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"  #
 
 NASTY = (
     *(None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**400, 0.5, -0.0, 1e308, float("inf"), float("nan")),
-    *(
-        "",
-        "a",
-        "\x00",
-        "x" * 300,
-        "../../etc",
-        "\u202e",
-        "müller",
-        [],
-        {},
-        [[]],
-        {"": {}},
-        {"kind": 1},
-        ["a", 1, None],
-    ),
+    *("", "a", "\x00", "x" * 300, "../../etc", "\u202e", "müller", [], {}, [[]], {"": {}}, {"kind": 1}, ["a", 1, None]),
 )
 
 
@@ -337,13 +320,7 @@ def _one(name: str, runs: int) -> None:
         for i, seed in enumerate(TARGETS[name].seeds()):
             (Path(folder) / str(i)).write_bytes(seed)
         FOUND.mkdir(exist_ok=True)
-        options = [
-            f"-runs={runs}",
-            f"-artifact_prefix={FOUND}/{name}-",
-            "-timeout=20",
-            "-max_len=8192",
-            "-seed=1",
-        ]
+        options = [f"-runs={runs}", f"-artifact_prefix={FOUND}/{name}-", "-timeout=20", "-max_len=8192", "-seed=1"]
         options += ["-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=1"]
         more = {"custom_mutator": _mutated} if name in IN_JSON else {}
         atheris.Setup([sys.argv[0], *options, folder], lambda data: checked(name, data), **more)

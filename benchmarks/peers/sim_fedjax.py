@@ -55,18 +55,14 @@ algorithm = fed_avg.federated_averaging(
     jax.grad(loss),
     fedjax.optimizers.sgd(work.lr),
     fedjax.optimizers.sgd(1.0),
-    fedjax.ShuffleRepeatBatchHParams(
-        batch_size=work.batch, num_epochs=1, drop_remainder=False, skip_shuffle=True
-    ),
+    fedjax.ShuffleRepeatBatchHParams(batch_size=work.batch, num_epochs=1, drop_remainder=False, skip_shuffle=True),
 )
 state = algorithm.init({key: jnp.asarray(value) for key, value in data.start.items()})
 key = jax.random.PRNGKey(0)
 for round, cohort in enumerate(data.cohorts):
     keys = jax.random.split(jax.random.fold_in(key, round), len(cohort))
     rows = [data.span(i) for i in cohort]
-    clients = [
-        (int(i), InOrder({"x": x[own], "y": y[own]}), k) for i, own, k in zip(cohort, rows, keys, strict=True)
-    ]
+    clients = [(int(i), InOrder({"x": x[own], "y": y[own]}), k) for i, own, k in zip(cohort, rows, keys, strict=True)]
     state, _ = algorithm.apply(state, clients)
     jax.block_until_ready(state.params)
     w.mark("round")

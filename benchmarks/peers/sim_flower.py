@@ -43,9 +43,7 @@ def train(message: Message, context: Context) -> Message:
 class Cohorts(FedAvg):
     """FedAvg among the cohorts of the file, with a mark after each round."""
 
-    def _construct_messages(
-        self, record: RecordDict, node_ids: list[int], message_type: str
-    ) -> Iterable[Message]:
+    def _construct_messages(self, record: RecordDict, node_ids: list[int], message_type: str) -> Iterable[Message]:
         round = int(record["config"]["server-round"]) - 1
         cohort = range(w.W3_PARTIES) if NAME == "W3" else w.Data(NAME).cohorts[round]
         for node, party in zip(node_ids, cohort, strict=True):
@@ -71,10 +69,7 @@ def main(grid: Grid, context: Context) -> None:
         model = n.network(NAME)
         start = ArrayRecord(model.state_dict())
     strategy = Cohorts(
-        fraction_train=cohort / parties,
-        fraction_evaluate=0.0,
-        min_train_nodes=cohort,
-        min_available_nodes=parties,
+        fraction_train=cohort / parties, fraction_evaluate=0.0, min_train_nodes=cohort, min_available_nodes=parties
     )
     result = strategy.start(grid=grid, initial_arrays=start, num_rounds=rounds)
     if NAME == "W3":

@@ -28,9 +28,7 @@ def measure(works: Sequence[str] = (), only: str = "", repeats: int = 5, taken: 
     races: dict[str, Any] = {}
     for name in works or list(contenders.RACES):
         chosen = [
-            contender
-            for contender in contenders.RACES[name]
-            if any(word in contender.key for word in only.split(","))
+            contender for contender in contenders.RACES[name] if any(word in contender.key for word in only.split(","))
         ]
         left_out = {c.name: c.lacks() for c in chosen if c.lacks()}
 

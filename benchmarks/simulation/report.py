@@ -43,13 +43,7 @@ RATIOS = (
     ("W1 with SCAFFOLD, against W1", "W1", f"{OURS} W1 scaffold", f"{OURS} W1", 1.3),
     ("W1 with Ditto, against W1", "W1", f"{OURS} W1 ditto", f"{OURS} W1", 2.2),
     ("W2, float32, against the plain loop on two threads", "W2", f"{OURS} W2", "simulation.plain W2 2", 0.72),
-    (
-        "W2, bfloat16, against the plain loop on two threads",
-        "W2",
-        f"{OURS} W2 bfloat16",
-        "simulation.plain W2 2",
-        0.65,
-    ),
+    ("W2, bfloat16, against the plain loop on two threads", "W2", f"{OURS} W2 bfloat16", "simulation.plain W2 2", 0.65),
     ("W3, against NumPy in float64", "W3", f"{OURS} W3", "simulation.mean float64", 1.1),
     ("W4, a million registered parties against 10,000", "W4", f"{OURS} W4", f"{OURS} W4-small", 1.1),
 )
@@ -67,9 +61,7 @@ def lines(part: Mapping[str, Any]) -> list[str]:
     said = [PREFACE, *_reaches(races)]
     for name, race in sorted(races.items()):
         said += [f"### {name}: {TITLES[name]}\n", f"{TEXTS[name]} Measured {race['taken']}.\n"]
-        said += [
-            "| contender | seconds a round | start-up, s | memory, MB | accuracy | L1 norm | others | runs |"
-        ]
+        said += ["| contender | seconds a round | start-up, s | memory, MB | accuracy | L1 norm | others | runs |"]
         said += ["|---|---|---|---|---|---|---|---|", *map(_row, race["rows"]), ""]
         if race["left_out"]:
             gone = [f"{contender} ({reason})" for contender, reason in race["left_out"].items()]
@@ -102,9 +94,7 @@ def _reaches(races: Mapping[str, Any]) -> list[str]:
             said.append(f"| {what} | {ratio:.2f} x | {most} x | {reached} |")
     for what, work, mine, column, limit, unit in LIMITS:
         if row := rows.get((work, mine)):
-            said.append(
-                f"| {what} | {row[column]:.3g} {unit} | {limit:g} {unit} | {_yes(row[column] <= limit)} |"
-            )
+            said.append(f"| {what} | {row[column]:.3g} {unit} | {limit:g} {unit} | {_yes(row[column] <= limit)} |")
     half, full = (rows.get(("W2", f"{OURS} {key}")) for key in ("W2 bfloat16", "W2"))
     if half and full:
         off = abs(half["accuracy"] - full["accuracy"]) * 100

@@ -71,8 +71,7 @@ _HOMES = {
         "hansa.privacy.claim": "Adversary Privacy",
         "hansa.run": "Run",
         "hansa.study": "load",
-        "hansa.task": "CoxRegression LinearRegression LogisticRegression PoissonRegression "
-        "SoftmaxRegression Task",
+        "hansa.task": "CoxRegression LinearRegression LogisticRegression PoissonRegression SoftmaxRegression Task",
     }.items()
     for name in names.split()
 }

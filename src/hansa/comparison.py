@@ -63,9 +63,7 @@ def compare(federation: Federation, tables: Mapping[str, Table], model: Model) -
     trained = {name: train for name, (train, _) in splits.items()}
     scored = [_alone(federation, name, table, held_out) for name, table in trained.items()]
     parts = list(trained.values())
-    everything = Table.of(
-        {name: np.concatenate([part.column(name) for part in parts]) for name in parts[0].names}
-    )
+    everything = Table.of({name: np.concatenate([part.column(name) for part in parts]) for name in parts[0].names})
     scored.append(Scored("federated", everything.rows, model.score(*held_out), None))
     if federation.noised and not federation.method.noise(federation.privacy):
         plain = bare(federation).run(Local(tables)).model

@@ -1,9 +1,8 @@
 """What leaves a party: named, declared, bounded arrays and nothing else.
 
-A method declares `Field`s. A party answers an `Ask` with a `Contribution` whose fields are exactly the
-declared ones; `check` is what both sides call before they send and before they believe.
-Parameter-like values are flat vectors in the learner's layout, so that a method's arithmetic, a clip, a
-codec or a mask is the same for every model.
+A method declares `Field`s. A party answers an `Ask` with a `Contribution` whose fields are exactly the declared ones;
+`check` is what both sides call before they send and before they believe. Parameter-like values are flat vectors in the
+learner's layout, so that a method's arithmetic, a clip, a codec or a mask is the same for every model.
 """
 
 from __future__ import annotations
@@ -366,7 +365,6 @@ def _check_array(array: Array, declared: Field) -> None:
     below = array.size and declared.low > -math.inf and array.min() < declared.low
     if below or (array.size and declared.high < math.inf and array.max() > declared.high):
         raise ContributionError(
-            f"values from {array.min():g} to {array.max():g} where "
-            f"{declared.low:g} to {declared.high:g} was declared",
+            f"values from {array.min():g} to {array.max():g} where {declared.low:g} to {declared.high:g} was declared",
             field=declared.name,
         )

@@ -176,9 +176,7 @@ class Database:
 
         A test holds the two equal; alembic, a quarter of a second to import, is for older ones.
         """
-        versions = sa.Table(
-            "alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True)
-        )
+        versions = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
         with self._engine.begin() as connection:
             self._metadata.create_all(connection)
             versions.create(connection, checkfirst=True)
@@ -226,9 +224,7 @@ def _engine(url: str | Path) -> sa.Engine:
     # SQLite gives its journals the mode of the file, and would make the file readable for all.
     with suppress(OSError):  # what is wrong with it, SQLite says better
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    engine = sa.create_engine(
-        sa.URL.create("sqlite", database=str(path)), connect_args={"check_same_thread": False}
-    )
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)), connect_args={"check_same_thread": False})
 
     @sa.event.listens_for(engine, "connect")
     def durable(connection: Any, _: object) -> None:

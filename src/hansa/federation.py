@@ -287,8 +287,7 @@ class Federation(Part):
             if rule is None or rule.low is None or rule.high is None or rule.low == rule.high:
                 raise StudyError(
                     f"sums of the column {name!r} pass [statistics], and nothing bounds its numbers",
-                    remedy=f"Declare low and high of contract.columns.{name}, or set "
-                    "preprocessing.standardise = false",
+                    remedy=f"Declare low and high of contract.columns.{name}, or set preprocessing.standardise = false",
                 )
             bounds[name] = (rule.low, rule.high)
         return bounds

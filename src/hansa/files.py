@@ -26,8 +26,7 @@ def kept_key(path: Path) -> bytes:
 def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write a file so that readers, and a crash, find the old one or the new one, durably.
 
-    Its folder is made if it is not there. A ``private`` file only its owner may read, where the system can
-    say so.
+    Its folder is made if it is not there. A ``private`` file only its owner may read, where the system can say so.
     """
     path.parent.mkdir(0o700 if private else 0o777, parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

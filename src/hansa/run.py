@@ -219,8 +219,7 @@ class Run:
     def metrics(self, form: Literal["rows", "pandas", "polars", "arrow"] = "rows") -> Any:
         """One row per evaluation: ``round`` and the task's metrics.
 
-        An evaluation that was interrupted before its checkpoint is repeated on resume: the last
-        one of a round counts.
+        An evaluation that was interrupted before its checkpoint is repeated on resume: the last one of a round counts.
 
         Args:
             form: ``"rows"`` gives a list of dicts; the others need the library of that name.

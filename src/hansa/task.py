@@ -119,10 +119,7 @@ def _summed(**sums: Any) -> Values:
 
 
 _LEAST = 1e-12  # of a probability in a log loss
-_HITS = (
-    *(counted(name, example=1.0) for name in ("rows", "correct")),
-    counted("loss", example=-math.log(_LEAST)),
-)
+_HITS = (*(counted(name, example=1.0) for name in ("rows", "correct")), counted("loss", example=-math.log(_LEAST)))
 SIDES = tuple(counted(name, BINS, example=1.0) for name in ("positives", "negatives"))
 """What `histograms` gives."""
 
@@ -258,10 +255,7 @@ class LogisticRegression(_Glm):
         p = np.clip(predicted, _LEAST, 1 - _LEAST)
         losses = -(y * np.log(p) + (1 - y) * np.log1p(-p))
         return _summed(
-            rows=len(y),
-            correct=((predicted >= 0.5) == (y == 1)).sum(),
-            loss=losses.sum(),
-            **histograms(predicted, y),
+            rows=len(y), correct=((predicted >= 0.5) == (y == 1)).sum(), loss=losses.sum(), **histograms(predicted, y)
         )
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
@@ -362,8 +356,7 @@ class CoxRegression(_Glm):
     came first had the larger hazard, ties counting half (Harrell 1982).
 
     Args:
-        event: the column that is 1 where the event was seen at that time, 0 where the row was last seen
-            without it.
+        event: the column that is 1 where the event was seen at that time, 0 where the row was last seen without it.
     """
 
     kind: ClassVar[str] = "cox-regression"

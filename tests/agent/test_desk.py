@@ -72,9 +72,7 @@ def test_each_attempt_has_noise_of_its_own_and_none_has_that_of_what_is_open(des
 
 
 @pytest.mark.parametrize("between", [0, STUDIES])
-def test_a_study_that_is_described_anew_is_worked_on_as_described_and_charged_so(
-    desk: Desk, between: int
-) -> None:
+def test_a_study_that_is_described_anew_is_worked_on_as_described_and_charged_so(desk: Desk, between: int) -> None:
     assert desk.work(asked(HIDDEN, 1), b"").sitting is not None
     for number in range(between):
         desk.describe(f"other {number}", HIDDEN.to_json(), SETUP.to_json())

@@ -226,9 +226,7 @@ def test_under_a_secure_sum_the_shares_of_the_others_count_for_whoever_knows_one
 
 
 @pytest.mark.parametrize(("epsilon", "order"), [(0.5, 29), (1.0, 17), (3.0, 7), (8.0, 4)])
-def test_the_order_of_a_budget_is_where_a_gaussian_of_its_cost_is_converted_best(
-    epsilon: float, order: int
-) -> None:
+def test_the_order_of_a_budget_is_where_a_gaussian_of_its_cost_is_converted_best(epsilon: float, order: int) -> None:
     budget = Budget(epsilon)
     assert budget.order == order  # and so known before anything is asked
     z = gaussian_noise_multiplier(epsilon, budget.delta)

@@ -145,10 +145,7 @@ TWISTS: dict[str, tuple[Twist, str]] = {
         lambda ask, setup: (ask, replace(setup, numbers=("ill", "size"))),
         "wants the columns ill otherwise",
     ),
-    "a column twice": (
-        lambda ask, setup: (ask, replace(setup, numbers=("size", "size"))),
-        "wants the columns size",
-    ),
+    "a column twice": (lambda ask, setup: (ask, replace(setup, numbers=("size", "size"))), "wants the columns size"),
     "categories that the contract does not declare": (
         lambda ask, setup: (ask, replace(setup, categories={"ward": ("east", "patient 7")})),
         "other categories than the study's contract says",
@@ -306,18 +303,14 @@ def answers(ledger: Ledger, **parts: Any) -> Worked:
 
 
 @pytest.mark.parametrize("name", ["range", "rows", "few"])
-def test_under_a_budget_a_party_that_was_refused_for_its_rows_says_nothing_more(
-    name: str, tmp_path: Path
-) -> None:
+def test_under_a_budget_a_party_that_was_refused_for_its_rows_says_nothing_more(name: str, tmp_path: Path) -> None:
     parts, error = UNFIT[name]
     ledger = Ledger(budget=Budget(1.0))
     with pytest.raises(SpentError) as spent:
         answers(ledger, **parts)
     assert isinstance(spent.value.error, error)
     store = AgentStore(tmp_path)
-    store.apply(
-        [Put("charge", spent.value.charge), Put("budget", {"unit": "example", "epsilon": 1.0, "delta": 1e-5})]
-    )
+    store.apply([Put("charge", spent.value.charge), Put("budget", {"unit": "example", "epsilon": 1.0, "delta": 1e-5})])
     for kept in (ledger, store.ledger()):  # a restart forgets nothing
         assert (kept.answers, kept.spent()) == (0, 0.0)
         for more in (parts, {}):

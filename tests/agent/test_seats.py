@@ -236,9 +236,7 @@ def test_a_vector_that_may_be_in_a_sum_goes_into_no_other(fresh: bool) -> None:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_a_malicious_coordinator_gets_one_sum_of_an_exchange_however_its_vectors_are_noised(
-    restarted: bool,
-) -> None:
+def test_a_malicious_coordinator_gets_one_sum_of_an_exchange_however_its_vectors_are_noised(restarted: bool) -> None:
     four = Four(fresh=True)
     four.open()
     four.until(Phase.CLOSE)

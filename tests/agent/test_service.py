@@ -146,9 +146,7 @@ async def test_a_renewal_that_the_coordinator_fails_is_tried_again_later(
         await agent._renew_if_due()
 
 
-@pytest.mark.parametrize(
-    "numbers", [{"version": 1 << 63}, {"round": 1 << 63}, {"attempt": 1 << 63}, {"attempt": 0}]
-)
+@pytest.mark.parametrize("numbers", [{"version": 1 << 63}, {"round": 1 << 63}, {"attempt": 1 << 63}, {"attempt": 0}])
 async def test_a_number_that_no_database_can_keep_ends_nothing(agent: Agent, numbers: dict[str, int]) -> None:
     said = list[Any]()
 
@@ -190,9 +188,7 @@ async def test_an_agent_that_fails_after_every_welcome_waits_longer_and_longer(
     assert await pauses(agent, monkeypatch, 8, 0.0) == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
 
 
-async def test_an_agent_whose_session_lasted_comes_back_at_once(
-    agent: Agent, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_agent_whose_session_lasted_comes_back_at_once(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     assert await pauses(agent, monkeypatch, 3, 10.0) == [0.1, 0.1, 0.1]
 
 

@@ -26,9 +26,7 @@ def signal(**more: Any) -> Signal:
     return Signal((FIELD,), **{"weights": "equal", "among": AMONG, **more})
 
 
-def summed(
-    chain: Aggregation, rows: Array, state: Values, round: int = 1, secret: bytes = b""
-) -> tuple[Total, Values]:
+def summed(chain: Aggregation, rows: Array, state: Values, round: int = 1, secret: bytes = b"") -> tuple[Total, Values]:
     """A round of a cohort with these updates ``[k, 16]``."""
     signals, names = chain.bind(signal()), PARTIES[: len(rows)]
     context = Context(7, round, round, names, signals[0], signals[0], secret)

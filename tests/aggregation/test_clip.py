@@ -77,9 +77,7 @@ def test_a_refusal_names_stage_reason_and_remedy(signal: Signal, reason: str) ->
 @pytest.mark.parametrize("norm", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_norm_that_bounds_nothing_is_refused(norm: float) -> None:
     with pytest.raises(StudyError, match=r"aggregation\.stages\.norm"):
-        hs.Federation(
-            task=hs.LinearRegression(target="y"), aggregation={"stages": [{"kind": "clip", "norm": norm}]}
-        )
+        hs.Federation(task=hs.LinearRegression(target="y"), aggregation={"stages": [{"kind": "clip", "norm": norm}]})
 
 
 def test_norms_of_float32_are_those_of_float64_at_every_magnitude() -> None:

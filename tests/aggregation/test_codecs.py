@@ -127,9 +127,7 @@ def test_a_party_whose_update_is_not_finite_is_found_and_spoils_nobody_else(kind
     x = np.random.default_rng(0).normal(size=(3, 200)).astype(np.float32)
     names, weights = ("a", "b", "c"), np.ones(3)
     context = Context(0, 1, 1, names, signal, signal)
-    clean, _ = chain.encode(
-        Contributions(names, Values({"update": x}), weights), Values(), Values(), signals, context
-    )
+    clean, _ = chain.encode(Contributions(names, Values({"update": x}), weights), Values(), Values(), signals, context)
     spoilt = x.copy()
     spoilt[1] = bad
     sent, _ = chain.encode(
@@ -179,9 +177,7 @@ def test_indices_outside_the_vector_are_refused_before_they_are_used() -> None:
         agg.median() >> agg.rotate() >> agg.quantize(bits=8),
     ],
 )
-def test_a_run_through_the_chain_comes_near_the_run_without(
-    chain: Aggregation, shards: Mapping[str, hs.Table]
-) -> None:
+def test_a_run_through_the_chain_comes_near_the_run_without(chain: Aggregation, shards: Mapping[str, hs.Table]) -> None:
     federation = hs.Federation(task=hs.LogisticRegression(target="y"), rounds=10)
     plain = federation.run(hs.Local(shards))
     packed = federation.model_copy(update={"aggregation": chain}).run(hs.Local(shards))

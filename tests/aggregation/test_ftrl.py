@@ -241,9 +241,7 @@ def towns(seed: int = 2) -> dict[str, hs.Table]:
      agg.adaptive_clip() >> agg.banded(noise_multiplier=1.0, bands=3)],
     ids=["tree", "banded"],
 )  # fmt: skip
-def test_a_run_that_stopped_goes_on_with_the_noise_of_the_undisturbed_one(
-    chain: Aggregation, tmp_path: Path
-) -> None:
+def test_a_run_that_stopped_goes_on_with_the_noise_of_the_undisturbed_one(chain: Aggregation, tmp_path: Path) -> None:
     tables = towns()
     study = federation(chain, hs.Cyclic(groups=2))
 

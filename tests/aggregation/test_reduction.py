@@ -104,9 +104,7 @@ def test_blocks_that_were_summed_elsewhere_give_the_bits_of_one_party_after_the_
     assert found.weight == expected.weight
     for name in expected.values:
         assert found.values[name].tobytes() == expected.values[name].tobytes()
-    mean = np.average(
-        [c.values["mean"] for c in there.values()], axis=0, weights=[c.weight for c in there.values()]
-    )
+    mean = np.average([c.values["mean"] for c in there.values()], axis=0, weights=[c.weight for c in there.values()])
     np.testing.assert_allclose(found.values["mean"], mean, rtol=1e-9)
 
 

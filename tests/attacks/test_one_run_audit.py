@@ -106,8 +106,7 @@ NOISED: dict[str, dict[str, Any]] = {
     "example, adam": {
         "unit": "example",
         "method": hs.FedAvg(
-            local=hs.DPAdam(lr=0.01, clip=1.0, noise_multiplier=1.0, rate=0.2, steps=5, batch_size=20),
-            weights="equal",
+            local=hs.DPAdam(lr=0.01, clip=1.0, noise_multiplier=1.0, rate=0.2, steps=5, batch_size=20), weights="equal"
         ),
     },
     "party": {"aggregation": agg.clip(1.0) >> agg.gaussian(noise_multiplier=1.0)},

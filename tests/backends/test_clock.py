@@ -125,14 +125,7 @@ def test_a_buffer_that_nobody_can_fill_is_an_error(tables):
 
 @pytest.mark.parametrize(
     "wrong",
-    [
-        {"latency": -1.0},
-        {"dropout": 1.5},
-        {"available": -0.1},
-        {"period": 0.0},
-        {"speed": 1.0},
-        {"bandwidth": 0.0},
-    ],
+    [{"latency": -1.0}, {"dropout": 1.5}, {"available": -0.1}, {"period": 0.0}, {"speed": 1.0}, {"bandwidth": 0.0}],
 )
 def test_a_wrong_clock_is_refused_by_its_key(wrong):
     with pytest.raises(StudyError, match=next(iter(wrong))):
@@ -245,9 +238,7 @@ def test_behind_noise_a_party_that_is_refused_keeps_its_place_and_moves_no_other
     whole = arrived(noised(tables))
     broken = "party-05"
     columns = {name: tables[broken].column(name) for name in ("a", "b")}
-    without = tables | {
-        broken: hs.Table({**columns, "y": np.full(tables[broken].rows, 7.0)})
-    }  # no class of the task
+    without = tables | {broken: hs.Table({**columns, "y": np.full(tables[broken].rows, 7.0)})}  # no class of the task
     fewer = arrived(noised(without))
     assert any(broken in body["counted"] for body in whole)
     assert [[n for n in b["counted"] if n != broken] for b in whole] == [b["counted"] for b in fewer]

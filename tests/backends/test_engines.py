@@ -117,11 +117,7 @@ def test_a_population_is_the_same_parties_as_a_table_each(engine: Any) -> None:
 @Engines
 def test_a_column_says_what_is_held_out_of_a_population_too(engine: Any) -> None:
     table = hs.Table.of(
-        {
-            "x": np.linspace(-1, 1, 40),
-            "y": np.linspace(-2, 2, 40),
-            "part": ["train", "test", "train", "train"] * 10,
-        }
+        {"x": np.linspace(-1, 1, 40), "y": np.linspace(-2, 2, 40), "part": ["train", "test", "train", "train"] * 10}
     )
     population = Population.of_sizes(table, [12, 12, 16])
     study = STUDY.model_copy(update={"evaluation": hs.Evaluate(split="part")})
@@ -141,9 +137,7 @@ def test_images_and_integer_labels_need_no_column_each() -> None:
     random = np.random.default_rng(1)
     images = random.normal(size=(60, 4, 2)).astype(np.float32)
     labels = (images[:, 0, 0] > 0).astype(np.int64) + (images[:, 1, 1] > 0.5)
-    study = STUDY.model_copy(
-        update={"task": hs.SoftmaxRegression(target="y", classes=(0, 1, 2), precision="float32")}
-    )
+    study = STUDY.model_copy(update={"task": hs.SoftmaxRegression(target="y", classes=(0, 1, 2), precision="float32")})
     population = Population.of_sizes({"image": images, "y": labels}, [20, 15, 25])
     flat = {f"p{i}": column.astype(float) for i, column in enumerate(images.reshape(60, 8).T)}
     wide = Population.of_sizes({**flat, "y": labels.astype(float)}, [20, 15, 25])
@@ -179,9 +173,7 @@ def test_a_method_that_works_party_by_party_is_never_stacked(alone: hs.Federatio
     assert picked(run) == [{"engine": "resident", "reason": "alone works party by party"}]
     with pytest.raises(UsageError) as caught:
         alone.run(hs.Local(troubled, engine="stacked"))
-    assert str(caught.value) == (
-        'parties cannot be stacked: alone works party by party. Leave engine="stacked" out'
-    )
+    assert str(caught.value) == ('parties cannot be stacked: alone works party by party. Leave engine="stacked" out')
 
 
 def test_a_model_that_cannot_be_stacked_is_refused_with_its_reason(
@@ -277,9 +269,7 @@ def test_rows_of_a_population_are_gathered_at_once_with_the_same_bits(shuffle: b
 
 def small(**values: Any) -> hs.Federation:
     given = {"method": hs.FedAvg(local=hs.SGD(lr=0.1, batch_size=8)), "rounds": 4, **values}
-    return hs.Federation(
-        task=hs.LinearRegression(target="y"), evaluation=hs.Evaluate(every=0, holdout=0), **given
-    )
+    return hs.Federation(task=hs.LinearRegression(target="y"), evaluation=hs.Evaluate(every=0, holdout=0), **given)
 
 
 @pytest.fixture

@@ -43,9 +43,7 @@ def study(chain: agg.Aggregation = SHARES, **more: Any) -> hs.Federation:
 def test_the_sums_under_masks_are_those_without_to_the_bit(
     engine: Any, chain: agg.Aggregation, population: hs.Population
 ) -> None:
-    plain, masked = (
-        study(chain).run(hs.Local(population, engine=engine, masks=masks)) for masks in (False, True)
-    )
+    plain, masked = (study(chain).run(hs.Local(population, engine=engine, masks=masks)) for masks in (False, True))
     assert plain.parameters.tobytes() == masked.parameters.tobytes()
     assert plain.metrics() == masked.metrics()
 
@@ -66,9 +64,7 @@ def test_statistics_go_under_masks_too(population: hs.Population) -> None:
 
 def test_parties_that_are_lost_on_the_way_are_not_in_the_sum(population: hs.Population) -> None:
     clock = Clock(dropout=0.1)
-    plain, masked = (
-        study(rounds=6).run(hs.Local(population, clock=clock, masks=masks)) for masks in (False, True)
-    )
+    plain, masked = (study(rounds=6).run(hs.Local(population, clock=clock, masks=masks)) for masks in (False, True))
     assert plain.parameters.tobytes() == masked.parameters.tobytes()
     lost = [len(e.body["excluded"]) for e in masked.events if e.kind == "arrived"]
     assert max(lost) > 0

@@ -350,8 +350,6 @@ def test_a_cluster_that_was_started_for_the_run_ends_with_it(tmp_path: Path) -> 
     script = tmp_path / "alone.py"
     script.write_text(ALONE, encoding="utf-8")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, env=environment
-    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "finished\n"  # and nothing of Ray's own

@@ -20,9 +20,7 @@ kind = "fedavg"
 rounds = 3
 """
 
-ROWS = "age,malignant,hospital\n" + "".join(
-    f"{40 + i},{i % 2},{'north' if i < 10 else 'south'}\n" for i in range(20)
-)
+ROWS = "age,malignant,hospital\n" + "".join(f"{40 + i},{i % 2},{'north' if i < 10 else 'south'}\n" for i in range(20))
 
 
 @pytest.fixture(autouse=True)
@@ -146,8 +144,7 @@ def test_a_slip_in_a_study_is_named_with_the_nearest_word(hansa, here, before, a
 
 def test_a_study_with_code_is_not_run_at_other_parties(hansa, harbour, here):
     (here / "study.py").write_text(
-        "import hansa as hs\nclass Mine(hs.LogisticRegression):\n    pass\ntask = Mine(target='malignant')\n",
-        "utf-8",
+        "import hansa as hs\nclass Mine(hs.LogisticRegression):\n    pass\ntask = Mine(target='malignant')\n", "utf-8"
     )
     (here / "coded.toml").write_text('[study]\nname = "coded"\n[task]\nmodule = "study:task"\n', "utf-8")
     answer = hansa("run", "coded.toml", "--home", harbour.home)
@@ -196,9 +193,7 @@ def test_a_wrong_type_is_said_in_the_words_of_the_file(hansa, here):
     assert answer.message == 'study.toml: method.rounds must be a whole number, not "thirty"'
 
 
-@pytest.mark.parametrize(
-    "words", [["data", "list"], ["data", "remove", "tumours"], ["agent", "status"]], ids=" ".join
-)
+@pytest.mark.parametrize("words", [["data", "list"], ["data", "remove", "tumours"], ["agent", "status"]], ids=" ".join)
 def test_looking_at_an_agents_folder_makes_none(hansa, here, words):
     answer = hansa(*words, "--home", here / "typo")
     assert answer.status in (2, 5)

@@ -97,8 +97,6 @@ def test_pages_fit_a_terminal_of_eighty_columns(monkeypatch):
 
 
 def test_the_version_is_that_of_the_package():
-    done = subprocess.run(
-        [sys.executable, "-m", "hansa", "--version"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "hansa", "--version"], capture_output=True, text=True, check=True)
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     assert done.stdout.strip() == declared

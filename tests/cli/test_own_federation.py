@@ -102,9 +102,7 @@ def test_a_simulation_of_the_same_tables_ends_with_the_same_bits(hansa, harbour,
     from hansa import study
 
     sources = {
-        name: Source(
-            path=str(harbour.folder / name / "数据 表.csv"), encoding="gb18030" if name == "北院" else "utf-8"
-        )
+        name: Source(path=str(harbour.folder / name / "数据 表.csv"), encoding="gb18030" if name == "北院" else "utf-8")
         for name in PARTIES
     }
     tables = {name: read(source) for name, source in sources.items()}

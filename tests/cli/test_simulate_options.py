@@ -117,9 +117,7 @@ def test_what_is_set_is_what_the_file_would_have_said(simulate, tmp_path):
 def test_a_sweep_makes_a_run_of_each_value_and_a_table_of_the_results(simulate):
     answer = simulate(*DEALT, "--sweep", "lr=0.01,0.5", "--sweep", "rounds=1,2")
     runs = answer.document["runs"]
-    assert [run["values"] for run in runs] == [
-        {"lr": lr, "rounds": rounds} for lr in (0.01, 0.5) for rounds in (1, 2)
-    ]
+    assert [run["values"] for run in runs] == [{"lr": lr, "rounds": rounds} for lr in (0.01, 0.5) for rounds in (1, 2)]
     assert [run["rounds"] for run in runs] == [1, 2, 1, 2]
     alone = simulate(*DEALT, "--set", "rounds=2").document
     np.testing.assert_array_equal(model(runs[3]), model(alone))

@@ -76,9 +76,7 @@ def test_its_bits_are_those_of_the_plain_simulation(backend: Make, tables: Table
     assert study().run(backend(tables)).parameters.tobytes() == study().run(hs.Local(tables)).parameters.tobytes()
 
 
-def test_a_party_that_cannot_do_the_work_is_left_out_with_its_reason(
-    backend: Make, tables: Tables, told: Told
-) -> None:
+def test_a_party_that_cannot_do_the_work_is_left_out_with_its_reason(backend: Make, tables: Tables, told: Told) -> None:
     parties = {**tables, "river": broken(tables["river"], y=[np.nan] * 25)}
     run = study().run(backend(parties))
     assert run.status == "finished"
@@ -94,9 +92,7 @@ def test_a_party_that_cannot_do_the_work_is_left_out_with_its_reason(
             assert event.body["counted"] == ["harbour", "north"]
 
 
-def test_a_party_whose_sums_overflow_is_left_out_and_poisons_nobody(
-    backend: Make, tables: Tables, told: Told
-) -> None:
+def test_a_party_whose_sums_overflow_is_left_out_and_poisons_nobody(backend: Make, tables: Tables, told: Told) -> None:
     parties = {**tables, "river": broken(tables["river"], a=[1.5e308] * 25)}
     run = study().run(backend(parties))
     assert run.status == "finished"

@@ -152,9 +152,7 @@ def test_a_chain_that_must_hold_is_accepted_at_its_epsilon(
     assert found == pytest.approx(claimed, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("chain", "more", "stage", "remedy"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED]
-)
+@pytest.mark.parametrize(("chain", "more", "stage", "remedy"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
 def test_a_chain_that_cannot_hold_is_refused_with_the_stage_and_the_way_out(
     chain: Aggregation, more: dict[str, Any], stage: str, remedy: str
 ) -> None:
@@ -233,9 +231,7 @@ def test_one_party_moves_the_sum_by_what_is_claimed_and_no_more(chain: Aggregati
         apart = {
             name: whole - without
             for (name, whole), without in zip(
-                summed(plain, rows).items(),
-                summed(plain, {n: v[:2] for n, v in rows.items()}).values(),
-                strict=True,
+                summed(plain, rows).items(), summed(plain, {n: v[:2] for n, v in rows.items()}).values(), strict=True
             )
         }
         if before.domain == "integer":

@@ -85,9 +85,7 @@ def test_what_travels_is_of_the_learners_precision(method: UpdateMethod, ragged:
 def test_the_number_of_workers_changes_no_bit(engine: Any, method: UpdateMethod, ragged: Population) -> None:
     cohort = hs.All() if engine == "stacked" else hs.Fixed(size=20)
     federation = whole(method, rounds=2, cohort=cohort)
-    one, two, three = (
-        bits(federation.run(hs.Local(ragged, engine=engine, workers=workers))) for workers in (1, 2, 3)
-    )
+    one, two, three = (bits(federation.run(hs.Local(ragged, engine=engine, workers=workers))) for workers in (1, 2, 3))
     assert one == two == three
 
 

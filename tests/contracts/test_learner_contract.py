@@ -96,8 +96,7 @@ def test_its_weighted_gradient_is_that_of_its_weighted_loss(learner: Learner) ->
     theta, x, y = (array[0] for array in draw(learner))
     step, weights = 1e-6, weighed()[0]
     numeric = [
-        (learner.loss(theta + step * e, x, y, weights) - learner.loss(theta - step * e, x, y, weights))
-        / (2 * step)
+        (learner.loss(theta + step * e, x, y, weights) - learner.loss(theta - step * e, x, y, weights)) / (2 * step)
         for e in np.eye(theta.size)
     ]
     gradient = learner.gradient(theta, x, y, weights)
@@ -109,9 +108,7 @@ def test_padding_of_weight_zero_changes_nothing(learner: Learner) -> None:
     weights, more = weighed(), ((0, 0), (0, 5))
     padded = np.pad(x, (*more, (0, 0))), np.pad(y, more), np.pad(weights, more)
     for function in (learner.loss, learner.gradient):
-        np.testing.assert_allclose(
-            function(theta, *padded), function(theta, x, y, weights), rtol=1e-12, atol=1e-15
-        )
+        np.testing.assert_allclose(function(theta, *padded), function(theta, x, y, weights), rtol=1e-12, atol=1e-15)
 
 
 @pytest.fixture
@@ -145,9 +142,7 @@ def test_plain_descent_in_place_is_a_step_against_the_gradient(learner: Learner)
     theta, x, y = draw(learner)
     weights, moved = weighed(), theta.copy()
     moved -= learner.scaled(moved, x, y, weights, 0.2)
-    np.testing.assert_allclose(
-        moved, theta - 0.2 * learner.gradient(theta, x, y, weights), rtol=1e-12, atol=1e-15
-    )
+    np.testing.assert_allclose(moved, theta - 0.2 * learner.gradient(theta, x, y, weights), rtol=1e-12, atol=1e-15)
 
 
 RAGGED = (70, 33, 21, 20, 20, 9, 8, 7, 3, 1)

@@ -120,9 +120,7 @@ def test_asks_declare_distinct_bound_fields_and_keep_the_servers_slots_at_home(
         assert not any(name.startswith("server.") for name in moment.ask.send)
 
 
-def test_work_sends_exactly_what_was_declared_and_nothing_depends_on_when(
-    method: UpdateMethod, tables: Tables
-) -> None:
+def test_work_sends_exactly_what_was_declared_and_nothing_depends_on_when(method: UpdateMethod, tables: Tables) -> None:
     federation = whole(method)
     course = course_of(federation, tables)
     for moment in journey(federation, tables):

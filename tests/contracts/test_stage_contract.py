@@ -217,9 +217,7 @@ class Marked(Stage):
 
     def decode(self, total: Total, state: Values, context: Context) -> tuple[Total, Values]:
         values = {n: (v - self.mark) / 10 for n, v in total.values.items()}
-        return replace(total, values=Values(values)), Values(
-            {"seen": state.get("seen", np.asarray(0.0)) + self.mark}
-        )
+        return replace(total, values=Values(values)), Values({"seen": state.get("seen", np.asarray(0.0)) + self.mark})
 
 
 class Halved(Stage):
@@ -276,9 +274,7 @@ def test_each_codec_of_a_chain_is_opened_by_itself_the_last_first() -> None:
     assert equal(chain.open(sent, Values(), signals, at).values, given.values)
 
 
-def test_an_announced_norm_reaches_the_parties_and_moves_with_what_they_answer(
-    tables: Mapping[str, hs.Table],
-) -> None:
+def test_an_announced_norm_reaches_the_parties_and_moves_with_what_they_answer(tables: Mapping[str, hs.Table]) -> None:
     stage = STAGES.build({"kind": "adaptive-clip", "norm": 1e-3})
     federation = hs.Federation(
         task=hs.LogisticRegression(target="y"), rounds=4, aggregation=Aggregation(stages=(stage,))

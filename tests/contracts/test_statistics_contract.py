@@ -98,9 +98,7 @@ def test_more_than_the_study_may_cost_is_refused(population: hs.Population) -> N
     with pytest.raises(hs.errors.PrivacyError, match=r"privacy.epsilon is 0.5"):
         dear.run(hs.Local(population))
     bare = study(agg.Aggregation(), privacy=hs.Privacy(unit="example", epsilon=3))
-    with pytest.raises(
-        hs.errors.PrivacyError, match=r"inf \(there is no noise in the columns' sums; "
-    ) as refused:
+    with pytest.raises(hs.errors.PrivacyError, match=r"inf \(there is no noise in the columns' sums; ") as refused:
         bare.run(hs.Local(population))
     assert "[statistics]" in refused.value.remedy
 
@@ -120,9 +118,7 @@ def test_a_column_without_a_range_is_refused(population: hs.Population) -> None:
         (agg.clip(1.0), {}, "nothing to work on"),
     ],
 )
-def test_statistics_that_could_not_hold_are_refused(
-    chain: agg.Aggregation, more: dict[str, Any], says: str
-) -> None:
+def test_statistics_that_could_not_hold_are_refused(chain: agg.Aggregation, more: dict[str, Any], says: str) -> None:
     with pytest.raises(PipelineError, match=says):
         study(chain, **more)
 

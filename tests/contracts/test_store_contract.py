@@ -142,9 +142,7 @@ def filed(request: pytest.FixtureRequest) -> tuple[str, Callable[[Path], Databas
     return "coordinator.db", CoordinatorStore
 
 
-def test_a_file_that_is_no_database_is_named(
-    filed: tuple[str, Callable[[Path], Database]], tmp_path: Path
-) -> None:
+def test_a_file_that_is_no_database_is_named(filed: tuple[str, Callable[[Path], Database]], tmp_path: Path) -> None:
     name, make = filed
     (tmp_path / name).write_bytes(b"not a database at all" * 100)
     with pytest.raises(StoreError, match=f"{name} cannot be opened"):
@@ -160,9 +158,7 @@ def test_a_folder_in_which_nothing_can_be_made_is_named(
         make(tmp_path)
 
 
-def test_a_commit_is_on_the_disk_when_it_returns(
-    filed: tuple[str, Callable[[Path], Database]], tmp_path: Path
-) -> None:
+def test_a_commit_is_on_the_disk_when_it_returns(filed: tuple[str, Callable[[Path], Database]], tmp_path: Path) -> None:
     store = filed[1](tmp_path)
     with store._connection.begin():
         pragma = {

@@ -498,9 +498,7 @@ def summed(monkeypatch: pytest.MonkeyPatch) -> hs.Federation:
     )
 
 
-def test_secure_sums_have_the_bits_of_plain_ones_whatever_repeats_is_lost_or_crashes(
-    summed: hs.Federation,
-) -> None:
+def test_secure_sums_have_the_bits_of_plain_ones_whatever_repeats_is_lost_or_crashes(summed: hs.Federation) -> None:
     run = summed.run(hs.Local(TABLES))
     assert run.progress is not None
 
@@ -567,9 +565,7 @@ def test_deadlines_failures_and_removals_are_recorded_and_the_run_ends(script: l
     if row["status"] == "failed":
         assert "the study needs 2" in row["reason"]
     excluded = {
-        (body["version"], name): reason
-        for body in world.events("arrived")
-        for name, reason in body["excluded"].items()
+        (body["version"], name): reason for body in world.events("arrived") for name, reason in body["excluded"].items()
     }
     assert all(reason for reason in excluded.values())
     refused = world.events("refused")

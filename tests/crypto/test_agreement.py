@@ -34,11 +34,7 @@ def test_a_derived_key_is_hkdf_and_depends_on_everything():
 
     want = extract(extract(b"salt" * 8, b"s" * 32), b"hansa mask\x01")
     assert agreement.derive(b"s" * 32, b"salt" * 8, b"mask") == want
-    others = [
-        (b"t" * 32, b"salt" * 8, b"mask"),
-        (b"s" * 32, b"tlas" * 8, b"mask"),
-        (b"s" * 32, b"salt" * 8, b"seal"),
-    ]
+    others = [(b"t" * 32, b"salt" * 8, b"mask"), (b"s" * 32, b"tlas" * 8, b"mask"), (b"s" * 32, b"salt" * 8, b"seal")]
     assert want not in [agreement.derive(*other) for other in others]
 
 

@@ -138,9 +138,9 @@ def test_a_certificate_of_an_unknown_signature_algorithm_is_refused(authority):
     key = ed25519.Ed25519PrivateKey.generate()
     now = dt.datetime.now(dt.UTC)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
-    made = x509.CertificateBuilder(
-        name, name, key.public_key(), 1, now - dt.timedelta(1), now + dt.timedelta(1)
-    ).sign(key, None)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now - dt.timedelta(1), now + dt.timedelta(1)).sign(
+        key, None
+    )
     with pytest.raises(TrustError, match="not signed by this"):
         pki.identify(made.public_bytes(serialization.Encoding.PEM), authority.public_key)
 

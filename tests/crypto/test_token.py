@@ -96,8 +96,7 @@ def test_a_token_cannot_pin_what_is_no_key():
 
 
 @pytest.mark.parametrize(
-    ("text", "host", "port"),
-    [("a.b:1", "a.b", 1), ("[::1]:8443", "::1", 8443), ("10.0.0.1:65535", "10.0.0.1", 65535)],
+    ("text", "host", "port"), [("a.b:1", "a.b", 1), ("[::1]:8443", "::1", 8443), ("10.0.0.1:65535", "10.0.0.1", 65535)]
 )
 def test_an_address_is_a_host_and_a_port(text: str, host: str, port: int):
     assert split_address(text) == (host, port)

@@ -8,9 +8,7 @@ from hansa.data.contract import OTHER, ColumnRule, Contract, check, count_catego
 from hansa.data.table import Table
 from hansa.errors import ContractError
 
-TABLE = Table.of(
-    {"年龄": [40, None, 52.5], "stage": ["I", "II", None], "grade": [1, 2, 3], "note": ["3", "x", "4"]}
-)
+TABLE = Table.of({"年龄": [40, None, 52.5], "stage": ["I", "II", None], "grade": [1, 2, 3], "note": ["3", "x", "4"]})
 
 
 def contract(name, **rule):

@@ -14,9 +14,7 @@ from hansa.errors import DataError
 
 URL = os.environ.get("HANSA_TEST_POSTGRESQL", "")
 
-pytestmark = pytest.mark.skipif(
-    not URL, reason="no PostgreSQL: set HANSA_TEST_POSTGRESQL, see tools/postgresql.sh"
-)
+pytestmark = pytest.mark.skipif(not URL, reason="no PostgreSQL: set HANSA_TEST_POSTGRESQL, see tools/postgresql.sh")
 
 
 @pytest.fixture
@@ -24,9 +22,7 @@ def patients() -> Iterator[str]:
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'hansa[postgres]'")
     engine = sa.create_engine(URL.replace("postgresql://", "postgresql+psycopg://"))
     with engine.begin() as connection:
-        connection.execute(
-            sa.text('CREATE TABLE patients (id int, "半径" float, grade numeric, seen date, sex text)')
-        )
+        connection.execute(sa.text('CREATE TABLE patients (id int, "半径" float, grade numeric, seen date, sex text)'))
         connection.execute(
             sa.text(
                 "INSERT INTO patients VALUES (1, 2.5, 1.25, '2020-01-31', '女'), "

@@ -5,19 +5,12 @@ from hansa.data.preprocessing import Encoding
 from hansa.data.table import Table
 from hansa.errors import ContractError, DataError
 
-ENCODING = Encoding(
-    ("年龄", "flat"), np.array([40.0, 7.0]), np.array([10.0, 0.0]), {"stage": ("I", "II"), "n": ("1",)}
-)
+ENCODING = Encoding(("年龄", "flat"), np.array([40.0, 7.0]), np.array([10.0, 0.0]), {"stage": ("I", "II"), "n": ("1",)})
 
 
 def test_numbers_are_standardised_and_categories_one_hot():
     table = Table.of(
-        {
-            "stage": ["II", None, "other", "I"],
-            "n": [1, 2, None, 1],
-            "flat": [7, 7, 7, 8],
-            "年龄": [50, 40, None, 30],
-        }
+        {"stage": ["II", None, "other", "I"], "n": [1, 2, None, 1], "flat": [7, 7, 7, 8], "年龄": [50, 40, None, 30]}
     )
     assert ENCODING.names == ("年龄", "flat", "stage=I", "stage=II", "n=1")
     assert ENCODING.width == 5

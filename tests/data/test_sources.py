@@ -22,8 +22,7 @@ def clinic(tmp_path):
     with sqlite3.connect(path) as database:
         database.execute("CREATE TABLE patients (id INTEGER, 城市 TEXT, mass REAL, seen DATE)")
         database.executemany(
-            "INSERT INTO patients VALUES (?, ?, ?, ?)",
-            [(1, "上海", 1.5, "2024-05-01"), (2, None, None, "2024-05-02")],
+            "INSERT INTO patients VALUES (?, ?, ?, ?)", [(1, "上海", 1.5, "2024-05-01"), (2, None, None, "2024-05-02")]
         )
         database.execute("CREATE TABLE scans (picture BLOB)")
         database.execute("INSERT INTO scans VALUES (x'00')")

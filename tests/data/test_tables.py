@@ -49,13 +49,7 @@ def test_a_column_that_mixes_text_and_numbers_names_its_row():
 
 @pytest.mark.parametrize(
     "values",
-    [
-        np.array(["x", "y"]),
-        np.array([[None], ["x"]]),
-        np.array([1j]),
-        np.array([0], dtype="M8[s]"),
-        np.asarray(1.0),
-    ],
+    [np.array(["x", "y"]), np.array([[None], ["x"]]), np.array([1j]), np.array([0], dtype="M8[s]"), np.asarray(1.0)],
     ids=lambda values: f"{values.dtype}{list(values.shape)}",
 )
 def test_the_constructor_takes_only_columns_as_they_are_kept(values):

@@ -55,9 +55,7 @@ class Relay:
             await asyncio.gather(back, return_exceptions=True)
 
 
-async def _pump(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: Callable[[bytes], bool]
-) -> None:
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: Callable[[bytes], bool]) -> None:
     with contextlib.suppress(OSError):
         while (data := await reader.read(1 << 16)) and count(data):
             writer.write(data)

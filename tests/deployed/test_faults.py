@@ -195,9 +195,7 @@ async def test_a_coordinator_killed_anywhere_ends_with_the_undisturbed_bits(
         assert agent._machine.pending == []
 
 
-async def test_everybody_is_killed_and_everybody_comes_back(
-    town: Town, harvests: Tables, short: hs.Federation
-) -> None:
+async def test_everybody_is_killed_and_everybody_comes_back(town: Town, harvests: Tables, short: hs.Federation) -> None:
     await town.settle(harvests)
     gate = Gate(town.agents["上海"], round=2)
     run = await town.submit(short)

@@ -57,12 +57,7 @@ async def test_a_party_that_does_not_read_is_cut_off_and_may_come_back(
 def begun(work: m.Work, body: bytes) -> list[m.UploadPart]:
     """A large upload that stops in its middle."""
     head = m.Head(
-        run=work.run,
-        version=work.version,
-        attempt=work.attempt,
-        weight=3.0,
-        size=len(body),
-        digest=chunks.digest(body),
+        run=work.run, version=work.version, attempt=work.attempt, weight=3.0, size=len(body), digest=chunks.digest(body)
     )
     return [m.UploadPart(head=head), m.UploadPart(chunk=m.Chunk(offset=0, data=body[:40]))]
 

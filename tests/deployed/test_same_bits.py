@@ -32,9 +32,7 @@ def test_a_deployed_run_ends_with_the_bits_of_the_simulated_one(
 ) -> None:
     backend = deployed(harvests)
     for method in METHODS.values():
-        federation = study(
-            task=TASKS[task], method=method, aggregation=clip(1.0), cohort=hs.Fixed(size=2), seed=7
-        )
+        federation = study(task=TASKS[task], method=method, aggregation=clip(1.0), cohort=hs.Fixed(size=2), seed=7)
         there, here = backend.run(federation), federation.run(hs.Local(harvests))
         assert there.parameters.tobytes() == here.parameters.tobytes()
         assert there.metrics() == here.metrics()
@@ -64,9 +62,7 @@ def test_what_parties_remember_between_rounds_is_the_same_where_it_is_kept_by_th
     harvests: dict[str, hs.Table],
     study: Callable[..., hs.Federation],
 ) -> None:
-    federation = study(
-        method=WITH_MEMORY[method], cohort=hs.Fixed(size=2), evaluation=hs.Evaluate(own=True), rounds=4
-    )
+    federation = study(method=WITH_MEMORY[method], cohort=hs.Fixed(size=2), evaluation=hs.Evaluate(own=True), rounds=4)
     there, here = deployed(harvests).run(federation), federation.run(hs.Local(harvests))
     assert there.progress is not None
     assert here.progress is not None

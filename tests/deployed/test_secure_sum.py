@@ -187,15 +187,11 @@ class Cut:
         driver._carry_out = cut
 
 
-@pytest.mark.parametrize(
-    ("number", "when"), [(n, ("after", "before")[n % 2]) for n in range(1, 7)] + [(6, "before")]
-)
+@pytest.mark.parametrize(("number", "when"), [(n, ("after", "before")[n % 2]) for n in range(1, 7)] + [(6, "before")])
 async def test_a_coordinator_killed_in_any_phase_goes_on_with_the_same_attempt(
     number: int, when: str, town: Town, four: Tables, summed: hs.Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        coordinator_driver, "INLINE", -1
-    )  # nothing is at hand: the sum is a transaction of its own
+    monkeypatch.setattr(coordinator_driver, "INLINE", -1)  # nothing is at hand: the sum is a transaction of its own
     await settle(town, four)
     federation = short(summed)
     cut = Cut(town, number, when)
@@ -282,9 +278,7 @@ async def test_a_party_that_is_lost_is_made_good_for_or_left_out_of_the_next_att
     silent = stopped(town, "danzig", phase)
     ended = await town.run(federation)
     assert silent.is_set()
-    assert [body["phase"] for body in kinds(ended, "attempt")] == (
-        [phase] if phase in ("ROSTER", "SHARE") else []
-    )
+    assert [body["phase"] for body in kinds(ended, "attempt")] == ([phase] if phase in ("ROSTER", "SHARE") else [])
     [arrived] = kinds(ended, "arrived")
     inside = phase in ("SURVIVORS", "UNMASK")  # its vector was there
     assert ("danzig" in arrived["counted"]) == inside

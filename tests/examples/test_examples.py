@@ -21,11 +21,7 @@ FILES = sorted(EXAMPLES.glob("*.py"))
 def output_of(name: str, folder: Path) -> str:
     """What an example prints, run as a program in an empty folder."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLES / name)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
+        [sys.executable, "-W", "error", str(EXAMPLES / name)], cwd=folder, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

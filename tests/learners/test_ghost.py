@@ -295,9 +295,7 @@ def test_batch_norm_has_no_rows_of_its_own() -> None:
 
 def test_threads_and_engines_give_the_same_bits() -> None:
     random = np.random.default_rng(3)
-    tables = {
-        f"p{i}": hs.Table({"x": rows(flat, n)[0], "y": random.integers(0, 4, n)}) for i, n in enumerate((9, 40))
-    }
+    tables = {f"p{i}": hs.Table({"x": rows(flat, n)[0], "y": random.integers(0, 4, n)}) for i, n in enumerate((9, 40))}
     local = hs.DPSGD(lr=0.1, clip=1.0, noise_multiplier=1.0, rate=0.5, steps=3, batch_size=20)
     federation = hs.Federation(
         task=hs.tasks.torch(flat),

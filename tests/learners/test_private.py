@@ -112,9 +112,7 @@ def test_both_engines_and_any_number_of_workers_give_the_same_bits() -> None:
         privacy=hs.Privacy(unit="example"),
     )
     ways: list[Any] = [("stacked", 1), ("stacked", 2), ("resident", 2)]
-    runs = [
-        federation.run(hs.Local(tables, engine=engine, workers=workers)).parameters for engine, workers in ways
-    ]
+    runs = [federation.run(hs.Local(tables, engine=engine, workers=workers)).parameters for engine, workers in ways]
     assert all(np.array_equal(runs[0], other) for other in runs[1:])
 
 

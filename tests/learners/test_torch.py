@@ -437,9 +437,7 @@ def test_a_module_that_torch_func_cannot_stack_falls_back_and_says_so() -> None:
     assert learner.prefers[1].startswith("torch.func cannot stack it: ")
     whole, theta = feed(), start(learner)
     trained, _ = learner.train(theta, whole, SGD(lr=0.1))
-    np.testing.assert_allclose(
-        trained[0], naive(learner, theta, whole, 0, OPTIMIZERS["sgd"][1]), rtol=1e-9, atol=1e-12
-    )
+    np.testing.assert_allclose(trained[0], naive(learner, theta, whole, 0, OPTIMIZERS["sgd"][1]), rtol=1e-9, atol=1e-12)
 
 
 def test_gradient_and_loss_count_rows_by_their_weights() -> None:
@@ -545,6 +543,4 @@ def test_a_gpu_gives_what_the_cpu_gives() -> None:
     wanted, _ = learner.train(theta, whole, Adam(lr=0.01))
     learner.on("cuda")
     for stacked in (True, False):
-        np.testing.assert_allclose(
-            learner.train(theta, whole, Adam(lr=0.01), stacked=stacked)[0], wanted, rtol=1e-8
-        )
+        np.testing.assert_allclose(learner.train(theta, whole, Adam(lr=0.01), stacked=stacked)[0], wanted, rtol=1e-8)

@@ -48,9 +48,7 @@ def test_preprocessing_comes_first_and_evaluation_after_each_round() -> None:
         (hs.Evaluate(holdout=0), []),
     ],
 )
-def test_evaluations_are_where_the_study_wants_them_and_at_the_end(
-    evaluation: hs.Evaluate, rounds: list[int]
-) -> None:
+def test_evaluations_are_where_the_study_wants_them_and_at_the_end(evaluation: hs.Evaluate, rounds: list[int]) -> None:
     found = works(whole(evaluation=evaluation))
     assert [number for work, number in found if work == "evaluate"] == rounds
     assert [number for work, number in found if work == "train"] == [1, 2, 3, 4]

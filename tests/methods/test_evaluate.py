@@ -114,8 +114,7 @@ def test_a_spread_is_of_the_metrics_of_each_party_by_itself(task: str, crowd: Po
 def test_the_worst_tenth_of_a_few_is_the_worst_one() -> None:
     x = np.linspace(-1, 1, 40)
     tables = {
-        name: hs.Table.of({"u": x, "v": -x, "z": slope * x})
-        for name, slope in (("a", 1.0), ("b", 1.0), ("c", -3.0))
+        name: hs.Table.of({"u": x, "v": -x, "z": slope * x}) for name, slope in (("a", 1.0), ("b", 1.0), ("c", -3.0))
     }
     run = study(hs.Evaluate(spread=True), task=TASKS["linear"]).run(hs.Local(tables))
     held_out = {name: party.split[1] for name, party in parties_of(run, tables).items()}

@@ -18,9 +18,7 @@ from hansa.party import Party
 from hansa.privacy import accountant, events
 
 RANDOM = np.random.default_rng(5)
-SHARES = (
-    agg.grid(bits=12, examples=64) >> agg.discrete_gaussian(noise_multiplier=4.0) >> agg.secure_sum(threshold=1.0)
-)
+SHARES = agg.grid(bits=12, examples=64) >> agg.discrete_gaussian(noise_multiplier=4.0) >> agg.secure_sum(threshold=1.0)
 
 
 def table(rows: int) -> hs.Table:

@@ -45,8 +45,7 @@ def columns() -> dict[str, Any]:
 def tables(columns: dict[str, Any]) -> dict[str, hs.Table]:
     ends = np.cumsum([0, *SIZES])
     return {
-        f"party-{i}": hs.Table.of({n: v[a:b] for n, v in columns.items()})
-        for i, (a, b) in enumerate(pairwise(ends))
+        f"party-{i}": hs.Table.of({n: v[a:b] for n, v in columns.items()}) for i, (a, b) in enumerate(pairwise(ends))
     }
 
 
@@ -112,14 +111,10 @@ def test_the_noise_of_a_histogram_is_over_one_row_in_one_bin_of_each_column() ->
     chain = agg.local_gaussian(noise_multiplier=2.0)
     event = Gaussian(adjacency="add-remove", noise_multiplier=2.0)
     for observer in ("coordinator", "party", "public"):
-        assert study(chain).guarantee[observer].epsilon == pytest.approx(
-            accountant.epsilon([event], 1e-5), rel=1e-6
-        )
+        assert study(chain).guarantee[observer].epsilon == pytest.approx(accountant.epsilon([event], 1e-5), rel=1e-6)
 
 
-def test_one_row_moves_the_counts_by_the_root_of_the_columns_and_never_by_more(
-    tables: dict[str, hs.Table],
-) -> None:
+def test_one_row_moves_the_counts_by_the_root_of_the_columns_and_never_by_more(tables: dict[str, hs.Table]) -> None:
     federation = study(agg.local_gaussian(noise_multiplier=2.0))
     table = tables["party-0"]
     setup = federation.resolve({name: t.schema() for name, t in tables.items()})
@@ -174,11 +169,7 @@ def test_noise_moves_no_sum_further_than_its_worst() -> None:
     ("more", "error", "says"),
     [
         ({"statistics": agg.Aggregation()}, PipelineError, r"may hold one.*Put noise into \[statistics\]"),
-        (
-            {"statistics": agg.grid(bits=16, examples=1000) >> agg.secure_sum()},
-            PipelineError,
-            "nothing hides them",
-        ),
+        ({"statistics": agg.grid(bits=16, examples=1000) >> agg.secure_sum()}, PipelineError, "nothing hides them"),
         ({"privacy": hs.Privacy()}, PipelineError, "needs a bound on what one party adds"),
         ({"aggregation": agg.clip(1.0)}, PipelineError, "takes no aggregation stage"),
         ({"cohort": hs.Poisson(rate=0.5)}, PipelineError, "no cohort but all of them"),

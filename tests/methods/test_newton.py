@@ -182,19 +182,13 @@ def test_a_constant_column_that_is_not_scaled_depends_on_the_intercept() -> None
     [
         (LOGISTIC, {"a": A, "y": (A > 0.2).astype(float)}, "for a:"),
         (LOGISTIC, {"a": A, "rare": RARE, "y": np.where(RARE == 1, 0, Y)}, "for rare:"),
-        (
-            hs.PoissonRegression(target="y"),
-            {"a": A, "rare": RARE, "y": np.where(RARE == 1, 0.0, 1.0 + Y)},
-            "for rare:",
-        ),
+        (hs.PoissonRegression(target="y"), {"a": A, "rare": RARE, "y": np.where(RARE == 1, 0.0, 1.0 + Y)}, "for rare:"),
         (COX, {"a": A, "rare": RARE, "t": TIMES, "e": np.where(RARE == 1, 0, SEEN)}, "for rare:"),
         (COX, {"a": A, "t": np.exp(-A), "e": np.ones(ROWS)}, "for a:"),
     ],
     ids=["complete", "quasi-complete", "no counts", "no events", "in order"],
 )
-def test_a_coefficient_without_a_finite_estimate_is_named(
-    task: hs.Task, columns: dict[str, Any], named: str
-) -> None:
+def test_a_coefficient_without_a_finite_estimate_is_named(task: hs.Task, columns: dict[str, Any], named: str) -> None:
     with pytest.raises(RunError, match=f"there is no finite estimate {named}") as caught:
         run(task, dealt(**columns))
     assert "merge rare categories" in caught.value.remedy

@@ -18,10 +18,7 @@ from hansa.privacy import noise
 X = np.random.default_rng(0).normal(size=(60, 2))
 TABLE = hs.Table.of({"a": X[:, 0], "b": X[:, 1], "y": (X[:, 0] > 0).astype(float)})
 LOCAL = hs.DPSGD(lr=0.5, clip=1.0, noise_multiplier=1.0, rate=0.5, steps=3, batch_size=20)
-METHODS = (
-    hs.methods.FedRep(local=LOCAL, head=("intercept",), weights="equal"),
-    Ditto(local=LOCAL, weights="equal"),
-)
+METHODS = (hs.methods.FedRep(local=LOCAL, head=("intercept",), weights="equal"), Ditto(local=LOCAL, weights="equal"))
 
 
 @pytest.mark.parametrize("secret", [b"", bytes(32)], ids=["seed", "key"])

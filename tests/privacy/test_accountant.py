@@ -7,16 +7,7 @@ import pytest
 from hansa.errors import PrivacyError
 from hansa.privacy import mechanisms
 from hansa.privacy.accountant import delta, epsilon, noise_multiplier, spent
-from hansa.privacy.events import (
-    DiscreteGaussian,
-    Exact,
-    Fixed,
-    Gaussian,
-    Laplace,
-    MatrixMechanism,
-    Poisson,
-    Skellam,
-)
+from hansa.privacy.events import DiscreteGaussian, Exact, Fixed, Gaussian, Laplace, MatrixMechanism, Poisson, Skellam
 
 ONE, OTHER = {"adjacency": "add-remove"}, {"adjacency": "replace"}
 TENTH, FIXED = Poisson(rate=0.1), Fixed(size=10, population=100)

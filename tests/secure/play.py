@@ -26,9 +26,7 @@ class Hall:
         self.parties = {name: Party(name, self.identities[name], self.pins, self.rules) for name in self.names}
         self.work = Work(1, b"m" * 32, length, bits)
         top = np.iinfo(f"u{bits // 8}").max
-        self.vectors = {
-            name: draw.integers(0, top, length, f"u{bits // 8}", endpoint=True) for name in self.names
-        }
+        self.vectors = {name: draw.integers(0, top, length, f"u{bits // 8}", endpoint=True) for name in self.names}
         self.seats, adverts = {}, {}
         for name, party in self.parties.items():
             seat, (said,) = party.advertise(run, "session", attempt, draw.bytes(32))
@@ -70,9 +68,7 @@ class Hall:
     def say(self, name, phase, payload, **other):
         """A request of a coordinator that says what it likes."""
         place = {"run": self.terms.run, "session": "session", "attempt": self.terms.attempt}
-        return Envelope(
-            **(place | {"phase": int(phase), "sender": "", "receiver": name, "payload": payload} | other)
-        )
+        return Envelope(**(place | {"phase": int(phase), "sender": "", "receiver": name, "payload": payload} | other))
 
     def plain(self, names):
         """The plain sum of some parties' vectors, modulo the ring."""

@@ -95,7 +95,5 @@ def test_the_configuration_of_pip_is_left_alone(make, tmp_path):
     own = {"PIP_INDEX_URL": "https://mirror.example.org/simple", "PIP_CONFIG_FILE": "/etc/own.conf"}
     assert make({"python3": right()}, **own).returncode == 0
     passed = (tmp_path / "made" / "environment").read_text().splitlines()
-    assert {line for line in passed if line.startswith("PIP_")} == {
-        f"{name}={value}" for name, value in own.items()
-    }
+    assert {line for line in passed if line.startswith("PIP_")} == {f"{name}={value}" for name, value in own.items()}
     assert not list((tmp_path / "made").rglob("pip.conf"))

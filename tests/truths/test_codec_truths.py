@@ -146,9 +146,7 @@ def test_the_variance_of_qsgd_is_below_its_papers_bound() -> None:
     x = np.random.default_rng(1).normal(size=(40, 256))
     for bits, bucket in ((3, 64), (5, 256), (8, 16)):
         levels = 2 ** (bits - 1) - 1
-        errors = [
-            np.square(through(agg.qsgd(bits=bits, bucket=bucket), x, v)[0] - x).sum(axis=1) for v in range(20)
-        ]
+        errors = [np.square(through(agg.qsgd(bits=bits, bucket=bucket), x, v)[0] - x).sum(axis=1) for v in range(20)]
         bound = min(bucket / levels**2, math.sqrt(bucket) / levels) * np.square(x).sum(axis=1)
         assert (np.mean(errors, axis=0) <= bound * 1.05).all()
 

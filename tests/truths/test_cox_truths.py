@@ -48,17 +48,11 @@ def leukaemia() -> dict[str, hs.Table]:
         "months": np.array([float(time.rstrip("+")) for time in times]),
         "died": np.array([float(not time.endswith("+")) for time in times]),
     }
-    return {
-        f"hospital {i}": hs.Table.of({name: column[i::3] for name, column in columns.items()}) for i in range(3)
-    }
+    return {f"hospital {i}": hs.Table.of({name: column[i::3] for name, column in columns.items()}) for i in range(3)}
 
 
-@pytest.mark.parametrize(
-    ("ties", "coefficient", "error"), [("efron", 1.5721, 0.4124), ("breslow", 1.5092, 0.4096)]
-)
-def test_the_leukaemia_trial_gives_the_published_hazard_ratio(
-    ties: str, coefficient: float, error: float
-) -> None:
+@pytest.mark.parametrize(("ties", "coefficient", "error"), [("efron", 1.5721, 0.4124), ("breslow", 1.5092, 0.4096)])
+def test_the_leukaemia_trial_gives_the_published_hazard_ratio(ties: str, coefficient: float, error: float) -> None:
     """As in R's survival (Therneau and Grambsch 2000), four digits."""
     [row] = fitted(leukaemia(), ties).summary()
     assert row.coefficient == pytest.approx(coefficient, abs=6e-5)
@@ -130,9 +124,7 @@ def test_it_is_lifelines_where_that_is_installed() -> None:
         lifelines = pytest.importorskip("lifelines")
         pandas = pytest.importorskip("pandas")
         columns = survivors(1.0)
-        fit = lifelines.CoxPHFitter().fit(
-            pandas.DataFrame(columns), "months", "died", fit_options={"precision": 1e-14}
-        )
+        fit = lifelines.CoxPHFitter().fit(pandas.DataFrame(columns), "months", "died", fit_options={"precision": 1e-14})
     found = fitted(parties(columns)).summary()
     for got, wanted in (
         ([row.coefficient for row in found], fit.params_),

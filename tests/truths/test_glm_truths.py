@@ -195,9 +195,7 @@ def linear_model() -> Any:
     return pytest.importorskip("sklearn.linear_model")
 
 
-def test_logistic_regression_finds_the_optimum_that_scikit_learn_finds(
-    federate: Federate, linear_model: Any
-) -> None:
+def test_logistic_regression_finds_the_optimum_that_scikit_learn_finds(federate: Federate, linear_model: Any) -> None:
     parties, l2 = rows("logistic"), 0.05
     x, y = pooled(parties)
     # scikit-learn minimises C sum(loss) + |w|^2 / 2; ours is mean(loss) + l2 |w|^2 / 2.

@@ -122,9 +122,7 @@ def close(found: list[Estimate], fit: Any) -> None:
 
 @pytest.mark.parametrize("standardise", [True, False], ids=["standardised", "as it is"])
 @pytest.mark.parametrize("family", TASKS)
-def test_estimates_errors_and_p_values_are_those_of_statsmodels_on_all_rows(
-    family: str, standardise: bool
-) -> None:
+def test_estimates_errors_and_p_values_are_those_of_statsmodels_on_all_rows(family: str, standardise: bool) -> None:
     columns = rows(family)
     run = fitted(TASKS[family], parties(columns), preprocessing=hs.Moments(standardise=standardise))
     design = np.column_stack([np.ones(240), columns["age"], columns["dose"], columns["year"]])
@@ -159,9 +157,7 @@ def test_a_category_is_measured_against_its_first_and_gaps_leave_the_row_out() -
     age[[7, 100]] = np.nan
     columns = {"age": age, "ward": ward.tolist(), "y": columns["y"]}
     rule = hs.ColumnRule(type="category", categories=("medicine", "outpatients", "surgery"))
-    run = fitted(
-        hs.LogisticRegression(target="y"), parties(columns), contract=hs.Contract(columns={"ward": rule})
-    )
+    run = fitted(hs.LogisticRegression(target="y"), parties(columns), contract=hs.Contract(columns={"ward": rule}))
     found = run.summary()
     names = ["(intercept)", "age", "ward=outpatients", "ward=surgery"]
     assert [row.name for row in found] == names

@@ -59,9 +59,7 @@ LOCAL = hs.SGD(lr=0.1, epochs=5, batch_size="all")
 
 
 @WEIGHTS
-def test_fedavg_ends_where_its_drift_balances_and_scaffold_at_the_optimum(
-    weights: Weights, federate: Federate
-) -> None:
+def test_fedavg_ends_where_its_drift_balances_and_scaffold_at_the_optimum(weights: Weights, federate: Federate) -> None:
     parties = quadratics()
     best = optimum(parties, weights)
     # After K steps of lr a party has moved by S (b - H theta), S = lr * sum_k (1 - lr H)^k.

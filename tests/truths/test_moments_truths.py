@@ -42,9 +42,7 @@ def moments(parties: Mapping[str, hs.Table], **columns: ColumnRule) -> State:
 def split(column: Array, cuts: tuple[int, ...] = (5, 200)) -> dict[str, hs.Table]:
     """One column among three unequal parties, with a target nobody looks at."""
     parts = np.split(column, cuts)
-    return {
-        name: hs.Table.of({"x": part, "y": np.zeros(len(part))}) for name, part in zip("abc", parts, strict=True)
-    }
+    return {name: hs.Table.of({"x": part, "y": np.zeros(len(part))}) for name, part in zip("abc", parts, strict=True)}
 
 
 @pytest.mark.parametrize("centre", [0.0, 1e9, -1e12], ids="{:g}".format)

@@ -100,9 +100,7 @@ def to_itself(parties: Mapping[str, hs.Table]) -> dict[str, hs.Table]:
     return scaled
 
 
-def diagnosed(
-    parties: Mapping[str, hs.Table], method: Method, standardise: bool = True, rounds: int = 15
-) -> hs.Run:
+def diagnosed(parties: Mapping[str, hs.Table], method: Method, standardise: bool = True, rounds: int = 15) -> hs.Run:
     federation = hs.Federation(
         task=hs.LogisticRegression(target="disease"),
         method=method,
@@ -217,11 +215,7 @@ def test_a_cnn_on_mnist_comes_near_flower_s_niid_bench(how: str, figure: float, 
     pytest.importorskip("torch")
     rows, rounds = (60_000, 10) if LONG else (20_000, 4)
     train = {name: values[:rows] for name, values in mnist("train").items()}
-    dealt = (
-        hs.partition.iid_rows(rows, 10, 0)
-        if how == "iid"
-        else hs.partition.dirichlet_rows(train["y"], 10, 0.5, 0)
-    )
+    dealt = hs.partition.iid_rows(rows, 10, 0) if how == "iid" else hs.partition.dirichlet_rows(train["y"], 10, 0.5, 0)
     local = hs.SGD(lr=0.02, momentum=0.9, epochs=2 if LONG else 1, batch_size=32 if LONG else 20)
     federation = hs.Federation(
         task=hs.tasks.torch(lenet, metrics=["accuracy"], outputs=10),
@@ -259,12 +253,9 @@ def test_fedavg_takes_fewer_rounds_than_fedsgd(how: str, target: float, times: f
     the factors are smaller. Each method has the best of several learning rates.
     """
     labels = flat("train", 20_000)["y"]
-    dealt = (
-        hs.partition.iid_rows(len(labels), 100, 0) if how == "iid" else hs.partition.shard_rows(labels, 100, 2, 0)
-    )
+    dealt = hs.partition.iid_rows(len(labels), 100, 0) if how == "iid" else hs.partition.shard_rows(labels, 100, 2, 0)
     averaged = [
-        rounds_to(target, hs.FedAvg(local=hs.SGD(lr=lr, epochs=5, batch_size=10)), dealt, 100)
-        for lr in (0.03, 0.1)
+        rounds_to(target, hs.FedAvg(local=hs.SGD(lr=lr, epochs=5, batch_size=10)), dealt, 100) for lr in (0.03, 0.1)
     ]
     descended = [rounds_to(target, FedSGD(server=hs.SGD(lr=lr)), dealt, 200) for lr in (0.3, 1.0, 3.0)]
     print(f"\nMNIST, {how}, rounds to {target}: FedAvg {averaged}, FedSGD {descended}")

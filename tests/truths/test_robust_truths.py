@@ -104,9 +104,7 @@ def test_one_liar_more_than_stated_and_it_breaks(chain: Aggregation) -> None:
 @pytest.mark.parametrize("magnitude", MAGNITUDES)
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize(("parties", "liars"), [(25, 11), (20, 5)])
-def test_krum_takes_one_that_has_honest_neighbours(
-    parties: int, liars: int, attack: Attack, magnitude: float
-) -> None:
+def test_krum_takes_one_that_has_honest_neighbours(parties: int, liars: int, attack: Attack, magnitude: float) -> None:
     good = honest(parties - liars)
     x = mixed(good, attack(good, liars, magnitude))
     diameter = max(np.linalg.norm(a - b) for a in good for b in good)

@@ -63,9 +63,7 @@ class Desk:
             yield m.Chunk(offset=number, data=bytes([number]))
         self.note("fetch", peer)
 
-    async def upload(
-        self, parts: AsyncIterator[m.UploadPart], peer: pki.Identity
-    ) -> AsyncIterator[m.UploadReply]:
+    async def upload(self, parts: AsyncIterator[m.UploadPart], peer: pki.Identity) -> AsyncIterator[m.UploadReply]:
         self.note("upload", peer)
         arrived = b""
         async for part in parts:

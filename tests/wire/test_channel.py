@@ -24,11 +24,7 @@ async def test_each_role_reaches_what_is_its_own(world):
     ]:
         async with world.dial(role) as client:
             await client.unary(rpc, message)
-    assert world.desk.calls == [
-        ("join", "lobby", ""),
-        ("describe", "party", "诊所"),
-        ("runs", "operator", "诊所"),
-    ]
+    assert world.desk.calls == [("join", "lobby", ""), ("describe", "party", "诊所"), ("runs", "operator", "诊所")]
 
 
 @pytest.mark.parametrize(

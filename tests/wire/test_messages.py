@@ -38,10 +38,7 @@ def test_the_committed_stub_matches_the_descriptor(compiler: ModuleType):
 
 def test_a_message_survives_the_wire():
     offer = m.Offer(
-        dataset="肿瘤",
-        rows=2**64 - 1,
-        columns=[m.Column(name="半径", type="float64")],
-        allow=["logistic-regression"],
+        dataset="肿瘤", rows=2**64 - 1, columns=[m.Column(name="半径", type="float64")], allow=["logistic-regression"]
     )
     hello = m.Hello(protocol=1, offers=[offer], pending=[m.Pending(run="r", version=3)])
     again = m.Hello.FromString(hello.SerializeToString())

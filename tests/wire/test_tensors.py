@@ -130,10 +130,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a shape of too many dimensions": (packed({"a": entry(0, 1, shape=[1] * 33)}, b"x"), "shape"),
     "a shape whose size wraps round": (packed({"a": entry(0, 0, shape=[2**32] * 2)}), "too large"),
     "an empty shape that is huge": (packed({"a": entry(0, 0, shape=[0, 2**61, 8])}), "too large"),
-    "offsets that are three": (
-        packed({"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0, 0]}}),
-        "offsets",
-    ),
+    "offsets that are three": (packed({"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0, 0]}}), "offsets"),
     "offsets that run backwards": (packed({"a": entry(1, 0, shape=[1])}, b"x"), "disagree"),
     "a shape of another size": (packed({"a": entry(0, 2, shape=[3])}, b"xx"), "disagree"),
     "overlapping arrays": (packed({"a": entry(0, 2), "b": entry(1, 3)}, b"xxx"), "overlaps"),

@@ -19,8 +19,7 @@ from hansa.run import now
 from hansa.wire import tensors
 
 STUDIES, PARTIES = 256, 8
-"""Studies that are remembered, and those whose encoded tables stay in memory; an agent takes part in few
-at a time."""
+"""Studies that are remembered, and those whose encoded tables stay in memory; an agent takes part in few at a time."""
 
 FEWEST = 5
 """Rows of which a sum may be released: a study can hold out all rows but one, and the sum over one row is
@@ -47,12 +46,7 @@ class Desk:
     """Answers asks to the party of a name, from what its owner offers; no network, no store."""
 
     def __init__(
-        self,
-        party: str,
-        offers: Sequence[Offer],
-        secret: bytes = b"",
-        ledger: Ledger | None = None,
-        honest: int = 1,
+        self, party: str, offers: Sequence[Offer], secret: bytes = b"", ledger: Ledger | None = None, honest: int = 1
     ) -> None:
         self._name, self._offers, self._secret, self._honest = party, tuple(offers), secret, honest
         self._ledger = ledger or Ledger()

@@ -1,9 +1,8 @@
 """What a party's rows have cost: events, charged before anything leaves, and never given back.
 
-All tables of an agent are one population: whose rows they are is not known here, and a table that is renamed or
-offered twice is charged like any other. The sum is taken anew from the events whenever it is asked for, by Rényi
-divergences, which hold for studies that are chosen in the light of earlier ones (Feldman and Zrnic 2021, arXiv
-2008.11193).
+All tables of an agent are one population: whose rows they are is not known here, and a table that is renamed or offered
+twice is charged like any other. The sum is taken anew from the events whenever it is asked for, by Rényi divergences,
+which hold for studies that are chosen in the light of earlier ones (Feldman and Zrnic 2021, arXiv 2008.11193).
 
 If the coordinator counted an answer that has no row, the ledger was restored from an old backup: it allows
 nothing until its owner confirms that, and what is missing may have cost anything.

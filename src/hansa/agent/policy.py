@@ -39,9 +39,8 @@ def admit(federation: Federation, ask: Ask, setup: Setup, offers: Sequence[Offer
         party: this party's name.
 
     Raises:
-        ConsentError: with the reason: code, a kind or data set that the owner did not allow, columns
-            that the study does not name, fields that its method does not declare, or another way
-            through the stages than the study's.
+        ConsentError: with the reason: code, a kind or data set that the owner did not allow, columns that the study
+            does not name, fields that its method does not declare, or another way through the stages than the study's.
     """
     offer = _offered(federation, offers)
     if party not in ask.parties:

@@ -20,9 +20,8 @@ Changes = list[Put | Drop]
 
 
 class Seats:
-    """The seats of a party, from the rows of the table ``seat``. The changes that a step makes are to be durable
-    before its answers leave; it raises a HansaError, and changes nothing, where an honest coordinator would not
-    have asked it.
+    """The seats of a party, from the rows of the table ``seat``. The changes that a step makes are to be durable before
+    its answers leave; it raises a HansaError, and changes nothing, where an honest coordinator would not have asked it.
     """
 
     def __init__(self, party: str, identity: Identity, rows: Iterable[Mapping[str, Any]] = ()) -> None:

@@ -133,9 +133,7 @@ class Agent:
 
     async def _listen(self, client: Client) -> None:
         pending = [m.Pending(run=run, version=v) for run, v in self._machine.pending[:PENDING]]
-        hello = m.Hello(
-            protocol=PROTOCOL, version=__version__, pending=pending, identity=self.home.identity.public
-        )
+        hello = m.Hello(protocol=PROTOCOL, version=__version__, pending=pending, identity=self.home.identity.public)
         offers: list[Any] = []
         for offer in self._offers:  # never a value of the table
             table, allow = offer.table, list(offer.allow)
@@ -397,8 +395,7 @@ def coordinators_own() -> Iterator[None]:
 def excuse(error: HansaError) -> str:
     """What the coordinator is told when work could not be done: never a word of the data.
 
-    An error about a table quotes cells, and one about a contribution its values; they are for the
-    owner's own log.
+    An error about a table quotes cells, and one about a contribution its values; they are for the owner's own log.
     """
     if isinstance(error, ConsentError | PrivacyError):
         return error.message

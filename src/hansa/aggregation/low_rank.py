@@ -18,11 +18,10 @@ from hansa.contribution import Array, Field
 class LowRank(Codec):
     """An update of low rank, ``A B`` with a random ``A`` (Konecny et al. 2016, arXiv 1610.05492).
 
-    ``A``, ``rows`` times ``rank``, is drawn for each party and exchange and made orthonormal; only
-    ``B = A^T H`` travels. The stages see a model as one vector, so ``H`` is the whole vector, row by row, as
-    a nearly square matrix with zeros at its end, and not the paper's matrix for each layer. ``A B`` is the
-    projection of the finished update: its mean shrinks to ``rank / rows`` of itself in expectation, which
-    the server's learning rate may make good.
+    ``A``, ``rows`` times ``rank``, is drawn for each party and exchange and made orthonormal; only ``B = A^T H``
+    travels. The stages see a model as one vector, so ``H`` is the whole vector, row by row, as a nearly square matrix
+    with zeros at its end, and not the paper's matrix for each layer. ``A B`` is the projection of the finished update:
+    its mean shrinks to ``rank / rows`` of itself in expectation, which the server's learning rate may make good.
 
     Args:
         rank: of the update, at least 1.
@@ -57,9 +56,7 @@ class LowRank(Codec):
 
     def _a(self, rows: int, dtype: np.dtype[np.floating], draw: Draw) -> Array:
         shape = (rows, min(self.rank, rows))
-        normal = [
-            keyed.generator(draw.seed, *draw.purpose, party).standard_normal(shape) for party in draw.parties
-        ]
+        normal = [keyed.generator(draw.seed, *draw.purpose, party).standard_normal(shape) for party in draw.parties]
         return np.linalg.qr(np.stack(normal))[0].astype(dtype)
 
 

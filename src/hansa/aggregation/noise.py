@@ -148,9 +148,7 @@ class LocalGaussian(Noise):
         self.needs(signal, "whole", vectors=False)
         groups(signal, self.kind)
         failure = noise.FAILURE * sum(f.size for f in signal.fields)
-        event = self.event(
-            adjacency=signal.privacy.adjacency, noise_multiplier=self.noise_multiplier, failure=failure
-        )
+        event = self.event(adjacency=signal.privacy.adjacency, noise_multiplier=self.noise_multiplier, failure=failure)
         fields = tuple(replace(f, low=-math.inf, high=math.inf) for f in signal.fields)
         noised = (*signal.noise, Noised("party", event, self.kind))
         return replace(signal, fields=fields, norm=math.inf, noise=noised)
@@ -163,8 +161,7 @@ class LocalGaussian(Noise):
             own = {name: value[i] for name, value in stack.values.items()}
             rows.append(_noised(own, spread, context, self.kind, party))
         values = {
-            name: np.stack([row[name] for row in rows]).astype(value.dtype)
-            for name, value in stack.values.items()
+            name: np.stack([row[name] for row in rows]).astype(value.dtype) for name, value in stack.values.items()
         }
         return stack.holding(values), memory
 
@@ -182,9 +179,7 @@ class LocalLaplace(LocalGaussian):
         found = groups(signal, self.kind)
         scale = noise.grown(self.noise_multiplier, sum(group.size for group in found) ** 2)  # in L1
         return {
-            name: scale * math.sqrt(group.size) * group.bound / group.portion
-            for group in found
-            for name in group.names
+            name: scale * math.sqrt(group.size) * group.bound / group.portion for group in found for name in group.names
         }
 
 

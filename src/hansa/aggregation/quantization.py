@@ -86,12 +86,11 @@ class Grid(Codec):
 class Quantize(Grid):
     """Uniform quantisation with one step size for each party and field.
 
-    Codes stand for ``0, +-step, +-2 step ...`` up to the largest entry of the vector (for one bit: plus or
-    minus the largest entry). Random rounding goes up with the probability that makes the expectation the
-    value itself (Konecny et al. 2016, arXiv 1610.05492; Suresh et al. 2017, arXiv 1611.00429). It is
-    unbiased to ``2**-16`` of a step or the rounding of one multiplication in the input's dtype, and the
-    roundings of any two entries of any two parties are independent. What travels: the codes, packed without
-    gaps, and the step.
+    Codes stand for ``0, +-step, +-2 step ...`` up to the largest entry of the vector (for one bit: plus or minus the
+    largest entry). Random rounding goes up with the probability that makes the expectation the value itself (Konecny et
+    al. 2016, arXiv 1610.05492; Suresh et al. 2017, arXiv 1611.00429). It is unbiased to ``2**-16`` of a step or the
+    rounding of one multiplication in the input's dtype, and the roundings of any two entries of any two parties are
+    independent. What travels: the codes, packed without gaps, and the step.
 
     Args:
         bits: of one code, 1 to 16.

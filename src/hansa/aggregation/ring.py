@@ -220,8 +220,7 @@ class SecureSum(Stage):
         if largest >= 2**31:
             over = math.ceil(math.log2(largest / 2**31))
             raise PipelineError(
-                f"{self.kind}: the sum of {most} parties may be as large as {largest:.3g}, and the ring "
-                "ends at 2^31",
+                f"{self.kind}: the sum of {most} parties may be as large as {largest:.3g}, and the ring ends at 2^31",
                 remedy=f"Lower the grid's bits by {max(1, over)}, or the noise",
             )
         fields = tuple(_integer(f, 2**32 - 1, "uint32") for f in signal.fields)

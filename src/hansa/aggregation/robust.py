@@ -37,9 +37,7 @@ class Robust(Reducer):
 
 
 class Coordinatewise(Robust):
-    """Each entry by itself: what honest parties sent there bounds what comes out (Yin et al. 2018, arXiv
-    1803.01498).
-    """
+    """Each entry by itself: what honest parties sent bounds what comes out (Yin et al. 2018, arXiv 1803.01498)."""
 
     def bind(self, signal: Signal) -> Signal:
         """Single contributions in whose entries mean the same at every party."""
@@ -200,10 +198,9 @@ class GeometricMedian(Mixture):
 class CenteredClip(Mixture):
     """The mean of what is clipped about a centre (Karimireddy, He and Jaggi 2021, arXiv 2012.10333).
 
-    ``v <- v + mean((x_i - v) min(1, radius / |x_i - v|))``, from the previous round's value, which the
-    coordinator keeps; 0 before the first. A party moves ``v`` by ``radius / n`` an iteration at most. Its
-    theorem is for a tenth of the parties, and for a radius near the honest parties' distance from their
-    mean.
+    ``v <- v + mean((x_i - v) min(1, radius / |x_i - v|))``, from the previous round's value, which the coordinator
+    keeps; 0 before the first. A party moves ``v`` by ``radius / n`` an iteration at most. Its theorem is for a tenth of
+    the parties, and for a radius near the honest parties' distance from their mean.
 
     Args:
         radius: how far from the centre a contribution is believed.

@@ -103,12 +103,8 @@ class Reducer(Stage):
         """Single contributions in; they are gathered, and no longer summed."""
         self.needs(signal, "any")
         if not signal.linear:
-            raise PipelineError(
-                f"{self.kind} comes after another robust reducer", remedy="Write only one such stage"
-            )
-        fields = tuple(
-            replace(f, algebra=Algebra.GATHER) if f.name in signal.vectors else f for f in signal.fields
-        )
+            raise PipelineError(f"{self.kind} comes after another robust reducer", remedy="Write only one such stage")
+        fields = tuple(replace(f, algebra=Algebra.GATHER) if f.name in signal.vectors else f for f in signal.fields)
         return replace(signal, fields=fields, linear=False)
 
     def decode(self, total: Total, state: Values, context: Context) -> Decoded:

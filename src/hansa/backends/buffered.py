@@ -114,9 +114,7 @@ class BufferedExchange(LocalExchange):
                 values[field.name] = values[field.name] * values[field.name].dtype.type(factor)
         return stack.holding(values)
 
-    def _landed(
-        self, ask: Ask, excluded: dict[str, str], before: Sequence[_Flight], number: int
-    ) -> list[_Flight]:
+    def _landed(self, ask: Ask, excluded: dict[str, str], before: Sequence[_Flight], number: int) -> list[_Flight]:
         """Let parties begin and end until so many more, beside those before, have ended; a RunError if nobody
         is left who could.
         """

@@ -70,9 +70,7 @@ class Clock(Part):
                     near = did_you_mean(name, list(parties)[:1000])
                     raise UsageError(f"the clock's {key} names {name!r}, no party", remedy=near)
 
-    def durations(
-        self, parties: Sequence[str], seed: int, turn: int, work: Array, down: float, up: float
-    ) -> Array:
+    def durations(self, parties: Sequence[str], seed: int, turn: int, work: Array, down: float, up: float) -> Array:
         """Virtual seconds ``[k]`` until each answers.
 
         Args:

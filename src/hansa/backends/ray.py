@@ -170,9 +170,7 @@ class Actors(Room):
             raise
         book.event("actors", count=len(self._ready), asked=count)
 
-    def outcomes(
-        self, ask: Ask, blocks: Sequence[Sequence[str]], memories: Mapping[str, Values]
-    ) -> Iterator[Summed]:
+    def outcomes(self, ask: Ask, blocks: Sequence[Sequence[str]], memories: Mapping[str, Values]) -> Iterator[Summed]:
         """The blocks' sums in roster order, each made by whichever actor had its shard."""
         fields = self.crowd.course.signals(ask)[-1].fields
         gathered = memories or any(field.algebra is Algebra.GATHER for field in fields)

@@ -37,9 +37,7 @@ class Room:
         # 32 MiB; a round that asks for the same arrays as the last would pay for each of their pages again.
         np.empty(31 << 20, np.uint8)
 
-    def outcomes(
-        self, ask: Ask, blocks: Sequence[Sequence[str]], memories: Mapping[str, Values]
-    ) -> Iterator[Summed]:
+    def outcomes(self, ask: Ask, blocks: Sequence[Sequence[str]], memories: Mapping[str, Values]) -> Iterator[Summed]:
         """The answers of some blocks of a cohort, summed block by block, in roster order.
 
         What is under way at once is bounded by the workers, so that memory is, too.

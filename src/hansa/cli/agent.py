@@ -118,8 +118,7 @@ async def _join(out: Output, folder: Path, token: str) -> AgentHome:
             pki.pinned_authority(earlier.root_pem, decoded.authority_key)
         except TrustError:
             raise TrustError(
-                f"{earlier.party} has joined another coordinator in {folder}, and the token is of"
-                " a different one",
+                f"{earlier.party} has joined another coordinator in {folder}, and the token is of a different one",
                 remedy="Leave --token out, or choose another folder with --home",
             ) from None
         if earlier.joined_with == secret_hash(decoded.secret).hex():

@@ -12,13 +12,7 @@ from hansa.errors import PrivacyError, StudyError
 
 
 def privacy(
-    study: Path,
-    /,
-    dealt: Dealt,
-    *,
-    canaries: int = 1000,
-    output: Path = Path("hansa-audit.html"),
-    json: Json = False,
+    study: Path, /, dealt: Dealt, *, canaries: int = 1000, output: Path = Path("hansa-audit.html"), json: Json = False
 ) -> int:
     """Attack a study on your own rows, on this machine, to see what its protection is worth.
 

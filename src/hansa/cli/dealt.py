@@ -32,9 +32,8 @@ class Dealt:
     Args:
         data: the table: a CSV or Parquet file, or URL#SELECT ...
         by: the column that says to which party a row belongs.
-        partition: instead: deal the rows out by chance, in one of these ways: iid, dirichlet:0.5
-            (skewed labels), shards:2 (of rows sorted by label), quantity:0.5 (skewed sizes),
-            shares:0.6,0.3,0.1.
+        partition: instead: deal the rows out by chance, in one of these ways: iid, dirichlet:0.5 (skewed labels),
+            shards:2 (of rows sorted by label), quantity:0.5 (skewed sizes), shares:0.6,0.3,0.1.
         parties: among so many parties; not with shares.
         test: the test table, for a study with evaluation.central.
     """
@@ -133,7 +132,6 @@ class Dealt:
                 way = "--by" if self.by else "--parties" if self.parties else "--partition"
                 more = "Say --by with a column of more values" if self.by else "Say more parties"
                 raise UsageError(
-                    f"{way} gives {parties} {'party' if parties == 1 else 'parties'},"
-                    f" and the study needs {needed}",
+                    f"{way} gives {parties} {'party' if parties == 1 else 'parties'}, and the study needs {needed}",
                     remedy=f"{more}, or lower cohort.{name} in the study.",
                 )

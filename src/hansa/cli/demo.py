@@ -38,10 +38,9 @@ def demo(
 ) -> None:
     """Watch three hospitals, as separate programs, learn one diagnosis model on this machine.
 
-    A coordinator and three agents start on free ports of the loopback; each hospital has its own
-    folder and rows, joins with a one-time token and makes its own keys. No sum of a hospital's is
-    seen, but only that of all three, with noise that hides each patient. Everything is stopped and
-    cleaned up at the end, but for the results.
+    A coordinator and three agents start on free ports of the loopback; each hospital has its own folder and rows, joins
+    with a one-time token and makes its own keys. No sum of a hospital's is seen, but only that of all three, with noise
+    that hides each patient. Everything is stopped and cleaned up at the end, but for the results.
 
     Example::
 
@@ -196,9 +195,7 @@ def _table(out: Output, federation: Federation, hospitals: Mapping[str, Table], 
         rows.append((what, s.rows, *shown))
     out.say("")
     columns = ("model", "rows it learnt from", "accuracy", "AUC", "log loss")
-    out.table(
-        columns, rows, title="What it was worth, on the held-out rows of all hospitals, counted without noise"
-    )
+    out.table(columns, rows, title="What it was worth, on the held-out rows of all hospitals, counted without noise")
     return [{"model": s.name, "rows": s.rows, "rate": s.rate, **s.metrics} for s in scored]
 
 

@@ -59,9 +59,7 @@ def new(
         with output.open("w" if force else "x", encoding="utf-8", newline="\n") as file:
             file.write(text)
     except FileExistsError:
-        raise UsageError(
-            f"{output} is there already", remedy="Choose another --output, or add --force."
-        ) from None
+        raise UsageError(f"{output} is there already", remedy="Choose another --output, or add --force.") from None
     except OSError as error:
         raise not_written(output, error) from None
     out = Output(json)

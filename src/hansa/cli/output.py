@@ -1,8 +1,7 @@
 """The one way in which commands talk.
 
-With ``--json`` a command prints exactly one JSON document on standard output, and everything else
-on standard error. Without it standard output is for people: in colour on a terminal, plain
-elsewhere and under ``NO_COLOR``.
+With ``--json`` a command prints exactly one JSON document on standard output, and everything else on standard error.
+Without it standard output is for people: in colour on a terminal, plain elsewhere and under ``NO_COLOR``.
 """
 
 import json
@@ -21,10 +20,7 @@ from hansa.errors import HansaError
 from hansa.text import legible
 
 Json = Annotated[
-    bool,
-    Parameter(
-        name="--json", negative="", help="one JSON document on standard output, chatter on standard error."
-    ),
+    bool, Parameter(name="--json", negative="", help="one JSON document on standard output, chatter on standard error.")
 ]
 """The type of the parameter ``json`` that every command has."""
 

@@ -57,8 +57,7 @@ def simulate(
         study: a study file, TOML or Python.
         changes: KEY=VALUE, as if the study said so: --set method.rounds=50, or --set rounds=50.
             It may be given several times.
-        sweep: KEY=VALUE,VALUE,...: one run for each value, and a table of the results at the end.
-            Several make a grid.
+        sweep: KEY=VALUE,VALUE,...: one run for each value, and a table of the results at the end. Several make a grid.
         seed: instead of the study's.
         compare: also train each party alone, and on all rows together.
         keep: keep every checkpoint and not only the latest, to fork from its round.

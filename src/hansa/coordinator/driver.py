@@ -269,9 +269,7 @@ class Driver:
         self._queue.put_nowait((event, also, done))
         return done
 
-    def _reduce(
-        self, run: str, version: int, parties: tuple[str, ...], at_hand: Mapping[Key, bytes]
-    ) -> ev.Reduced:
+    def _reduce(self, run: str, version: int, parties: tuple[str, ...], at_hand: Mapping[Key, bytes]) -> ev.Reduced:
         """Sum the answers in roster order; those that are not at hand are read one at a time."""
         live = self.machine.runs[run]
         assert live.ask is not None

@@ -60,7 +60,5 @@ def _at_most(most: int, what: str, count: int, party: str) -> None:
 
 def _short(names: Iterable[str], party: str) -> None:
     for long in (name for name in names if len(name) > LONGEST_NAME):
-        what = (
-            f"a name in its offers has {len(long)} characters, {long[:40]!r}...; at most {LONGEST_NAME} are taken"
-        )
+        what = f"a name in its offers has {len(long)} characters, {long[:40]!r}...; at most {LONGEST_NAME} are taken"
         raise TrustError(what, party=party, remedy="Give the data set or the column a shorter name")

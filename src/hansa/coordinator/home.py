@@ -85,9 +85,7 @@ class CoordinatorHome:
     def write_operator(self) -> None:
         """A fresh key and certificate for whoever can read this folder."""
         key = keys.new_key()
-        leaf = self.authority.issue(
-            keys.request(key), role=pki.OPERATOR, name="operator", lifetime=OPERATOR_LIFETIME
-        )
+        leaf = self.authority.issue(keys.request(key), role=pki.OPERATOR, name="operator", lifetime=OPERATOR_LIFETIME)
         write_whole(self.folder / "operator.pem", keys.key_to_pem(key) + leaf, private=True)
 
     def write_address(self, address: str, local: str) -> None:

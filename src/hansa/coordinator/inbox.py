@@ -82,8 +82,7 @@ class Gathering:
         """The body, or why it is not what was declared.
 
         Raises:
-            UnreachableError: if the link breaks before it is whole, or it cannot be kept; it may be
-                resumed.
+            UnreachableError: if the link breaks before it is whole, or it cannot be kept; it may be resumed.
         """
         receiver = self.receiver
         try:

@@ -11,9 +11,8 @@ ASKS = 100
 class Listener:
     """An open Attend, made in the task that serves it.
 
-    A party that does not read blocks its stream for as long as its connection stands, and each ask
-    holds arrays. Whoever leaves too many unread is cut off; when it comes back, it hears what is
-    still open.
+    A party that does not read blocks its stream for as long as its connection stands, and each ask holds arrays.
+    Whoever leaves too many unread is cut off; when it comes back, it hears what is still open.
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,8 @@
 """The coordinator as a state machine without I/O: events in, effects out.
 
-Whoever drives it (a server, a simulator, a test) commits `Effects.changes` in one transaction and only then
-carries out the rest: an acknowledgement that was sent is durable. Killed anywhere, `Machine` on what `revived`
-makes of what was committed stands where it stood; the ask that is open is made again from the checkpoint, to
-the bit.
+Whoever drives it (a server, a simulator, a test) commits `Effects.changes` in one transaction and only then carries out
+the rest: an acknowledgement that was sent is durable. Killed anywhere, `Machine` on what `revived` makes of what was
+committed stands where it stood; the ask that is open is made again from the checkpoint, to the bit.
 """
 
 from collections.abc import Collection, Mapping
@@ -36,10 +35,7 @@ class Machine:
     """The coordinator, with the parties that it knows and the runs under way (`live.revived`)."""
 
     def __init__(
-        self,
-        guests: Mapping[str, Guest] | None = None,
-        runs: Mapping[str, Live] | None = None,
-        secret: bytes = b"",
+        self, guests: Mapping[str, Guest] | None = None, runs: Mapping[str, Live] | None = None, secret: bytes = b""
     ) -> None:
         self._secret = secret
         self.guests = dict(guests or {})

@@ -96,9 +96,7 @@ class Operators:
         return m.InviteReply(token=token.encode(), expires=moment)
 
     async def parties(self, request: m.PartiesRequest, peer: pki.Identity) -> m.PartiesReply:
-        """All parties, removed ones included; what they offer as far as a message has room, without
-        the columns.
-        """
+        """All parties, removed ones included; what they offer as far as a message has room, without the columns."""
         lines, room = [], 3 * chunks.CHUNK
         for name, guest in sorted(self.driver.machine.guests.items()):
             offers = [m.Offer(dataset=o.dataset, rows=o.rows, allow=o.allow) for o in guest.offers]

@@ -55,8 +55,7 @@ class Coordinator(Operators):
         self._server: Any = None
 
     async def start(self, listen: str, port: int) -> int:
-        """Restore, listen on an address of this machine, such as ``0.0.0.0``, and return the port; 0 takes a
-        free one.
+        """Restore, listen on an address of this machine, such as ``0.0.0.0``, and return the port; 0 takes a free one.
 
         Raises:
             UnreachableError: if the port is in use.
@@ -211,9 +210,7 @@ class Coordinator(Operators):
             return
         raise RunError("nothing that this peer may fetch has that digest")
 
-    async def upload(
-        self, requests: AsyncIterator[m.UploadPart], peer: pki.Identity
-    ) -> AsyncIterator[m.UploadReply]:
+    async def upload(self, requests: AsyncIterator[m.UploadPart], peer: pki.Identity) -> AsyncIterator[m.UploadReply]:
         """A party's answer: small in one message, large in chunks that resume where they broke off."""
         async for first in requests:
             self._require_member(peer)

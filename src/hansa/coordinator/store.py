@@ -19,9 +19,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 metadata = sa.MetaData()
 sa.Table(
-    "party",
-    metadata,
-    *columns({"name": str}, state=str, serial=str, expires=str, offers=list, identity=bytes | None),
+    "party", metadata, *columns({"name": str}, state=str, serial=str, expires=str, offers=list, identity=bytes | None)
 )
 sa.Table("token", metadata, *columns({"hash": str}, party=str, expires=float, used=bool))
 sa.Table(

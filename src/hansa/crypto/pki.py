@@ -46,8 +46,7 @@ _LONGEST_NAME = 100
 def canonical_name(name: str) -> str:
     """``name`` as it stands in certificates: NFC, without blanks around it.
 
-    Two spellings of one name that look the same (macOS decomposes accents) must not become two
-    identities.
+    Two spellings of one name that look the same (macOS decomposes accents) must not become two identities.
 
     Raises:
         UsageError: it is empty, longer than 100 characters, or holds what cannot be printed.
@@ -193,12 +192,11 @@ def lobby_leaf(seed: bytes, key: PrivateKey) -> bytes:
 def trust_anchor(key: PublicKey) -> bytes:
     """A root certificate for TLS that pins ``key``, as PEM, made without the authority's help.
 
-    Subject and public key are the authority's; the signature is by a throw-away key, and does not
-    verify. That is safe, because nothing is proved by it: a trust anchor is trusted for being in
-    the list, and TLS libraries do not check its self-signature (RFC 5280 section 6.1: the anchor is
-    an input to path validation, and no part of the path). What must verify, under the pinned key,
-    is the signature on the server's certificate, and only the authority can make that one.
-    Python's own ``ssl`` and gRPC's BoringSSL both behave so; a test holds them to it.
+    Subject and public key are the authority's; the signature is by a throw-away key, and does not verify. That is safe,
+    because nothing is proved by it: a trust anchor is trusted for being in the list, and TLS libraries do not check its
+    self-signature (RFC 5280 section 6.1: the anchor is an input to path validation, and no part of the path). What must
+    verify, under the pinned key, is the signature on the server's certificate, and only the authority can make that
+    one. Python's own ``ssl`` and gRPC's BoringSSL both behave so; a test holds them to it.
     """
     root = certificates.root(key, "authority", _AUTHORITY_LIFETIME)
     return root.sign(keys.new_key(), hashes.SHA256()).public_bytes(Encoding.PEM)

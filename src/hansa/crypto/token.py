@@ -2,10 +2,9 @@
 
     hansa1-<base64url of: authority key 33 | lobby seed 16 | secret 16 | address | checksum 4>
 
-A token pins the coordinator's CA by its public key, so the party knows whom it joins before it says
-anything; the lobby seed lets it make the client certificate that the server demands; the secret is
-spent by joining. Whoever reads a token before its party uses it can join in its place: send it as
-you would send a password.
+A token pins the coordinator's CA by its public key, so the party knows whom it joins before it says anything; the lobby
+seed lets it make the client certificate that the server demands; the secret is spent by joining. Whoever reads a token
+before its party uses it can join in its place: send it as you would send a password.
 """
 
 from __future__ import annotations

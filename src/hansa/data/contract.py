@@ -113,10 +113,9 @@ def count_categories(
 ) -> NDArray[np.float64]:
     """Count the texts of a column, [rows], so that a rare category does not leave the party by its name.
 
-    A declared category with fewer than ``minimum`` rows here counts 0 under its name, and its rows
-    are counted as `OTHER`; so are the rows whose value is not declared. Missing values (``None``)
-    are not counted at all. The count of `OTHER` itself may be small: it says that rare rows exist,
-    not what they are.
+    A declared category with fewer than ``minimum`` rows here counts 0 under its name, and its rows are counted as
+    `OTHER`; so are the rows whose value is not declared. Missing values (``None``) are not counted at all. The count of
+    `OTHER` itself may be small: it says that rare rows exist, not what they are.
 
     Returns:
         float64 of shape [len(categories) + 1], in declared order, the last being `OTHER`; the sum is the

@@ -73,8 +73,7 @@ def read_csv(path: Path, encoding: str = "utf-8") -> Table:
 def write_csv(path: str | Path, table: Table) -> None:
     """Write a table as CSV in UTF-8 with a header, RFC 4180; text in quotes, missing cells empty.
 
-    What `read` gives back is the same table, but for text that looks like a number or like one of
-    `MISSING`.
+    What `read` gives back is the same table, but for text that looks like a number or like one of `MISSING`.
     """
     # A line of nothing would be a blank line, not a row.
     missing = "" if len(table.names) > 1 else '""'

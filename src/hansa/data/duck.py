@@ -94,9 +94,7 @@ def write_parquet(path: str | Path, columns: Mapping[str, Sequence[float | None]
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     kinds = ("BIGINT" if all(isinstance(v, int) for v in values) else "DOUBLE" for values in columns.values())
-    select = (
-        f"unnest(${i}::{k}[]) AS {quoted(n)}" for i, (n, k) in enumerate(zip(columns, kinds, strict=True), 1)
-    )
+    select = (f"unnest(${i}::{k}[]) AS {quoted(n)}" for i, (n, k) in enumerate(zip(columns, kinds, strict=True), 1))
     cells = [[v if v is None or isinstance(v, int) else float(v) for v in vs] for vs in columns.values()]
     try:
         with connection(f"cannot write {target.name}") as duck:

@@ -74,9 +74,7 @@ def read(source: Source | str | Path) -> Table:
     if source.path is not None:
         path = _existing(Path(source.path))
         what = path.name
-        table = (
-            read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else read_csv(path, source.encoding)
-        )
+        table = read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else read_csv(path, source.encoding)
     else:
         what, table = "the query's result", read_database(source.url or "", source.sql or "")
     if table.rows == 0:

@@ -28,10 +28,9 @@ class Table:
     """Columns in order; never changed after it is made.
 
     Attributes:
-        columns: arrays of shape [rows], read-only. A column of numbers is float64 with NaN for a
-            missing cell; a column of text holds ``str``, and ``None`` for a missing cell. Anything else
-            of numbers, ``[rows, ...]``, is a column of arrays (images, tokens, labels as integers) and is
-            taken as it is.
+        columns: arrays of shape [rows], read-only. A column of numbers is float64 with NaN for a missing cell; a column
+            of text holds ``str``, and ``None`` for a missing cell. Anything else of numbers, ``[rows, ...]``, is a
+            column of arrays (images, tokens, labels as integers) and is taken as it is.
 
     Raises:
         DataError: two columns differ in length, or a column holds neither numbers nor text.
@@ -109,9 +108,7 @@ class Table:
 
     def schema(self) -> tuple[ColumnSchema, ...]:
         """Name and kind of every column, in order."""
-        return tuple(
-            ColumnSchema(name, self.kind(name), values.shape[1:]) for name, values in self.columns.items()
-        )
+        return tuple(ColumnSchema(name, self.kind(name), values.shape[1:]) for name, values in self.columns.items())
 
 
 def missing_column(name: str, names: Sequence[str], error: type[DataError] = DataError) -> DataError:

@@ -44,9 +44,7 @@ class Layout:
         return parts
 
     def join(self, parts: Mapping[str, Array]) -> Array:
-        """The flat vector ``[size]`` of the named arrays; a StudyError if a name or a shape differs from the
-        layout's.
-        """
+        """The flat vector ``[size]`` of the named arrays; a StudyError if a name or shape differs from the layout's."""
         if set(parts) != {name for name, _ in self.leaves}:
             raise StudyError(f"the arrays {sorted(parts)} where {[name for name, _ in self.leaves]} are needed")
         for name, shape in self.leaves:

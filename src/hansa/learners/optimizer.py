@@ -112,13 +112,11 @@ class Adam(FirstOrder):
     At a party (Kingma and Ba 2015, arXiv 1412.6980) both means start from 0 and are divided by the mass
     that they have collected, ``1 - beta^t`` after ``t`` steps (bias correction)::
 
-        m <- beta1 * m + (1 - beta1) * u
-        v <- beta2 * v + (1 - beta2) * u^2
-        theta <- theta + lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
+        m <- beta1 * m + (1 - beta1) * u v <- beta2 * v + (1 - beta2) * u^2 theta <- theta + lr * (m / (1 - beta1^t)) /
+        (sqrt(v / (1 - beta2^t)) + epsilon)
 
-    At the server it is FedAdam (Reddi et al. 2021, arXiv 2003.00295, algorithm 2): ``v`` starts from
-    ``epsilon^2`` (the paper's ``tau^2``), and there is no bias correction:
-    ``theta <- theta + lr * m / (sqrt(v) + epsilon)``.
+    At the server it is FedAdam (Reddi et al. 2021, arXiv 2003.00295, algorithm 2): ``v`` starts from ``epsilon^2`` (the
+    paper's ``tau^2``), and there is no bias correction: ``theta <- theta + lr * m / (sqrt(v) + epsilon)``.
 
     Args:
         beta1: decay of the mean.

@@ -1,10 +1,9 @@
 """Any PyTorch module as functions of one flat parameter vector.
 
-Two engines train it. *Stacked*: the parameters of many parties as ``[k, d]``, the forward pass vectorised over
-parties (`torch.func`), one backward pass for all. *Resident*: one module whose parameters are views into a
-party's row of the result, updated in place, without padding; convolutions run channels-last. A party trains on
-one core, and parties share the cores, so that neither their number nor whose rows lie beside a party's own
-changes its bits.
+Two engines train it. *Stacked*: the parameters of many parties as ``[k, d]``, the forward pass vectorised over parties
+(`torch.func`), one backward pass for all. *Resident*: one module whose parameters are views into a party's row of the
+result, updated in place, without padding; convolutions run channels-last. A party trains on one core, and parties share
+the cores, so that neither their number nor whose rows lie beside a party's own changes its bits.
 """
 
 import copy
@@ -705,9 +704,7 @@ class _Resident:
         for i, own in self.own.items():
             views[i].copy_(own)
 
-    def step(
-        self, row: Any, feed: Feed, i: int, local: FirstOrder, correct: Correction | None, slots: Slots
-    ) -> Slots:
+    def step(self, row: Any, feed: Feed, i: int, local: FirstOrder, correct: Correction | None, slots: Slots) -> Slots:
         """Any optimiser and any correction, on the i-th party's flat vector; the optimiser's state after it."""
         views, theta, gradient = self.learner.views(row), row[None], torch.zeros_like(row)
         leaves, learnt = self.learner.views(gradient), self.learner.learnt

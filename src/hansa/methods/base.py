@@ -274,10 +274,7 @@ class GradientMethod(UpdateMethod):
         first, keeps = self.begins(at.received), self.local.moments == "keep"
         lead = (len(at.parties),) if isinstance(at, Stack) else ()
         memory = Values(
-            {
-                name: at.memory.get(name, np.broadcast_to(value, (*lead, *value.shape)))
-                for name, value in first.items()
-            }
+            {name: at.memory.get(name, np.broadcast_to(value, (*lead, *value.shape))) for name, value in first.items()}
         )
         parameters = at.received["parameters"]
         correct: Callable[..., Any] | Affine | None = self.affine(at.received, memory)

@@ -17,11 +17,10 @@ from hansa.task import CoxRegression, Task
 class Cox(Newton):
     """Hazard ratios with standard errors, and the baseline hazard.
 
-    First each party names the distinct times of its events, and hears of everybody's. Then, once a round, it
-    sends sums over its rows at risk at each of these times: of ``exp(x w)``, ``x exp(x w)`` and
-    ``x x' exp(x w)`` (Lu et al. 2015, WebDISCO). These are the sums of the pooled table, so the estimates are the
-    pooled ones. The differences of a single party's sums between two times belong to the few rows that leave the
-    risk set in between; ``grid`` makes them many.
+    First each party names the distinct times of its events, and hears of everybody's. Then, once a round, it sends sums
+    over its rows at risk at each of these times: of ``exp(x w)``, ``x exp(x w)`` and ``x x' exp(x w)`` (Lu et al. 2015,
+    WebDISCO). These are the sums of the pooled table, so the estimates are the pooled ones. The differences of a single
+    party's sums between two times belong to the few rows that leave the risk set in between; ``grid`` makes them many.
 
     Args:
         ties: ``"efron"`` (Efron 1977), or ``"breslow"`` (Breslow 1974), which is cruder.

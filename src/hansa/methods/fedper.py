@@ -95,9 +95,7 @@ def in_head(patterns: tuple[str, ...], layout: Layout) -> Array:
     names = [name for name, _ in layout.leaves]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise StudyError(
-                f"method.head: the model has no array {pattern!r}", remedy=did_you_mean(pattern, names)
-            )
+            raise StudyError(f"method.head: the model has no array {pattern!r}", remedy=did_you_mean(pattern, names))
     chosen = [any(fnmatchcase(name, pattern) for pattern in patterns) for name in names]
     if all(chosen):
         what = f"method.head: {', '.join(patterns)} is the whole model, and nothing is left to share"

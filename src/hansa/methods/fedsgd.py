@@ -18,9 +18,8 @@ from hansa.methods.work import At
 class FedSGD(UpdateMethod):
     """One full gradient from every party, one step at the server (McMahan et al. 2017, section 2).
 
-    ``theta(t+1) = theta(t) - alpha * sum(w_i g_i) / sum(w_i)``, where ``alpha`` is ``server.lr`` and
-    ``w_i`` is a party's number of examples, or 1. With weights by examples and no penalty it is
-    gradient descent on the pooled rows.
+    ``theta(t+1) = theta(t) - alpha * sum(w_i g_i) / sum(w_i)``, where ``alpha`` is ``server.lr`` and ``w_i`` is a
+    party's number of examples, or 1. With weights by examples and no penalty it is gradient descent on the pooled rows.
 
     With ``clip`` it is DP-FedSGD on full batches, if the aggregation adds noise: a party's ``g_i`` is the sum of
     its rows' gradients, each scaled down to a norm (Abadi et al. 2016, arXiv 1607.00133), over a public number.

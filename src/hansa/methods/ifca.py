@@ -19,10 +19,9 @@ from hansa.privacy.claim import Privacy
 class IFCA(GradientMethod):
     """Iterative federated clustering (Ghosh et al. 2020, arXiv 2006.04088, algorithm 1, model averaging).
 
-    The server sends ``clusters`` models. A party computes the loss of each on its training rows, trains the one
-    of the lowest, and answers with an update for every model: its own for that one, zeros for the others. Each
-    model moves by the weighted mean of those who chose it. The global model is the one that most weight
-    chose in the latest round.
+    The server sends ``clusters`` models. A party computes the loss of each on its training rows, trains the one of the
+    lowest, and answers with an update for every model: its own for that one, zeros for the others. Each model moves by
+    the weighted mean of those who chose it. The global model is the one that most weight chose in the latest round.
 
     Where all initial models are equal, as with linear ones, normal noise tells them apart.
 

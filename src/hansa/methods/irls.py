@@ -35,10 +35,7 @@ class Family:
 
 FAMILIES: Mapping[type[Learner], Family] = {
     Linear: Family(
-        link=lambda mu: mu,
-        variance=np.ones_like,
-        begin=lambda y: y,
-        deviance=lambda y, eta, mu: np.square(y - mu),
+        link=lambda mu: mu, variance=np.ones_like, begin=lambda y: y, deviance=lambda y, eta, mu: np.square(y - mu)
     ),
     Logistic: Family(
         link=lambda mu: np.log(mu / (1 - mu)),

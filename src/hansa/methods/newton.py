@@ -88,8 +88,7 @@ class Newton(Method):
     def newton(self, state: State, total: Total, curve: Curve) -> State:
         """The state after a round: one step, or back half of the last one.
 
-        Columns that depend on each other, and coefficients without a finite estimate, are a RunError that
-        names them.
+        Columns that depend on each other, and coefficients without a finite estimate, are a RunError that names them.
         """
         facts, here = state.facts, state.values["parameters"]
         before, parties = facts.get("deviance"), list(total.parties)

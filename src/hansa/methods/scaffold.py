@@ -25,10 +25,7 @@ class Scaffold(GradientMethod):
     """
 
     kind: ClassVar[str] = "scaffold"
-    fields: ClassVar[tuple[Field, ...]] = (
-        Field("update", like="parameters"),
-        Field("control", like="parameters"),
-    )
+    fields: ClassVar[tuple[Field, ...]] = (Field("update", like="parameters"), Field("control", like="parameters"))
     memory: ClassVar[tuple[str, ...]] = ("control",)
 
     def model_post_init(self, context: Any) -> None:

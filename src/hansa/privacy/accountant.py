@@ -48,9 +48,7 @@ class _Curve(NamedTuple):
     discretisation: float = 0.0
 
 
-def spent(
-    events: Iterable[Event], delta: float, accountant: Accountant = None, step: float = DISCRETISATION
-) -> Spent:
+def spent(events: Iterable[Event], delta: float, accountant: Accountant = None, step: float = DISCRETISATION) -> Spent:
     """What they cost together at a delta, all of whatever went wrong included.
 
     If events were chosen as a run went, a filter has to say when to stop: ``"rdp"`` of one order that was chosen

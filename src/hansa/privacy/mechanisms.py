@@ -93,9 +93,7 @@ def skellam_rdp(orders: Array, variance: float, l2: float, l1: float) -> Array:
     return np.where(orders % 1 == 0, rdp, np.inf)
 
 
-def discrete_gaussian_rdp(
-    orders: Array, variance: float, shares: int, dimension: int, l2: float, l1: float
-) -> Array:
+def discrete_gaussian_rdp(orders: Array, variance: float, shares: int, dimension: int, l2: float, l1: float) -> Array:
     """Divergences of a sum of discrete Gaussians of that variance each, by the least of three bounds (Kairouz,
     Liu and Steinke 2021, arXiv 2102.06387, proposition 14).
     """

@@ -185,9 +185,7 @@ def _wrong(desk: Desk, i: int, data: bytes) -> str:
     if len(data) != length:
         return f"an answer of {len(data)} bytes where {length} are due"
     member = terms.roster[i]
-    if desk.phase == Phase.SURVIVORS and not signed(
-        member.identity, data, b"survivors", terms.digest, desk.chosen
-    ):
+    if desk.phase == Phase.SURVIVORS and not signed(member.identity, data, b"survivors", terms.digest, desk.chosen):
         return "a signature on other survivors"
     coin = digest(b"coin", data[:KEY]) == member.advert.coin
     if desk.phase == Phase.ROSTER and not (coin and signed(member.identity, data[KEY:], b"roster", terms.digest)):

@@ -45,12 +45,7 @@ def edges(graph: NDArray[np.int64]) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=256)
 def degrees(
-    n: int,
-    corrupt: int,
-    dropout: float,
-    adversary: Adversary,
-    privacy: float = 2.0**-40,
-    failure: float = 2.0**-30,
+    n: int, corrupt: int, dropout: float, adversary: Adversary, privacy: float = 2.0**-40, failure: float = 2.0**-30
 ) -> tuple[int, int]:
     """The degree k of the graph and the threshold t of the shares; n - 1 if none but the complete one does.
 

@@ -14,12 +14,7 @@ from hansa.secure.terms import Envelope, Member, Phase, Rules, Terms, Work
 
 
 def summed(
-    names: Iterable[str],
-    vectors: Mapping[str, NDArray[np.uint32]],
-    rules: Rules,
-    run: str,
-    attempt: int,
-    model: bytes,
+    names: Iterable[str], vectors: Mapping[str, NDArray[np.uint32]], rules: Rules, run: str, attempt: int, model: bytes
 ) -> NDArray[np.uint32]:
     """The sum modulo 2^32 of parties' vectors ``[d]``, of which the coordinator only ever sees masked ones.
 

@@ -37,9 +37,8 @@ def split(data: Buffer, offset: int = 0) -> Iterator[Chunk]:
 class Receiver:
     """Takes the chunks of one body, in order, into memory or into a file.
 
-    In a file they gather under ``NAME.part``; a receiver that is made again finds it there and goes
-    on at its :attr:`offset`. The file appears under its own name when it is whole, verified and
-    synced, never before.
+    In a file they gather under ``NAME.part``; a receiver that is made again finds it there and goes on at its
+    :attr:`offset`. The file appears under its own name when it is whole, verified and synced, never before.
 
     Args:
         size: bytes of the whole body, as declared; whether so many are allowed, the caller checks.

@@ -25,10 +25,9 @@ class Client:
 
     Args:
         channel: from :func:`~hansa.wire.channel.client_channel`; its owner closes it.
-        record: called with the method's name and the serialised message, for every message, just
-            before it is handed to the channel. If it raises, the message does not leave. A message
-            that then cannot be delivered has been recorded all the same: the record may say more
-            than left, and never less.
+        record: called with the method's name and the serialised message, for every message, just before it is handed to
+            the channel. If it raises, the message does not leave. A message that then cannot be delivered has been
+            recorded all the same: the record may say more than left, and never less.
     """
 
     def __init__(self, channel: grpc.aio.Channel, *, record: Record | None = None) -> None:

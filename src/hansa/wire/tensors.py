@@ -2,10 +2,9 @@
 
     8 bytes little-endian: length n of the header | n bytes of JSON | the arrays' bytes, end to end
 
-The header maps each name to ``{"dtype", "shape", "data_offsets": [begin, end]}``, offsets counted
-from the end of the header; ``__metadata__`` maps strings to strings. The layout is described at
-https://github.com/huggingface/safetensors (README, "Format"); written bytes are equal to the
-reference library's, read ones may come from it.
+The header maps each name to ``{"dtype", "shape", "data_offsets": [begin, end]}``, offsets counted from the end of the
+header; ``__metadata__`` maps strings to strings. The layout is described at https://github.com/huggingface/safetensors
+(README, "Format"); written bytes are equal to the reference library's, read ones may come from it.
 
 Why not that library: it copies on reading, and what arrives here is from a stranger. Every claim of
 the header is checked against the bytes that are really there before an array is made; whatever is
