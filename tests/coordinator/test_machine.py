@@ -47,7 +47,8 @@ from hansa.coordinator.events import (
     WorkNotice,
 )
 from hansa.coordinator.live import Guest, Past, revived
-from hansa.coordinator.machine import LONGEST_REASON, Machine
+from hansa.coordinator.machine import Machine
+from hansa.coordinator.sums import LONGEST_REASON
 from hansa.crypto.agreement import Identity, words
 from hansa.database import Drop, Put
 from hansa.errors import ConsentError, RunError, StudyError, TrustError

@@ -1,0 +1,249 @@
+"""Attempts at an exchange: who is asked and left out, and a secure sum by its phases."""
+
+from collections.abc import Collection, Mapping
+
+from hansa.aggregation.ring import sitting
+from hansa.contribution import Ask, Json
+from hansa.coordinator import events as ev
+from hansa.coordinator.live import Answered, Guest, Live
+from hansa.crypto.agreement import KEY
+from hansa.database import Drop, Put
+from hansa.errors import HansaError, RunError
+from hansa.run import now, too_few
+from hansa.secure.coordinator import Desk, advance, opening, requests, step, unfit
+from hansa.secure.terms import Envelope, Member, Phase, Rules, Step, Terms, encode
+
+LONGEST_REASON = 600
+"""Characters of a party's own words that are kept."""
+
+ATTEMPTS = 5
+"""At the secure sum of one exchange, before the run fails."""
+
+
+class Sums:
+    """The machine's attempts at an exchange: whom it asks and waits for, and what comes of those under masks."""
+
+    def __init__(
+        self, guests: Mapping[str, Guest] | None = None, runs: Mapping[str, Live] | None = None, secret: bytes = b""
+    ) -> None:
+        self._secret = secret
+        self.guests = dict(guests or {})
+        self.runs = dict(runs or {})
+        self._applied: dict[str, int] = {}  # exchanges of the runs that ended since the start
+
+    def _call(self, effects: ev.Effects, live: Live, ask: Ask) -> None:
+        """Begin an attempt at an ask, or a phase of it, with those who are not left out."""
+        if live.desk is None:
+            row = {"run": live.id, "version": ask.version}
+            effects.changes.append(Put("ask", {**row, "attempt": live.attempt, "digest": ask.digest}))
+        for party in live.waiting:
+            if self.guests[party].state == "removed":
+                self._leave(effects, live, party, "removed")
+            elif not self.guests[party].listening:
+                self._missing(effects, live, party)
+            elif live.desk is None:
+                self._tell(effects, live, party)
+        self._ask_steps(effects, live, {party for party in live.waiting if self.guests[party].listening})
+        self._alarm(effects, live)
+        self._go_on(effects, live)
+
+    def _tell(self, effects: ev.Effects, live: Live, party: str) -> None:
+        if live.ask is not None:
+            proven = [(attempt, proof) for attempt, (names, proof) in live.past.proofs.items() if party in names]
+            for attempt, proof in proven[-1:]:  # it may have been away, and works only with its vector free
+                step = Step(live.id, live.ask.version, attempt, Phase.UNMASK, proof)
+                effects.notices.append((party, step))
+            notice = ev.WorkNotice(live.id, live.ask, live.attempt, live.hash)
+            effects.notices.append((party, notice))
+
+    def _missing(self, effects: ev.Effects, live: Live, party: str) -> None:
+        """Say that the run waits for a party that does not listen; once in an exchange."""
+        if party not in live.missing:
+            live.missing[party] = True
+            seconds = live.federation.cohort.deadline
+            self._event(effects, live, "waiting", **live.about(party), seconds=seconds)
+
+    def _alarm(self, effects: ev.Effects, live: Live) -> None:
+        passed = ev.DeadlinePassed(live.id, live.progress.version, live.attempt, live.phase)
+        effects.alarms.append((passed, live.federation.cohort.deadline))
+
+    def _go_on(self, effects: ev.Effects, live: Live) -> None:
+        """Once nobody is waited for: sum, or the next phase of a secure sum; fail if too few can be counted."""
+        if live.ask is None or live.reducing or live.waiting:
+            return
+        if live.desk is not None and live.desk.ended:
+            live.reducing = True
+            effects.reduce.append((live.id, live.ask.version, live.desk.survivors))
+            return
+        if live.desk is not None:
+            self._turn(effects, live, live.desk, advance(live.desk)[0])
+            return
+        if live.rules is not None:
+            self._seat(effects, live, live.ask, live.rules)
+            return
+        taken = tuple(party for party in live.ask.parties if live.answers[party].taken)
+        excluded = {p: a.reason for p, a in live.answers.items() if not a.taken}
+        if error := too_few(live.federation, live.ask, len(taken), excluded):
+            self._end(effects, live, "failed", error.said)
+            return
+        live.reducing = True
+        effects.reduce.append((live.id, live.ask.version, taken))
+
+    def _ask_steps(self, effects: ev.Effects, live: Live, parties: Collection[str]) -> None:
+        """Ask these parties for their steps of a secure sum, if there is one and they are to take one."""
+        for out in requests(live.desk) if live.desk else ():
+            if out.receiver in parties:
+                where = live.id, live.progress.version, live.attempt
+                effects.notices.append((out.receiver, Step(*where, out.phase, out.payload)))
+
+    def _said(self, effects: ev.Effects, event: ev.Said) -> None:
+        """An answer in a phase need not be durable before it is heard: who gave it, gives it again."""
+        said, party = event.step, event.party
+        live, stale = self._expected(party, said)
+        effects.receipts.append((event.ticket, live is not None, stale))
+        if live is None or live.rules is None:
+            return
+        if live.desk is not None and said.phase != Phase.MASK:
+            envelope = Envelope(live.id, live.hash, said.number, said.phase, party, "", said.payload)
+            self._turn(effects, live, live.desk, step(live.desk, [envelope])[0])
+        elif live.desk is None and said.phase == Phase.ADVERTISE and party in live.waiting:
+            if wrong := unfit(said.payload):
+                self._leave(effects, live, party, wrong)
+            else:
+                live.adverts[party] = said.payload
+        self._go_on(effects, live)
+
+    def _seat(self, effects: ev.Effects, live: Live, ask: Ask, rules: Rules) -> None:
+        """Open an attempt with those who advertised, if they are enough."""
+        for party in [name for name in live.adverts if len(self.guests[name].identity) != KEY]:
+            self._leave(effects, live, party, "it shows no identity, or another party's")
+        adverts = sorted(live.adverts.items())
+        excluded = {p: a.reason for p, a in live.answers.items()}
+        try:
+            if few := too_few(live.federation, ask, len(adverts), excluded):
+                raise few
+            work = sitting(ask, live.course.signals(ask)[-1])
+            roster = tuple(Member(name, self.guests[name].identity, said) for name, said in adverts)
+            desk, _ = opening(Terms(live.id, live.hash, live.number, work, rules, roster))
+        except HansaError as error:
+            told = error.said if isinstance(error, RunError) else f"{error.said} ({_listed(excluded)})"
+            self._end(effects, live, "failed", told)
+            return
+        self._turn(effects, live, Desk(desk.terms), desk)
+
+    def _turn(self, effects: ev.Effects, live: Live, before: Desk, desk: Desk) -> None:
+        """Take what a desk has become; another phase is durable before its requests leave."""
+        ask, live.desk = live.ask, desk
+        for said in desk.refused[len(before.refused) :]:
+            for name in desk.terms.names:
+                if said.startswith(f"{name}: ") and not live.out(name):
+                    self._leave(effects, live, name, said.removeprefix(f"{name}: "))
+        if ask is None or (desk.phase, desk.ended) == (before.phase, before.ended):
+            return
+        if desk.ended in ("abandoned", "failed"):
+            if desk.ended == "abandoned":
+                live.past.proofs[live.attempt] = desk.terms.names, desk.told
+                self._ask_steps(effects, live, set(desk.terms.names))
+            self._again(effects, live, ask, before, desk)
+            return
+        effects.blobs.append(ev.Blob(live.id, ask.version, "desk", encode(desk)))
+        if desk.ended:
+            self._go_on(effects, live)
+        else:
+            self._call(effects, live, ask)
+
+    def _again(self, effects: ev.Effects, live: Live, ask: Ask, before: Desk, desk: Desk) -> None:
+        """An attempt came to nothing, and nothing was revealed: the next one is without those who failed it."""
+        place = {"run": live.id, "version": ask.version}
+        for party in sorted(p for p in live.gone if live.answers[p].taken):
+            self._exclude(effects, live, party, "it did not go through with the attempt before")
+        past, blamed = live.past, live.past.blamed()
+        said = {one: live.answers[one] for one, _ in past.complaints[past.heeded :]}
+        live.answers = {p: answer for p, answer in live.answers.items() if p in blamed or p not in said}
+        for party, one in blamed.items():
+            if party not in said:
+                self._exclude(effects, live, party, f"{one}: {said[one].reason}")
+        fewer, known = any(map(live.out, before.terms.names)), live.answers
+        live.anew()
+        without = {party: answer.reason for party, answer in live.answers.items()}
+        facts = {"phase": Phase(before.phase).name, "ended": desk.ended, "without": without}
+        where = {"round": ask.round, "work": ask.work, "version": ask.version, "attempt": live.attempt}
+        self._event(effects, live, "attempt", **where, **facts)
+        for name in ("desk", *(f"answer {party}" for party in known)):
+            effects.changes.append(Drop("blob", {**place, "name": name}))
+        effects.changes.append(Drop("answer", place))
+        for party, answer in live.answers.items():
+            self._save_answer(effects, live, party, answer)
+        live.attempt, past.failures, past.heeded = live.attempt + 1, past.failures + 1, len(past.complaints)
+        self._save_past(effects, live)
+        if past.failures < ATTEMPTS and fewer:
+            self._call(effects, live, ask)
+        else:
+            what = f"{past.failures} attempts at a secure sum came to nothing ({_listed(without)})"
+            self._end(effects, live, "failed", RunError(what, round=ask.round).said)
+
+    def _save_past(self, effects: ev.Effects, live: Live) -> None:
+        effects.blobs.append(ev.Blob(live.id, live.progress.version, "past", encode(live.past)))
+
+    # --- parties in a run, and its end
+
+    def _expected(self, party: str, event: ev.Delivered | ev.Failed | Step) -> tuple[Live | None, str]:
+        """The run that waits for this answer, or why none does."""
+        live = self.runs.get(event.run)
+        if live is None:
+            return None, f"no run {event.run!r} waits for answers"
+        if live.ask is None or party not in live.ask.parties:
+            return None, "the party was not asked"
+        if (event.version, event.attempt) != (live.ask.version, live.attempt):
+            said, at = f"{event.version}.{event.attempt}", f"{live.ask.version}.{live.attempt}"
+            return None, f"stale: an answer to exchange {said}, and the run is at {at}"
+        return live, ""
+
+    def _leave(self, effects: ev.Effects, live: Live, party: str, reason: str) -> None:
+        """Expect no more of a party; if its vector is here already, that is still counted."""
+        if party not in live.answers:
+            live.adverts.pop(party, None)
+            self._exclude(effects, live, party, reason)
+            return
+        live.gone.add(party)
+        if live.answers[party].taken:
+            self._event(effects, live, "refused", **live.about(party), reason=_short(reason))
+
+    def _exclude(self, effects: ev.Effects, live: Live, party: str, reason: str) -> None:
+        """The party is not counted in this exchange; the run goes on with the others."""
+        reason = _short(reason)
+        live.answers[party] = answer = Answered(live.attempt, "", 0.0, taken=False, reason=reason)
+        self._save_answer(effects, live, party, answer)
+        self._event(effects, live, "refused", **live.about(party), reason=reason)
+
+    def _save_answer(self, effects: ev.Effects, live: Live, party: str, answer: Answered) -> None:
+        key = {"run": live.id, "version": live.progress.version, "party": party}
+        effects.changes.append(Put("answer", {**key, **vars(answer)}))
+
+    def _end(self, effects: ev.Effects, live: Live, status: str, reason: str) -> None:
+        hidden = live.ask.parties if live.ask and live.rules else ()
+        for party in hidden or [party for party, answer in live.answers.items() if answer.taken]:
+            notice = ev.SettledNotice(live.id, live.progress.version, False, reason)  # it counts nobody
+            effects.notices.append((party, notice))
+        live.answers, live.status = {}, status
+        live.take(None)
+        del self.runs[live.id]
+        self._applied[live.id] = live.progress.version
+        self._event(effects, live, status, reason=reason, round=live.progress.round)
+        effects.changes.append(Put("run", {"id": live.id, "status": status, "reason": reason}))
+        effects.ended.append(live.id)
+
+    def _event(self, effects: ev.Effects, live: Live, kind: str, **body: Json) -> None:
+        live.seq += 1
+        row = {"run": live.id, "seq": live.seq, "at": now(), "kind": kind, "body": body}
+        effects.changes.append(Put("event", row))
+
+
+def _short(reason: str) -> str:
+    """On one line and not too long: what a party says goes into events, logs and terminals."""
+    short = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
+    return "".join(c if c.isprintable() else " " for c in short)
+
+
+def _listed(reasons: Mapping[str, str]) -> str:
+    return "; ".join(f"{party}: {reason}" for party, reason in sorted(reasons.items()))
