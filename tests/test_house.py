@@ -34,6 +34,16 @@ def imported(statements: list[ast.stmt]) -> set[str]:
     return found
 
 
+def methods(trees: list[ast.Module]) -> dict[str, dict[str, bool]]:
+    """The public methods of every class by its name: whether each has a docstring."""
+    found: dict[str, dict[str, bool]] = {}
+    for node in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        own = [one for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
+        public = {one.name: bool(ast.get_docstring(one)) for one in own if not one.name.startswith("_")}
+        found.setdefault(node.name, {}).update(public)
+    return found
+
+
 def called(tree: ast.Module) -> set[str]:
     """Dotted names of everything that is called, such as ``yaml.load``."""
     return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
@@ -76,6 +86,13 @@ def test_the_house_stays_small_enough_to_read():
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_a_module_says_what_it_is_for(path):
     assert ast.get_docstring(parsed(path)), f"{name_of(path)} has no docstring"
+
+
+def test_a_public_method_is_documented_where_it_is_first_declared():
+    """An override that adds nothing says nothing: its docstring is that of what it overrides."""
+    declared = methods([parsed(path) for path in SOURCES])
+    documented = {name for own in declared.values() for name, said in own.items() if said}
+    assert [(kind, name) for kind, own in declared.items() for name in own if name not in documented] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

@@ -74,11 +74,9 @@ class Fixed(All):
         return _named(setup, np.sort(chosen))
 
     def expected(self, parties: int) -> float:
-        """Its size."""
         return float(self.size)
 
     def most(self, parties: int) -> int:
-        """Its size."""
         return self.size
 
     def sampling(self, parties: int) -> events.AnySampling:
@@ -109,7 +107,6 @@ class Poisson(All):
         return self.rate * parties
 
     def sampling(self, parties: int) -> events.AnySampling:
-        """A Poisson sample."""
         return events.Poisson(rate=self.rate)
 
 
@@ -135,7 +132,6 @@ class Cyclic(All):
 
     @property
     def period(self) -> int:
-        """The number of groups."""
         return self.groups
 
 

@@ -319,21 +319,16 @@ class Arrival:
 
 
 def canonical(body: Json | Mapping[str, Json]) -> bytes:
-    """JSON with sorted keys, no spaces, UTF-8: one value, one string of bytes.
-
-    Raises:
-        ValueError: for NaN or infinity, which JSON does not have.
+    """JSON with sorted keys, no spaces, UTF-8: one value, one string of bytes; raises ValueError for NaN or infinity,
+    which JSON does not have.
     """
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def check(contribution: Contribution, fields: tuple[Field, ...]) -> None:
-    """Refuse a contribution that is not what was declared.
-
-    Raises:
-        ContributionError: with the field and the reason: missing or extra field, another shape
-            (broadcastable ones too), another dtype, NaN, infinity or an absurd value, outside the range,
-            a weight that is zero, negative, not finite or absurd.
+    """Refuse a contribution that is not what was declared; raises ContributionError with the field and the reason:
+    missing or extra field, another shape (broadcastable ones too), another dtype, NaN, infinity or an absurd value,
+    outside the range, a weight that is zero, negative, not finite or absurd.
     """
     names = {declared.name for declared in fields}
     if extra := sorted(set(contribution.values) - names):

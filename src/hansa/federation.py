@@ -41,10 +41,8 @@ _ROWS = Signal((counted("rows", example=1.0),), weights="equal")
 
 
 def deployed(federation: Federation, setup: Setup, secret: bytes, run: str) -> Course:
-    """The course of a run between machines, with noise from a key of this one's own.
-
-    Raises:
-        PrivacyError: if there is to be noise, and no key.
+    """The course of a run between machines, with noise from a key of this one's own; raises PrivacyError if there is to
+    be noise, and no key.
     """
     if secret:
         return federation.course(setup, derived(secret, "run", run))
@@ -274,10 +272,8 @@ class Federation(Part):
         return setup
 
     def bounds(self, numbers: Sequence[str]) -> dict[str, tuple[float, float]] | None:
-        """The declared range of each number column, if sums pass stages, which need bounds; else None.
-
-        Raises:
-            StudyError: if a column has none.
+        """The declared range of each number column, if sums pass stages, which need bounds; else None; raises
+        StudyError if a column has none.
         """
         if not (self.method.statistics or (self.preprocessing.standardise and self.statistics.stages)):
             return None
@@ -323,10 +319,8 @@ class Federation(Part):
 
     @property
     def guarantee(self) -> Guarantee:
-        """What is protected, from whom, and what it costs: derived from everything that leaves a party.
-
-        Raises:
-            PrivacyError: if it depends on the parties, which `guaranteed` is told.
+        """What is protected, from whom, and what it costs: derived from everything that leaves a party; raises
+        PrivacyError if it depends on the parties, which `guaranteed` is told.
         """
         return self.guaranteed(None)
 

@@ -89,11 +89,7 @@ class Party:
         return (table if kept is None else table.take(kept)), table.take(held)
 
     def rows(self, encoding: Encoding) -> tuple[Array, Array]:
-        """Features and labels to learn from.
-
-        Raises:
-            ContributionError: if there are none.
-        """
+        """Features and labels to learn from; raises ContributionError if there are none."""
         if not self.split[0].rows:
             raise no_row(self.name)
         return self._encode(self.split[0], False, encoding)
@@ -151,11 +147,7 @@ class Crowd:
         return self._parties[name]
 
     def rows(self, name: str, encoding: Encoding) -> tuple[Array, Array]:
-        """Features and labels that a party learns from.
-
-        Raises:
-            ContributionError: if there are none.
-        """
+        """Features and labels that a party learns from; raises ContributionError if there are none."""
         if self._population is None:
             return self.party(name).rows(encoding)
         x, y = self._shared[1]

@@ -187,11 +187,7 @@ class Run:
 
     @property
     def model(self) -> Model:
-        """The global model with its preprocessing.
-
-        Raises:
-            RunError: if the run has none yet.
-        """
+        """The global model with its preprocessing; raises RunError if the run has none yet."""
         progress = self._progress
         if self.setup is None:
             raise RunError("the run has no model yet")

@@ -28,10 +28,8 @@ IN_FILE = {
 
 
 def load(path: str | Path) -> Federation:
-    """Read a study: a ``.toml`` file, or a ``.py`` file that exposes ``federation``.
-
-    Raises:
-        StudyError: with the file, the place in it, and the nearest known word.
+    """Read a study: a ``.toml`` file, or a ``.py`` file that exposes ``federation``; raises StudyError with the file,
+    the place in it, and the nearest known word.
     """
     path = Path(path)
     if path.is_dir():
@@ -48,10 +46,8 @@ def load(path: str | Path) -> Federation:
 
 
 def from_mapping(body: Mapping[str, Any], folder: Path) -> Federation:
-    """A federation from the tables of a study file; ``folder`` is where its files lie.
-
-    Raises:
-        StudyError: with the place, and the nearest known word.
+    """A federation from the tables of a study file; ``folder`` is where its files lie; raises StudyError with the
+    place, and the nearest known word.
     """
     _known(body, TABLES, "table [{}]")
     for name in body:
@@ -81,10 +77,8 @@ def from_mapping(body: Mapping[str, Any], folder: Path) -> Federation:
 
 
 def build(values: Mapping[str, Any]) -> Federation:
-    """A federation from its fields, each a part or the table of a study file that says it.
-
-    Raises:
-        StudyError: with the place in a study file.
+    """A federation from its fields, each a part or the table of a study file that says it; raises StudyError with the
+    place in a study file.
     """
     try:
         return Federation(**values)

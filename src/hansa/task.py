@@ -65,10 +65,8 @@ class Task(Part):
 
     @abstractmethod
     def labels(self, table: Table) -> Array:
-        """The target as the learner wants it, ``[rows]``.
-
-        Raises:
-            DataError: with the row (from 1) that holds no valid label.
+        """The target as the learner wants it, ``[rows]``; raises DataError with the row (from 1) that holds no valid
+        label.
         """
 
     @abstractmethod
@@ -154,11 +152,9 @@ class _Glm(Task):
     precision: Literal["float64", "float32"] = "float64"
 
     def learner(self, width: int) -> Learner:
-        """A model of `hansa.learners.glm`."""
         return self.model(width, l2=self.l2, dtype=self.precision)
 
     def tallies(self) -> tuple[Field, ...]:
-        """Rows, and what the metrics are made of."""
         return self.sums
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
@@ -194,11 +190,9 @@ class LinearRegression(_Glm):
     )
 
     def labels(self, table: Table) -> Array:
-        """The target column."""
         return self._numbers(table)
 
     def tally(self, predicted: Array, y: Array) -> Values:
-        """Sums over rows."""
         error = predicted - y
         return _summed(
             rows=len(y),
@@ -209,7 +203,6 @@ class LinearRegression(_Glm):
         )
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
-        """Half the mean squared error, its root, the mean absolute error, explained variance."""
         rows = float(totals["rows"])
         mse = float(totals["squared"]) / rows
         spread = float(totals["target_squared"]) / rows - (float(totals["target"]) / rows) ** 2
@@ -240,7 +233,6 @@ class LogisticRegression(_Glm):
     positive: str | None = None
 
     def labels(self, table: Table) -> Array:
-        """1 for the positive class, else 0."""
         if self.positive is not None and table.kind(self.target) == "text":
             values = table.column(self.target)
             missing = np.asarray([value is None for value in values], dtype=bool)
@@ -259,7 +251,6 @@ class LogisticRegression(_Glm):
         )
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
-        """Log loss, accuracy, and AUC as the share of pairs in order, ties counting half."""
         auc = {"auc": ordered_pairs(totals)} if "positives" in totals else {}
         return {**super().metrics(totals), **auc}
 
@@ -283,11 +274,9 @@ class SoftmaxRegression(_Glm):
             raise StudyError(f"task.classes names a class twice: {list(self.classes)}")
 
     def learner(self, width: int) -> Learner:
-        """`hansa.learners.glm.Softmax`."""
         return Softmax(width, len(self.classes), self.l2, self.precision)
 
     def labels(self, table: Table) -> Array:
-        """The index of each row's class."""
         if table.kind(self.target) == "array" and self.classes == tuple(range(len(self.classes))):
             given = table.column(self.target)
             none = (given < 0) | (given >= len(self.classes))
@@ -304,7 +293,6 @@ class SoftmaxRegression(_Glm):
         return labels
 
     def tally(self, predicted: Array, y: Array) -> Values:
-        """Sums over rows."""
         chosen = np.clip(predicted[np.arange(len(y)), y], _LEAST, 1.0)
         return _summed(rows=len(y), correct=(predicted.argmax(axis=-1) == y).sum(), loss=-np.log(chosen).sum())
 
@@ -332,7 +320,6 @@ class PoissonRegression(_Glm):
     lower_is_better: ClassVar[frozenset[str]] = frozenset(metric_names)
 
     def labels(self, table: Table) -> Array:
-        """The target column: counts."""
         values = self._numbers(table)
         refuse((values < 0) | (values != np.floor(values)), self.target, "is no count")
         return values
@@ -384,7 +371,6 @@ class CoxRegression(_Glm):
         return np.where(events == 1, times, -times)
 
     def tally(self, predicted: Array, y: Array) -> Values:
-        """Counts of rows and of pairs."""
         later: list[float] = []
         pairs = ordered = tied = 0
         time, event = np.abs(y), ~np.signbit(y)

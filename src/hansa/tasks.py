@@ -165,10 +165,8 @@ class Torch(Task):
         return self
 
     def learner(self, width: int) -> Learner:
-        """`hansa.learners.torch.Torch`.
-
-        Raises:
-            StudyError: if PyTorch is not installed, or the module's code is not in this process.
+        """`hansa.learners.torch.Torch`; raises StudyError if PyTorch is not installed, or the module's code is not in
+        this process.
         """
         if self._learner is None:
             try:
@@ -204,12 +202,10 @@ class Torch(Task):
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """The loss and the metrics."""
         return ("loss", *(m.rpartition(":")[2].rpartition(".")[2] for m in self.measures))
 
     @property
     def lower_is_better(self) -> frozenset[str]:
-        """Losses and errors."""
         return super().lower_is_better | {"mse"}
 
     def tallies(self) -> tuple[Field, ...]:
@@ -229,7 +225,6 @@ class Torch(Task):
         return Values({name: np.asarray(value, dtype=np.float64) for name, value in sums.items()})
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
-        """Means over rows."""
         rows = float(totals["rows"])
         means = {n: float(totals[n]) / rows for n in self.metric_names if n != "auc"}
         if "rmse" in means:

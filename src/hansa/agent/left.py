@@ -27,7 +27,6 @@ class Left:
         self._file = path.open("ab", buffering=0)
 
     def __call__(self, method: str, data: bytes) -> None:
-        """Write the line of one message."""
         sent: dict[str, Json] = {"call": method, "bytes": len(data), "hash": blake3(data).hexdigest()}
         self._file.write(canonical({"at": now(), **sent, **(_ABOUT.get() or {})}) + b"\n")
 

@@ -55,7 +55,6 @@ class AdaptiveClip(Stage):
         )
 
     def announce(self, state: Values) -> Values:
-        """The clip of the round."""
         return Values({"norm": state.get("norm", np.asarray(self.norm))})
 
     def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:

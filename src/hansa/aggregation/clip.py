@@ -55,7 +55,6 @@ class NormBound(Stage):
         return signal
 
     def open(self, stack: Contributions, announced: Values, context: Context) -> Contributions:
-        """Scaled down where they are too long."""
         return _scaled(stack, context.signal.carriers, self.norm)
 
 

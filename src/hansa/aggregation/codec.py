@@ -78,7 +78,6 @@ class Codec(Stage):
         return replace(signal, fields=fields, travel=tuple(part for parts in travel for part in parts))
 
     def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:
-        """The parts in place of the fields; the memory is what they lack."""
         values, kept = dict(stack.values), {}
         for field in context.signal.wire:
             if field.like != "parameters":
@@ -97,7 +96,6 @@ class Codec(Stage):
         return stack.holding(values), Values(kept)
 
     def open(self, stack: Contributions, announced: Values, context: Context) -> Contributions:
-        """The fields in place of the parts."""
         packed = tuple(f"{f.name}." for f in context.signal.wire if f.like == "parameters")
         values = {n: v for n, v in stack.values.items() if not n.startswith(packed)}
         for field in context.signal.wire:

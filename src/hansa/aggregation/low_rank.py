@@ -40,7 +40,6 @@ class LowRank(Codec):
         return (carrier(field, (min(self.rank, rows) * columns,)),)
 
     def pack(self, x: Array, field: Field, draw: Draw) -> dict[str, Array]:
-        """``B = A^T H``."""
         rows, columns = _shape(x.shape[1])
         h = np.zeros((len(x), rows * columns), dtype=x.dtype)
         h[:, : x.shape[1]] = x
@@ -48,7 +47,6 @@ class LowRank(Codec):
         return {"values": b.reshape(len(x), -1)}
 
     def unpack(self, parts: Mapping[str, Array], field: Field, draw: Draw) -> Array:
-        """``A B``."""
         rows, columns = _shape(field.size)
         sent = parts["values"]
         h = np.matmul(self._a(rows, sent.dtype, draw), sent.reshape(len(sent), -1, columns))

@@ -46,7 +46,6 @@ class Matrix(Gaussian):
         """
 
     def release(self, signal: Signal, failure: float) -> events.Event:
-        """One event for all rounds."""
         return events.MatrixMechanism(
             adjacency=signal.privacy.adjacency,
             noise_multiplier=self.noise_multiplier,
@@ -90,7 +89,6 @@ class Banded(Matrix):
     bands: Annotated[int, Limits(ge=1, le=10_000)] = 8
 
     def sensitivity(self, schedule: Schedule) -> float:
-        """Of a unit that begins in round 1: every column is the first one, moved on."""
         taking = np.arange(schedule.rounds) % schedule.period == 0
         return float(np.linalg.norm(np.convolve(taking, self._root())[: schedule.rounds]))
 
@@ -116,7 +114,6 @@ class Tree(Matrix):
     restart: Annotated[int, Limits(ge=1)] | None = None
 
     def sensitivity(self, schedule: Schedule) -> float:
-        """Of the worst first round."""
         return _in_trees(schedule, self.restart or schedule.rounds)
 
     def step(self, step: int) -> Step:

@@ -154,7 +154,6 @@ class LocalGaussian(Noise):
         return replace(signal, fields=fields, norm=math.inf, noise=noised)
 
     def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:
-        """Noise on all fields of each party."""
         spread = self.spread(context.signal)
         rows = []
         for i, party in enumerate(stack.parties):
@@ -175,7 +174,6 @@ class LocalLaplace(LocalGaussian):
     event = events.Laplace
 
     def spread(self, signal: Signal) -> dict[str, float]:
-        """Scale of the noise on each field."""
         found = groups(signal, self.kind)
         scale = noise.grown(self.noise_multiplier, sum(group.size for group in found) ** 2)  # in L1
         return {

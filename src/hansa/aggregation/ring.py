@@ -155,7 +155,6 @@ class Shares(Stage):
         return (self.noise_multiplier * signal.apart) ** 2 / honest
 
     def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:
-        """Each party's share, on every number."""
         variance = self.variance(context.signal)
         values = {name: value.astype(np.int64) for name, value in stack.values.items()}
         for i, party in enumerate(stack.parties):
@@ -227,7 +226,6 @@ class SecureSum(Stage):
         return replace(signal, fields=fields, norm=math.inf, view="sum", domain=2**32, hidden=True)
 
     def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:
-        """Into the ring."""
         return stack.holding({n: v.view(np.uint32) for n, v in stack.values.items()}), memory
 
     def decode(self, total: Total, state: Values, context: Context) -> Decoded:

@@ -54,7 +54,6 @@ class Coordinatewise(Robust):
         """How many are cut off at either end."""
 
     def reduce(self, arrays: dict[str, Array], state: Values, context: Context) -> Reduced:
-        """The middle of each entry."""
         cut = self.cut(self.counted(arrays, context))
         return {name: trimmed(x, cut) for name, x in arrays.items()}, state
 
@@ -65,7 +64,6 @@ class Median(Coordinatewise):
     kind: ClassVar[str] = "median"
 
     def cut(self, parties: int) -> int:
-        """All but the middle one or two."""
         return (parties - 1) // 2
 
 
@@ -83,11 +81,9 @@ class TrimmedMean(Coordinatewise):
 
     @property
     def least(self) -> int:
-        """So many that one is cut off."""
         return math.ceil(1 / self.fraction - 1e-9)
 
     def cut(self, parties: int) -> int:
-        """At least one."""
         return math.floor(self.fraction * parties + 1e-9)
 
 
@@ -131,7 +127,6 @@ class Krum(Mixture):
 
     @property
     def least(self) -> int:
-        """``2 f + 3``."""
         return 2 * self.byzantine + 3
 
     def chosen(self, parties: int) -> int:
@@ -159,7 +154,6 @@ class MultiKrum(Krum):
     kind: ClassVar[str] = "multi-krum"
 
     def chosen(self, parties: int) -> int:
-        """``n - f - 2``."""
         return parties - self.byzantine - 2
 
 

@@ -31,7 +31,6 @@ class Rotate(Stage):
         return replace(signal, norm=signal.norm * (1 + (1e-6 if single else 1e-12)), mixed=self.kind)
 
     def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:
-        """Turn."""
         with np.errstate(invalid="ignore", over="ignore"):  # the check says it
             turned = self._turned(stack.values, context, back=False)
         return stack.holding({**stack.values, **turned}), memory

@@ -38,15 +38,12 @@ class Sparse(Codec):
         """Which entries were sent, int64 ``[k, kept]``."""
 
     def parts(self, field: Field) -> tuple[Field, ...]:
-        """The entries that were kept."""
         return (carrier(field, (self._kept(field),)),)
 
     def pack(self, x: Array, field: Field, draw: Draw) -> dict[str, Array]:
-        """The entries, in the order in which they were drawn."""
         return {"values": np.take_along_axis(x, self.chosen({}, field, draw), axis=1)}
 
     def unpack(self, parts: Mapping[str, Array], field: Field, draw: Draw) -> Array:
-        """Zero where nothing was sent."""
         sent = parts["values"]
         x = np.zeros((len(sent), field.size), dtype=sent.dtype)
         np.put_along_axis(x, self.chosen(parts, field, draw), sent, axis=1)
@@ -68,20 +65,17 @@ class TopK(Sparse):
     fraction: Annotated[float, Limits(gt=0, le=1)] = 0.01
 
     def parts(self, field: Field) -> tuple[Field, ...]:
-        """Values and where they belong."""
         dtype: Dtype = "uint16" if field.size <= 1 << 16 else "uint32"
         shape = (self._kept(field),)
         return carrier(field, shape), part(field, "indices", shape, dtype, field.size - 1.0)
 
     def pack(self, x: Array, field: Field, draw: Draw) -> dict[str, Array]:
-        """The largest entries, in the order of the vector."""
         kept = self._kept(field)
         chosen = np.sort(np.argpartition(np.abs(x), -kept, axis=1)[:, -kept:], axis=1)
         indices = chosen.astype(self.parts(field)[1].dtype)
         return {"values": np.take_along_axis(x, chosen, axis=1), "indices": indices}
 
     def chosen(self, parts: Mapping[str, Array], field: Field, draw: Draw) -> Array:
-        """As the party says."""
         return parts["indices"].astype(np.int64)
 
 
@@ -98,7 +92,6 @@ class RandomK(Sparse):
     fraction: Annotated[float, Limits(gt=0, le=1)] = 0.01
 
     def chosen(self, parts: Mapping[str, Array], field: Field, draw: Draw) -> Array:
-        """Places on the ring."""
         kept, d = self._kept(field), field.size
         edges = np.arange(kept + 1, dtype=np.int64) * d // kept
         bits = (draw.own(kept + 1) >> np.uint64(32)).astype(np.int64)
@@ -137,7 +130,6 @@ class Subsample(RandomK):
         return replace(bound, norm=signal.norm * most)
 
     def pack(self, x: Array, field: Field, draw: Draw) -> dict[str, Array]:
-        """The entries, scaled up."""
         return {"values": super().pack(x, field, draw)["values"] * x.dtype.type(self._scale(field))}
 
     def _scale(self, field: Field) -> float:

@@ -183,10 +183,8 @@ class Local:
         return {"forked": self.fork.id, "forked_round": self.fork.progress.round}
 
     def _pick(self, course: Course, run: Run, book: Book) -> Engine:
-        """The engine: as it was picked before, as it was told, or as the learner prefers.
-
-        Raises:
-            UsageError: if the parties cannot be stacked, and were to be.
+        """The engine: as it was picked before, as it was told, or as the learner prefers; raises UsageError if the
+        parties cannot be stacked, and were to be.
         """
         if self.device != "cpu":
             course.learner.on(self.device)

@@ -109,10 +109,8 @@ class Worker:
             return error
 
     def begin(self, files: Sequence[str], told: Sequence[Any]) -> bool:
-        """Take the course and the parties from the store; true when that is done.
-
-        Raises:
-            StudyError: if the study's code is not on this node.
+        """Take the course and the parties from the store; true when that is done; raises StudyError if the study's code
+        is not on this node.
         """
         try:
             for file in files:
@@ -171,7 +169,6 @@ class Actors(Room):
         book.event("actors", count=len(self._ready), asked=count)
 
     def outcomes(self, ask: Ask, blocks: Sequence[Sequence[str]], memories: Mapping[str, Values]) -> Iterator[Summed]:
-        """The blocks' sums in roster order, each made by whichever actor had its shard."""
         fields = self.crowd.course.signals(ask)[-1].fields
         gathered = memories or any(field.algebra is Algebra.GATHER for field in fields)
         size = 8 * sum(f.size for f in fields) * (BLOCK if gathered else 1)
@@ -181,12 +178,10 @@ class Actors(Room):
             yield summed, outcome
 
     def answers(self, ask: Ask, parties: Sequence[str], memories: Mapping[str, Values]) -> Iterator[Outcome]:
-        """As in `Room`."""
         for answers in self._all("answers", ask, parties, memories, BLOCK):
             yield from answers
 
     def close(self) -> None:
-        """Let the actors go."""
         for actor in self._names:
             self._ray.kill(actor)
 
@@ -283,10 +278,8 @@ class Actors(Room):
 
 
 def _portable(task: Task) -> Task:
-    """The task without a model in it; its code is imported here.
-
-    Raises:
-        UsageError: if the module lives in the process that made it.
+    """The task without a model in it; its code is imported here; raises UsageError if the module lives in the process
+    that made it.
     """
     load = getattr(task, "load", None)
     return task if load is None else type(task)(**load().model_dump())

@@ -140,10 +140,8 @@ def read_table(data: str, encoding: str) -> Table:
 
 
 def keep(table: Table, federation: Federation) -> None:
-    """Everything that a party would refuse, said here first.
-
-    Raises:
-        DataError: naming the column and, where one cell is to blame, its row.
+    """Everything that a party would refuse, said here first; raises DataError naming the column and, where one cell is
+    to blame, its row.
     """
     from hansa.cohort import All
     from hansa.data import contract

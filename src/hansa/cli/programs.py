@@ -81,10 +81,8 @@ class Programs:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """End everything when one program ends: a coordinator waits for its parties, a demo need not.
-
-        Raises:
-            RunError: about the program that ended, instead of what followed from it.
+        """End everything when one program ends: a coordinator waits for its parties, a demo need not; raises RunError
+        about the program that ended, instead of what followed from it.
         """
         over = threading.Event()
 
@@ -139,7 +137,6 @@ class Interrupts:
         self._wanted = False
 
     def __call__(self, *_: object) -> None:
-        """The handler of a signal."""
         self._wanted = True
         raise KeyboardInterrupt
 

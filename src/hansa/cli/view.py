@@ -43,18 +43,15 @@ class RoundsView:
         self._live = Live(get_renderable=self._picture, console=out.console) if out.live else None
 
     def __enter__(self) -> RoundsView:
-        """Begin to draw."""
         if self._live is not None:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the last picture standing."""
         if self._live is not None:
             self._live.stop()
 
     def __call__(self, event: Event) -> None:
-        """Show one event."""
         body = event.body
         match event.kind:
             case "created":

@@ -41,11 +41,7 @@ def key_to_pem(key: PrivateKey) -> bytes:
 
 
 def key_from_pem(pem: bytes) -> PrivateKey:
-    """The P-256 private key in ``pem``.
-
-    Raises:
-        StoreError: there is none.
-    """
+    """The P-256 private key in ``pem``; raises StoreError: there is none."""
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError):
@@ -56,10 +52,8 @@ def key_from_pem(pem: bytes) -> PrivateKey:
 
 
 def split_pem(pem: bytes) -> tuple[bytes, bytes]:
-    """A file that holds a private key and then its certificate, as key and certificate.
-
-    Raises:
-        ValueError: there is no certificate in it.
+    """A file that holds a private key and then its certificate, as key and certificate; raises ValueError: there is no
+    certificate in it.
     """
     begin = pem.index(b"-----BEGIN CERTIFICATE")
     return pem[:begin], pem[begin:]
@@ -72,11 +66,7 @@ def point(key: PublicKey) -> bytes:
 
 
 def public_key(compressed: bytes) -> PublicKey:
-    """The public key at a compressed point.
-
-    Raises:
-        TrustError: it is no point of P-256.
-    """
+    """The public key at a compressed point; raises TrustError: it is no point of P-256."""
     try:
         return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), compressed)
     except ValueError:
@@ -91,10 +81,8 @@ def request(key: PrivateKey) -> bytes:
 
 
 def requested_key(csr_pem: bytes) -> PublicKey:
-    """The public key of a signing request, its signature checked; the rest of it is not believed.
-
-    Raises:
-        TrustError: it is no request, is not signed by its own key, or the key is not P-256.
+    """The public key of a signing request, its signature checked; the rest of it is not believed; raises TrustError: it
+    is no request, is not signed by its own key, or the key is not P-256.
     """
     try:
         csr = x509.load_pem_x509_csr(csr_pem)

@@ -112,10 +112,8 @@ class Authority:
 
     @classmethod
     def load(cls, folder: Path) -> Authority:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            StoreError: a file is missing or damaged, or the two do not belong together.
+        """Read what :meth:`save` wrote; raises StoreError: a file is missing or damaged, or the two do not belong
+        together.
         """
         try:
             key = keys.key_from_pem((folder / "authority.key").read_bytes())
@@ -203,10 +201,8 @@ def trust_anchor(key: PublicKey) -> bytes:
 
 
 def pinned_authority(certificate_pem: bytes, pinned: bytes) -> PublicKey:
-    """The public key in an authority's certificate, if it is the one that a token pinned.
-
-    Raises:
-        TrustError: it cannot be read, or holds another key.
+    """The public key in an authority's certificate, if it is the one that a token pinned; raises TrustError: it cannot
+    be read, or holds another key.
     """
     try:
         key = x509.load_pem_x509_certificate(certificate_pem).public_key()

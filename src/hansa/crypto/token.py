@@ -26,10 +26,8 @@ _REMEDY = "Ask the coordinator's operator for a new token: hansa party invite NA
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host and port of ``host:port`` or ``[::1]:port``; the host comes without brackets.
-
-    Raises:
-        UsageError: there is no port in it, or more than one address.
+    """Host and port of ``host:port`` or ``[::1]:port``; the host comes without brackets; raises UsageError: there is no
+    port in it, or more than one address.
     """
     host, colon, port = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
@@ -90,10 +88,8 @@ class Token:
 
     @classmethod
     def decode(cls, text: str) -> Token:
-        """The token that ``text`` spells; spaces and line breaks of a mail are forgiven.
-
-        Raises:
-            TrustError: it is no token, or one that was truncated or mistyped.
+        """The token that ``text`` spells; spaces and line breaks of a mail are forgiven; raises TrustError: it is no
+        token, or one that was truncated or mistyped.
         """
         packed = "".join(text.split())
         if not packed.startswith(PREFIX):

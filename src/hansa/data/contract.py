@@ -71,10 +71,8 @@ def check(table: Table, contract: Contract) -> None:
 
 
 def numbers(table: Table, name: str) -> NDArray[np.float64]:
-    """A column as numbers, shape [rows], NaN where missing; text that spells numbers is converted.
-
-    Raises:
-        ContractError: there is no such column, or a cell is text (its row and value are named).
+    """A column as numbers, shape [rows], NaN where missing; text that spells numbers is converted; raises
+    ContractError: there is no such column, or a cell is text (its row and value are named).
     """
     values = _values(table, name)
     if table.kind(name) == "number":
@@ -94,10 +92,8 @@ def numbers(table: Table, name: str) -> NDArray[np.float64]:
 
 
 def texts(table: Table, name: str) -> NDArray[np.object_]:
-    """A column as text, shape [rows], ``None`` where missing; 1.0 becomes ``"1"``, 0.5 ``"0.5"``.
-
-    Raises:
-        ContractError: there is no such column.
+    """A column as text, shape [rows], ``None`` where missing; 1.0 becomes ``"1"``, 0.5 ``"0.5"``; raises ContractError:
+    there is no such column.
     """
     values = _values(table, name)
     if table.kind(name) == "text":

@@ -63,11 +63,7 @@ def quoted(name: str) -> str:
 
 
 def read_parquet(path: Path) -> Table:
-    """The columns of a Parquet file.
-
-    Raises:
-        DataError: it is damaged, or a column is neither of numbers, text nor time.
-    """
+    """The columns of a Parquet file; raises DataError if it is damaged, or holds what is no number, text or time."""
     with connection(f"{path.name} cannot be read as Parquet") as duck:
         relation = duck.read_parquet(literal(path), hive_partitioning=False)
         types = zip(relation.columns, relation.types, strict=True)

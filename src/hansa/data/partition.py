@@ -25,10 +25,8 @@ _LISTED = 8
 
 
 def by_column(table: Table, column: str) -> dict[str, Table]:
-    """A party for each value of a column, which is then dropped; names sorted, rows in order.
-
-    Raises:
-        DataError: there is no such column, or a value is missing (its row is named).
+    """A party for each value of a column, which is then dropped; names sorted, rows in order; raises DataError: there
+    is no such column, or a value is missing (its row is named).
     """
     table.column(column)
     names = texts(table, column)

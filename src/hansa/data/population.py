@@ -97,10 +97,8 @@ class Population(Mapping[str, Table]):
         return slice(int(starts[0]), int(stops[0]))
 
     def ranges(self, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The first row of each of these parties, and the row after its last one, ``[k]`` each.
-
-        Raises:
-            DataError: if there is no such party.
+        """The first row of each of these parties, and the row after its last one, ``[k]`` each; raises DataError if
+        there is no such party.
         """
         try:
             at = [self.names.index(name) for name in names]

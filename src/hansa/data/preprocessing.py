@@ -77,10 +77,8 @@ class Encoding:
         return self.matrix(table)
 
     def matrix(self, table: Table) -> NDArray[np.float64]:
-        """The features of every row, float64 of shape [rows, width].
-
-        Raises:
-            ContractError: a column is missing, or a number column holds text (row and value named).
+        """The features of every row, float64 of shape [rows, width]; raises ContractError: a column is missing, or a
+        number column holds text (row and value named).
         """
         features = np.zeros((table.rows, self.width))
         for i, name in enumerate(self.numbers):
@@ -112,11 +110,7 @@ class Encoding:
 
     @classmethod
     def from_json(cls, text: str) -> Encoding:
-        """The encoding that `to_json` wrote.
-
-        Raises:
-            DataError: the text is something else.
-        """
+        """The encoding that `to_json` wrote; raises DataError: the text is something else."""
         try:
             fields = json.loads(text)
             return cls(

@@ -45,10 +45,8 @@ class Source(Written):
 
     @classmethod
     def parse(cls, text: str, encoding: str = "utf-8") -> Source:
-        """A source from one word of the command line: ``FILE``, which has an encoding, or ``URL#SELECT ...``.
-
-        Raises:
-            DataError: nothing is named, or a URL comes without its query.
+        """A source from one word of the command line: ``FILE``, which has an encoding, or ``URL#SELECT ...``; raises
+        DataError: nothing is named, or a URL comes without its query.
         """
         if not text.strip():
             raise DataError("no file is named", remedy="Write NAME=FILE.")
@@ -64,10 +62,8 @@ class Source(Written):
 
 
 def read(source: Source | str | Path) -> Table:
-    """Read a table; text is taken as on the command line (`Source.parse`).
-
-    Raises:
-        DataError: nothing there, not readable, empty, or a cell is infinite; it says where.
+    """Read a table; text is taken as on the command line (`Source.parse`); raises DataError: nothing there, not
+    readable, empty, or a cell is infinite; it says where.
     """
     if not isinstance(source, Source):
         source = Source.parse(source) if isinstance(source, str) else Source(path=str(source))

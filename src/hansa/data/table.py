@@ -55,10 +55,8 @@ class Table:
 
     @classmethod
     def of(cls, columns: Mapping[str, ArrayLike]) -> Table:
-        """A table of a copy of anything column-like; bools and integers in one dimension become float64.
-
-        Raises:
-            DataError: a column mixes numbers and text, or holds something else.
+        """A table of a copy of anything column-like; bools and integers in one dimension become float64; raises
+        DataError: a column mixes numbers and text, or holds something else.
         """
         return cls({str(name): _column(str(name), values) for name, values in columns.items()})
 
@@ -73,11 +71,7 @@ class Table:
         return tuple(self.columns)
 
     def column(self, name: str) -> NDArray[Any]:
-        """The values of one column, shape [rows].
-
-        Raises:
-            DataError: there is no such column.
-        """
+        """The values of one column, shape [rows]; raises DataError: there is no such column."""
         if name not in self.columns:
             raise missing_column(name, self.names)
         return self.columns[name]
@@ -97,11 +91,7 @@ class Table:
         return Table({name: values[rows] for name, values in self.columns.items()})
 
     def drop(self, *names: str) -> Table:
-        """The table without these columns.
-
-        Raises:
-            DataError: there is no such column.
-        """
+        """The table without these columns; raises DataError: there is no such column."""
         for name in names:
             self.column(name)
         return Table({n: values for n, values in self.columns.items() if n not in names})

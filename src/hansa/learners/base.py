@@ -342,11 +342,7 @@ class Learner(ABC):
         """The shape of a row's features, before any is seen."""
 
     def check(self, x: Array, y: Array) -> None:  # noqa: B027  # few need it
-        """Refuse a party's rows that the model cannot take.
-
-        Raises:
-            HansaError: naming what is wrong with them.
-        """
+        """Refuse a party's rows that the model cannot take; raises HansaError naming what is wrong with them."""
 
     def on(self, device: str) -> None:
         """Run on this device from now on; no part of the federation; a UsageError if it cannot."""

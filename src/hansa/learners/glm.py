@@ -43,7 +43,6 @@ class Glm(Learner):
         return np.zeros(self.layout.size)
 
     def loss(self, parameters: Array, x: Array, y: Array, weights: Array | None = None) -> Array:
-        """The weighted mean loss with the penalty, ``[...]``."""
         coef, eta = self._eta(parameters, x)
         losses = self.losses(eta, y)
         mean = losses.mean(axis=-1) if weights is None else (losses * weights).sum(axis=-1)
@@ -51,7 +50,6 @@ class Glm(Learner):
         return total
 
     def gradient(self, parameters: Array, x: Array, y: Array, weights: Array | None = None) -> Array:
-        """The gradient of `loss`, ``[..., d]``."""
         coef, eta = self._eta(parameters, x)
         residual = self.residual(eta, y)
         residual *= 1 / eta.dtype.type(x.shape[-2]) if weights is None else weights[..., None, :]
@@ -85,7 +83,6 @@ class Glm(Learner):
         return total
 
     def penalty(self, parameters: Array) -> Array | float:
-        """Of the coefficients alone."""
         if not self.l2:
             return 0.0
         inner = np.arange(parameters.shape[-1]) < self.width * self.outputs
@@ -120,11 +117,9 @@ class Linear(Glm):
     """Least squares: ``(eta - y)^2 / 2``."""
 
     def losses(self, eta: Array, y: Array) -> Array:
-        """Half the squared error of each row."""
         return np.asarray(0.5 * np.square(eta[..., 0, :] - y))
 
     def mean(self, eta: Array) -> Array:
-        """The identity."""
         return eta
 
 
@@ -166,14 +161,12 @@ class Softmax(Glm):
         return np.asarray(spread - chosen)
 
     def mean(self, eta: Array) -> Array:
-        """The class probabilities."""
         probabilities: Array = eta - eta.max(axis=-2, keepdims=True)
         np.exp(probabilities, out=probabilities)
         probabilities /= probabilities.sum(axis=-2, keepdims=True)
         return probabilities
 
     def residual(self, eta: Array, y: Array) -> Array:
-        """Probabilities minus 1 at the row's class."""
         residual = self.mean(eta)
         residual -= y[..., None, :] == np.arange(self.outputs)[:, None]
         return residual

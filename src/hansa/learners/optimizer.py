@@ -172,11 +172,9 @@ class AdamW(Adam):
     weight_decay: Annotated[float, Limits(ge=0)] = 0.01
 
     def step(self, parameters: Array, update: Array, slots: Slots) -> Stepped:
-        """Decay, then Adam's step at a party."""
         return super().step(parameters * (1 - self.lr * self.weight_decay), update, slots)
 
     def serve(self, parameters: Array, update: Array, slots: Slots) -> Stepped:
-        """Decay, then Adam's step at the server."""
         return super().serve(parameters * (1 - self.lr * self.weight_decay), update, slots)
 
 
@@ -238,7 +236,6 @@ class DPSGD(Private):
     kind: ClassVar[str] = "dp-sgd"
 
     def step(self, parameters: Array, update: Array, slots: Slots) -> Stepped:
-        """One step; there is no state."""
         return parameters + self.lr * update, {}
 
 
@@ -256,7 +253,6 @@ class DPAdam(Private, Adam):
     kind: ClassVar[str] = "dp-adam"
 
     def step(self, parameters: Array, update: Array, slots: Slots) -> Stepped:
-        """One step; the state is Adam's."""
         _, kept = super().step(parameters, update, slots)
         second = kept["second"] / kept["second_mass"] - self.spread**2
         root = np.sqrt(np.maximum(second, (self.epsilon or self.spread / 10) ** 2))

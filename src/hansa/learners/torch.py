@@ -115,11 +115,7 @@ class Torch(Learner):
         self.on(device)
 
     def on(self, device: str) -> None:
-        """Run on this device from now on; no part of the federation.
-
-        Raises:
-            UsageError: if PyTorch does not reach it.
-        """
+        """Run on this device from now on; no part of the federation; raises UsageError if PyTorch does not reach it."""
         try:
             self.device = torch.device(device)
             torch.zeros(1, device=self.device)
@@ -130,7 +126,6 @@ class Torch(Learner):
         self._free: list[_Resident] = []
 
     def expect(self, shape: tuple[int, ...]) -> None:
-        """The shape of a row's features."""
         self._shape = shape
 
     @property
@@ -154,7 +149,6 @@ class Torch(Learner):
         return np.dtype(self.dtype) if np.dtype(dtype).kind == "f" else np.dtype(dtype)
 
     def native(self, array: Array) -> Any:
-        """The array on the device."""
         return torch.from_numpy(np.asarray(array, self.dtype)).to(self.device)
 
     @property
@@ -189,7 +183,6 @@ class Torch(Learner):
         return self.precision == "bfloat16" and (self.device.type != "cpu" or bool(amx()))
 
     def loss(self, parameters: Array, x: Array, y: Array, weights: Array | None = None) -> Array:
-        """The weighted mean loss in evaluation mode, ``[...]``."""
         each = []
         for theta, rows in self._each(parameters, x, y, weights):
             with self._at_work(theta) as resident, torch.no_grad():
@@ -197,10 +190,8 @@ class Torch(Learner):
         return np.asarray(each).reshape(parameters.shape[:-1])
 
     def gradient(self, parameters: Array, x: Array, y: Array, weights: Array | None = None) -> Array:
-        """The gradient of the loss in training mode, ``[..., d]``; what it draws depends on what it is given.
-
-        Raises:
-            StudyError: if running statistics are averaged: they move by training alone.
+        """The gradient of the loss in training mode, ``[..., d]``; what it draws depends on what it is given; raises
+        StudyError if running statistics are averaged: they move by training alone.
         """
         if self.running:
             remedy = "Use a method that trains locally, such as FedAvg, or GroupNorm in the module"
@@ -259,7 +250,6 @@ class Torch(Learner):
         slots: Slots | None = None,
         stacked: bool = True,
     ) -> tuple[Array, Slots]:
-        """Local training of a stack of parties; of one after the other, if they cannot be stacked."""
         for x, y in feed.rows:
             self.check(x, y)
         parameters = np.empty((len(feed.rows), self._layout.size), self.dtype)

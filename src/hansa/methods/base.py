@@ -243,7 +243,6 @@ class UpdateMethod(Method):
         return at.examples * 1.0 if self.weights == "examples" else at.examples * 0.0 + 1.0
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
-        """The server's optimiser takes one step along the mean update."""
         return state.step(self.server, total.values["update"])
 
 

@@ -306,10 +306,8 @@ class Course:
         return stack, excluded
 
     def signals(self, ask: Ask) -> tuple[Signal, ...]:
-        """What flows between the stages for this ask; the last one is what travels.
-
-        Raises:
-            PipelineError: if a stage refuses.
+        """What flows between the stages for this ask; the last one is what travels; raises PipelineError if a stage
+        refuses.
         """
         signal = Signal(
             ask.fields,
@@ -343,10 +341,8 @@ class Course:
         return self.signals(self._asked_at(start, "train", 0, {"train": start.states["train"]}))[0]
 
     def apply(self, progress: Progress, ask: Ask, total: Total) -> Progress:
-        """The progress after an exchange; ``metrics`` are new if it was an evaluation.
-
-        Raises:
-            RunError: if the model is no longer finite.
+        """The progress after an exchange; ``metrics`` are new if it was an evaluation; raises RunError if the model is
+        no longer finite.
         """
         states = dict(progress.states)
         chain, known = self._chain(ask)

@@ -35,7 +35,6 @@ class Cox(Newton):
     limit: Annotated[int, Limits(ge=1, le=1_000_000)] = 10_000
 
     def require(self, task: Task) -> None:
-        """Refuse another task than ``cox-regression``."""
         if not isinstance(task, CoxRegression):
             remedy = 'Write task.kind = "cox-regression", or choose another method'
             raise StudyError(f"the method cox fits cox-regression, not {task.kind}", remedy=remedy)
@@ -106,7 +105,6 @@ class Cox(Newton):
         return Answer(Contribution(Values(sums)))
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
-        """The union of the times, which may not be empty (RunError), or a Newton step."""
         if "times" not in state.values:
             times = np.unique(total.values["times"])
             times = times[times >= 0]

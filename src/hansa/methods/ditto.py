@@ -31,14 +31,12 @@ class Ditto(GradientMethod):
     lam: Annotated[float, Limits(ge=0)] = 0.1
 
     def work(self, at: At | Stack) -> Answer:
-        """FedAvg's answer, and a round of training of the party's own model."""
         answer = super().work(at)
         pull = Affine.towards(at.received["parameters"], self.lam)
         own = at.train(self.personal(at), self.local, pull)
         return replace(answer, memory=Values({"personal": own.parameters}))
 
     def begins(self, received: Values) -> Mapping[str, Array]:
-        """The common model."""
         return {"personal": received["parameters"]}
 
     def personal(self, at: At | Stack) -> Array:

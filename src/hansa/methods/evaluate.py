@@ -55,7 +55,6 @@ class Evaluate(Method):
         return holds_out and self.every > 0 and (last or round % self.every == 0)
 
     def init(self, setup: Setup, learner: Learner) -> State:
-        """Nothing was measured."""
         return State()
 
     def ask(self, state: State) -> Ask | None:
@@ -63,7 +62,6 @@ class Evaluate(Method):
         return Ask("", 0, 0, Values(), ())
 
     def work(self, at: At) -> Answer:
-        """The task's sums over the party's held-out rows, of the global model alone."""
         return self.score(at, {"": at.received["parameters"]})
 
     def score(self, at: At, models: Mapping[str, Array], noised: bool = False) -> Answer:
@@ -137,5 +135,4 @@ class Evaluate(Method):
         return (*names, *(f"{name}.{w}" for name in names for w in which))
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
-        """The totals, from which the task makes metrics."""
         return State(ask.round, total.values)

@@ -45,11 +45,9 @@ class FedNova(GradientMethod):
         return (steps - m * (1 - m**steps) / (1 - m)) / (1 - m)
 
     def finish(self, parameters: Array, received: Values, memory: Values, steps: Any) -> Finished:
-        """The update of one effective step, and how many there were."""
         size = np.atleast_1d(np.asarray(self.effective(steps), dtype=np.float64))
         update = (parameters - received["parameters"]) / size.astype(parameters.dtype)
         return {"update": update, "steps": size}, {}
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
-        """A step of the server along the mean normalised update, the mean number of steps long."""
         return state.step(self.server, total.values["steps"] * total.values["update"])

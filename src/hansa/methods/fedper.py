@@ -50,7 +50,6 @@ class FedPer(GradientMethod):
         return replace(ask, fields=tuple(fields))
 
     def work(self, at: At | Stack) -> Answer:
-        """Train body and head together from the party's own model."""
         own = Values({**at.received, "parameters": self.personal(at)})
         return self.divided(at, super().work(replace(at, received=own)))
 
@@ -76,7 +75,6 @@ class FedPer(GradientMethod):
         return whole
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
-        """A step of the server; it does not move the head."""
         body = np.concatenate([np.arange(*span) for span in state.facts["body"]])
         update = np.zeros_like(state.values["parameters"])
         update[body] = total.values["update"]

@@ -23,5 +23,4 @@ class FedProx(GradientMethod):
     mu: Annotated[float, Limits(ge=0)] = 0.01
 
     def affine(self, received: Values, memory: Values) -> Affine | None:
-        """The pull; one of 0 changes nothing."""
         return Affine.towards(received["parameters"], self.mu) if self.mu else None

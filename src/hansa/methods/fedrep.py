@@ -50,7 +50,6 @@ class FedRep(FedPer):
         return tuple(twice)
 
     def work(self, at: At | Stack) -> Answer:
-        """The head, then the body under it."""
         head = in_head(self.head, at.learner.layout)
 
         def phase(start: Any, local: FirstOrder, moves: Any) -> Any:

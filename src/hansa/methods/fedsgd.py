@@ -50,12 +50,10 @@ class FedSGD(UpdateMethod):
         return replace(state, values=Values({**state.values, **kept}))
 
     def declared(self, size: int) -> tuple[Field, ...]:
-        """One update, to which one row adds the clip at most."""
         most = (self.clip or math.inf) / (self.batch_size or 1)
         return tuple(replace(field, example=most) for field in super().declared(size))
 
     def work(self, at: At) -> Answer:
-        """Minus the gradient over all of the party's training rows."""
         theta = at.received["parameters"]
         if self.clip is None or self.batch_size is None:
             update = -at.gradient(theta)
@@ -64,6 +62,5 @@ class FedSGD(UpdateMethod):
         return Answer(Contribution(Values({"update": update}), self.weight(at)))
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
-        """One step along the mean update, and against the penalty that is not in it."""
         penalty = state.values.get("server.penalty", 0.0) * state.values["parameters"]
         return state.step(self.server, total.values["update"] - penalty)

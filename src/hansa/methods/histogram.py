@@ -35,7 +35,6 @@ class Histogram(Method):
     levels: tuple[Annotated[float, Limits(ge=0, le=1)], ...] = (0.05, 0.25, 0.5, 0.75, 0.95)
 
     def init(self, setup: Setup, learner: Learner) -> State:
-        """The edges, the categories, and a model that stays at zeros."""
         known: dict[str, Json] = {n: [*values, OTHER] for n, values in setup.categories.items()}
         bounds = setup.bounds or {}
         edges = {n: np.linspace(*bounds[n], self.bins + 1).tolist() for n in setup.numbers}
@@ -48,7 +47,6 @@ class Histogram(Method):
         return None if state.round else Ask("", 0, 0, Values(), fields, through="statistics")
 
     def work(self, at: At) -> Answer:
-        """Counts over the party's training rows."""
         rows, bounds, counts = at.train_rows, at.setup.bounds or {}, list[Array]()
         for name in at.setup.numbers:
             edges = bounds[name]
@@ -58,7 +56,6 @@ class Histogram(Method):
         return Answer(Contribution(Values({"counts": np.concatenate(counts).astype(np.float64)})))
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
-        """The counts, and the end."""
         facts = {**state.facts, "reason": "every column was counted"}
         return State(1, Values({**state.values, "counts": total.values["counts"]}), facts)
 

@@ -44,7 +44,6 @@ class IFCA(GradientMethod):
     spread: Positive = 0.1
 
     def init(self, setup: Setup, learner: Learner) -> State:
-        """Models that differ, keyed by the seed."""
         state = super().init(setup, learner)
         randoms = [keyed.generator(setup.seed, "init", j) for j in range(self.clusters)]
         models = np.stack([np.asarray(learner.init(r), dtype=np.float64) for r in randoms])
@@ -54,7 +53,6 @@ class IFCA(GradientMethod):
         return replace(state, values=Values({"parameters": models[0], "models": models}))
 
     def declared(self, size: int) -> tuple[Field, ...]:
-        """An update of every model, and which one it is."""
         update, chosen = super().declared(size)
         return replace(update, shape=(self.clusters * size,)), replace(chosen, shape=(self.clusters,))
 
@@ -63,7 +61,6 @@ class IFCA(GradientMethod):
         return ()
 
     def work(self, at: At | Stack) -> Answer:
-        """Train the model of the lowest loss."""
         chosen = self._chosen(at)
         start = at.received["models"][chosen.argmax(axis=-1)]
         trained = at.train(start, self.local).parameters
@@ -72,11 +69,9 @@ class IFCA(GradientMethod):
         return Answer(Contribution(Values(values), self.weight(at)))
 
     def personal(self, at: At | Stack) -> Array:
-        """The model of the lowest loss on the party's training rows."""
         return np.asarray(at.received["models"][self._chosen(at).argmax(axis=-1)])
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
-        """A step of every model along the mean of those who chose it."""
         models, share = state.values["models"], total.values["chosen"]
         mean = total.values["update"].reshape(models.shape) / np.where(share > 0, share, 1)[:, None]
         flat = Values({**state.values, "parameters": models.ravel()})

@@ -73,13 +73,11 @@ class IRLS(Newton):
         unpenalised(self.kind, learner)
 
     def init(self, setup: Setup, learner: Learner) -> State:
-        """As every Newton method's, and which family it is."""
         state = super().init(setup, learner)
         known = {"estimated": isinstance(learner, Linear), "binary": isinstance(learner, Logistic)}
         return replace(state, facts={**state.facts, **known})
 
     def ask(self, state: State) -> Ask | None:
-        """One set of sums a round, until the estimates stand."""
         if state.facts["converged"]:
             return None
         free = len(state.facts["free"])
@@ -95,7 +93,6 @@ class IRLS(Newton):
         return Ask("", 0, 0, send, fields, through="update")
 
     def work(self, at: At) -> Answer:
-        """Sums over the party's complete rows."""
         family, free = FAMILIES[type(at.learner)], self.free(at.setup)
         x, y = complete(at)
         design = np.column_stack([x, np.ones(len(y))])[:, free]

@@ -35,14 +35,12 @@ class Moments(Method):
     standardise: bool = True
 
     def init(self, setup: Setup, learner: Learner) -> State:
-        """Nothing is known but the columns."""
         categories = {name: list(values) for name, values in setup.categories.items()}
         facts = {"step": 0, "numbers": list(setup.numbers), "categories": categories}
         bounds = {"bounds": [list(setup.bounds[n]) for n in setup.numbers]} if setup.bounds is not None else {}
         return State(facts={**facts, **bounds})
 
     def ask(self, state: State) -> Ask | None:
-        """Sums, then squared distances; nothing at all if there is nothing to standardise."""
         step = state.facts["step"]
         if step == 2 or not self.wanted(state):
             return None
@@ -65,7 +63,6 @@ class Moments(Method):
         return Ask("", 0, 0, Values(), tuple(f for f in fields if not more or 0 not in (f.shape or ())))
 
     def work(self, at: At) -> Answer:
-        """Sums over the party's training rows."""
         rows = at.train_rows
         columns = [rows.column(name) for name in at.setup.numbers]
         x = np.stack(columns, axis=1) if columns else np.empty((rows.rows, 0))
@@ -117,7 +114,6 @@ class Moments(Method):
         return self.standardise and bool(state.facts["numbers"] or state.facts["categories"])
 
     def phases(self, start: State, ask: Ask) -> tuple[State, ...]:
-        """States from which it asks, one after the other; of their values only shapes matter."""
         if not self.wanted(start):
             return ()
         if "bounds" in start.facts:

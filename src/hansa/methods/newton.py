@@ -78,7 +78,6 @@ class Newton(Method):
         return [*free, at] if self.intercept else free
 
     def init(self, setup: Setup, learner: Learner) -> State:
-        """Zeros, and the names of the free coefficients."""
         free = self.free(setup)
         names = [(*setup.encoding.names, INTERCEPT)[i] for i in free]
         zeros = np.zeros(learner.layout.size)

@@ -40,7 +40,6 @@ class Scaffold(GradientMethod):
             raise StudyError(what, remedy=remedy)
 
     def more(self, parameters: Array) -> dict[str, Array]:
-        """The server's control."""
         return {"control": np.zeros_like(parameters)}
 
     def affine(self, received: Values, memory: Values) -> Affine:
@@ -48,14 +47,12 @@ class Scaffold(GradientMethod):
         return Affine(received["control"] - memory["control"])
 
     def finish(self, parameters: Array, received: Values, memory: Values, steps: Any) -> Finished:
-        """What changed, and the party's next control."""
         update = np.subtract(parameters, received["parameters"], out=parameters)
         control = update * np.asarray(-1.0 / (steps * self.local.lr), parameters.dtype)
         control -= received["control"]
         return {"update": update, "control": control}, {"control": memory["control"] + control}
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
-        """A step of the server, and its next control."""
         counted, weight = (float(state.facts.get(name, 0.0)) for name in ("counted", "weight"))
         before = total.population * weight / counted if counted else 1.0
         counted, weight = counted + len(total.parties), weight + total.weight

@@ -221,12 +221,10 @@ class At(Work):
 
     @property
     def examples(self) -> int:
-        """How many rows the party learns from."""
         return self.train_rows.rows
 
     @property
     def all_rows(self) -> Sequence[tuple[Array, Array]]:
-        """The party's own."""
         return (self.rows(),)
 
     def rows(self) -> tuple[Array, Array]:
@@ -252,7 +250,6 @@ class Stack(Work):
 
     @property
     def all_rows(self) -> Sequence[tuple[Array, Array]]:
-        """Theirs."""
         return self.data
 
 

@@ -103,7 +103,6 @@ class MatrixMechanism(Gaussian):
 
     @property
     def effective(self) -> float:
-        """The multiplier over the sensitivity."""
         return self.noise_multiplier / self.sensitivity
 
 

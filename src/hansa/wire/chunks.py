@@ -65,10 +65,8 @@ class Receiver:
                 self.offset, self._resumed = found, True
 
     def accept(self, chunk: Chunk) -> None:
-        """Take the next chunk.
-
-        Raises:
-            ContributionError: it does not continue what is here, or goes past the declared size.
+        """Take the next chunk; raises ContributionError: it does not continue what is here, or goes past the declared
+        size.
         """
         if chunk.offset != self.offset:
             raise ContributionError(f"a chunk begins at {chunk.offset}, not at {self.offset}")

@@ -34,10 +34,8 @@ class Client:
         self._channel, self._record = channel, record
 
     async def unary(self, rpc: Rpc[Q, R], request: Q, *, timeout: float = 30.0) -> R:
-        """One request, one reply, within ``timeout`` seconds.
-
-        Raises:
-            HansaError: what the coordinator raised, or UnreachableError or TrustError.
+        """One request, one reply, within ``timeout`` seconds; raises HansaError: what the coordinator raised, or
+        UnreachableError or TrustError.
         """
         _require(rpc, "unary")
         call: Any = self._channel.unary_unary(rpc.path)
@@ -86,11 +84,9 @@ class Conversation(Generic[Q, R]):
         call.add_done_callback(self._note_status)
 
     async def __aenter__(self) -> Conversation[Q, R]:
-        """The conversation itself."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """End the call, if it has not ended."""
         self._call.cancel()
         await self._replies.aclose()
 
@@ -109,10 +105,8 @@ class Conversation(Generic[Q, R]):
         return True
 
     async def receive(self) -> R | None:
-        """The next reply, or None when the coordinator has ended the call.
-
-        Raises:
-            HansaError: the coordinator refused, or is gone.
+        """The next reply, or None when the coordinator has ended the call; raises HansaError: the coordinator refused,
+        or is gone.
         """
         with _hansa_errors():
             try:

@@ -20,11 +20,7 @@ class OperatorKeys(NamedTuple):
 
     @classmethod
     def read(cls, folder: Path) -> OperatorKeys:
-        """Read a coordinator's folder.
-
-        Raises:
-            UnreachableError: if no coordinator was ever started there.
-        """
+        """Read a coordinator's folder; raises UnreachableError if no coordinator was ever started there."""
         try:
             body = json.loads((folder / "address.json").read_bytes())
             own = split_pem((folder / "operator.pem").read_bytes())

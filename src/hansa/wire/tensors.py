@@ -91,10 +91,8 @@ def read(buffer: Buffer, *, limit: int | None = None) -> dict[str, NDArray[Any]]
 
 
 def metadata(buffer: Buffer) -> dict[str, str]:
-    """The metadata in ``buffer``; empty if there is none.
-
-    Raises:
-        ContributionError: the header cannot be read, or its metadata are not text.
+    """The metadata in ``buffer``; empty if there is none; raises ContributionError: the header cannot be read, or its
+    metadata are not text.
     """
     header, _ = _header(memoryview(buffer).cast("B"))
     texts: dict[str, str] = header.get(_METADATA, {})
