@@ -14,7 +14,7 @@ import hansa as hs
 from hansa.agent.machine import Asked, Worked
 from hansa.agent.service import Agent
 from hansa.contribution import Array, Values
-from hansa.coordinator import driver as coordinator_driver
+from hansa.coordinator import engine as coordinator_engine
 from hansa.coordinator.events import Effects
 from hansa.errors import HansaError, RunError, StoreError
 from hansa.methods import GradientMethod
@@ -321,7 +321,7 @@ async def test_a_coordinator_whose_disk_fails_acknowledges_nothing_more_and_stop
 async def test_a_damaged_answer_fails_its_run_and_not_the_coordinator(
     town: Town, harvests: Tables, short: hs.Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordinator_driver, "INLINE", -1)  # nothing is kept at hand
+    monkeypatch.setattr(coordinator_engine, "INLINE", -1)  # nothing is kept at hand
     await town.settle(harvests)
     store = town.running.driver.store
     read = store.read_blob

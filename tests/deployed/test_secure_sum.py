@@ -13,7 +13,7 @@ import pytest
 import hansa as hs
 from hansa import aggregation as agg
 from hansa.agent.offers import Offers
-from hansa.coordinator import driver as coordinator_driver
+from hansa.coordinator import engine as coordinator_engine
 from hansa.coordinator.events import Effects
 from hansa.crypto.agreement import Identity, words
 from hansa.errors import RunError
@@ -191,7 +191,7 @@ class Cut:
 async def test_a_coordinator_killed_in_any_phase_goes_on_with_the_same_attempt(
     number: int, when: str, town: Town, four: Tables, summed: hs.Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordinator_driver, "INLINE", -1)  # nothing is at hand: the sum is a transaction of its own
+    monkeypatch.setattr(coordinator_engine, "INLINE", -1)  # nothing is at hand: the sum is a transaction of its own
     await settle(town, four)
     federation = short(summed)
     cut = Cut(town, number, when)

@@ -10,7 +10,8 @@ import structlog
 
 from hansa import __version__
 from hansa.contribution import canonical
-from hansa.coordinator.driver import Driver, Resume
+from hansa.coordinator.driver import Driver
+from hansa.coordinator.engine import Resume
 from hansa.coordinator.events import Removed, Submitted
 from hansa.coordinator.home import CoordinatorHome
 from hansa.crypto import pki
