@@ -32,11 +32,14 @@ def test_the_pages_that_list_commands_load_nothing_heavy(words):
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_every_command_has_help_an_example_and_json(command: Command, capsys):
+def test_every_command_has_help_an_example_and_json(command: Command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     build_app()([*command.name.split(), "--help"], result_action="return_value")
     page = capsys.readouterr().out
     assert page.startswith(f"Usage: hansa {command.name}")
-    assert f"Example:\n\n    hansa {command.name}" in page
+    _, _, example = page.partition("For example:")
+    assert example.split()[:2] == f"hansa {command.name}".split()[:2]
+    assert max(map(len, page.splitlines())) <= 80
     assert "--json" in page
 
 

@@ -42,7 +42,7 @@ def start(
     The agent only dials out. It works on tables that are offered here, by task kinds that are
     allowed here, and writes down in left.jsonl what leaves.
 
-    Example::
+    For example:
 
         hansa agent start --token T --data tumours=rows.csv --allow logistic-regression
 
@@ -163,7 +163,7 @@ def _offers(folder: Path, data: Sequence[tuple[str, Source]], kinds: tuple[str, 
 def status(*, confirm: bool = False, home: AgentFolder = None, json: Json = False) -> None:
     """Say how the agent is doing: who it is, what it offers, what has left.
 
-    Example::
+    For example:
 
         hansa agent status
 
@@ -227,7 +227,7 @@ def status(*, confirm: bool = False, home: AgentFolder = None, json: Json = Fals
 def confirm(name: str, *words: str, home: AgentFolder = None, json: Json = False) -> None:
     """Remember another party's identity, as its people read it out: secure sums are with confirmed ones only.
 
-    Example::
+    For example:
 
         hansa agent confirm bremen zabod zapup munug juguj noguh jasuv dozit gafon
 

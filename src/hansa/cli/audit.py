@@ -18,7 +18,7 @@ def privacy(
 
     It ends with status 10 if an attack found more than the guarantee allows.
 
-    Example::
+    For example:
 
         hansa audit privacy study.toml --data table.csv --by hospital
 

@@ -8,16 +8,18 @@ import traceback
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, UnusedCliTokensError
+from cyclopts.help import DefaultFormatter, PanelSpec
+from rich.box import Box
 
 from hansa import __version__
 from hansa.cli.commands import COMMANDS, GROUPS, SUMMARY
 from hansa.cli.output import Output
-from hansa.cli.pages import PageFormatter
 from hansa.errors import HansaError, UsageError, did_you_mean
 
 DEFECT = 1
 INTERRUPTED = 130
 PIPE_CLOSED = 141
+FRAMELESS = Box("    \n" * 8)
 
 
 def run(words: Sequence[str]) -> int:
@@ -68,8 +70,8 @@ def build_app() -> App:
         name="hansa",
         help=SUMMARY,
         version=__version__,
-        help_format="plaintext",
-        help_formatter=PageFormatter(),
+        help_format="markdown",
+        help_formatter=DefaultFormatter(panel_spec=PanelSpec(box=FRAMELESS, padding=0)),
         group_parameters="Options",
         suppress_keyboard_interrupt=False,
     )

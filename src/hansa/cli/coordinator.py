@@ -29,7 +29,7 @@ def start(
     The first time it makes its own certificate authority and database. Started again in the same
     folder, it takes up every run where its last commit stood.
 
-    Example::
+    For example:
 
         hansa coordinator start --address fl.example.org
 
@@ -79,7 +79,7 @@ async def _serve(out: Output, folder: Path, name: str, host: str, listen: str, p
 def status(*, home: CoordinatorFolder = None, json: Json = False) -> None:
     """Say how the coordinator is doing.
 
-    Example::
+    For example:
 
         hansa coordinator status
     """

@@ -29,7 +29,7 @@ def add(
 
     A running agent takes it up when it is started again.
 
-    Example::
+    For example:
 
         hansa data add tumours=rows.csv --allow logistic-regression
 
@@ -51,7 +51,7 @@ def add(
 def list_(*, home: AgentFolder = None, json: Json = False) -> None:
     """List the tables on offer, and for what.
 
-    Example::
+    For example:
 
         hansa data list
     """
@@ -68,7 +68,7 @@ def list_(*, home: AgentFolder = None, json: Json = False) -> None:
 def remove(name: str, /, *, home: AgentFolder = None, json: Json = False) -> None:
     """Take a table off the offer; a running agent must be started again to know it.
 
-    Example::
+    For example:
 
         hansa data remove tumours
 
@@ -91,7 +91,7 @@ def remove(name: str, /, *, home: AgentFolder = None, json: Json = False) -> Non
 def check(source: str, /, *, study: Path | None = None, encoding: Encoding = "utf-8", json: Json = False) -> None:
     """Check a table: its columns, its gaps, and whether a study could run on it.
 
-    Example::
+    For example:
 
         hansa data check rows.csv --study study.toml
 

@@ -42,7 +42,7 @@ def demo(
     with a one-time token and makes its own keys. No sum of a hospital's is seen, but only that of all three, with noise
     that hides each patient. Everything is stopped and cleaned up at the end, but for the results.
 
-    Example::
+    For example:
 
         hansa demo
 

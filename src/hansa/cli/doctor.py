@@ -41,7 +41,7 @@ def doctor(*, port: int | None = None, home: Path | None = None, json: Json = Fa
 
     Exit status 0: all is well, or only notes. 1: something must be mended first.
 
-    Example::
+    For example:
 
         hansa doctor --port 8443
 

@@ -33,7 +33,7 @@ def new(
 ) -> None:
     """Write a commented study to start from.
 
-    Example::
+    For example:
 
         hansa new tumours --target malignant
 

@@ -10,18 +10,12 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
 
 from hansa.cli.commands import COMMANDS, GROUPS, SECTIONS, SUMMARY
-
-if TYPE_CHECKING:
-    from cyclopts.help import HelpEntry, HelpPanel
-    from rich.console import Console, ConsoleOptions
 
 HELP_FLAGS = frozenset({"--help", "-h"})
 NARROWEST, WIDEST = 60, 100
 TEXT_COLUMN = 22
-UNBROKEN = 10_000
 
 EPILOGUE = """\
 Exit status: 0 well, 1 a defect of Hansa or a failed check, 2 command line or study, 3 data,
@@ -68,62 +62,6 @@ def section(title: str, rows: Iterable[tuple[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def reflow(text: str) -> str:
-    """Paragraphs filled to the terminal; one that holds an indented line stays as it is."""
-    paragraphs = textwrap.dedent(text).strip().split("\n\n")
-    filled = (
-        part if any(line.startswith(" ") for line in part.splitlines()) else "\n".join(_wrap(part))
-        for part in paragraphs
-    )
-    return "\n\n".join(part.replace("::", ":") if part.endswith("::") else part for part in filled)
-
-
-class PageFormatter:
-    """The pages of single commands, drawn by cyclopts in the same two columns."""
-
-    def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
-        """Draw one panel of a page: its arguments or its options."""
-        if panel.entries:
-            texts = (_text(console, entry.description) for entry in panel.entries)
-            labels = map(_label, panel.entries)
-            rows = zip(labels, map(_explanation, panel.entries, texts), strict=True)
-            _write(console, section(_text(console, panel.title), rows) + "\n")
-
-    def render_usage(self, console: Console, options: ConsoleOptions, usage: Any) -> None:
-        """Draw the line of usage."""
-        _write(console, f"Usage: {_text(console, usage).removeprefix('Usage: ')}\n")
-
-    def render_description(self, console: Console, options: ConsoleOptions, description: Any) -> None:
-        """Draw the docstring of the command."""
-        _write(console, reflow(_text(console, description)) + "\n")
-
-
-def _text(console: Console, drawn: Any) -> str:
-    """The letters of what cyclopts hands over, without its line breaks."""
-    if drawn is None:
-        return ""
-    options = console.options.update(width=UNBROKEN)
-    return "".join(segment.text for segment in console.render(drawn, options)).strip()
-
-
-def _label(entry: HelpEntry) -> str:
-    names = [*entry.positive_names, *entry.positive_shorts]
-    if entry.positional_label:
-        return entry.positional_label
-    return ", ".join(names) + (f" {entry.metavar}" if entry.metavar else "")
-
-
-def _explanation(entry: HelpEntry, text: str) -> str:
-    parts = [text]
-    if entry.choices:
-        parts.append(f"[one of: {', '.join(entry.choices)}]")
-    if entry.default is not None and entry.default not in ("False", "None", '""', "()"):
-        parts.append(f"[default: {entry.default}]")
-    if entry.required:
-        parts.append("[required]")
-    return " ".join(part for part in parts if part)
-
-
 def _wrap(text: str, *, first: str = "", indent: str = "") -> list[str]:
     width = min(shutil.get_terminal_size((80, 24)).columns, WIDEST)
     return textwrap.wrap(
@@ -134,10 +72,6 @@ def _wrap(text: str, *, first: str = "", indent: str = "") -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
-
-
-def _write(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _heading(title: str) -> str:

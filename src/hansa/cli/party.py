@@ -11,7 +11,7 @@ from hansa.errors import UsageError
 def invite(name: str, /, *, hours: float = 48.0, home: CoordinatorFolder = None, json: Json = False) -> None:
     """Make a one-time token for a new party; send it by a way that you trust.
 
-    Example::
+    For example:
 
         hansa party invite north-hospital
 
@@ -35,7 +35,7 @@ def invite(name: str, /, *, hours: float = 48.0, home: CoordinatorFolder = None,
 def list_(*, home: CoordinatorFolder = None, json: Json = False) -> None:
     """List the parties, what they offer, and who is connected.
 
-    Example::
+    For example:
 
         hansa party list
     """
@@ -61,7 +61,7 @@ def list_(*, home: CoordinatorFolder = None, json: Json = False) -> None:
 def remove(name: str, /, *, reason: str = "", home: CoordinatorFolder = None, json: Json = False) -> None:
     """Shut a party out, at once: its streams are closed and its certificates refused.
 
-    Example::
+    For example:
 
         hansa party remove north-hospital
 

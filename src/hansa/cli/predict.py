@@ -19,7 +19,7 @@ def predict(
 ) -> None:
     """Apply a learnt model, with the preprocessing that is stored in it, to a table.
 
-    Example::
+    For example:
 
         hansa predict hansa-runs/RUN/model.safetensors --data new.csv --output predicted.csv
 

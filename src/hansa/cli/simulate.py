@@ -48,10 +48,10 @@ def simulate(
 ) -> int:
     """Run a study on one machine, from one table that is dealt out to parties.
 
-    Example::
+    For example:
 
         hansa simulate study.toml --data table.csv --by hospital
-        hansa simulate study.toml --data table.csv --partition dirichlet:0.5 --parties 100 --sweep lr=0.01,0.1
+        hansa simulate study.toml --data table.csv --partition iid --parties 9 --set lr=0.1
 
     Args:
         study: a study file, TOML or Python.

@@ -23,7 +23,7 @@ def run(study: Path, /, *, output: Kept = RUNS, home: CoordinatorFolder = None, 
 
     Ctrl-C leaves the run going; `hansa watch` follows it again.
 
-    Example::
+    For example:
 
         hansa run study.toml
 
@@ -40,7 +40,7 @@ def run(study: Path, /, *, output: Kept = RUNS, home: CoordinatorFolder = None, 
 def watch(name: str, /, *, output: Kept = RUNS, home: CoordinatorFolder = None, json: Json = False) -> None:
     """Follow a run, from its first round to its last, and keep what it came to.
 
-    Example::
+    For example:
 
         hansa watch 20260101-120000-tumours-a1b2c3
 
@@ -64,7 +64,7 @@ def resume(
     """Take up a run where it stopped: a deployed one by its name; a simulated one by its folder, with its table
     dealt out as it was.
 
-    Example::
+    For example:
 
         hansa resume 20260101-120000-tumours-a1b2c3
 
@@ -82,7 +82,7 @@ def resume(
 def runs(*, home: CoordinatorFolder = None, json: Json = False) -> None:
     """List the runs of the coordinator, and how they stand.
 
-    Example::
+    For example:
 
         hansa runs
     """
