@@ -4,9 +4,8 @@ Nothing here waits or knows the time. Whoever runs an engine gives it the hands:
 simulator of faults its own.
 """
 
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +30,7 @@ PAGE = 256
 Key = tuple[str, int, str]
 """A blob: run, version, name."""
 
+Tell = Callable[[str, ev.Notice], None]
 Over = Callable[[Collection[tuple[str, int]], Collection[str]], None]
 
 LOG = structlog.get_logger("hansa.coordinator")
@@ -47,7 +47,7 @@ Waiting = tuple[ev.MachineEvent | Resume, tuple[Put, ...], object]
 """An event, further rows for its transaction, and the ticket of whoever waits until all is durable."""
 
 
-class Engine(ABC):
+class Engine:
     """Feeds the machine, commits what it changes, and only then tells anybody.
 
     Args:
@@ -57,34 +57,17 @@ class Engine(ABC):
         secret: the key that the noise of all runs is derived from.
     """
 
-    def __init__(
-        self,
-        store: CoordinatorStore,
-        tell: Callable[[str, ev.Notice], None],
-        over: Over = lambda settled, ended: None,
-        secret: bytes = b"",
-    ) -> None:
+    read: Callable[..., Awaitable[Any]]  # runs a query where the database may be used
+    post: Callable[..., object]  # puts an event, with further rows for its transaction, into the queue
+    _answer: Callable[[object, object], None]  # tells a ticket: durable (None), (taken, reason), or an error
+    _set_alarms: Callable[[ev.Effects], None]  # posts deadlines when they pass, but of what is over
+
+    def __init__(self, store: CoordinatorStore, tell: Tell, over: Over = lambda *_: None, secret: bytes = b"") -> None:
         self.store, self._tell, self._over, self._secret = store, tell, over, secret
         self._bodies: dict[Key, bytes] = {}
         self._tails: dict[str, deque[dict[str, Any]]] = {}
         self.under_way: set[str] = set()
         self.machine = Machine(secret=secret)
-
-    @abstractmethod
-    async def read(self, query: Callable[..., Any], *args: Any) -> Any:
-        """Run a query where the database may be used."""
-
-    @abstractmethod
-    def post(self, event: ev.MachineEvent | Resume, *also: Put) -> object:
-        """Put an event, with further rows for its transaction, into the queue."""
-
-    @abstractmethod
-    def _answer(self, ticket: object, said: object) -> None:
-        """Let whoever waits hear that all is durable (None), a receipt (taken, reason), or an error."""
-
-    @abstractmethod
-    def _set_alarms(self, effects: ev.Effects) -> None:
-        """Post deadlines when they pass, and forget those of what is over."""
 
     async def restore(self) -> None:
         """Restore the machine, and do what a restart left undone."""
