@@ -16,7 +16,7 @@ DECLARED := pyproject.toml constraints.txt
 BARE := .venv-core$(if $(PYTHON),-$(notdir $(PYTHON)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test attack fuzz check format test-core test-lowest bench docs clean
+.PHONY: help demo test attack chaos fuzz check format test-core test-lowest bench docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ test: $(DEV) ## Run the tests, with branch coverage of at least 90%
 
 attack: $(DEV) ## Attack what is promised about privacy, the long attacks included
 	HANSA_LONG=1 $(BIN)/python -m pytest tests/attacks $(ARGS)
+
+chaos: $(DEV) ## Kill, cut, fill up and confuse real processes, the long way
+	HANSA_LONG=1 $(BIN)/python -m pytest tests/chaos $(ARGS)
 
 fuzz: $(DEV) ## Feed malformed bytes to whatever reads what strangers send (ARGS="tensors --runs 1000000")
 	@$(PIP) 'atheris>=2.3'
