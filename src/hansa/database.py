@@ -6,8 +6,9 @@ disk) or in whatever database a URL names, through SQLAlchemy Core and alembic. 
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +16,9 @@ from typing import Any, get_args
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
+from hansa.crypto.vault import Vault
 from hansa.errors import StoreError
+from hansa.files import set_aside
 
 Row = Mapping[str, Any]
 
@@ -35,6 +38,11 @@ class Drop:
     table: str
     values: Row
 
+
+CHECKED = 1 << 28
+"""Bytes up to which a SQLite file is looked over when it is opened; a second or so for each gigabyte."""
+
+_RESTORE = "Restore its folder from a backup: `hansa coordinator restore` or `hansa agent restore`"
 
 _TYPES: Mapping[Any, Any] = {
     bool: sa.Boolean,
@@ -62,14 +70,27 @@ class Database:
     """A migrated database of known tables, at the path of a SQLite file or a SQLAlchemy URL.
 
     ``migrations`` is the folder of alembic's scripts that build the tables, ``head`` the newest revision
-    there. Not safe for several threads at once: its owner serialises calls.
+    there. What is bytes is sealed by the ``vault``. Where the file ``begun`` exists, a file of SQLite's is not empty.
+    Not safe for several threads at once: its owner serialises calls.
     """
 
-    def __init__(self, url: str | Path, metadata: sa.MetaData, migrations: Path, head: str) -> None:
+    def __init__(
+        self,
+        url: str | Path,
+        metadata: sa.MetaData,
+        migrations: Path,
+        head: str,
+        vault: Vault | None = None,
+        begun: Path | None = None,
+    ) -> None:
+        self.vault = vault or Vault()
+        binary = {t.name: [c.name for c in t.c if isinstance(c.type, sa.LargeBinary)] for t in metadata.sorted_tables}
+        self._binary = {table: names for table, names in binary.items() if names}
         self._metadata = metadata
-        self._engine = _engine(url)
+        self._engine = _engine(url, begun)
         self._statements: dict[tuple[type, str, tuple[str, ...]], Any] = {}
         try:
+            self._require_whole()
             revision = self._revision()
             if revision is None:
                 self._begin(head)
@@ -81,6 +102,8 @@ class Database:
             raise
         except sa.exc.DBAPIError as error:
             self._engine.dispose()
+            if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise _damaged(Path(self._engine.url.database or ""), str(error.orig)) from error
             what = f"the database {self._engine.url} cannot be opened: {error.orig}"
             remedy = "Check its permissions and the disk, or restore it from a backup"
             raise StoreError(what, remedy=remedy) from error
@@ -95,7 +118,9 @@ class Database:
         try:
             with self._connection.begin():
                 for change in changes:
-                    self._connection.execute(self._statement(change), dict(change.values))
+                    self._connection.execute(
+                        self._statement(change), self._with(self._seal, change.table, change.values)
+                    )
             if erase and self._engine.dialect.name == "sqlite":
                 with self._connection.begin():
                     self._connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").all()
@@ -133,8 +158,9 @@ class Database:
         if order is not None:
             query = query.order_by(of[order])
         query = query.limit(limit)
-        with self._connection.begin():
-            return [dict(row) for row in self._connection.execute(query).mappings()]
+        with self._legible(), self._connection.begin():
+            found = self._connection.execute(query).mappings()
+            return [self._with(self.vault.open, table, dict(row)) for row in found]
 
     def row(self, table: str, **where: Any) -> dict[str, Any] | None:
         """The one row, or None."""
@@ -145,6 +171,36 @@ class Database:
         """Release the file."""
         self._connection.close()
         self._engine.dispose()
+
+    def rekey(self) -> None:
+        """Seal everything anew, under the first key of the vault; what was there leaves nothing behind."""
+        self.apply([Put(name, row) for name in self._binary for row in self.rows(name)], erase=True)
+
+    def _seal(self, body: bytes, *place: str | int) -> bytes:
+        return b"".join(self.vault.seal(body, *place))
+
+    def _with(self, done: Callable[..., bytes], table: str, row: Row) -> dict[str, Any]:
+        """A row, and its bytes as ``done`` makes them of themselves and their place: table, column and key."""
+        there = [name for name in self._binary.get(table, ()) if row.get(name) is not None]
+        key = [row[column.name] for column in self._metadata.tables[table].primary_key] if there else []
+        return {**row, **{name: done(row[name], table, name, *key) for name in there}}
+
+    def _require_whole(self) -> None:
+        """Look over a file of moderate size, before anything is read from it."""
+        path = Path(self._engine.url.database or "")
+        if self._engine.dialect.name == "sqlite" and path.stat().st_size <= CHECKED:
+            with self._engine.connect() as connection:
+                found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+            if found != "ok":
+                raise _damaged(path, str(found))
+
+    @contextmanager
+    def _legible(self) -> Iterator[None]:
+        try:
+            yield
+        except (sa.exc.DBAPIError, ValueError) as error:  # or what should be JSON
+            what = f"the database {self._engine.url} cannot be read: {getattr(error, 'orig', error)}"
+            raise StoreError(what, remedy=_RESTORE) from error
 
     def _statement(self, change: Put | Drop) -> Any:
         """The statement of a change; made once for each table and set of columns."""
@@ -213,7 +269,13 @@ def upgrade(engine: sa.Engine, migrations: Path) -> None:
         raise StoreError(what, remedy=remedy) from None
 
 
-def _engine(url: str | Path) -> sa.Engine:
+def _damaged(path: Path, why: str) -> StoreError:
+    """The error of a damaged file, which is set aside with its journals."""
+    kept, *_ = [set_aside(path.with_name(path.name + end)) for end in ("", "-wal", "-shm")]
+    return StoreError(f"the database {path} is damaged ({why}); it was set aside as {kept.name}", remedy=_RESTORE)
+
+
+def _engine(url: str | Path, begun: Path | None) -> sa.Engine:
     if isinstance(url, str) and "://" in url:
         address = sa.make_url(url)
         if address.drivername == "postgresql":
@@ -221,6 +283,10 @@ def _engine(url: str | Path) -> sa.Engine:
         return sa.create_engine(address)
     path = Path(url)
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
+    if not path.exists() and (aside := sorted(path.parent.glob(f"{path.name}.damaged-*"))):
+        raise StoreError(f"the database {path} was damaged, and set aside as {aside[-1].name}", remedy=_RESTORE)
+    if path.is_file() and not path.stat().st_size and begun is not None and begun.exists():
+        raise _damaged(path, "it is empty")
     # SQLite gives its journals the mode of the file, and would make the file readable for all.
     with suppress(OSError):  # what is wrong with it, SQLite says better
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))

@@ -2,8 +2,11 @@
 
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 
 def sync_folder(folder: Path) -> None:
@@ -16,11 +19,12 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def kept_key(path: Path) -> bytes:
-    """The 32 secret bytes of a file; drawn, and written for its owner alone, the first time."""
-    if not path.exists():
-        write_whole(path, secrets.token_bytes(32), private=True)
-    return path.read_bytes()
+def set_aside(path: Path) -> Path:
+    """Rename what is damaged, to be looked at and never used; its new name."""
+    kept = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    with suppress(OSError):
+        path.replace(kept)
+    return kept
 
 
 def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
@@ -28,6 +32,13 @@ def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
 
     Its folder is made if it is not there. A ``private`` file only its owner may read, where the system can say so.
     """
+    with writing(path, private=private) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+    """A file to write into, which takes its place as `write_whole` says, at the end."""
     path.parent.mkdir(0o700 if private else 0o777, parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     # Made with its mode: a chmod afterwards would leave a moment in which others can open it.
@@ -35,7 +46,7 @@ def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
     handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)

@@ -17,7 +17,7 @@ from hansa.coordinator import engine as coordinator_engine
 from hansa.coordinator.events import Effects
 from hansa.crypto.agreement import Identity, words
 from hansa.errors import RunError
-from hansa.files import kept_key
+from hansa.crypto.vault import kept_key
 from hansa.wire import tensors
 
 Study = Callable[..., hs.Federation]

@@ -9,8 +9,9 @@ from pathlib import Path
 from hansa.crypto import keys, pki
 from hansa.crypto.agreement import Identity
 from hansa.crypto.token import Token, secret_hash
+from hansa.crypto.vault import Vault, kept_key
 from hansa.errors import StoreError, TrustError
-from hansa.files import kept_key, write_whole
+from hansa.files import write_whole
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
 from hansa.wire.client import Client, Record
@@ -70,7 +71,7 @@ class AgentHome:
             raise TrustError(f"no party has joined in {folder}", remedy=remedy)
         try:
             body = json.loads((folder / "party.json").read_bytes())
-            own = keys.split_pem((folder / "party.pem").read_bytes())
+            own = keys.split_pem(Vault.of(folder).read(folder / "party.pem"))
             root = (folder / "authority.pem").read_bytes()
             who = body["party"], body["federation"], body["address"]
             return cls(folder, *who, *own, root, body.get("token", ""))
@@ -118,7 +119,7 @@ class AgentHome:
         """
         self.require_free(self.folder)
         write_whole(self.folder / "authority.pem", self.root_pem, private=True)
-        write_whole(self.folder / "party.pem", self.key_pem + self.certificate_pem, private=True)
+        Vault.of(self.folder).write(self.folder / "party.pem", self.key_pem + self.certificate_pem)
         who = {name: getattr(self, name) for name in ("party", "federation", "address")}
         said = json.dumps({**who, "token": self.joined_with}, ensure_ascii=False).encode()
         write_whole(self.folder / "party.json", said, private=True)

@@ -23,9 +23,9 @@ from hansa.agent.seats import ATTEMPTS, Seats
 from hansa.agent.store import AgentStore
 from hansa.contribution import Ask, Values
 from hansa.crypto import keys, pki
+from hansa.crypto.vault import kept_key
 from hansa.database import Drop, Put
 from hansa.errors import ConsentError, ContributionError, HansaError, PrivacyError, TrustError, UnreachableError
-from hansa.files import kept_key
 from hansa.run import now
 from hansa.secure.terms import Phase, Step
 from hansa.wire import chunks, tensors

@@ -5,6 +5,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from hansa.agent.ledger import Budget, Ledger
+from hansa.crypto.vault import Vault
 from hansa.database import Database, columns
 from hansa.secure.terms import Rules
 
@@ -31,7 +32,7 @@ class AgentStore(Database):
     """The agent's database in its folder, which is made if it is not there."""
 
     def __init__(self, home: Path) -> None:
-        super().__init__(home / "agent.db", metadata, MIGRATIONS, HEAD)
+        super().__init__(home / "agent.db", metadata, MIGRATIONS, HEAD, Vault.of(home), home / "party.json")
 
     def ledger(self) -> Ledger:
         """What was charged, and the budget."""

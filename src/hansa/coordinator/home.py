@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hansa.crypto import keys, pki
 from hansa.crypto.token import Token
+from hansa.crypto.vault import Vault
 from hansa.errors import StoreError
 from hansa.files import write_whole
 
@@ -47,12 +48,12 @@ class CoordinatorHome:
         # that lost its key alone is never given another authority.
         if not (folder / "authority.key").exists() and not (folder / "coordinator.db").exists():
             folder.mkdir(0o700, parents=True, exist_ok=True)
-            write_whole(seed, secrets.token_bytes(16), private=True)
+            Vault.of(folder).write(seed, secrets.token_bytes(16))
             write_whole(folder / "name", name.encode(), private=True)
             pki.Authority.create(name).save(folder)
         try:
             kept = (folder / "name").read_text(encoding="utf-8")
-            return cls(folder, kept, pki.Authority.load(folder), seed.read_bytes())
+            return cls(folder, kept, pki.Authority.load(folder), Vault.of(folder).read(seed))
         except OSError as error:
             what = f"the coordinator's folder {folder} is incomplete: {error}"
             remedy = "Restore it from a backup, or begin a new one with --home"

@@ -20,9 +20,9 @@ from hansa.coordinator.operators import Operators
 from hansa.coordinator.store import CoordinatorStore
 from hansa.crypto import pki
 from hansa.crypto.token import secret_hash
+from hansa.crypto.vault import kept_key
 from hansa.database import Put
 from hansa.errors import ContributionError, HansaError, RunError, TrustError
-from hansa.files import kept_key
 from hansa.run import now
 from hansa.secure.terms import Step
 from hansa.text import legible

@@ -7,9 +7,10 @@ from typing import Any
 import sqlalchemy as sa
 from blake3 import blake3
 
+from hansa.crypto.vault import DamagedError, Vault
 from hansa.database import Database, Put, columns
 from hansa.errors import StoreError, StudyError, did_you_mean
-from hansa.files import sync_folder, write_whole
+from hansa.files import set_aside, sync_folder, writing
 
 INLINE = 1 << 16
 """Blobs up to this size lie in the database, larger ones in files beside it."""
@@ -60,7 +61,9 @@ class CoordinatorStore(Database):
     """
 
     def __init__(self, home: Path, url: str = "") -> None:
-        super().__init__(url or home / "coordinator.db", metadata, MIGRATIONS, HEAD)
+        super().__init__(
+            url or home / "coordinator.db", metadata, MIGRATIONS, HEAD, Vault.of(home), home / "address.json"
+        )
         self._blobs = home / "blobs"
 
     def run(self, run: str) -> dict[str, Any]:
@@ -92,7 +95,8 @@ class CoordinatorStore(Database):
         if len(body) <= INLINE:
             return Put("blob", {**row, "body": body})
         path = self._path(run, version, name)
-        write_whole(path, body, private=True)
+        with writing(path, private=True) as file:
+            file.writelines(self.vault.seal(body, "blob", run, version, name))
         for folder in (path.parent, path.parent.parent, self._blobs):
             sync_folder(folder)
         return Put("blob", row)
@@ -108,13 +112,24 @@ class CoordinatorStore(Database):
             raise StoreError(f"the blob {run}/{version}/{name} is missing")
         path = self._path(run, version, name)
         try:
-            body: bytes = row["body"] if row["body"] is not None else path.read_bytes()
+            inline: bytes | None = row["body"]
+            body = self.vault.open(path.read_bytes(), "blob", run, version, name) if inline is None else inline
+            whole = blake3(body).hexdigest() == row["digest"]
         except OSError as error:
             raise StoreError(f"the blob {path} cannot be read: {error}") from error
-        if blake3(body).hexdigest() != row["digest"]:
-            remedy = "Restore the coordinator's folder from a backup"
-            raise StoreError(f"the blob {path if row['body'] is None else path.name} is damaged", remedy=remedy)
+        except DamagedError:
+            whole = False
+        if not whole:
+            kept = f", and was set aside as {set_aside(path).name}" if row["body"] is None else ""
+            remedy = "Restore the folder from a backup: hansa coordinator restore"
+            raise StoreError(f"the blob {path} is damaged{kept}", remedy=remedy)
         return body
+
+    def rekey(self) -> None:
+        """Seal everything anew, blobs in files, too."""
+        super().rekey()
+        for row in self.rows("blob", columns=("run", "version", "name"), body=None):
+            self.apply([self.blob(**row, body=self.read_blob(**row))])
 
     def spool(self, run: str, version: int, party: str) -> Path:
         """Where a party's large answer gathers; `sweep` removes what is left of it."""

@@ -44,12 +44,12 @@ def digest(purpose: bytes, *parts: bytes) -> bytes:
     return hashlib.sha256(b"hansa " + purpose + b"".join(framed)).digest()
 
 
-def seal(key: bytes, place: int, text: bytes, header: bytes) -> bytes:
+def seal(key: bytes, place: int, text: bytes | memoryview, header: bytes) -> bytes:
     """A text that ``key`` opens, under a header that travels openly; never two texts for one place."""
     return AESGCM(key).encrypt(place.to_bytes(12, "big"), text, header)
 
 
-def unseal(key: bytes, place: int, sealed: bytes, header: bytes) -> bytes | None:
+def unseal(key: bytes, place: int, sealed: bytes | memoryview, header: bytes) -> bytes | None:
     """What :func:`seal` sealed; None if it was under another key or header, or was changed."""
     try:
         return AESGCM(key).decrypt(place.to_bytes(12, "big"), sealed, header)

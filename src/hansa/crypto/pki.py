@@ -28,6 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, SignatureAlgorithmOID
 
 from hansa.crypto import certificates, keys
 from hansa.crypto.keys import PrivateKey, PublicKey
+from hansa.crypto.vault import Vault
 from hansa.errors import StoreError, TrustError, UsageError
 from hansa.files import write_whole
 
@@ -108,7 +109,7 @@ class Authority:
     def save(self, folder: Path) -> None:
         """Write ``authority.pem``, then ``authority.key`` (owner only), each whole or not at all."""
         write_whole(folder / "authority.pem", self.certificate_pem, private=True)
-        write_whole(folder / "authority.key", keys.key_to_pem(self.key), private=True)
+        Vault.of(folder).write(folder / "authority.key", keys.key_to_pem(self.key))
 
     @classmethod
     def load(cls, folder: Path) -> Authority:
@@ -116,7 +117,7 @@ class Authority:
         together.
         """
         try:
-            key = keys.key_from_pem((folder / "authority.key").read_bytes())
+            key = keys.key_from_pem(Vault.of(folder).read(folder / "authority.key"))
             certificate = x509.load_pem_x509_certificate((folder / "authority.pem").read_bytes())
         except FileNotFoundError as missing:
             remedy = "Restore the folder from a backup: a new authority would know no party."

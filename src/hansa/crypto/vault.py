@@ -1,0 +1,135 @@
+"""What lies on a disk, sealed with AES-256-GCM under keys that lie elsewhere.
+
+A sealed body is a mark, the name of the key, 32 random bytes, and chunks under a key of this body's own: HKDF of the
+storage key, bound to those bytes and to the body's place (its row and column, or its file). A chunk's nonce is its
+number and whether it is the last: STREAM (Hoang, Reyhanitabar, Rogaway and Vizár 2015, eprint 2015/189). So no nonce
+comes twice under a key, and what is cut, swapped or changed does not open. An older body of the same place does.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from io import BytesIO
+from pathlib import Path
+
+from hansa.crypto.agreement import KEY, TAG, derive, digest, seal, unseal
+from hansa.errors import StoreError, UsageError
+from hansa.files import write_whole
+
+Buffer = bytes | bytearray | memoryview
+
+VARIABLE = "HANSA_STORAGE_KEY"
+REMEMBERED = "storage-key"
+"""A file in a folder that says where the file with its keys lies."""
+MARK, CHUNK = b"\xffhansa1\n", 1 << 20
+_NAME, _HEAD = len(MARK) + 8, len(MARK) + 8 + KEY
+
+
+class DamagedError(StoreError):
+    """What lies there is not what was written."""
+
+
+class Vault:
+    """Seals under the first of its keys and opens under any; without a key it takes and gives everything as it is.
+
+    Args:
+        keys: 32 bytes each.
+        who: the program that it is for, to name its commands.
+    """
+
+    def __init__(self, keys: Iterable[bytes] = (), who: str = "agent") -> None:
+        self._keys = {digest(b"name of a storage key", key)[:8]: key for key in keys}
+        self._who, self.lenient = who, not self._keys  # about what is not sealed: while it is to be
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    @classmethod
+    def of(cls, folder: Path, file: Path | None = None) -> Vault:
+        """Under the keys for a folder: in a file, which the folder remembers, or in the environment (`VARIABLE`).
+
+        Raises:
+            UsageError: if the file cannot be read, or what it holds is not keys.
+        """
+        who, remembered = "coordinator" if (folder / "authority.key").exists() else "agent", folder / REMEMBERED
+        said = "" if file else os.environ.get(VARIABLE, "")
+        try:
+            if file is None and not said and remembered.exists():
+                file = Path(remembered.read_text(encoding="utf-8"))
+            said = said if file is None else file.read_text(encoding="ascii")
+            keys = [base64.b64decode(line, validate=True) for line in said.split()]
+            if any(len(key) != KEY for key in keys) or (file and not keys):
+                raise ValueError("a key is 32 bytes in base64, on a line of its own")
+        except (OSError, ValueError) as error:
+            remedy = f"Make one with `openssl rand -base64 32`, and name its file with --key-file or set {VARIABLE}"
+            raise UsageError(f"the storage key of {folder} cannot be read: {error}", remedy=remedy) from None
+        if file is not None:
+            write_whole(remembered, str(file.expanduser().resolve()).encode(), private=True)
+        return cls(keys, who)
+
+    def seal(self, body: Buffer, *place: str | int) -> Iterator[Buffer]:
+        """A body for its place, in pieces."""
+        if not self._keys:
+            yield body
+            return
+        name, key = next(iter(self._keys.items()))
+        yield (head := MARK + name + secrets.token_bytes(KEY))
+        own, rest = _own(key, head, place), memoryview(body)
+        for at in range(0, len(rest) or 1, CHUNK):
+            yield seal(own, _number(at, CHUNK, len(rest)), rest[at : at + CHUNK], head)
+
+    def open(self, sealed: Buffer, *place: str | int) -> bytes:
+        """What :meth:`seal` sealed for this place.
+
+        Raises:
+            DamagedError: if it was not, or is no longer what it was.
+            StoreError: if it is under another key, or should be sealed and is not.
+        """
+        head, where = bytes(sealed[:_HEAD]), "/".join(map(str, place))
+        if not head.startswith(MARK):
+            if self.lenient:
+                return bytes(sealed)
+            remedy = f"If it never was, stop the program and say `hansa {self._who} rekey`: it seals everything"
+            raise StoreError(f"{where} is not encrypted, and a storage key was given", remedy=remedy)
+        key = self._keys.get(head[len(MARK) : _NAME])
+        if key is None:
+            what = "with another storage key" if self._keys else "and no storage key was given"
+            remedy = f"Start it with the file of its keys, --key-file FILE, or set {VARIABLE}"
+            raise StoreError(f"{where} is encrypted, {what}", remedy=remedy)
+        own, rest, text = _own(key, head, place), memoryview(sealed)[_HEAD:], BytesIO()
+        for at in range(0, len(rest) or 1, CHUNK + TAG):
+            part = unseal(own, _number(at, CHUNK + TAG, len(rest)), rest[at : at + CHUNK + TAG], head)
+            if part is None:
+                remedy = f"Restore the folder from a backup: hansa {self._who} restore"
+                raise DamagedError(f"{where} is damaged, or was put in the place of another", remedy=remedy)
+            text.write(part)
+        return text.getvalue()
+
+    def read(self, path: Path) -> bytes:
+        """The bytes of a file, which is bound to its name."""
+        return self.open(path.read_bytes(), path.name)
+
+    def write(self, path: Path, body: bytes) -> None:
+        """Write a file whole, for its owner alone."""
+        write_whole(path, b"".join(self.seal(body, path.name)), private=True)
+
+
+def kept_key(path: Path) -> bytes:
+    """The 32 secret bytes of a file; drawn, and written for its owner alone, the first time."""
+    vault = Vault.of(path.parent)
+    if not path.exists():
+        vault.write(path, secrets.token_bytes(KEY))
+    return vault.read(path)
+
+
+def _own(key: bytes, head: bytes, place: Iterable[str | int]) -> bytes:
+    """The key of one body."""
+    return derive(key, digest(b"at rest", head, *(str(part).encode() for part in place)), b"storage")
+
+
+def _number(at: int, step: int, size: int) -> int:
+    """What tells the chunk at an offset from all others of its body, and the last from any before it."""
+    return (at // step) << 1 | (at + step >= size)
