@@ -233,12 +233,14 @@ class Total:
         parties: names of the parties that were counted, in roster order.
         population: how many parties take part in the run, counted this time or not.
         weight: sum of the weights of the counted.
+        buckets: who of them was summed with whom, if that was seen of several sums.
     """
 
     values: Values
     parties: tuple[str, ...]
     population: int
     weight: float
+    buckets: tuple[tuple[str, ...], ...] = ()
 
 
 _MANY = 1 << 23  # bytes that are worth several threads
@@ -310,12 +312,14 @@ class Arrival:
         total: the aggregate of those that were counted.
         excluded: party names with the reason why they were not counted.
         metrics: what the exchange cost: bytes each way, seconds.
+        lags: of the counted, who answered an earlier round's ask, and how many rounds earlier.
     """
 
     ask: Ask
     total: Total
     excluded: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    lags: Mapping[str, int] = field(default_factory=dict)
 
 
 def canonical(body: Json | Mapping[str, Json]) -> bytes:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field as Limits
 
 from hansa.aggregation.ring import SecureSum
-from hansa.aggregation.signal import Among, Schedule, Signal
+from hansa.aggregation.signal import Among, Buckets, Schedule, Signal
 from hansa.aggregation.stage import NO_STAGES, Aggregation, Reducer
-from hansa.cohort import All, AnyCohort
+from hansa.cohort import All, AnyCohort, Pace
 from hansa.contribution import canonical
 from hansa.data.contract import Contract
 from hansa.data.table import ColumnSchema
@@ -24,6 +24,7 @@ from hansa.methods.base import AnyMethod, Setup, UpdateMethod
 from hansa.methods.course import Course, Stop
 from hansa.methods.evaluate import Evaluate
 from hansa.methods.fedavg import FedAvg
+from hansa.methods.fedbuff import FedBuff
 from hansa.methods.moments import Moments
 from hansa.part import Part, Written, reading
 from hansa.privacy.claim import Adversary, Privacy
@@ -123,7 +124,8 @@ class Federation(Part):
         if not self.dataset:
             object.__setattr__(self, "dataset", self.name)
         self.method.require(self.task)
-        if self.method.exact and (self.aggregation.stages or type(self.cohort) is not All):
+        pace = self._checked_pace()
+        if self.method.exact and (self.aggregation.stages or type(self.cohort) is not All or pace.goal):
             raise PipelineError(
                 f"the method {self.method.kind} needs the exact sums of all parties, and so takes no "
                 + ("aggregation stage" if self.aggregation.stages else "cohort but all of them"),
@@ -142,11 +144,15 @@ class Federation(Part):
                 raise StudyError(said, remedy="Raise evaluation.sample, or lower cohort.minimum")
         if isinstance(self.method, UpdateMethod):
             fields = self.method.declared(1)
-            self.aggregation.bind(Signal(fields, weights=self.method.weights, privacy=self.privacy))
+            end = self.aggregation.bind(Signal(fields, weights=self.method.weights, privacy=self.privacy))[-1]
+            if pace.late and end.view == "party" and end.domain != "real":
+                what = "a late update counts a part of itself, and these are whole numbers that no stage unpacks"
+                raise PipelineError(what, remedy="Leave the stage that rounds out, or set cohort.late = 0")
             for stage in self.aggregation.stages:
-                if stage.whole_rounds and self.method.kind == "fedbuff":
-                    said = f"{stage.kind} goes by rounds, and {self.method.kind} has none"
-                    remedy = f"Leave {stage.kind} out, or use another method"
+                if stage.whole_rounds and pace.late:
+                    buffered = self.method.kind == "fedbuff"
+                    said = f"{stage.kind} goes by rounds, and {'fedbuff has none' if buffered else 'cohort.late mixes them'}"
+                    remedy = f"Leave {stage.kind} out, or {'use another method' if buffered else 'set cohort.late = 0'}"
                     raise PipelineError(said, remedy=remedy)
                 if isinstance(stage, Reducer) and not self.method.reducible:
                     raise PipelineError(
@@ -154,6 +160,28 @@ class Federation(Part):
                         "scales the update by a mean of its own",
                         remedy=f"Leave {stage.kind} out, or use another method",
                     )
+
+    @property
+    def pace(self) -> Pace:
+        """When an exchange closes, and what becomes of late answers: the cohort's, or FedBuff's own."""
+        method, pace = self.method, self.cohort.pace
+        if not isinstance(method, FedBuff):
+            return pace
+        return Pace(method.buffer, pace.late or self.rounds, method.staleness, method.concurrency)
+
+    def _checked_pace(self) -> Pace:
+        """The same; a StudyError or PipelineError if it does not go with the rest."""
+        pace, kind = self.pace, self.method.kind
+        if kind == "fedbuff" and self.cohort.goal:
+            what = "cohort.goal says when a round closes, and the rounds of fedbuff close with its buffer"
+            raise StudyError(what, remedy="Leave cohort.goal out, and set method.buffer")
+        if pace.late and not isinstance(self.method, UpdateMethod):
+            what = f"cohort.late: {kind} adds up sums at the same parameters, and a late one is of others"
+            raise StudyError(what, remedy="Leave cohort.late out, or choose a method with updates")
+        if kind != "fedbuff" and any(pace[:2]) and self.rules(1):
+            what = "cohort.goal and cohort.late count whoever is quick; in a secure sum are those who signed its set"
+            raise PipelineError(what, remedy="Leave both out: cohort.deadline and the threshold say who is needed")
+        return pace
 
     def to_json(self) -> bytes:
         """The canonical form: the same federation, the same bytes."""
@@ -199,9 +227,10 @@ class Federation(Part):
             remedy = f"Use a built-in task kind ({', '.join(BUILT_IN)}), or `hansa simulate`"
             raise ConsentError("the study brings code, and agents run built-in task kinds only", remedy=remedy)
 
-    def rules(self, parties: int) -> Rules | None:
+    def rules(self, parties: int, buckets: Buckets | None = None) -> Rules | None:
         """What each of so many parties holds a secure sum to: the study's adversary, the largest of its
-        thresholds, and the minimum, on whose shares of noise its guarantee counts. None if nothing is so summed.
+        thresholds, and the minimum, on whose shares of noise its guarantee counts; of a bucket's sum, what its own
+        minimum says. None if nothing is so summed.
         """
         chains = (*self.aggregation.stages, *self.statistics.stages)
         thresholds = [stage.threshold for stage in chains if isinstance(stage, SecureSum)]
@@ -211,7 +240,8 @@ class Federation(Part):
         least = max(*thresholds, 0.0, cohort.minimum / max(1, cohort.most(parties)))
         curious = self.adversary.coordinator != "malicious"
         honest = max(1, cohort.minimum - colluding - 1)
-        return Rules(colluding, max(0.0, 1 - least), "curious" if curious else "malicious", honest)
+        rules = Rules(colluding, max(0.0, 1 - least), "curious" if curious else "malicious", honest)
+        return buckets.rules(rules) if buckets else rules
 
     def resolve(self, offers: Mapping[str, Sequence[ColumnSchema]], roster: Sequence[str] | None = None) -> Setup:
         """Who takes part with which feature columns.
@@ -314,8 +344,10 @@ class Federation(Part):
     def _among(self, parties: int) -> Among:
         """How many of so many parties are in one sum."""
         cohort = self.cohort
-        honest = max(0, cohort.minimum - self.adversary.colluding)
-        return Among(cohort.most(parties), cohort.expected(parties), honest)
+        honest, goal = max(0, cohort.minimum - self.adversary.colluding), min(parties, self.pace.goal or parties)
+        buffered = self.method.kind == "fedbuff"  # a sum is of a buffer, whoever is in it
+        most, expected = (goal, goal) if buffered else (cohort.most(parties), cohort.expected(parties))
+        return Among(min(goal, most), float(min(goal, expected)), honest, self.adversary.colluding)
 
     @property
     def guarantee(self) -> Guarantee:
@@ -340,11 +372,12 @@ class Federation(Part):
                 raise PrivacyError(what, remedy=remedy)
             noise = tuple((noised.where, noised.event) for noised in bound.noise)
             sampling = None
-            # Who is quick is counted in a buffered run: no sample.
-            if trains and self.method.kind != "fedbuff" and (setup or self.cohort.kind == "poisson"):
+            # Where whoever is quick is counted, or whoever is late, too, there is no sample.
+            if trains and not any(self.pace[:2]) and (setup or self.cohort.kind == "poisson"):
                 sampling = self.cohort.sampling(len(setup.parties) if setup else 0)
             held_out = work == "evaluate"
-            releases.append(Release(what, times, noise, bound.hidden, sampling, held_out))
+            least = bound.buckets.stay if bound.buckets else 0
+            releases.append(Release(what, times, noise, bound.hidden, sampling, held_out, least))
         if forked:
             releases.append(Release(f"the run {forked}, from which this one was forked", 1, ()))
         return guarantee(self.privacy, self.adversary, releases)

@@ -122,16 +122,18 @@ def arrived(arrival: Arrival) -> dict[str, Json]:
         "round": arrival.ask.round,
         "counted": list(arrival.total.parties),
         "excluded": dict(arrival.excluded),
+        **({"buckets": [list(names) for names in arrival.total.buckets]} if arrival.total.buckets else {}),
         **arrival.metrics,
     }
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided of one exchange: who was asked, and who was not counted, and why."""
+    """What was decided of one exchange: who was asked, who was not counted, and why, and who was summed with whom."""
 
     parties: tuple[str, ...]
     excluded: Mapping[str, str] = field(default_factory=dict)
+    buckets: tuple[tuple[str, ...], ...] = ()
 
 
 def decided(run: "Run") -> dict[int, Decision]:
@@ -146,7 +148,8 @@ def decided(run: "Run") -> dict[int, Decision]:
         if event.kind == "asked":
             cohorts[number] = tuple(event.body["parties"])
         elif event.kind == "arrived" and number in cohorts:
-            made[number] = Decision(cohorts[number], dict(event.body["excluded"]))
+            dealt = tuple(map(tuple, event.body.get("buckets", ())))
+            made[number] = Decision(cohorts[number], dict(event.body["excluded"]), dealt)
     return made
 
 

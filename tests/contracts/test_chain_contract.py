@@ -37,6 +37,7 @@ def noised(**more: Any) -> Aggregation:
 
 GRID, SHARES, SUM = agg.grid(bits=10), agg.skellam(noise_multiplier=2.0), agg.secure_sum()
 NORMAL = agg.discrete_gaussian(noise_multiplier=2.0)
+BUCKET = agg.bucket(size=2)
 CLIP, LOCAL = agg.clip(1.0), agg.local_gaussian(noise_multiplier=2.0)
 LAPLACE = agg.local_laplace(noise_multiplier=2.0)
 ADAPTIVE = agg.adaptive_clip(norm=0.7, portion=0.1)
@@ -93,6 +94,15 @@ ACCEPTED: list[tuple[str, Aggregation, dict[str, Any], float]] = [
         {"schedule": Schedule(4, 2), **SCALAR},
         1.9970,
     ),
+    ("buckets, geometric median", CLIP >> GRID >> BUCKET >> SUM >> agg.geometric_median(), {}, HIGH),
+    ("buckets, median", CLIP >> GRID >> BUCKET >> SUM >> agg.median(), {}, HIGH),
+    ("buckets, trimmed mean", CLIP >> GRID >> BUCKET >> SUM >> agg.trimmed_mean(fraction=0.34), {}, HIGH),
+    ("buckets, Krum", CLIP >> GRID >> BUCKET >> SUM >> agg.krum(byzantine=0), {}, HIGH),
+    ("buckets, rotated", CLIP >> agg.rotate() >> GRID >> BUCKET >> SUM >> agg.geometric_median(), {}, HIGH),
+    ("buckets that are added up", BUCKET >> CLIP >> GRID >> SUM, {}, HIGH),
+    ("buckets with shares, median", CLIP >> GRID >> BUCKET >> SHARES >> SUM >> agg.median(), {}, 2.168),
+    ("buckets before all else, with shares", BUCKET >> CLIP >> GRID >> NORMAL >> SUM >> agg.median(), SCALAR, 2.168),
+    ("buckets with local noise", CLIP >> LOCAL >> agg.clip(9.0) >> GRID >> BUCKET >> SUM >> agg.median(), {}, 1.9970),
     ("adaptive and banded", ADAPTIVE >> BANDED, {**SCAFFOLD, "schedule": Schedule(4, 4)}, 2.4907),
 ]
 # Which must be refused, by which stage, and the way out.
@@ -111,8 +121,33 @@ REFUSED: list[tuple[str, Aggregation, dict[str, Any], str, str]] = [
     ("a secure sum of real numbers", CLIP >> SUM, {}, "secure-sum", "grid(bits) before secure-sum"),
     ("shares on real numbers", CLIP >> SHARES, {}, "skellam", "Put grid(bits) before skellam"),
     ("shares twice", CLIP >> GRID >> SHARES >> NORMAL, {}, "discrete-gaussian", "Write one of them"),
-    ("a median of a secure sum", CLIP >> GRID >> SUM >> agg.median(), {}, "median", "Put median before"),
-    ("Krum of a secure sum", CLIP >> GRID >> SUM >> agg.krum(byzantine=1), {}, "krum", "Put krum before"),
+    ("a median of a secure sum", CLIP >> GRID >> SUM >> agg.median(), {}, "median", "Put bucket(size=...) before"),
+    ("Krum of a secure sum", CLIP >> GRID >> SUM >> agg.krum(byzantine=1), {}, "krum", "Put bucket(size=...) before"),
+    ("a median of buckets before they are summed", CLIP >> GRID >> BUCKET >> agg.median(), {}, "median",
+     "Put secure-sum before median"),
+    ("Krum of too few buckets", CLIP >> GRID >> BUCKET >> SUM >> agg.krum(byzantine=1), {}, "krum",
+     "have 10 parties"),
+    ("a median of fewer buckets than colluders can spoil", CLIP >> GRID >> agg.bucket(size=4) >> SUM >> agg.median(),
+     {"among": Among(16, 16.0, 4, colluding=2)}, "median", "have 20 parties"),
+    ("robust stages twice on buckets", CLIP >> GRID >> BUCKET >> SUM >> agg.median() >> agg.geometric_median(), {},
+     "geometric-median", "only one"),
+    ("a median of turned buckets", CLIP >> agg.rotate() >> GRID >> BUCKET >> SUM >> agg.median(), {}, "median",
+     "use geometric-median"),
+    ("a radius around sums on a grid", CLIP >> GRID >> BUCKET >> SUM >> agg.centered_clip(radius=1.0), {},
+     "centered-clip", "Use geometric-median"),
+    ("noise around a median of buckets", CLIP >> GRID >> BUCKET >> SUM >> agg.median() >> noised(), {}, "gaussian",
+     "Leave the robust"),
+    ("noise on sums of buckets", CLIP >> GRID >> BUCKET >> SUM >> noised(), {}, "gaussian", "Put gaussian before"),
+    ("a bound on the norm of buckets", CLIP >> GRID >> BUCKET >> SUM >> CLIP, {}, "clip", "Put clip before"),
+    ("buckets after shares for one sum", CLIP >> GRID >> SHARES >> BUCKET >> SUM, {}, "bucket",
+     "Put bucket before skellam"),
+    ("buckets of a sum", CLIP >> GRID >> SUM >> BUCKET, {}, "bucket", "Put bucket before the stage that sums"),
+    ("buckets twice", CLIP >> BUCKET >> GRID >> BUCKET, {}, "bucket", "Leave it out"),
+    ("buckets of what is robust", CLIP >> agg.median() >> BUCKET, {}, "bucket", "Leave it out"),
+    ("buckets of which half would do", CLIP >> GRID >> agg.bucket(size=4, minimum=2) >> SUM, {}, "bucket",
+     "Let minimum be 3 or more"),
+    ("buckets in which a party may be alone", CLIP >> GRID >> agg.bucket(size=3) >> SUM,
+     {"among": Among(6, 6.0, 4, colluding=2)}, "bucket", "Let minimum be 4 or more, and size no smaller"),
     ("a clip on a grid", CLIP >> GRID >> CLIP, {}, "clip", "Put clip before the stage that rounds"),
     ("a rotation on a grid", CLIP >> GRID >> agg.rotate(), {}, "rotate", "Put rotate before"),
     ("packing on a grid", CLIP >> GRID >> agg.quantize(bits=8), {}, "quantize", "Put quantize before"),
@@ -167,7 +202,7 @@ STAGES = [
     CLIP, agg.rotate(), agg.quantize(bits=8), agg.top_k(fraction=0.5), agg.random_k(fraction=0.5),
     agg.subsample(fraction=0.5), agg.low_rank(rank=1), agg.norm_bound(norm=2.0), agg.median(),
     agg.geometric_median(), agg.krum(byzantine=1), noised(), LOCAL, LAPLACE, GRID, SHARES, NORMAL, SUM,
-    ADAPTIVE, BANDED,
+    ADAPTIVE, BANDED, BUCKET,
 ]  # fmt: skip
 
 
@@ -214,9 +249,9 @@ def summed(chain: Aggregation, rows: dict[str, Array]) -> dict[str, Array]:
 
 @pytest.mark.parametrize(
     "chain",
-    [CLIP >> noised(), CLIP >> agg.rotate() >> noised(), CLIP >> GRID >> SHARES,
+    [CLIP >> noised(), CLIP >> agg.rotate() >> noised(), CLIP >> GRID >> SHARES, CLIP >> GRID >> BUCKET >> SHARES,
      CLIP >> agg.rotate() >> GRID >> NORMAL, ADAPTIVE >> noised(), ADAPTIVE >> GRID >> SHARES],
-    ids=["central", "rotated", "grid", "rotated grid", "adaptive", "adaptive grid"],
+    ids=["central", "rotated", "grid", "bucket", "rotated grid", "adaptive", "adaptive grid"],
 )  # fmt: skip
 def test_one_party_moves_the_sum_by_what_is_claimed_and_no_more(chain: Aggregation) -> None:
     """Adversarial neighbours: any size and direction, corners of the range, what survives the clip just so."""

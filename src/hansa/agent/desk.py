@@ -88,7 +88,8 @@ class Desk:
             if told := self._ledger.told(key):
                 raise SpentError(error, told) from error
             raise
-        signal, rules = party.course.signals(asked.ask)[-1], federation.rules(len(setup.parties))
+        signal = party.course.signals(asked.ask)[-1]
+        rules = federation.rules(len(setup.parties), signal.buckets)
         if signal.hidden:
             if rules is None:
                 raise ConsentError("its study says nothing of the secure sum that hides the answer")

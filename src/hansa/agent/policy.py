@@ -72,7 +72,8 @@ def company(rules: Rules, honest: int) -> None:
     """
     if rules.honest < honest:
         sure, way = f"the study is sure of {rules.honest}", f"`hansa agent start --honest {rules.honest}`"
-        remedy = f"Raise cohort.minimum to {honest + rules.corrupt + 1}, or its owner can say {way}"
+        low = "bucket.minimum" if rules.bucket else "cohort.minimum"
+        remedy = f"Raise {low} to {honest + rules.corrupt + 1}, or its owner can say {way}"
         what = f"its owner asks for {honest} honest parties beside it in a secure sum, and {sure}"
         raise ConsentError(what, remedy=remedy)
 

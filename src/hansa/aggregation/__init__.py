@@ -9,10 +9,12 @@ from hansa.aggregation.noise import Gaussian, LocalGaussian, LocalLaplace, gauss
 from hansa.aggregation.quantization import QSGD, Quantize, qsgd, quantize
 from hansa.aggregation.reduce import Reduction, weighted_mean
 from hansa.aggregation.ring import (
+    Bucket,
     DiscreteGaussian,
     Grid,
     SecureSum,
     Skellam,
+    bucket,
     discrete_gaussian,
     grid,
     secure_sum,
@@ -47,11 +49,11 @@ from hansa.aggregation.sparsification import (
 from hansa.aggregation.stage import Aggregation, Reducer, Stage
 
 __all__ = [
-    "QSGD", "AdaptiveClip", "Aggregation", "Banded", "CenteredClip", "Clip", "Codec", "DiscreteGaussian",
+    "QSGD", "AdaptiveClip", "Aggregation", "Banded", "Bucket", "CenteredClip", "Clip", "Codec", "DiscreteGaussian",
     "Gaussian", "GeometricMedian", "Grid", "Krum", "LocalGaussian", "LocalLaplace", "LowRank", "Median",
     "MultiKrum", "NormBound", "Quantize", "RandomK", "RandomMask", "Reducer", "Reduction", "Rotate",
     "SecureSum", "Signal", "Skellam", "Stage", "Subsample", "TopK", "Tree", "TrimmedMean",
-    "adaptive_clip", "banded", "centered_clip", "clip", "discrete_gaussian", "gaussian",
+    "adaptive_clip", "banded", "bucket", "centered_clip", "clip", "discrete_gaussian", "gaussian",
     "geometric_median", "grid", "krum", "local_gaussian", "local_laplace", "low_rank", "median",
     "multi_krum", "norm_bound", "qsgd", "quantize", "random_k", "random_mask", "rotate", "secure_sum",
     "skellam", "subsample", "top_k", "tree", "trimmed_mean", "weighted_mean",

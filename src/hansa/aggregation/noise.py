@@ -107,7 +107,8 @@ class Gaussian(Noise):
 
     def bind(self, signal: Signal) -> Signal:
         """Bounded contributions in; behind it there are only sums."""
-        self.needs(signal, "any", vectors=False)
+        if signal.linear:  # else `groups` says what is wrong
+            self.needs(signal, "any", vectors=False)
         groups(signal, self.kind)
         failure = noise.FAILURE * sum(f.size for f in signal.fields)
         event = self.release(signal, failure)

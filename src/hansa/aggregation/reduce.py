@@ -129,6 +129,16 @@ class Reduction:
         return Total(Values(values), tuple(summed.parties), population, summed.weight)
 
 
+def discounted(stack: Contributions, fields: Sequence[Field], factor: float) -> Contributions:
+    """Late contributions: their parameter-like values count ``factor`` times, in means; sums stay whole, as a
+    control variate must.
+    """
+    means = {f.name for f in fields if f.like == "parameters" and f.algebra is not Algebra.SUM}
+    if factor == 1.0 or not stack.parties:
+        return stack
+    return stack.holding({n: v * v.dtype.type(factor) if n in means else v for n, v in stack.values.items()})
+
+
 def weighted_mean(models: Sequence[Mapping[str, Array]], weights: Sequence[float]) -> dict[str, Array]:
     """The weighted mean of models, name by name: ``sum(w_i x_i) / sum(w_i)`` in float64.
 

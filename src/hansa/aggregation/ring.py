@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field as Limits
 
 from hansa.aggregation.noise import chance, groups
-from hansa.aggregation.signal import Noised, Signal
+from hansa.aggregation.signal import Buckets, Noised, Signal
 from hansa.aggregation.stage import Context, Decoded, Encoded, Stage, chain
 from hansa.contribution import Algebra, Array, Ask, Contributions, Field, Total, Values
 from hansa.errors import PipelineError
@@ -58,7 +58,7 @@ class Grid(Stage):
             l2 = self.examples * one + math.sqrt(size)
             apart = mechanisms.rounded_norms(one, size, 0)[0]
         fields = tuple(_integer(f, math.ceil(l2), "int32") for f in signal.fields)
-        return replace(signal, fields=fields, norm=l2, apart=apart, domain="integer", mixed=self.kind)
+        return replace(signal, fields=fields, norm=l2, apart=apart, domain="integer")
 
     def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:
         """Round, party by party."""
@@ -194,6 +194,41 @@ _EVENTS: dict[str, type[events.Skellam] | type[events.DiscreteGaussian]] = {
 }
 
 
+class Bucket(Stage):
+    """Deal the parties of a round into buckets, so that `SecureSum` makes a sum of each, for robust stages after it.
+
+    The coordinator sees what a bucket adds up to. A party that cheats spoils one bucket, wherever it is dealt.
+
+    Args:
+        size: parties in a bucket at least; it is never twice as large, and no two differ by more than one.
+        minimum: as many of ``size`` must stay to the end, or the bucket is left out; all if None.
+    """
+
+    kind: ClassVar[str] = "bucket"
+    whole_rounds: ClassVar[bool] = True
+    size: Annotated[int, Limits(ge=2)]
+    minimum: Annotated[int, Limits(ge=2)] | None = None
+
+    def bind(self, signal: Signal) -> Signal:
+        """Single contributions in and out; what comes after is of one bucket."""
+        self.needs(signal, "any", vectors=False)
+        size, stay, among, what = self.size, self.minimum or self.size, signal.among, ""
+        colluding = among.colluding if among else 0
+        fewest = max((size + colluding) // 2 + 1, colluding + 2)  # enough to sign, and two who hide each other
+        if signal.buckets or not signal.linear:
+            what, remedy = "comes after another one, or after a robust stage", "Leave it out"
+        elif shares := [noised.stage for noised in signal.noise if noised.where == "shares"]:
+            what, remedy = f"comes after {shares[0]}, whose noise is for one sum", f"Put bucket before {shares[0]}"
+        elif not fewest <= stay <= size:
+            what = f"opens a sum of {stay} of {size} parties, of whom {colluding} may collude"
+            remedy = f"Let minimum be {fewest} or more, and size no smaller"
+        if what:
+            raise PipelineError(f"{self.kind} {what}", remedy=remedy)
+        buckets = Buckets(size, stay, among.most // size if among else math.inf, 2 * colluding + 1)
+        one = among and replace(among, most=min(among.most, 2 * size - 1), honest=stay - colluding)
+        return replace(signal, buckets=buckets, among=one)
+
+
 class SecureSum(Stage):
     """Only the sum leaves the parties: numbers modulo ``2^32`` under masks that cancel (Bonawitz et al. 2017).
 
@@ -223,18 +258,17 @@ class SecureSum(Stage):
                 remedy=f"Lower the grid's bits by {max(1, over)}, or the noise",
             )
         fields = tuple(_integer(f, 2**32 - 1, "uint32") for f in signal.fields)
-        return replace(signal, fields=fields, norm=math.inf, view="sum", domain=2**32, hidden=True)
+        view: Any = "buckets" if signal.buckets else "sum"
+        return replace(signal, fields=fields, norm=math.inf, view=view, domain=2**32, hidden=True)
 
     def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:
         return stack.holding({n: v.view(np.uint32) for n, v in stack.values.items()}), memory
 
     def decode(self, total: Total, state: Values, context: Context) -> Decoded:
         """Out of it: from ``[0, 2^32)`` to ``[-2^31, 2^31)``."""
-        values = {}
-        for name, summed in total.values.items():
-            residue = np.asarray(summed).astype(np.int64) % 2**32
-            values[name] = np.where(residue >= 2**31, residue - 2**32, residue).astype(np.float64)
-        return replace(total, values=Values(values)), state
+        if context.signal.buckets:  # `pooled` has done so, bucket by bucket
+            return total, state
+        return replace(total, values=Values({n: _signed(summed) for n, summed in total.values.items()})), state
 
 
 def sitting(ask: Ask, signal: Signal) -> Work:
@@ -261,6 +295,25 @@ def parted(vector: Array, fields: Sequence[Field]) -> Values:
     return Values({field.name: part.reshape(field.shape or ()) for field, part in parts})
 
 
+def pooled(sums: Mapping[tuple[str, ...], Values], signal: Signal, ask: Ask, population: int) -> Total:
+    """What sums under masks, by who is in each, make together: of buckets the mean of each for a robust stage that
+    gathers them, ``[buckets, d]``, and else their sum.
+    """
+    inside = {name for names in sums for name in names}
+    parties = tuple(name for name in ask.parties if name in inside)
+    values = {}
+    for field in signal.fields if sums else ():
+        each = [_signed(own[field.name]) for own in sums.values()]
+        means = [value / len(names) for value, names in zip(each, sums, strict=True)]
+        values[field.name] = np.stack(means) if field.algebra is Algebra.GATHER else np.sum(each, axis=0)
+    return Total(Values(values), parties, population, float(len(parties)), tuple(sums) if signal.buckets else ())
+
+
+def _signed(summed: Array) -> Array:
+    residue = np.asarray(summed).astype(np.int64) % 2**32
+    return np.where(residue >= 2**31, residue - 2**32, residue).astype(np.float64)
+
+
 def _integer(field: Field, most: int, dtype: Any) -> Field:
     low = 0.0 if dtype == "uint32" else -float(most)
     return replace(field, dtype=dtype, algebra=Algebra.SUM, low=low, high=float(most))
@@ -269,4 +322,5 @@ def _integer(field: Field, most: int, dtype: Any) -> Field:
 grid = chain(Grid)
 skellam = chain(Skellam)
 discrete_gaussian = chain(DiscreteGaussian)
+bucket = chain(Bucket)
 secure_sum = chain(SecureSum)

@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -18,22 +19,32 @@ _FAR = 1e100  # whoever sends more is as far away as this, and squares stay fini
 
 
 class Robust(Reducer):
-    """A reducer that promises something, among enough parties."""
+    """A reducer that promises something, among enough parties or buckets of them."""
 
     @property
     def least(self) -> int:
         """How many parties it needs for what it promises."""
         return 3
 
+    def bind(self, signal: Signal) -> Signal:
+        """A minority that it bears: of buckets, any in which one of those who may collude can be."""
+        bound, buckets = super().bind(signal), signal.buckets
+        if buckets is None:
+            return bound
+        if buckets.most < (least := max(self.least, buckets.least)):
+            what = f"{self.kind} needs {least} buckets, and there are parties for {buckets.most:g} of {buckets.size}"
+            raise PipelineError(what, remedy=f"Lower bucket.size, or have {least * buckets.size} parties")
+        return replace(bound, buckets=replace(buckets, least=least))
+
     def counted(self, arrays: dict[str, Array], context: Context) -> int:
-        """How many parties there are; a RunError if they are too few."""
-        parties = len(next(iter(arrays.values())))
-        kind, least = self.kind, self.least
-        if parties < least:
-            what = f"{kind} needs {least} parties to withstand what it promises, and {parties} can be counted"
-            remedy = f"Set cohort.minimum to {least} or more, or leave {kind} out"
-            raise RunError(what, round=context.round, remedy=remedy)
-        return parties
+        """How many parties or buckets there are; a RunError if they are too few."""
+        there, kind, buckets = len(next(iter(arrays.values()))), self.kind, context.bound.buckets
+        what, least = ("buckets", buckets.least) if buckets else ("parties", self.least)
+        if there < least:
+            said = f"{kind} needs {least} {what} to withstand what it promises, and {there} can be counted"
+            way = "Lower bucket.size" if buckets else f"Set cohort.minimum to {least} or more"
+            raise RunError(said, round=context.round, remedy=f"{way}, or leave {kind} out")
+        return there
 
 
 class Coordinatewise(Robust):
@@ -204,6 +215,13 @@ class CenteredClip(Mixture):
     kind: ClassVar[str] = "centered-clip"
     radius: Annotated[float, Limits(gt=0)]
     iterations: Annotated[int, Limits(ge=1)] = 3
+
+    def bind(self, signal: Signal) -> Signal:
+        """Real numbers, in whose unit the radius is."""
+        if signal.domain != "real":
+            what = f"{self.kind} has a radius in the unit of the update, and what comes is on a grid"
+            raise PipelineError(what, remedy=f"Use geometric-median in place of {self.kind}")
+        return super().bind(signal)
 
     def centre(self, x: Array, name: str, state: Values) -> Array:
         """The value of the round before."""

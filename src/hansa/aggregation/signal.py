@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from hansa.contribution import WEIGHT_LIMIT, Array, Contribution, Contributions,
 from hansa.errors import ContributionError
 from hansa.privacy.claim import PARTY, Privacy
 from hansa.privacy.events import Event
+from hansa.secure.terms import Rules
 
 
 def joint_norms(arrays: Sequence[Array]) -> Array:
@@ -55,15 +56,39 @@ class Among:
         most: at most.
         expected: the denominator of a mean behind a claim.
         honest: at least so many that keep to the protocol, and whose shares of noise count.
+        colluding: as many as may collude.
     """
 
     most: int
     expected: float
     honest: int
+    colluding: int = 0
 
     def all_of(self, parties: int) -> "Among":
         """The same where so many are asked, whoever is drawn for training."""
-        return Among(parties, float(parties), self.honest)
+        return replace(self, most=parties, expected=float(parties))
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """How the parties of a round are dealt into several sums.
+
+    Args:
+        size: parties in one at least; it is never twice as large.
+        stay: as many of ``size`` must stay to the end, or a bucket's sum is not opened.
+        most: buckets in a round, at most.
+        least: without as many sums a round fails.
+    """
+
+    size: int
+    stay: int
+    most: float = math.inf
+    least: int = 1
+
+    def rules(self, whole: Rules) -> Rules:
+        """What parties hold a bucket's sum to, from what they would hold the sum of all to."""
+        stay, size = self.stay, self.size
+        return replace(whole, dropout=1 - stay / size, honest=stay - whole.corrupt - 1, bucket=size)
 
 
 @dataclass(frozen=True)
@@ -98,7 +123,8 @@ class Signal:
 
     Args:
         fields: the declared fields, shapes bound.
-        view: ``"party"`` while single contributions exist, ``"sum"`` once only their sum does.
+        view: ``"party"`` while single contributions exist, ``"sum"`` once only their sum does, ``"buckets"`` once
+            only sums over buckets of parties do.
         domain: ``"real"``, ``"integer"``, or the modulus of an integer ring.
         norm: bound on the joint L2 norm of the parameter-like fields of one party; infinite if none.
         weights: ``"examples"`` if a party's weight depends on its data, ``"equal"`` if it is public.
@@ -113,10 +139,11 @@ class Signal:
         hidden: whether nobody, the coordinator included, sees a single contribution.
         portions: fields that take a part of their own of what noise protects; the others share the rest evenly.
         schedule: how often this is summed.
+        buckets: how parties are dealt into several sums, if they are; ``among`` is then of one.
     """
 
     fields: tuple[Field, ...]
-    view: Literal["party", "sum"] = "party"
+    view: Literal["party", "buckets", "sum"] = "party"
     domain: Literal["real", "integer"] | int = "real"
     norm: float = math.inf
     weights: Literal["examples", "equal"] = "examples"
@@ -131,6 +158,7 @@ class Signal:
     hidden: bool = False
     portions: tuple[tuple[str, float], ...] = ()
     schedule: Schedule = ONCE
+    buckets: Buckets | None = None
 
     @property
     def wire(self) -> tuple[Field, ...]:

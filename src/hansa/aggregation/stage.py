@@ -100,8 +100,14 @@ class Reducer(Stage):
     """Robust aggregation in place of the weighted mean; every party counts the same."""
 
     def bind(self, signal: Signal) -> Signal:
-        """Single contributions in; they are gathered, and no longer summed."""
-        self.needs(signal, "any")
+        """Single contributions in, or sums over buckets of them; they are gathered, and no longer summed."""
+        if signal.buckets and signal.view == "party":
+            what, remedy = f"{self.kind} comes between bucket and its sums", f"Put secure-sum before {self.kind}"
+            raise PipelineError(what, remedy=remedy)
+        if signal.hidden and signal.view == "sum":
+            what = f"{self.kind} compares contributions, and of all parties there is only one sum here"
+            raise PipelineError(what, remedy="Put bucket(size=...) before secure-sum, which then makes several")
+        self.needs(replace(signal, view="party") if signal.view == "buckets" else signal, "any")
         if not signal.linear:
             raise PipelineError(f"{self.kind} comes after another robust reducer", remedy="Write only one such stage")
         fields = tuple(replace(f, algebra=Algebra.GATHER) if f.name in signal.vectors else f for f in signal.fields)

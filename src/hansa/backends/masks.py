@@ -1,43 +1,61 @@
-"""Secure sums of a simulation, carried out as parties and a coordinator would."""
+"""Secure sums of a simulation, carried out as parties and a coordinator would, or only computed."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from hansa.aggregation.ring import joined, parted
+from hansa.aggregation.ring import joined, parted, pooled
+from hansa.aggregation.signal import Signal
 from hansa.backends.room import Summed
-from hansa.contribution import Array, Ask, Field, Total, Values
+from hansa.contribution import Array, Ask, Total
 from hansa.party import Outcome
 from hansa.secure import rehearsal
 from hansa.secure.terms import Rules
 
+LOST = "too few of its bucket were left for a sum"
 
-class Masked:
-    """A sum of which nobody sees a part; it is the one of a `Reduction`, to the bit.
+
+class Hidden:
+    """Sums over buckets of a cohort, of which nobody sees a part; of all of it, that of a `Reduction`, to the bit.
 
     Args:
         ask: what is answered.
-        fields: what every contribution holds, integers modulo 2^32.
-        rules: what the parties hold the coordinator to.
+        signal: what travels, integers modulo 2^32.
+        masks: what the parties hold the coordinator to; without, the same sums are computed.
         run: its name.
+        buckets: who is summed with whom.
     """
 
-    def __init__(self, ask: Ask, fields: Sequence[Field], rules: Rules, run: str) -> None:
-        self._ask, self._fields, self._rules, self._run = ask, fields, rules, run
-        self._vectors: dict[str, Array] = {}
+    def __init__(
+        self, ask: Ask, signal: Signal, masks: Rules | None, run: str, buckets: Sequence[tuple[str, ...]]
+    ) -> None:
+        self._ask, self._signal, self._run, self._buckets = ask, signal, run, buckets
+        self._masked, rules = masks is not None, masks or Rules()
+        self._rules = signal.buckets.rules(rules) if signal.buckets else rules
+        self._there: list[dict[str, Array]] = [{} for _ in buckets]
 
     def counted(self, outcomes: Iterable[Outcome]) -> Iterator[Summed]:
         """What there is to say of some parties, whose contributions are counted here."""
+        at = {name: place for place, names in enumerate(self._buckets) for name in names}
         for outcome in outcomes:
             stack = outcome.counted
             for i, name in enumerate(stack.parties):
-                self._vectors[name] = joined(stack.one(i).values, self._fields)
+                there, vector = self._there[at[name]], joined(stack.one(i).values, self._signal.fields)
+                if there and not self._masked:  # all of a bucket have the one array that they add up to
+                    first = next(iter(there.values()))
+                    first += vector
+                    vector = first
+                there[name] = vector
             yield (), outcome
 
-    def total(self, population: int) -> Total:
-        """The aggregate of those counted; without a value if there is none."""
-        ask, vectors = self._ask, self._vectors
-        if not vectors:
-            return Total(Values(), (), population, 0.0)
-        model = bytes.fromhex(ask.digest)
-        summed = rehearsal.summed(ask.parties, vectors, self._rules, self._run, ask.version + 1, model)
-        values = parted(summed, self._fields)
-        return Total(values, tuple(n for n in ask.parties if n in vectors), population, float(len(vectors)))
+    def total(self, population: int) -> tuple[Total, dict[str, str]]:
+        """The aggregate of those counted, without a value if there is none; and who was lost with a bucket."""
+        sums, lost, ask = {}, dict[str, str](), self._ask
+        for names, there in zip(self._buckets, self._there, strict=True):
+            if self._signal.buckets and len(there) < self._rules.numbers(len(names)).survivors:
+                lost |= dict.fromkeys(there, LOST)
+            elif there:
+                summed = next(iter(there.values()))
+                if self._masked:
+                    model = bytes.fromhex(ask.digest)
+                    summed = rehearsal.summed(names, there, self._rules, self._run, ask.version + 1, model)
+                sums[tuple(name for name in names if name in there)] = parted(summed, self._signal.fields)
+        return pooled(sums, self._signal, ask, population), lost

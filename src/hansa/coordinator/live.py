@@ -118,8 +118,8 @@ class Live:
     def take(self, ask: Ask | None) -> None:
         """Open an ask, or none."""
         self.ask, self.rules, self.past = ask, None, self.past if ask else Past()
-        if ask is not None and ask.parties and self.course.signals(ask)[-1].hidden:
-            self.rules = self.federation.rules(len(self.course.setup.parties))
+        if ask is not None and ask.parties and (signal := self.course.signals(ask)[-1]).hidden:
+            self.rules = self.federation.rules(len(self.course.setup.parties), signal.buckets)
         self.anew()
 
     def anew(self) -> None:

@@ -103,6 +103,7 @@ class Release:
         hidden: whether only sums reach the coordinator.
         sampling: which hides from the public whose rows it is made of.
         held_out: whether it is made of the rows held out, and not of those that the models learn from.
+        bucket: if several sums reach the coordinator, the fewest parties in one.
     """
 
     what: str
@@ -111,6 +112,7 @@ class Release:
     hidden: bool = False
     sampling: AnySampling = None
     held_out: bool = False
+    bucket: int = 0
 
     def event(self, observer: str, delta: float) -> Event | None:
         """What it costs in the eyes of an observer: of the noises that this one cannot know, the one that
@@ -139,7 +141,8 @@ def guarantee(privacy: Privacy, adversary: Adversary, releases: Sequence[Release
         kinds: dict[bool, list[Event]] = {False: [], True: []}
         missing, sees = [], []
         for release in releases:
-            how = "only the total of " if release.hidden else "each party's part of "
+            sums = f"totals over {release.bucket} or more parties each" if release.bucket else "the total"
+            how = f"only {sums} of " if release.hidden else "each party's part of "
             sees.append(how + release.what if name == "coordinator" else release.what)
             event = release.event(name, privacy.delta)
             if event is None:

@@ -30,11 +30,20 @@ def neighbours(n: int, k: int, seed: bytes) -> NDArray[np.int64]:
     if k >= n - 1:
         others = np.arange(n - 1)
         return others + (others >= np.arange(n)[:, None])
-    seats = np.argsort(np.frombuffer(masks.stream(seed, 8 * n), "<u8"), kind="stable")
+    seats = _shuffled(n, seed)
     steps = np.append(np.arange(-k // 2, 0), np.arange(1, k // 2 + 1))
     found = np.empty((n, k), np.int64)
     found[seats] = seats[(np.arange(n)[:, None] + steps) % n]
     return np.sort(found, axis=1)
+
+
+def buckets(n: int, size: int, seed: bytes) -> list[NDArray[np.int64]]:
+    """Who of ``n`` parties sits in which bucket, ascending: at least ``size`` in each, if there are so many."""
+    return [np.sort(one) for one in np.array_split(_shuffled(n, seed), max(1, n // size))]
+
+
+def _shuffled(n: int, seed: bytes) -> NDArray[np.int64]:
+    return np.argsort(np.frombuffer(masks.stream(seed, 8 * n), "<u8"), kind="stable")
 
 
 def edges(graph: NDArray[np.int64]) -> NDArray[np.int64]:

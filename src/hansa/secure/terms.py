@@ -102,6 +102,7 @@ class Rules(Kept):
     adversary: Adversary = "malicious"  # or it only looks: "curious"
     honest: int = 3  # the fewest honest parties beside itself that a party takes part with
     graph: Literal["auto", "complete", "regular"] = "auto"  # auto: complete up to 100 parties
+    bucket: int = 0  # the fewest on the roster of one of several sums, which has fewer than twice as many
 
     def __post_init__(self) -> None:
         known = self.adversary in ("curious", "malicious")
@@ -113,6 +114,8 @@ class Rules(Kept):
         """What follows for ``n`` parties; a StudyError if so few cannot hold these rules."""
         gone, fewest = graphs.lost(n, self.dropout), self.corrupt + self.honest + 1
         signers, survivors = (n + self.corrupt) // 2 + 1, max(n - gone, fewest)
+        if self.bucket and not self.bucket <= n < 2 * self.bucket:
+            raise StudyError(f"a bucket of {n} parties where {self.bucket} are due", remedy="Nobody need take part.")
         if survivors > n or signers > n - gone:
             needs = f"needs {survivors} that stay and {signers} that sign"
             lack = f"{gone} may drop out and {self.corrupt} collude"
