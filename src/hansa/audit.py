@@ -273,8 +273,7 @@ def one_run(bare: Bare, canaries: int = 1000, confidence: float = 0.95) -> tuple
     federation, x, target = bare.federation, bare.x, bare.target
     learner, parties = federation.task.learner(x[0].size), int(bare.owner[-1]) + 1
     if canaries < CANARIES:
-        what = f"{canaries} canaries prove nothing"
-        raise UsageError(what, remedy=f"Say {CANARIES} or more; 1000 are usual")
+        raise UsageError(f"{canaries} canaries prove nothing", remedy=f"Say {CANARIES} or more; 1000 are usual")
     if not isinstance(learner, Glm):
         what = "canaries are features that are added to a linear model, and this is none"
         raise StudyError(what, remedy="Audit a linear model under the same privacy")

@@ -58,8 +58,7 @@ def compare(federation: Federation, tables: Mapping[str, Table], model: Model) -
     splits = {name: Party(name, table, course).split for name, table in sorted(tables.items())}
     held_out = [test for _, test in splits.values()]
     if not any(table.rows for table in held_out):
-        what = "no row is held out, so there is nothing to compare on"
-        raise StudyError(what, remedy="Raise evaluation.holdout")
+        raise StudyError("no row is held out, so there is nothing to compare on", remedy="Raise evaluation.holdout")
     trained = {name: train for name, (train, _) in splits.items()}
     scored = [_alone(federation, name, table, held_out) for name, table in trained.items()]
     parts = list(trained.values())
@@ -109,8 +108,7 @@ def cross_matrix(run: Run, parties: Mapping[str, Table], metric: str = "accuracy
     method, task, evaluation = run.federation.method, run.federation.task, run.federation.evaluation
     if not method.personalises or evaluation.central:
         what = f"no party has a model and rows of its own: {method.kind}, central={evaluation.central}"
-        remedy = "Use ditto, fedper, fedrep or ifca, and leave evaluation.central out"
-        raise StudyError(what, remedy=remedy)
+        raise StudyError(what, remedy="Use ditto, fedper, fedrep or ifca, and leave evaluation.central out")
     if metric not in task.metric_names:
         raise StudyError(f"the task has no metric {metric!r}", remedy=did_you_mean(metric, task.metric_names))
     if run.setup is None or run.progress is None:

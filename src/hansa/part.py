@@ -140,8 +140,7 @@ class Catalogue(Generic[P]):
             for other in self:
                 if key in self.find(other).model_fields:
                     what = f"unknown key {PLACE.get() or self.noun}.{key} for {self.tag} {kind!r}"
-                    remedy = f'It belongs to {self.tag} = "{other}"'
-                    raise StudyError(what, remedy=remedy)
+                    raise StudyError(what, remedy=f'It belongs to {self.tag} = "{other}"')
 
     def __get_pydantic_core_schema__(self, part: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         written = core_schema.plain_serializer_function_ser_schema(self.spec)

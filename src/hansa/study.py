@@ -52,8 +52,7 @@ def from_mapping(body: Mapping[str, Any], folder: Path) -> Federation:
     _known(body, TABLES, "table [{}]")
     for name in body:
         if not isinstance(body[name], Mapping):
-            what = f"{name} is {body[name]!r}, not a table"
-            raise StudyError(what, remedy=f"Write [{name}] and its keys")
+            raise StudyError(f"{name} is {body[name]!r}, not a table", remedy=f"Write [{name}] and its keys")
     study = dict(body.get("study", {}))
     _known(study, STUDY_KEYS, "key study.{}")
     if "task" not in body:
@@ -97,8 +96,7 @@ def _from_toml(path: Path) -> Federation:
     except tomllib.TOMLDecodeError as error:
         raise StudyError(f"this is not TOML: {error}", remedy=_to_quote(text, error)) from None
     except UnicodeDecodeError as error:
-        what = f"this is not UTF-8: byte {error.start}"
-        raise StudyError(what, remedy="Save it as UTF-8") from None
+        raise StudyError(f"this is not UTF-8: byte {error.start}", remedy="Save it as UTF-8") from None
     return from_mapping(body, path.parent)
 
 
@@ -125,8 +123,7 @@ def _code(task: Mapping[str, Any], folder: Path) -> tuple[Task, str]:
         raise StudyError(f"task.{sorted(extra)[0]} beside task.module", remedy=remedy)
     name, _, attribute = str(task["module"]).partition(":")
     if not name.isidentifier() or not attribute.isidentifier():
-        what = f"task.module is {task['module']!r}"
-        raise StudyError(what, remedy='Write module = "file:object"')
+        raise StudyError(f"task.module is {task['module']!r}", remedy='Write module = "file:object"')
     file = f"{name}.py"
     if not (folder / file).is_file():
         raise StudyError(f"task.module: no such file: {folder / file}")

@@ -149,8 +149,7 @@ class Torch(Task):
             module, _, name = reference.partition(":")
             if module == "__main__" or "<" in name or name.endswith("()"):
                 what = f"{reference} lives in the process that made it, and cannot go to another"
-                remedy = "Move it to a file: a class, or a function that makes the module"
-                raise UsageError(what, remedy=remedy)
+                raise UsageError(what, remedy="Move it to a file: a class, or a function that makes the module")
             try:
                 found = import_module(module)
                 for part in name.split("."):
@@ -160,8 +159,7 @@ class Torch(Task):
             _LIVE[reference, self.source] = found
         if self.source != _digest(*(self._code(reference) for reference in code)):
             what = f"the code of {', '.join(code)} is not here what it was where the task was made"
-            remedy = "Bring the same files to both"
-            raise StudyError(what, remedy=remedy)
+            raise StudyError(what, remedy="Bring the same files to both")
         return self
 
     def learner(self, width: int) -> Learner:
@@ -174,8 +172,7 @@ class Torch(Task):
             except ModuleNotFoundError as error:
                 if (error.name or "").partition(".")[0] != "torch":
                     raise
-                said = "PyTorch is not installed"
-                raise StudyError(said, remedy="pip install 'hansa[torch]'") from None
+                raise StudyError("PyTorch is not installed", remedy="pip install 'hansa[torch]'") from None
             self._learner = Module(
                 self._build,
                 self.loss if self.loss in LOSSES else self._code(self.loss),
@@ -242,8 +239,7 @@ class Torch(Task):
             values = np.asarray(self._code(which)(predicted, y), dtype=np.float64)
             if values.shape[:1] != (len(y),):
                 what = f"the metric {which} gives {list(values.shape)} for {len(y)} rows"
-                remedy = "Give one value per row; their mean is the metric"
-                raise StudyError(what, remedy=remedy)
+                raise StudyError(what, remedy="Give one value per row; their mean is the metric")
         elif which == "accuracy":
             classes = predicted.ndim > y.ndim
             values = (predicted.argmax(axis=-1) if classes else predicted >= 0.5) == y
@@ -257,8 +253,7 @@ class Torch(Task):
         found = _LIVE.get((reference, self.source))
         if found is None:
             what = f"the task is code ({reference}), which is not loaded in this process"
-            remedy = "Call hansa.tasks.torch(...) here first, as where it was trained"
-            raise StudyError(what, remedy=remedy)
+            raise StudyError(what, remedy="Call hansa.tasks.torch(...) here first, as where it was trained")
         return found
 
     def _build(self) -> Any:

@@ -83,8 +83,7 @@ def _resolve(key: str, known: set[str]) -> str:
     for table, catalogue in _AT.items():
         for kind in catalogue:
             if last in catalogue.find(kind).model_fields:
-                said = f'{table}.{last} belongs to {table}.kind = "{kind}"'
-                raise StudyError(f"unknown key {key}", remedy=said)
+                raise StudyError(f"unknown key {key}", remedy=f'{table}.{last} belongs to {table}.kind = "{kind}"')
     near = did_you_mean(key, {*known, *(k.rpartition(".")[2] for k in known)})
     raise StudyError(f"unknown key {key}", remedy=near if near[:3] == "Did" else "")
 

@@ -62,8 +62,7 @@ class AdaptiveClip(Stage):
         clip = float(announced["norm"])
         if not 0 < clip < math.inf:
             said = f"a clip of {clip:g} is announced, where it has to be positive and finite"
-            remedy = "Ask the coordinator's operator what it runs"
-            raise ConsentError(said, round=context.round, remedy=remedy)
+            raise ConsentError(said, round=context.round, remedy="Ask the coordinator's operator what it runs")
         names, values = context.signal.carriers, dict(stack.values)
         norms = joint_norms([values[name] for name in names])
         factors = 1 / np.clip(norms, max(clip, 1e-30), None)

@@ -71,8 +71,7 @@ class Codec(Stage):
         self.needs(signal)
         if self.remembers and math.isfinite(signal.norm):
             what = f"{self.kind} remembers what it did not send, and adds it to what was clipped already"
-            remedy = f"Put {self.kind} before the clip"
-            raise PipelineError(what, remedy=remedy)
+            raise PipelineError(what, remedy=f"Put {self.kind} before the clip")
         travel = [self.parts(f) if f.like == "parameters" else (f,) for f in signal.wire]
         fields = tuple(replace(f, example=math.inf) if f.like else f for f in signal.fields)
         return replace(signal, fields=fields, travel=tuple(part for parts in travel for part in parts))

@@ -63,8 +63,7 @@ class Matrix(Gaussian):
         number, rounds = int(state.get("step", np.asarray(0))), context.signal.schedule.rounds
         if number >= rounds:
             said = f"{self.kind} shares its noise among {rounds} rounds, and they are over"
-            remedy = "Run a study with more rounds from its beginning"
-            raise RunError(said, round=context.round, remedy=remedy)
+            raise RunError(said, round=context.round, remedy="Run a study with more rounds from its beginning")
         recalled, stay, new, together = self.step(number)
         less, after = dict(sums), {"step": np.asarray(number + 1)}
         for place, c in recalled.items():

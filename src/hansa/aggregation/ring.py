@@ -247,8 +247,7 @@ class SecureSum(Stage):
         """Bounded integers in; behind it there are only sums, modulo ``2^32``."""
         if signal.domain != "integer" or signal.view != "party":
             what = f"{self.kind} adds whole numbers under masks, and what comes is not on a grid"
-            remedy = f"Put clip(norm) >> grid(bits) before {self.kind}"
-            raise PipelineError(what, remedy=remedy)
+            raise PipelineError(what, remedy=f"Put clip(norm) >> grid(bits) before {self.kind}")
         most = signal.among.most if signal.among else 1
         largest = signal.reach or most * signal.norm
         if largest >= 2**31:

@@ -187,8 +187,7 @@ class Signal:
         if self.vectors and math.isfinite(self.norm) and (opened or self.travel is None):
             norm = joint_norms([contribution.values[name][None] for name in self.vectors])[0]
             if norm > self.norm * (1 + self._rounding):
-                said = f"the norm is {norm:g} where at most {self.norm:g} is allowed"
-                raise ContributionError(said)
+                raise ContributionError(f"the norm is {norm:g} where at most {self.norm:g} is allowed")
 
     def faults(self, stack: Contributions, opened: bool = False) -> dict[int, ContributionError]:
         """What `check` would refuse, by position in the stack; most of a stack is found to be fine at once."""

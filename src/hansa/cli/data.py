@@ -80,8 +80,7 @@ def remove(name: str, /, *, home: AgentFolder = None, json: Json = False) -> Non
     out = Output(json)
     folder = _there(home)
     if not offered(folder):
-        what = f"nothing is on offer in {folder}"
-        raise UsageError(what, remedy="--home names another agent's folder.")
+        raise UsageError(f"nothing is on offer in {folder}", remedy="--home names another agent's folder.")
     with contextlib.closing(Offers(folder)) as offers:
         offers.remove(name)
     out.say(f"{name} is not on offer any more.")
@@ -127,8 +126,7 @@ def _there(home: Path | None) -> Path:
     """The folder of the agent; the default one need not be there yet, one that is named must."""
     folder = agent_home(home)
     if home is not None and not folder.is_dir():
-        what = f"there is no folder {folder}"
-        raise UsageError(what, remedy="Correct --home: the folder of an agent.")
+        raise UsageError(f"there is no folder {folder}", remedy="Correct --home: the folder of an agent.")
     return folder
 
 

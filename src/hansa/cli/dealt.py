@@ -92,8 +92,7 @@ class Dealt:
         """The way that ``--partition`` names, and the numbers that it gives."""
         way, _, said = self.partition.partition(":")
         if way not in WAYS:
-            remedy = did_you_mean(way, WAYS)
-            raise UsageError(f"--partition: there is no way {way!r}", remedy=remedy)
+            raise UsageError(f"--partition: there is no way {way!r}", remedy=did_you_mean(way, WAYS))
         try:
             numbers = [float(number) for number in said.split(",")] if said else []
         except ValueError:
@@ -101,12 +100,10 @@ class Dealt:
         wanted = WAYS[way].count(":") if way != "shares" else max(1, len(numbers))
         whole = way != "shards" or all(number.is_integer() for number in numbers)
         if len(numbers) != wanted or bool(said) != bool(wanted) or not whole:
-            what = f"--partition {self.partition} is not understood"
-            raise UsageError(what, remedy=f"Write --partition {WAYS[way]}")
+            raise UsageError(f"--partition {self.partition} is not understood", remedy=f"Write --partition {WAYS[way]}")
         if (way == "shares") == bool(self.parties):
             what = f"--partition {self.partition} with{'' if self.parties else 'out'} --parties"
-            remedy = "The shares say how many there are; else say --parties 10"
-            raise UsageError(what, remedy=remedy)
+            raise UsageError(what, remedy="The shares say how many there are; else say --parties 10")
         return way, numbers
 
     def _rows(self, way: str, numbers: list[float], federation: Federation) -> list[Rows]:

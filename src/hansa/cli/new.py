@@ -47,8 +47,7 @@ def new(
     """
     for label, word in (("NAME", name), ("--target", target), ("--dataset", dataset or name)):
         if not word.strip() or not word.isprintable():
-            said = f"{label} must be a name, not {word!r}"
-            raise UsageError(said, remedy="Use printable letters.")
+            raise UsageError(f"{label} must be a name, not {word!r}", remedy="Use printable letters.")
     metric, aim = TARGETS[kind]
     # A JSON string without escapes for letters is a TOML basic string too.
     words = {"name": name, "dataset": dataset or name, "target": target}

@@ -124,8 +124,7 @@ def resume_simulated(out: Output, kept: Path, dealt: Dealt | None, study: Path |
         raise UsageError(f"the run {earlier.id} is finished: there is nothing to resume")
     if earlier.events[0].body.get("backend") not in ("local", "ray"):
         what = f"{kept} holds a run among real parties, and their coordinator takes it up"
-        remedy = f"Say hansa resume {earlier.id}"
-        raise UsageError(what, remedy=remedy)
+        raise UsageError(what, remedy=f"Say hansa resume {earlier.id}")
     if dealt is None:
         remedy = "Say --data FILE and --by or --partition, as `hansa simulate` was told."
         raise UsageError("a simulated run needs its table", remedy=remedy)

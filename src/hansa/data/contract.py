@@ -86,8 +86,7 @@ def numbers(table: Table, name: str) -> NDArray[np.float64]:
         except ValueError:
             comma = value.count(",") == 1 and value.replace(",", "").strip(" +-").isdecimal()
             remedy = "Write decimals with a point." if comma else ""
-            why = f"{value!r} is text, and the column holds numbers"
-            raise _breach(name, row, why, remedy) from None
+            raise _breach(name, row, f"{value!r} is text, and the column holds numbers", remedy) from None
     return converted
 
 

@@ -130,8 +130,7 @@ def _layout(file: Path, name: str) -> _Layout:
             if not any(line.strip() for line in lines):
                 raise DataError(f"{name} is an empty table", remedy="It needs a header and rows.")
             # Versions of DuckDB differ in which row they take for the header then, and lose rows.
-            what = f"{name} starts with a blank line"
-            raise DataError(what, remedy="Its first line is the header.")
+            raise DataError(f"{name} starts with a blank line", remedy="Its first line is the header.")
     samples = {delimiter: _sample(file, delimiter) for delimiter in _DELIMITERS}
     widths = {d: [len(row) for row in rows] for d, (rows, _) in samples.items()}
     even = (d for d in _DELIMITERS if widths[d][0] > 1 and len(set(widths[d])) == 1)
@@ -143,8 +142,7 @@ def _layout(file: Path, name: str) -> _Layout:
             what = f"{name}: column {position} has no name in the header"
             raise DataError(what, remedy="Name it, or leave the column out.")
         if names.count(column) > 1:
-            what = f"{name}: the header names {column!r} twice"
-            raise DataError(what, remedy="Give each its own name.")
+            raise DataError(f"{name}: the header names {column!r} twice", remedy="Give each its own name.")
     return _Layout(names, delimiter, ending)
 
 

@@ -71,8 +71,7 @@ class Population(Mapping[str, Table]):
         self.starts, self.stops = np.asarray(starts, np.int64), np.asarray(stops, np.int64)
         if self.starts.shape != self.stops.shape or self.starts.ndim != 1 or not self.starts.size:
             what = f"{self.starts.shape} first and {self.stops.shape} last rows make no parties"
-            remedy = "Give the first row of each party, and the row after its last one"
-            raise DataError(what, remedy=remedy)
+            raise DataError(what, remedy="Give the first row of each party, and the row after its last one")
         if (self.starts < 0).any() or (self.stops > self.table.rows).any():
             raise DataError(f"a party's rows lie outside the table of {self.table.rows} rows")
         if (short := np.flatnonzero(self.stops < self.starts)).size:

@@ -107,5 +107,4 @@ def _refuse_infinity(table: Table, what: str) -> None:
         if table.kind(name) == "number" and np.isinf(values).any():
             row = int(np.isinf(values).argmax())
             what = f"{what}, column {name!r}, row {row + 1}: {values[row]} is not a finite number"
-            remedy = "Leave the cell empty if the value is missing."
-            raise DataError(what, field=name, remedy=remedy)
+            raise DataError(what, field=name, remedy="Leave the cell empty if the value is missing.")

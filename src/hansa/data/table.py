@@ -44,8 +44,7 @@ class Table:
             text = values.dtype == object and values.ndim == 1
             if not text and (values.ndim < 1 or values.dtype.kind not in "biuf"):
                 what = f"column {name!r} has shape {values.shape} and type {values.dtype}"
-                remedy = "A column holds numbers or text: use Table.of."
-                raise DataError(what, remedy=remedy)
+                raise DataError(what, remedy="A column holds numbers or text: use Table.of.")
             views[name] = values.view()
             views[name].flags.writeable = False
         lengths = {name: len(values) for name, values in views.items()}

@@ -324,8 +324,7 @@ class Torch(Learner):
             raise StudyError(f"what was to be a module is {type(module).__name__}", remedy=remedy)
         if any(isinstance(p, nn.UninitializedParameter) for p in module.parameters()):
             what = "the module has lazy layers, whose sizes are unknown before a forward pass"
-            remedy = "Give the layers their sizes, as in nn.Linear(784, 10)"
-            raise StudyError(what, remedy=remedy)
+            raise StudyError(what, remedy="Give the layers their sizes, as in nn.Linear(784, 10)")
         return module.to(self.type).train()
 
     def _statistics(self) -> list[str]:
@@ -453,8 +452,7 @@ class Torch(Learner):
             for name, buffer in resident.module.named_buffers():
                 if name in before and not torch.equal(buffer, before[name]):
                     what = f"the module changes its buffer {name!r} in training, which no rule covers"
-                    remedy = "Make it a parameter, or leave it as it is"
-                    raise StudyError(what, remedy=remedy)
+                    raise StudyError(what, remedy="Make it a parameter, or leave it as it is")
         shape = list(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
         if not isinstance(out, torch.Tensor) or out.shape[:1] != (len(x),):
             remedy = "Return one tensor whose first axis is the rows"

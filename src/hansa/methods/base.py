@@ -215,8 +215,7 @@ class UpdateMethod(Method):
         """Refuse a task whose rows have no gradient of their own."""
         if not task.additive:
             what = f"the loss of {task.kind} is no mean over rows, so {self.kind} cannot descend it"
-            remedy = 'Write method.kind = "cox"'
-            raise StudyError(what, remedy=remedy)
+            raise StudyError(what, remedy='Write method.kind = "cox"')
 
     def init(self, setup: Setup, learner: Learner) -> State:
         """Initial weights keyed by the seed, and what `more` adds."""

@@ -46,8 +46,7 @@ class Evaluate(Method):
         for name in ("spread", "own", "sample", "split"):
             if self.central and getattr(self, name):
                 what = f"evaluation.{name} is of the parties' rows, and evaluation.central of one table"
-                remedy = "Leave one of the two out"
-                raise StudyError(what, remedy=remedy)
+                raise StudyError(what, remedy="Leave one of the two out")
 
     def due(self, round: int, last: bool) -> bool:
         """Whether the model is scored after this round."""
@@ -89,8 +88,7 @@ class Evaluate(Method):
         """The task's sums, or those of the metrics asked for; a StudyError if it has no such metric."""
         if unknown := [name for name in self.only if name not in task.made_of]:
             what = f"evaluation.only: the task has no metric {unknown[0]!r} that can be asked for by itself"
-            remedy = did_you_mean(unknown[0], task.made_of)
-            raise StudyError(what, remedy=remedy)
+            raise StudyError(what, remedy=did_you_mean(unknown[0], task.made_of))
         parts = {"rows", *(part for name in self.only for part in task.made_of[name])}
         return tuple(tally for tally in task.tallies() if not self.only or tally.name in parts)
 

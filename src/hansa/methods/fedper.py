@@ -97,6 +97,5 @@ def in_head(patterns: tuple[str, ...], layout: Layout) -> Array:
     chosen = [any(fnmatchcase(name, pattern) for pattern in patterns) for name in names]
     if all(chosen):
         what = f"method.head: {', '.join(patterns)} is the whole model, and nothing is left to share"
-        remedy = f"Name some of its arrays only: {', '.join(names)}"
-        raise StudyError(what, remedy=remedy)
+        raise StudyError(what, remedy=f"Name some of its arrays only: {', '.join(names)}")
     return np.repeat(chosen, [math.prod(shape) for _, shape in layout.leaves])

@@ -38,8 +38,7 @@ class FedRep(FedPer):
         super().model_post_init(context)
         if isinstance(self.local, AdamW) and self.local.weight_decay:
             what = "method.local.weight_decay: it would shrink the part that a phase of fedrep holds still"
-            remedy = "Set it to 0, or use adam"
-            raise StudyError(what, remedy=remedy)
+            raise StudyError(what, remedy="Set it to 0, or use adam")
 
     def noise(self, privacy: Privacy) -> tuple[Noised, ...]:
         """Twice that of a round of training: once for the head, once for the body."""

@@ -68,8 +68,7 @@ class IRLS(Newton):
         learner = None if isinstance(task, CodeTask) else task.learner(1)
         if type(learner) not in FAMILIES or learner is None:
             what = f"the method irls fits linear, logistic and Poisson regression, not {task.kind}"
-            remedy = 'Use method.kind = "fedavg", or "cox" for cox-regression'
-            raise StudyError(what, remedy=remedy)
+            raise StudyError(what, remedy='Use method.kind = "fedavg", or "cox" for cox-regression')
         unpenalised(self.kind, learner)
 
     def init(self, setup: Setup, learner: Learner) -> State:

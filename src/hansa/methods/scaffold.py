@@ -36,8 +36,7 @@ class Scaffold(GradientMethod):
             raise StudyError(f"method.local: scaffold needs plain SGD, not {self.local.kind}", remedy=remedy)
         if self.local.momentum:
             what = f"method.local.momentum is {self.local.momentum:g}: scaffold needs plain SGD"
-            remedy = "Set it to 0; the momentum can be the server's"
-            raise StudyError(what, remedy=remedy)
+            raise StudyError(what, remedy="Set it to 0; the momentum can be the server's")
 
     def more(self, parameters: Array) -> dict[str, Array]:
         return {"control": np.zeros_like(parameters)}

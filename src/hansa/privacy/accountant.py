@@ -110,9 +110,8 @@ def _merged(events: Iterable[Event]) -> tuple[tuple[Event, ...], float, str]:
         times[event.model_copy(update={"times": 1, "failure": 0.0})] += event.times
         failure += event.times * event.failure
     if len(adjacencies := {event.adjacency for event in times}) > 1:
-        said = "some events hide whether a record is there, and others which of two it is"
         remedy = 'State all under one adjacency; under "replace" the same noise hides half as much'
-        raise PrivacyError(said, remedy=remedy)
+        raise PrivacyError("some events hide whether a record is there, and others which of two it is", remedy=remedy)
     merged = tuple(event.model_copy(update={"times": count}) for event, count in times.items())
     return merged, failure, "".join(adjacencies)
 

@@ -23,8 +23,7 @@ def within(*, epsilon: float = 1.0, delta: float = 0.5) -> None:
     if not 0 < epsilon < math.inf:
         raise PrivacyError(f"epsilon is {epsilon:g}", remedy="Choose one above 0; 1 to 8 are usual")
     if not 0 < delta < 1:
-        remedy = "Choose one above 0 and well below 1 / (number of records)"
-        raise PrivacyError(f"delta is {delta:g}", remedy=remedy)
+        raise PrivacyError(f"delta is {delta:g}", remedy="Choose one above 0 and well below 1 / (number of records)")
 
 
 def least(holds: Callable[[float], bool], low: float, high: float, tolerance: float) -> float:

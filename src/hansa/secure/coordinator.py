@@ -52,6 +52,17 @@ class Desk(Kept):
         answers = zip(self.terms.names, self.answers, strict=True)
         return () if self.ended else tuple(n for n, got in answers if not got and n in asked)
 
+    @property
+    def spare(self) -> int:
+        """Who need not answer: of those that are to sign a set of survivors, some."""
+        asked = len(self.survivors or self.terms.names)
+        return asked - self.terms.numbers.signers if self.phase == Phase.SURVIVORS else 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether all are there that are waited for."""
+        return len(self.missing) <= self.spare
+
 
 def opening(terms: Terms) -> tuple[Desk, Out]:
     """Begin an attempt among parties that advertised; a StudyError if so few cannot hold the rules."""
@@ -62,7 +73,13 @@ def opening(terms: Terms) -> tuple[Desk, Out]:
 
 
 def step(desk: Desk, inbox: Sequence[Envelope]) -> tuple[Desk, Out]:
-    """Take answers; make the desk durable before the requests leave.
+    """Take answers, and go on once all are there; make the desk durable before the requests leave."""
+    desk = taken(desk, inbox)
+    return advance(desk) if desk.ready and not desk.ended else (desk, ())
+
+
+def taken(desk: Desk, inbox: Sequence[Envelope]) -> Desk:
+    """Take answers.
 
     An answer that is wrong is noted against its sender, who counts as missing. A vector that is taken, which
     shows in ``answers``, is to be durable before the desk is, and never overwritten.
@@ -71,10 +88,8 @@ def step(desk: Desk, inbox: Sequence[Envelope]) -> tuple[Desk, Out]:
     place = (terms.run, terms.session, terms.attempt, desk.phase, "")
     answers, refused = list(desk.answers), list(desk.refused)
     at = {name: i for i, name in enumerate(terms.names)}
-    asked = len(desk.survivors or terms.names)  # of whom so many need not answer:
-    spare = asked - terms.numbers.signers if desk.phase == Phase.SURVIVORS else 0
     for e in inbox:
-        if len(waiting) <= spare:
+        if len(waiting) <= desk.spare:
             break
         if (e.run, e.session, e.attempt, e.phase, e.receiver) != place or e.sender not in waiting:
             continue  # late, repeated, or of another attempt
@@ -83,8 +98,7 @@ def step(desk: Desk, inbox: Sequence[Envelope]) -> tuple[Desk, Out]:
         else:
             answers[at[e.sender]] = b"\1" if desk.phase == Phase.MASK else e.payload
             waiting.discard(e.sender)
-    desk = replace(desk, answers=tuple(answers), refused=tuple(refused))
-    return advance(desk) if len(waiting) <= spare and not desk.ended else (desk, ())
+    return replace(desk, answers=tuple(answers), refused=tuple(refused))
 
 
 def requests(desk: Desk) -> Out:

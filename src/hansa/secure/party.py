@@ -121,8 +121,7 @@ class Party:
         work = terms.work
         if vector.dtype != masks.DTYPES[work.bits] or vector.shape != (work.length,):
             due = f"{work.length} integers modulo 2^{work.bits} were agreed on"
-            what = f"{due}, this is {vector.dtype}{list(vector.shape)}"
-            raise ContributionError(what, party=self.name)
+            raise ContributionError(f"{due}, this is {vector.dtype}{list(vector.shape)}", party=self.name)
         bound, me = terms.bound(seat.coins), terms.names.index(self.name)
         around = bound.graph[me].tolist()
         secrets = self._agree(seat, terms, around, MASKING)

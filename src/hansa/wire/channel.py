@@ -148,8 +148,7 @@ def _not_listening(host: str, port: int) -> UnreachableError:
         with socket.socket(family) as probe:
             probe.bind((host, port))
     except PermissionError:
-        remedy = "Choose a port above 1023 with --port."
-        return UnreachableError(f"this user may not listen on {where}", remedy=remedy)
+        return UnreachableError(f"this user may not listen on {where}", remedy="Choose a port above 1023 with --port.")
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             remedy = "Is the host an address of this machine? 0.0.0.0 means all of them."

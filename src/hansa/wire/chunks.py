@@ -97,8 +97,7 @@ class Receiver:
             if self._part:
                 self._part.unlink()
             if self._resumed:
-                what = "what was kept of an earlier transfer is damaged; begin anew"
-                raise UnreachableError(what)
+                raise UnreachableError("what was kept of an earlier transfer is damaged; begin anew")
             raise ContributionError("what arrived is not what was declared: its digest differs")
         if not self._path or not self._part:
             return bytes(self._memory)

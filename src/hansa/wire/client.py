@@ -65,8 +65,7 @@ class Client:
     def _leave(self, rpc: Rpc[Any, Any], message: Message) -> bytes:
         """The one place at which a message becomes bytes that leave."""
         if not isinstance(message, rpc.request):
-            said = f"{rpc.name} sends {rpc.request.__name__}, not {type(message).__name__}"
-            raise TypeError(said)
+            raise TypeError(f"{rpc.name} sends {rpc.request.__name__}, not {type(message).__name__}")
         data: bytes = message.SerializeToString()
         if self._record:
             self._record(rpc.name, data)

@@ -74,8 +74,7 @@ def from_status(error: grpc.aio.AioRpcError) -> HansaError:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return errors.ContributionError(f"a message is too large: {details}")
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        remedy = "Use the same version of Hansa."
-        return UnreachableError("the coordinator does not know this call", remedy=remedy)
+        return UnreachableError("the coordinator does not know this call", remedy="Use the same version of Hansa.")
     return HansaError(f"the coordinator failed ({code.name}: {details})")
 
 
