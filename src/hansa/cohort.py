@@ -1,6 +1,6 @@
 """Who takes part in a round."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import Field as Limits
@@ -13,17 +13,56 @@ from hansa.part import Catalogue, Part
 from hansa.privacy import events
 
 
+class Pace(NamedTuple):
+    """When an exchange closes, and what becomes of answers that come later.
+
+    Args:
+        goal: answers that close it; None if it waits for all.
+        late: rounds by which an answer may be late and still count; 0 drops it.
+        staleness: exponent of the discount for one that is late.
+        concurrency: parties that train at a time; None for all that are asked.
+    """
+
+    goal: int | None = None
+    late: int = 0
+    staleness: float = 0.5
+    concurrency: int | None = None
+
+    def discount(self, lag: int) -> float:
+        """What an update counts for that began ``lag`` rounds ago: ``1 / (1 + lag)^staleness`` (Nguyen et al. 2022,
+        arXiv 2106.06639).
+        """
+        return float((1 + lag) ** -self.staleness)
+
+
 class All(Part):
     """Every party of the roster takes part in every round.
 
     Args:
         minimum: a run stops with an error below so many counted contributions.
         deadline: seconds after which a party that has not answered is left out of the round.
+        goal: a training round or an evaluation closes as soon as so many have answered; None waits for all.
+        late: rounds by which an update may be late: it then counts in the round in which it comes; 0 drops it.
+        staleness: exponent of the discount of late updates, as FedBuff's; 0 counts them in full.
     """
 
     kind: ClassVar[str] = "all"
     minimum: Annotated[int, Limits(ge=1)] = 2
     deadline: Annotated[float, Limits(gt=0)] = 600.0
+    goal: Annotated[int, Limits(ge=1)] | None = None
+    late: Annotated[int, Limits(ge=0)] = 0
+    staleness: Annotated[float, Limits(ge=0)] = 0.5
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuse a round that would close below its minimum."""
+        if self.goal is not None and self.goal < self.minimum:
+            what = f"a round that closes with {self.goal} answers falls below its minimum of {self.minimum}"
+            raise StudyError(what, remedy="Raise cohort.goal, or lower cohort.minimum")
+
+    @property
+    def pace(self) -> Pace:
+        """When its exchanges close."""
+        return Pace(self.goal, self.late, self.staleness)
 
     def draw(self, setup: Setup, round: int) -> tuple[str, ...]:
         """The cohort of a round, in roster order."""
@@ -59,6 +98,7 @@ class Fixed(All):
 
     def model_post_init(self, context: Any) -> None:
         """Refuse a cohort that could never reach its minimum."""
+        super().model_post_init(context)
         if self.size < self.minimum:
             what = f"a cohort of {self.size} is smaller than its minimum of {self.minimum}"
             remedy = "Raise cohort.size, or lower cohort.minimum"

@@ -134,8 +134,7 @@ class Federation(Part):
         counts = replace(_ROWS, privacy=self.privacy)
         if self.method.statistics and not self.statistics.bind(counts)[-1].noise:  # a sum alone hides no row
             what = f"the method {self.method.kind} counts rows in cells that may hold one, and nothing hides them"
-            remedy = "Put noise into [statistics], such as local-gaussian"
-            raise PipelineError(what, remedy=remedy)
+            raise PipelineError(what, remedy="Put noise into [statistics], such as local-gaussian")
         if self.statistics.stages and not self.evaluation.central and self.evaluation.due(self.rounds, last=True):
             tallies = self.evaluation.fields(self.task, self.evaluation.own)
             self.statistics.bind(Signal(tallies, weights="equal", privacy=self.privacy))
@@ -151,9 +150,9 @@ class Federation(Part):
             for stage in self.aggregation.stages:
                 if stage.whole_rounds and pace.late:
                     buffered = self.method.kind == "fedbuff"
-                    said = f"{stage.kind} goes by rounds, and {'fedbuff has none' if buffered else 'cohort.late mixes them'}"
+                    why = "fedbuff has none" if buffered else "cohort.late mixes them"
                     remedy = f"Leave {stage.kind} out, or {'use another method' if buffered else 'set cohort.late = 0'}"
-                    raise PipelineError(said, remedy=remedy)
+                    raise PipelineError(f"{stage.kind} goes by rounds, and {why}", remedy=remedy)
                 if isinstance(stage, Reducer) and not self.method.reducible:
                     raise PipelineError(
                         f"{stage.kind} would not bound what one party does to {self.method.kind}, which "
@@ -296,9 +295,8 @@ class Federation(Part):
         if cap and (public := self.guaranteed(setup)["public"]).epsilon > cap:
             why = f" ({'; '.join(public.exact)})" if public.exact else ""
             cost = f"an epsilon of {public.epsilon:.4g}{why}"
-            what = f"what the public sees costs {cost}, and privacy.epsilon is {cap:g}"
             remedy = "Add noise to [aggregation] and [statistics], run fewer rounds, or raise privacy.epsilon"
-            raise PrivacyError(what, remedy=remedy)
+            raise PrivacyError(f"what the public sees costs {cost}, and privacy.epsilon is {cap:g}", remedy=remedy)
         return setup
 
     def bounds(self, numbers: Sequence[str]) -> dict[str, tuple[float, float]] | None:
@@ -368,8 +366,7 @@ class Federation(Part):
             bound = chain.bind(replace(signal, privacy=self.privacy, among=here))[-1]
             if among is None and any(noised.where == "shares" for noised in bound.noise):
                 what = "what shares of noise are worth depends on the parties and on the model's size"
-                remedy = "Ask a run for its guarantee, or federation.guaranteed(setup)"
-                raise PrivacyError(what, remedy=remedy)
+                raise PrivacyError(what, remedy="Ask a run for its guarantee, or federation.guaranteed(setup)")
             noise = tuple((noised.where, noised.event) for noised in bound.noise)
             sampling = None
             # Where whoever is quick is counted, or whoever is late, too, there is no sample.
@@ -432,6 +429,5 @@ class Federation(Part):
         names = [column.name for column in columns if column.name != self.evaluation.split]
         if self.evaluation.split and len(names) == len(columns):
             what = f"the column {self.evaluation.split!r}, which says what is held out, is missing"
-            remedy = "Correct evaluation.split in the study, or the table"
-            raise DataError(what, party=party, remedy=remedy)
+            raise DataError(what, party=party, remedy="Correct evaluation.split in the study, or the table")
         return self.task.select(names, party)

@@ -80,13 +80,18 @@ def draw(federation: Federation, course: Course, ask: Ask) -> Ask:
     return replace(ask, parties=tuple(setup.parties))
 
 
+def goal(federation: Federation, ask: Ask) -> int | None:
+    """With how many answers an exchange closes; None if it waits for all, as for the sums of preprocessing."""
+    return None if ask.work == "moments" else federation.pace.goal
+
+
 def needed(federation: Federation, ask: Ask) -> int:
     """How many must be counted: no more than were asked, unless a claim counts on their shares of noise."""
     chain = federation.aggregation if ask.through == "update" else federation.statistics
     protects = chain.protects and ask.through != "plain"
     if protects and (ask.parties or ask.work == "train"):
         return federation.cohort.minimum
-    return min(federation.cohort.minimum, len(ask.parties))
+    return min(federation.cohort.minimum, len(ask.parties), goal(federation, ask) or len(ask.parties))
 
 
 def too_few(federation: Federation, ask: Ask, counted: int, excluded: Mapping[str, str]) -> RunError | None:
@@ -123,17 +128,22 @@ def arrived(arrival: Arrival) -> dict[str, Json]:
         "counted": list(arrival.total.parties),
         "excluded": dict(arrival.excluded),
         **({"buckets": [list(names) for names in arrival.total.buckets]} if arrival.total.buckets else {}),
+        **({"lags": dict(arrival.lags)} if arrival.lags else {}),
         **arrival.metrics,
     }
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided of one exchange: who was asked, who was not counted, and why, and who was summed with whom."""
+    """What was decided of one exchange: who was asked, who was not counted, and why, who was summed with whom, and
+    who was counted, with how many rounds they were late.
+    """
 
     parties: tuple[str, ...]
     excluded: Mapping[str, str] = field(default_factory=dict)
     buckets: tuple[tuple[str, ...], ...] = ()
+    counted: tuple[str, ...] = ()
+    lags: Mapping[str, int] = field(default_factory=dict)
 
 
 def decided(run: "Run") -> dict[int, Decision]:
@@ -149,7 +159,8 @@ def decided(run: "Run") -> dict[int, Decision]:
             cohorts[number] = tuple(event.body["parties"])
         elif event.kind == "arrived" and number in cohorts:
             dealt = tuple(map(tuple, event.body.get("buckets", ())))
-            made[number] = Decision(cohorts[number], dict(event.body["excluded"]), dealt)
+            counted, lags = tuple(event.body["counted"]), event.body.get("lags", {})
+            made[number] = Decision(cohorts[number], dict(event.body["excluded"]), dealt, counted, lags)
     return made
 
 

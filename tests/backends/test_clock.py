@@ -9,6 +9,7 @@ import hansa as hs
 from hansa import aggregation as agg
 from hansa.backends.clock import Clock
 from hansa.errors import PipelineError, RunError, StudyError, UsageError
+from hansa.methods import Scaffold
 from hansa.methods.fedbuff import FedBuff
 
 NAMES = [f"party-{i:02d}" for i in range(1, 13)]
@@ -194,11 +195,90 @@ def test_a_resumed_run_goes_on_at_its_own_time(tables, tmp_path):
     assert arrived(resumed)[-1]["clock"] == arrived(whole)[-1]["clock"]
 
 
-def test_a_buffered_run_is_not_replayed(tables):
+def test_a_replay_of_a_buffered_run_needs_no_clock(tables, tmp_path):
     run = buffered(tables)
-    method = FedBuff(local=hs.SGD(lr=0.3, batch_size=8), buffer=3, concurrency=6)
-    with pytest.raises(UsageError, match="repeated by its clock"):
-        federation(method=method, rounds=9).run(hs.Local(tables, replay=run))
+    assert max(lag for body in arrived(run) for lag in body.get("lags", {}).values()) >= 2
+    again = run.federation.run(hs.Local(tables, replay=run))
+    np.testing.assert_array_equal(again.parameters, run.parameters)
+    assert [b.get("lags") for b in arrived(again)] == [b.get("lags") for b in arrived(run)]
+
+    def stop(event):
+        if event.kind == "arrived" and event.body["round"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.federation.run(hs.Local(tables, replay=run, folder=tmp_path, every=1, follow=stop))
+    (folder,) = tmp_path.iterdir()
+    resumed = run.federation.run(hs.Local(tables, replay=run, resume=hs.Run.load(folder)))
+    np.testing.assert_array_equal(resumed.parameters, run.parameters)
+
+
+GRID = agg.clip(1.0) >> agg.grid(bits=10)
+CLOCK = Clock(seconds_per_example=(1.0, 1.0), jitter=0.3, dropout=0.05)
+
+
+def test_a_round_closes_with_its_goal_and_a_replay_counts_the_same(tables):
+    study = federation(cohort=hs.All(goal=5))
+    run = study.run(hs.Local(tables, clock=CLOCK))
+    assert [len(body["counted"]) for body in arrived(run)] == [5] * len(arrived(run))
+    waited = federation().run(hs.Local(tables, clock=CLOCK))
+    assert arrived(run)[-1]["clock"] < arrived(waited)[-1]["clock"] / 2
+    again = study.run(hs.Local(tables, replay=run))
+    np.testing.assert_array_equal(again.parameters, run.parameters)
+    everybody = study.run(hs.Local(tables))  # nobody is late without a clock
+    assert all(len(body["counted"]) == len(tables) for body in arrived(everybody))
+
+
+@pytest.mark.parametrize("goal", [5, None])
+def test_late_updates_count_in_a_later_round_and_less(tables, goal, tmp_path):
+    cohort = hs.All(goal=goal, late=3, deadline=40.0)
+    study = federation(method=Scaffold(local=hs.SGD(lr=0.3, batch_size=8)), cohort=cohort, rounds=9)
+    run = study.run(hs.Local(tables, clock=CLOCK))
+    lags = [lag for body in arrived(run) for lag in body.get("lags", {}).values()]
+    assert set(lags) <= {1, 2, 3}
+    assert len(set(lags)) >= 2
+    assert any("more than 3 rounds late" in why for body in arrived(run) for why in body["excluded"].values())
+    again = study.run(hs.Local(tables, replay=run))
+    np.testing.assert_array_equal(again.parameters, run.parameters)
+    full = study.model_copy(update={"cohort": cohort.model_copy(update={"staleness": 0.0})})
+    in_full = full.run(hs.Local(tables, clock=CLOCK))
+    assert [b["counted"] for b in arrived(in_full)] == [b["counted"] for b in arrived(run)]
+    assert not np.array_equal(in_full.parameters, run.parameters)
+
+    def stop(event):
+        if event.kind == "arrived" and event.body["round"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study.run(hs.Local(tables, clock=CLOCK, folder=tmp_path, every=1, follow=stop))
+    (folder,) = tmp_path.iterdir()
+    resumed = study.run(hs.Local(tables, clock=CLOCK, resume=hs.Run.load(folder)))
+    np.testing.assert_array_equal(resumed.parameters, run.parameters)
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"cohort": hs.All(late=2), "method": hs.methods.Histogram()}, "histogram adds up sums"),
+        ({"cohort": hs.All(goal=2), "method": hs.methods.IRLS()}, "no cohort but all of them"),
+        ({"cohort": hs.All(goal=2), "method": FedBuff()}, "set method.buffer"),
+        ({"cohort": hs.All(late=2), "aggregation": agg.adaptive_clip()}, "goes by rounds, and cohort.late mixes"),
+        ({"cohort": hs.All(goal=2), "aggregation": GRID >> agg.secure_sum()}, "signed its set"),
+        ({"cohort": hs.All(late=2), "aggregation": GRID, "method": hs.FedAvg(weights="equal")}, "a part of itself"),
+    ],
+)
+def test_late_updates_are_refused_where_they_make_no_sense(parts, reason):
+    with pytest.raises((StudyError, PipelineError), match=reason):
+        federation(**parts)
+
+
+@pytest.mark.parametrize("late", [{"goal": 2}, {"late": 1}])
+def test_where_the_quick_or_the_late_are_counted_no_sample_amplifies(late):
+    private = {"method": hs.FedAvg(weights="equal"), "cohort": hs.Poisson(rate=0.1)}
+    (sampled,) = noised(None, noise=5.0, **private).guarantee["public"].events
+    (event,) = noised(None, noise=5.0, **{**private, "cohort": hs.Poisson(rate=0.1, **late)}).guarantee["public"].events
+    assert sampled.sampling is not None
+    assert (event.sampling, event.times) == (None, sampled.times)
 
 
 def noised(tables, noise=1e-3, buffer=3, **values):

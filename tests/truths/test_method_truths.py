@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import hansa as hs
+from hansa.cohort import Pace
 from hansa.contribution import Values
 from hansa.errors import StudyError
 from hansa.methods import IFCA, Ditto, FedBuff, FedNova, FedPer, FedProx, FedRep, Scaffold
@@ -279,6 +280,9 @@ def test_what_a_method_cannot_be_is_refused_with_the_reason(body: dict[str, Any]
 
 
 def test_fedbuff_discounts_by_the_root_of_the_lag_unless_told_otherwise() -> None:
-    assert [FedBuff().discount(lag) for lag in (0, 3, 8)] == pytest.approx([1, 1 / 2, 1 / 3])
-    assert FedBuff(staleness=0.0).discount(7) == 1.0
-    assert FedBuff(staleness=2.0).discount(1) == 0.25
+    def pace(**method: float) -> Pace:
+        return hs.Federation(task=TASK, method=FedBuff(**method)).pace
+
+    assert [pace().discount(lag) for lag in (0, 3, 8)] == pytest.approx([1, 1 / 2, 1 / 3])
+    assert pace(staleness=0.0).discount(7) == 1.0
+    assert pace(staleness=2.0).discount(1) == 0.25

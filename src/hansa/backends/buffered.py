@@ -1,16 +1,18 @@
-"""Buffered asynchrony in virtual time: the schedule of FedBuff."""
+"""Rounds that do not wait, in virtual time: k of n, late updates, and the schedule of FedBuff."""
 
 import heapq
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hansa import keyed
-from hansa.aggregation.reduce import Reduction
+from hansa.aggregation.reduce import Reduction, discounted
+from hansa.backends.clock import Clock
 from hansa.backends.exchange import LocalExchange
-from hansa.contribution import Algebra, Arrival, Ask, Contribution, Contributions, Values
+from hansa.contribution import Arrival, Ask, Contribution, Values
 from hansa.errors import RunError
 from hansa.federation import Federation
 from hansa.methods.base import State
@@ -31,20 +33,22 @@ class _Flight(NamedTuple):
 
 
 class BufferedExchange(LocalExchange):
-    """Parties begin and end when the clock says; an arrival is a full buffer, whatever its parties began from."""
+    """Parties begin and end when the clock says; an arrival is of those who landed, whatever they began from. Or
+    all of that is as it was decided before.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        assert isinstance(self.course.method, FedBuff)
-        self._method, self._begun = self.course.method, 0
+        self._buffered, self._begun = isinstance(self.course.method, FedBuff), 0
+        self._reach = max((lag for made in self.decisions.values() for lag in made.lags.values()), default=0)
         self._flights: list[_Flight] = []
         self._asks: dict[int, Ask] = {}
         if self.run and self.run.progress and UNDER_WAY in self.run.progress.states:
             self._take_up(self.run.progress.states[UNDER_WAY])
 
     def draw(self, federation: Federation, ask: Ask) -> Ask:
-        """Nobody yet: who begins when is decided on the way."""
-        return ask if ask.work == "train" else super().draw(federation, ask)
+        """Nobody yet, in a buffered run: who begins when is decided on the way."""
+        return ask if ask.work == "train" and self._buffered else super().draw(federation, ask)
 
     def under_way(self) -> State | None:
         """Who is at work since when, and the asks that they work on."""
@@ -69,75 +73,112 @@ class BufferedExchange(LocalExchange):
             return super()._one(ask)
         self._asks[ask.version] = ask
         counted, proposed = dict[str, Contribution](), dict[str, Values]()
-        excluded, leaving, landed = dict[str, str](), 0, list[_Flight]()
-        # Who is refused fills no place; or, behind noise, fills it with nothing: who comes instead would be one
-        # contribution more by which two neighbours' sums differ, in this buffer and in all after it.
-        filling = landed if self.course.aggregation.protects else counted
-        while (wanted := self._method.buffer - len(filling)) > 0:
-            more = self._landed(ask, excluded, landed, wanted)
-            for version in dict.fromkeys(flight.version for flight in more):
-                began = self._asks[version]
-                mine = [flight.party for flight in more if flight.version == version]
-                for outcome in self.room.answers(began, mine, self.memories):
+        excluded, leaving, began = dict[str, str](), 0, dict[str, Ask]()
+        for more in self._turns(ask, excluded, began, counted):
+            began |= more
+            for version in dict.fromkeys(one.version for one in more.values()):
+                mine = [party for party, one in more.items() if one.version == version]
+                since = self._asks[version]
+                for outcome in self.room.answers(since, mine, self.memories):
                     excluded |= outcome.excluded
                     proposed |= outcome.memory
                     leaving += outcome.leaving
-                    lag = ask.round - began.round
-                    stack = self._discounted(began, outcome.counted, self._method.discount(lag))
+                    factor = self.pace.discount(ask.round - since.round)
+                    stack = discounted(outcome.counted, self.course.signals(since)[-1].fields, factor)
                     counted |= {party: stack.one(i) for i, party in enumerate(stack.parties)}
-            landed += more
-        landed.sort(key=lambda flight: flight.number)
-        lags = [ask.round - self._asks[flight.version].round for flight in landed]
         under_way = {flight.version for flight in self._flights}
-        self._asks = {v: one for v, one in self._asks.items() if v in under_way}
-        order = tuple(flight.party for flight in landed if flight.party in counted)
+        self._asks = {v: o for v, o in self._asks.items() if v in under_way or o.round > ask.round - self._reach}
+        order = (*ask.parties, *sorted(set(counted).difference(ask.parties)))
         reduction = Reduction(self.course.signals(ask)[-1].fields, order)
         for party in order:
-            reduction.add(party, counted[party])
+            if party in counted:
+                reduction.add(party, counted[party])
         self.remember([proposed])
+        lags = {party: ask.round - one.round for party, one in began.items()}
         metrics = {
-            "bytes_out": float(ask.send.nbytes * len(landed)),
+            "bytes_out": float(ask.send.nbytes * len(began)),
             "bytes_in": float(leaving),
-            "lag": float(np.mean(lags)),
+            "lag": float(np.mean(list(lags.values()) or [0])),
         }
         excluded = {name: why for name, why in excluded.items() if name not in counted}
         total = reduction.total(len(self.course.setup.parties))
-        return Arrival(replace(ask, parties=order), total, excluded, metrics)
+        lags = {party: lag for party, lag in lags.items() if lag and party in counted}
+        asked = replace(ask, parties=order) if self._buffered else ask
+        return Arrival(asked, total, excluded, metrics, lags)
 
-    def _discounted(self, ask: Ask, stack: Contributions, factor: float) -> Contributions:
-        if factor == 1.0 or not stack.parties:
-            return stack
-        fields = self.course.signals(ask)[-1].fields
-        values = dict(stack.values)
-        for field in fields:
-            if field.like == "parameters" and field.algebra is not Algebra.SUM:
-                values[field.name] = values[field.name] * values[field.name].dtype.type(factor)
-        return stack.holding(values)
+    def _turns(
+        self, ask: Ask, excluded: dict[str, str], began: dict[str, Ask], counted: dict[str, Contribution]
+    ) -> Iterable[dict[str, Ask]]:
+        """Who lands and is to be counted, each with the ask that it began from, until the exchange closes."""
+        if (made := self.decisions.get(ask.version)) is not None:
+            excluded |= made.excluded
+            rounds = {one.round: one for one in self._asks.values()}
+            yield {party: rounds[ask.round - made.lags.get(party, 0)] for party in made.counted}
+        elif not self._buffered:
+            yield self._first(ask, excluded)
+        else:
+            # Who is refused fills no place; or, behind noise, fills it with nothing: who comes instead would be one
+            # contribution more by which two neighbours' sums differ, in this buffer and in all after it.
+            filling = began if self.course.aggregation.protects else counted
+            while (wanted := (self.pace.goal or 1) - len(filling)) > 0:
+                yield self._landed(ask, excluded, set(began), wanted)
 
-    def _landed(self, ask: Ask, excluded: dict[str, str], before: Sequence[_Flight], number: int) -> list[_Flight]:
+    def _first(self, ask: Ask, excluded: dict[str, str]) -> dict[str, Ask]:
+        """Let all who are asked and free begin, and wait for the goal, for all of them, or for the deadline."""
+        clock, seed, late = self.clock or Clock(), self.course.setup.seed, self.pace.late
+        for flight in [f for f in self._flights if ask.round - self._asks[f.version].round > late]:
+            self._flights.remove(flight)
+            excluded[flight.party] = f"it is more than {late} rounds late"
+        busy = {flight.party for flight in self._flights}
+        free = [party for party in ask.parties if party not in busy]
+        there = clock.there(free, seed, ask.version, self._now)
+        for party, here, taken in zip(free, there, self.durations(ask, free, ask.version), strict=True):
+            if here:
+                self._flights.append(_Flight(self._now + float(taken), self._begun, party, ask.version))
+                self._begun += 1
+            else:
+                excluded[party] = "it was not available"
+        heapq.heapify(self._flights)
+        landed, end, goal = dict[str, Ask](), self._now + self.deadline, self.pace.goal or math.inf
+        while self._flights and len(landed) < goal:
+            if goal == math.inf and landed and all(flight.version != ask.version for flight in self._flights):
+                break
+            if self._flights[0].end > end:
+                self._now = end
+                excluded |= {f.party: f"no answer within {self.deadline:g} s" for f in self._flights if not late}
+                break
+            flight = heapq.heappop(self._flights)
+            self._now = flight.end
+            if clock.fails([flight.party], seed, flight.version)[0]:
+                excluded[flight.party] = "it failed in the middle of its work"
+            else:
+                landed[flight.party] = self._asks[flight.version]
+        self._flights = self._flights if late else []
+        return landed
+
+    def _landed(self, ask: Ask, excluded: dict[str, str], before: set[str], number: int) -> dict[str, Ask]:
         """Let parties begin and end until so many more, beside those before, have ended; a RunError if nobody
         is left who could.
         """
-        landed: list[_Flight] = []
+        landed: dict[str, Ask] = {}
         clock, seed, failed = self.clock, self.course.setup.seed, 0
         while len(landed) < number:
-            self._start(ask, {flight.party for flight in (*before, *landed)})
+            self._start(ask, before | set(landed))
             if not self._flights:
                 reasons = "; ".join(f"{party}: {why}" for party, why in sorted(excluded.items()))
                 raise RunError(
-                    f"nobody is there to fill the buffer of {self._method.buffer}"
-                    + (f" ({reasons})" if reasons else ""),
+                    f"nobody is there to fill the buffer of {self.pace.goal}" + (f" ({reasons})" if reasons else ""),
                     round=ask.round,
                     remedy="Lower method.buffer, or let parties be available more often",
                 )
             flight = heapq.heappop(self._flights)
             self._now = flight.end
             if clock is None or not clock.fails([flight.party], seed, flight.number)[0]:
-                landed.append(flight)
+                landed[flight.party] = self._asks[flight.version]
                 continue
             excluded[flight.party] = "it failed in the middle of its work"
             failed += 1
-            if failed > 100 * self._method.buffer:
+            if failed > 100 * (self.pace.goal or 1):
                 raise RunError("parties fail faster than they fill the buffer", round=ask.round)
         return landed
 
@@ -146,7 +187,7 @@ class BufferedExchange(LocalExchange):
         setup, clock = self.course.setup, self.clock
         busy = {flight.party for flight in self._flights} | waiting
         tries = 0
-        while len(self._flights) < self._method.concurrency and len(busy) < len(setup.parties):
+        while len(self._flights) < (self.pace.concurrency or 1) and len(busy) < len(setup.parties):
             drawn = keyed.generator(setup.seed, "begins", self._begun, tries)
             party = setup.parties[int(drawn.integers(len(setup.parties)))]
             tries += 1

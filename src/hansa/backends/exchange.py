@@ -14,6 +14,7 @@ from hansa.backends.clock import Clock
 from hansa.backends.masks import Hidden
 from hansa.backends.memories import Latest, Memories
 from hansa.backends.room import Room
+from hansa.cohort import Pace
 from hansa.contribution import Array, Arrival, Ask, Total, Values
 from hansa.data.table import Table
 from hansa.errors import RunError, UsageError
@@ -39,6 +40,7 @@ class LocalExchange:
         deadline: virtual seconds after which a party is left out of its round.
         decisions: of another run, to be repeated, by the number of the exchange.
         masks: the rules of secure sums that are carried out as between machines.
+        pace: when an exchange closes.
 
     The others are those of `hansa.Local`.
     """
@@ -53,6 +55,7 @@ class LocalExchange:
     deadline: float = math.inf
     decisions: Mapping[int, Decision] = field(default_factory=dict)
     masks: Rules | None = None
+    pace: Pace = field(default_factory=Pace)
 
     def __post_init__(self) -> None:
         run = self.run
@@ -173,7 +176,8 @@ class LocalExchange:
     def _absent(self, ask: Ask) -> dict[str, str]:
         """Who is not counted, as recorded or by the clock, which goes on until the last one has answered."""
         if ask.version in self.decisions:
-            return dict(self.decisions[ask.version].excluded)
+            made = self.decisions[ask.version]
+            return {p: made.excluded.get(p, "it was not counted") for p in ask.parties if p not in made.counted}
         clock, seed = self.clock, self.course.setup.seed
         if clock is None or ask.work != "train":
             return {}

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -96,8 +96,6 @@ class Local:
         if self.clock is not None:
             self.clock.knows(setup.parties)
         course = federation.course(setup)
-        if isinstance(course.method, FedBuff) and course.among:  # a sum is of a buffer
-            course = replace(course, among=course.among.all_of(min(course.method.buffer, len(setup.parties))))
         run = resume or Run(new_id(federation.name), federation)
         if run.federation.hash != federation.hash:
             forms = (json.loads(other.to_json()) for other in (run.federation, federation))
@@ -138,23 +136,19 @@ class Local:
         """The exchange of a run.
 
         Raises:
-            UsageError: if decisions of a buffered run were to be repeated.
-            StudyError: if they are about somebody who is no party.
+            StudyError: if the decisions to repeat are about somebody who is no party.
         """
         parties, made_by = course.setup.parties, LocalExchange
         made = decided(self.replay) if self.replay else {}
-        asked = {name for decision in made.values() for name in decision.parties}
+        asked = {name for decision in made.values() for name in (*decision.parties, *decision.counted)}
         if unknown := sorted(asked - set(parties)):
             what = f"the run to replay asked {unknown[0]!r}, who is not among the parties"
             remedy = "Replay with the parties of that run"
             raise StudyError(what, remedy=remedy)
-        if isinstance(course.method, FedBuff):
+        if isinstance(course.method, FedBuff) or (any(federation.pace[:2]) and (self.clock or made)):
             from hansa.backends.buffered import BufferedExchange  # which is a local one
 
             made_by = BufferedExchange
-            if made:
-                remedy = "Leave replay out, and give the clock and the seed of that run"
-                raise UsageError("a buffered run is repeated by its clock, not by its record", remedy=remedy)
         masks = federation.rules(len(parties)) if self.masks else None
         if self.masks and masks is None:
             remedy = "Leave masks out, or end a chain in secure_sum()"
@@ -170,6 +164,7 @@ class Local:
             deadline=federation.cohort.deadline,
             decisions=made,
             masks=masks,
+            pace=federation.pace,
         )
 
     def _room(self, here: Room, book: Book) -> Room:

@@ -14,7 +14,8 @@ class FedBuff(GradientMethod):
 
     ``concurrency`` parties train at any time; whenever one is done, another begins from the newest parameters.
     Arriving updates are buffered, and the server takes a step along their mean whenever there are ``buffer``
-    of them. An update that began ``lag`` server steps ago counts `discount` times what it would.
+    of them. An update that began ``lag`` server steps ago counts ``1 / (1 + lag)^staleness`` times what it would. The
+    cohort's ``late`` says how many steps that may be; any number if it is 0.
 
     Under a schedule that waits for everybody no update is stale, and it is FedAvg.
 
@@ -28,7 +29,3 @@ class FedBuff(GradientMethod):
     buffer: Count = 10
     concurrency: Count = 100
     staleness: Annotated[float, Limits(ge=0)] = 0.5
-
-    def discount(self, lag: int) -> float:
-        """What an update counts for that is ``lag`` server steps old: ``1 / (1 + lag)^staleness``."""
-        return float((1 + lag) ** -self.staleness)
