@@ -27,9 +27,10 @@ from hansa.privacy.claim import Privacy
 from hansa.privacy.events import EVENTS, Event, Exact, Gaussian
 from hansa.privacy.guarantee import less_one
 
-MISSING, CONFIRMED, TOLD, HEARD = -1, 0, -2, -3
+MISSING, CONFIRMED, TOLD, HEARD, RESTORED = -1, 0, -2, -3, -4
 """In place of an attempt, before and after its owner confirmed it: of a charge that was lost; and of work that
-failed, where Exact stands for a refusal before any charge, since under a budget none is."""
+failed, where Exact stands for a refusal before any charge, since under a budget none is; and of a backup that
+its owner came back from, as the run."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Ledger:
         self._number, self._lock = 0, Lock()  # the link's thread counts, too, and no number is used again
         self.missing: dict[str, int] = {}
         self.refused: dict[str, int] = {}
+        self.restored = ""  # since when it may have forgotten
         self._latest: dict[str, int] = {}
         self._events: Counter[Event] = Counter()
         with reading("ledger"):
@@ -80,7 +82,9 @@ class Ledger:
         self._number = max(row["number"], self._number)
         if row["attempt"] == TOLD:
             self.refused[row["run"]] = row["version"]
-        if row["attempt"] in (TOLD, HEARD) and isinstance(event, Exact):
+        if row["attempt"] == RESTORED:
+            self.restored = row["run"]
+        if row["attempt"] in (TOLD, HEARD, RESTORED) and isinstance(event, Exact):
             return
         # Two tables that differ by a row have other sizes, of which what replaces rows may tell anything.
         self._events[event if event.adjacency == "add-remove" else Exact(adjacency="add-remove")] += 1
@@ -110,6 +114,12 @@ class Ledger:
 
     def require_whole(self) -> None:
         """Refuse (PrivacyError) to go on while the owner has not confirmed what is missing, or was told."""
+        if self.restored:
+            said = (
+                f"this party came back from a backup of {self.restored}, and may not know of answers that it gave since"
+            )
+            remedy = "Its owner can stop the agent, and take that as spent by `hansa agent status --confirm`"
+            raise PrivacyError(said, remedy=remedy)
         for run, version in self.refused.items():
             said = f"this party could not do exchange {version} of run {run}, and that tells of its rows"
             way = "Its owner finds the reason in the log of the agent, and can stop it and go on by "

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hansa.agent.ledger import CONFIRMED, HEARD, MISSING, TOLD, Budget
+from hansa.agent.ledger import CONFIRMED, HEARD, MISSING, RESTORED, TOLD, Budget
 from hansa.agent.policy import Offer
 from hansa.agent.store import AgentStore
 from hansa.crypto.agreement import words
@@ -130,11 +130,12 @@ class Offers:
             "answers": ledger.answers,
             "missing": ledger.missing,
             "refused": ledger.refused,
+            "restored": ledger.restored,
         }
 
     def take_as_spent(self) -> None:
         """Take the ledger as spent, of which charges are missing, and what refusals told as told."""
-        after = {MISSING: CONFIRMED, TOLD: HEARD}
+        after = {MISSING: CONFIRMED, TOLD: HEARD, RESTORED: HEARD}
         rows = self._store.rows("charge", attempt=[*after])
         self._store.apply([Put("charge", {**row, "attempt": after[row["attempt"]]}) for row in rows])
 

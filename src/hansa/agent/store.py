@@ -4,9 +4,10 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from hansa.agent.ledger import Budget, Ledger
+from hansa.agent.ledger import RESTORED, Budget, Ledger
 from hansa.crypto.vault import Vault
-from hansa.database import Database, columns
+from hansa.database import Database, Drop, Put, columns
+from hansa.privacy.events import EVENTS, Exact
 from hansa.secure.terms import Rules
 
 HEAD = "0003"
@@ -39,6 +40,13 @@ class AgentStore(Database):
         row, order = self.row("budget", unit="example"), self.row("rule", name="order")
         budget = Budget(row["epsilon"], row["delta"], order["value"] if order else None) if row else None
         return Ledger(self.rows("charge", order="number"), budget)
+
+    def restored(self, made: str) -> None:
+        """Say that this is a backup: its owner is to confirm what it forgot, and it takes no seat again."""
+        number = max((row["number"] for row in self.rows("charge", columns=("number",))), default=0) + 1
+        mark = {"number": number, "run": made, "version": 0, "attempt": RESTORED, "at": made}
+        event = EVENTS.spec(Exact(adjacency="add-remove"))
+        self.apply([Drop("seat", {}), Put("charge", {**mark, "event": event})], erase=True)
 
     def pins(self) -> dict[str, str]:
         """The words of others' identities that the owner confirmed."""

@@ -205,6 +205,9 @@ def status(*, confirm: bool = False, home: AgentFolder = None, json: Json = Fals
     if privacy["missing"]:
         out.say("its ledger is older than its answers, so it takes part in nothing: restore the newest backup,")
         out.say("or take the ledger as spent: `hansa agent status --confirm`")
+    if privacy["restored"]:
+        out.say(f"it came back from a backup of {privacy['restored']} and takes part in nothing, as it may not know of")
+        out.say("answers that it gave since: go on by `hansa agent status --confirm`")
     for run, version in privacy["refused"].items():
         out.say(f"it could not do exchange {version} of run {run}, which tells of its rows, so it does no more:")
         out.say("see its log for the reason, and go on by `hansa agent status --confirm`")

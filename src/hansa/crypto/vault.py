@@ -57,9 +57,8 @@ class Vault:
         who, remembered = "coordinator" if (folder / "authority.key").exists() else "agent", folder / REMEMBERED
         said = "" if file else os.environ.get(VARIABLE, "")
         try:
-            if file is None and not said and remembered.exists():
-                file = Path(remembered.read_text(encoding="utf-8"))
-            said = said if file is None else file.read_text(encoding="ascii")
+            if not said and (file or remembered.exists()):
+                said = (file or Path(remembered.read_text(encoding="utf-8"))).read_text(encoding="ascii")
             keys = [base64.b64decode(line, validate=True) for line in said.split()]
             if any(len(key) != KEY for key in keys) or (file and not keys):
                 raise ValueError("a key is 32 bytes in base64, on a line of its own")

@@ -1,0 +1,113 @@
+"""A program's folder as it stood at one moment, in one file with the hash of every member.
+
+The keys that noise is drawn under are left out: who comes back from a backup draws new ones, and no noise twice.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import sqlite3
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from blake3 import blake3
+
+from hansa.errors import StoreError
+from hansa.files import writing
+
+MANIFEST = "manifest.json"
+LEFT_OUT = re.compile(r"\..*|noise\.key|storage-key|serving\.lock|.*(-wal|-shm|-journal|\.part|\.damaged-[-0-9]+)")
+
+
+def backup(folder: Path, archive: Path, about: dict[str, str]) -> dict[str, str]:
+    """Write what a program keeps into one tar file, private and whole, whether it runs or not; the hash of each file.
+
+    Raises:
+        StoreError: if a database is damaged, or busy for longer than a minute.
+        OSError: if the archive cannot be written.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".backup-") as name, writing(archive, private=True) as file:
+        frozen, hashes = Path(name), dict[str, str]()
+        _freeze(folder, frozen)
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for path in sorted(path for path in frozen.rglob("*") if path.is_file()):
+                member = path.relative_to(frozen).as_posix()
+                hashes[member] = blake3().update_mmap(path).hexdigest()
+                tar.add(path, member)
+            (frozen / MANIFEST).write_text(json.dumps({**about, "files": hashes}), encoding="utf-8")
+            tar.add(frozen / MANIFEST, MANIFEST)
+    return hashes
+
+
+def _freeze(folder: Path, frozen: Path) -> None:
+    """Copy the databases and link all else, while their writers wait: a file that a row speaks of comes before the row
+    and goes after it.
+    """
+    with ExitStack() as held:
+        try:
+            for path in sorted(folder.glob("*.db")):
+                source = held.enter_context(closing(sqlite3.connect(path, timeout=60, isolation_level=None)))
+                source.execute("BEGIN IMMEDIATE")
+                with closing(sqlite3.connect(frozen / path.name)) as copy:
+                    source.backup(copy)
+        except sqlite3.Error as error:
+            raise StoreError(f"the database {path} cannot be copied: {error}") from error
+        for path in folder.rglob("*"):
+            to = frozen / path.relative_to(folder)
+            if path.is_dir() or path.suffix == ".db" or any(map(LEFT_OUT.fullmatch, path.relative_to(folder).parts)):
+                continue
+            to.parent.mkdir(exist_ok=True, parents=True)
+            with suppress(FileNotFoundError):  # no row speaks of it any more, or yet
+                (shutil.copyfile if path.suffix == ".jsonl" else os.link)(path, to)  # a record grows
+
+
+@contextmanager
+def restored(archive: Path, folder: Path, program: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """What was backed up, every hash checked first, in a folder that takes the place of ``folder`` at the end; and what
+    the archive says of itself.
+
+    Raises:
+        StoreError: if there is a folder, or the archive is not whole, or another program's.
+    """
+    if folder.exists():
+        raise StoreError(f"the folder {folder} exists already", remedy="Name a new one with --home")
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            members = {member.name: member for member in tar.getmembers()}
+            said = json.loads(_opened(tar, members.pop(MANIFEST)).read())
+            found = {name: _hash(_opened(tar, m)) for name, m in members.items()}
+            if wrong := [name for name, _ in found.items() ^ said["files"].items()]:
+                raise ValueError(f"{wrong[0]} is missing, or not what it was")
+            if said["program"] != program or any({"..", "/"} & set(Path(name).parts) for name in members):
+                raise ValueError(f"it is not of this program, but of the {said['program']}")
+            for name, member in members.items():
+                with writing(part / name, private=True) as file:
+                    shutil.copyfileobj(_opened(tar, member), file)
+        yield part, said
+        part.rename(folder)
+    except (OSError, KeyError, ValueError, tarfile.TarError) as error:
+        remedy = "Take another backup, or copy this one again from where it was made"
+        raise StoreError(f"{archive} cannot be restored: {error}", remedy=remedy) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _opened(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    file = tar.extractfile(member) if member.isfile() else None
+    if file is None:
+        raise ValueError(f"{member.name} is no file")
+    return file
+
+
+def _hash(file: IO[bytes]) -> str:
+    made = blake3()
+    while piece := file.read(1 << 20):
+        made.update(piece)
+    return made.hexdigest()

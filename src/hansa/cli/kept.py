@@ -1,0 +1,113 @@
+"""``hansa coordinator`` and ``hansa agent``: ``backup``, ``restore`` and ``rekey``, the same for both."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from hansa import __version__
+from hansa.cli.home import agent_home, coordinator_home, not_written
+from hansa.cli.output import Json, Output
+from hansa.cli.serving import sole
+from hansa.errors import UsageError
+
+KeyFile = Annotated[Path | None, Parameter(help="file with the storage keys, one a line; the first one seals.")]
+Folder = Annotated[Path | None, Parameter(help="folder of the program; the one in $HANSA_HOME if not given.")]
+KEYS = {
+    "agent": ("identity.key", "noise.key", "party.pem"),
+    "coordinator": ("noise.key", "lobby.seed", "authority.key"),
+}
+"""Files that are sealed; the last one when all else is."""
+
+
+def _begun(folder: Path) -> Path:
+    """The folder; a UsageError if no program has kept anything in it."""
+    if not any(folder.glob("*.db")) and not (folder / "authority.key").exists():
+        raise UsageError(f"nothing is kept in {folder}", remedy="Name the program's folder with --home")
+    return folder
+
+
+def _commands(program: str, home_of: Callable[[Path | None], Path]) -> tuple[Callable[..., None], ...]:
+    def backup(file: Path, *, home: Folder = None, json: Json = False) -> None:
+        from hansa.backup import backup as write
+        from hansa.run import now
+
+        out, folder = Output(json), _begun(home_of(home))
+        try:
+            names = write(folder, file, {"program": program, "made": now(), "version": __version__})
+        except OSError as error:
+            raise not_written(file, error) from None
+        out.say(f"{len(names)} files of {folder} are in {file}. Keys are among them: keep it as you keep those.")
+        if f"{program}.db" not in names:
+            out.say("Rows in a database server are not: copy them with its own tool, such as pg_dump.")
+        out.finish({"file": file, "files": names})
+
+    def restore(file: Path, *, home: Folder = None, json: Json = False) -> None:
+        from hansa.agent.store import AgentStore
+        from hansa.backup import restored
+
+        out, folder = Output(json), home_of(home)
+        with restored(file, folder, program) as (part, said):
+            if program == "agent":
+                with contextlib.closing(AgentStore(part)) as store:
+                    store.restored(said["made"])
+            else:
+                (part / "restored").write_text(said["made"], encoding="utf-8")
+        out.say(f"{folder} is as it was at {said['made']}. Next: hansa {program} start")
+        out.finish({"home": folder, "made": said["made"], "files": said["files"]})
+
+    def rekey(*, key_file: KeyFile = None, home: Folder = None, json: Json = False) -> None:
+        from hansa.agent.store import AgentStore
+        from hansa.coordinator.store import CoordinatorStore
+        from hansa.crypto.vault import MARK, Vault
+
+        out, folder = Output(json), _begun(home_of(home))
+        with sole(folder):
+            vault = Vault.of(folder, key_file)
+            if not vault:
+                remedy = "Make one with `openssl rand -base64 32`, and name its file with --key-file"
+                raise UsageError("there is no storage key", remedy=remedy)
+            keys = [folder / name for name in KEYS[program] if (folder / name).exists()]
+            vault.lenient = not any(key.read_bytes().startswith(MARK) for key in keys[-1:])
+            with contextlib.closing((AgentStore if program == "agent" else CoordinatorStore)(folder)) as store:
+                store.vault.lenient = vault.lenient
+                store.rekey()
+            for key in keys:
+                vault.write(key, vault.read(key))
+            for part in folder.rglob("*.part"):
+                part.unlink()
+        out.say(f"Everything in {folder} is encrypted under the first key, and needs no other.")
+        out.finish({"home": folder})
+
+    backup.__doc__ = f"""Copy what the {program} keeps into one file, also while it runs.
+
+    For example::
+
+        hansa {program} backup monday.tar
+
+    Args:
+        file: the copy, with a hash of everything in it. Keys are in it, too.
+    """
+    restore.__doc__ = f"""Make a folder from a backup; what the {program} did since is taken for lost, not undone.
+
+    For example::
+
+        hansa {program} restore monday.tar --home folder
+
+    Args:
+        file: what `hansa {program} backup` wrote.
+        home: a new folder.
+    """
+    rekey.__doc__ = f"""Encrypt everything that the {program} keeps, or encrypt it anew under another key.
+
+    For example::
+
+        hansa {program} rekey --key-file keys
+    """
+    return backup, restore, rekey
+
+
+coordinator_backup, coordinator_restore, coordinator_rekey = _commands("coordinator", coordinator_home)
+agent_backup, agent_restore, agent_rekey = _commands("agent", agent_home)
