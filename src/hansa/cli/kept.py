@@ -83,7 +83,7 @@ def _commands(program: str, home_of: Callable[[Path | None], Path]) -> tuple[Cal
 
     backup.__doc__ = f"""Copy what the {program} keeps into one file, also while it runs.
 
-    For example::
+    For example:
 
         hansa {program} backup monday.tar
 
@@ -92,7 +92,7 @@ def _commands(program: str, home_of: Callable[[Path | None], Path]) -> tuple[Cal
     """
     restore.__doc__ = f"""Make a folder from a backup; what the {program} did since is taken for lost, not undone.
 
-    For example::
+    For example:
 
         hansa {program} restore monday.tar --home folder
 
@@ -102,7 +102,7 @@ def _commands(program: str, home_of: Callable[[Path | None], Path]) -> tuple[Cal
     """
     rekey.__doc__ = f"""Encrypt everything that the {program} keeps, or encrypt it anew under another key.
 
-    For example::
+    For example:
 
         hansa {program} rekey --key-file keys
     """
