@@ -36,7 +36,7 @@ from hansa.wire.rpcs import ATTEND, DESCRIBE, FETCH, PENDING, PROTOCOL, RENEW, U
 
 LOG = structlog.get_logger("hansa.agent")
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 """Seconds between two attempts to reach a coordinator that is down, at most."""
 
 LASTED = 10.0
@@ -99,7 +99,7 @@ class Agent:
                     self._pause = FIRST_PAUSE
                 # Agents that lost the same coordinator must not all come back in the same instant.
                 wait = self._pause * random.uniform(0.5, 1.0)  # noqa: S311  # not a secret
-                self._pause = min(self._pause * 2, LONGEST_PAUSE)
+                self._pause = min(self._pause * 1.5, LONGEST_PAUSE)
                 await asyncio.sleep(wait)
         finally:
             await _cancelled(self._working)
