@@ -62,6 +62,7 @@ def deployed(rounds: int = 10_000) -> dict[str, Any]:
             fleet.kill(*fleet.running)
             for name in homes:
                 fleet.start(name)
+            fleet.document(COORDINATOR)
             fleet.present(*fleet.agents)
             restart = time.monotonic() - began
         finally:
