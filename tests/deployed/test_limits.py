@@ -86,7 +86,7 @@ async def test_an_upload_that_outlives_its_exchange_is_stale_and_leaves_nothing(
             assert not reply.receipt.accepted
             assert "waits for answers" in reply.receipt.reason or "stale" in reply.receipt.reason
         assert (await town.watch(run)).status == "finished"
-    assert not town.running._inbox._open
+    assert not town.running.inbox.open
     blobs = town.running.driver.store._blobs
     assert not [path for path in blobs.rglob("*") if path.is_file()]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from hansa.cli.home import CoordinatorFolder, coordinator_home
 from hansa.cli.operator import call
 from hansa.cli.output import Json, Output
-from hansa.cli.serving import Leash, Verbose, log_to_stderr, serve, sole
+from hansa.cli.serving import Leash, Metrics, Verbose, log_to_stderr, serve, sole
 from hansa.errors import UsageError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -19,6 +19,7 @@ def start(
     port: int = 8443,
     listen: str = "",
     name: str = "hansa",
+    metrics: Metrics = "",
     home: CoordinatorFolder = None,
     verbose: Verbose = False,
     leash: Leash = False,
@@ -46,7 +47,7 @@ def start(
     log_to_stderr(verbose)
     where = where.replace("localhost", "127.0.0.1")
     with sole(folder):
-        asyncio.run(serve(_serve(out, folder, name, address, where, port), leash=leash))
+        asyncio.run(serve(_serve(out, folder, name, address, where, port, metrics), leash=leash))
 
 
 def _require_reachable(address: str, port: int) -> None:
@@ -59,13 +60,16 @@ def _require_reachable(address: str, port: int) -> None:
         raise UsageError(f"--port must be from 0 to 65535, not {port}", remedy="0: any free one.")
 
 
-async def _serve(out: Output, folder: Path, name: str, host: str, listen: str, port: int) -> None:
+async def _serve(out: Output, folder: Path, name: str, host: str, listen: str, port: int, metrics: str) -> None:
     from hansa.coordinator.home import CoordinatorHome
     from hansa.coordinator.service import Coordinator
+    from hansa.telemetry import export
 
     coordinator = Coordinator(CoordinatorHome.open(folder, name), host)
     try:
         bound = await coordinator.start(listen, port)
+        if metrics:
+            export(metrics, coordinator.gauges())
         out.say(f"The coordinator {coordinator.home.name!r} listens on {listen}, port {bound}.")
         out.say(f"Parties reach it at {coordinator.address}. Its folder: {folder}")
         out.say("Next, in another terminal: hansa party invite NAME")

@@ -17,6 +17,7 @@ from hansa.cli.home import writable
 from hansa.errors import UnreachableError
 
 Verbose = Annotated[bool, Parameter(negative="", help="log every step on standard error.")]
+Metrics = Annotated[str, Parameter(help="[ADDRESS:]PORT at which Prometheus may ask; on loopback without ADDRESS.")]
 Leash = Annotated[bool, Parameter(negative="", show=False, help="stop when standard input closes.")]
 
 

@@ -3,12 +3,17 @@
 import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
 from hansa.coordinator import events as ev
 from hansa.coordinator.engine import LOG, PAGE, Engine, Resume, Waiting
 from hansa.database import Put
 from hansa.errors import UnreachableError
+from hansa.telemetry import note, span
+
+TOLD = ("round", "party", "work", "version", "attempt", "reason")
+"""What a line of the log takes from an event."""
 
 
 class Driver(Engine):
@@ -21,10 +26,11 @@ class Driver(Engine):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self._queue: asyncio.Queue[Waiting] = asyncio.Queue()
+        self.queue: asyncio.Queue[Waiting] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "store")
         self._news = asyncio.Condition()
         self.commits = 0
+        self._rounds: dict[str, AbstractContextManager[None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._alarms: dict[ev.DeadlinePassed, asyncio.TimerHandle] = {}
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -86,26 +92,51 @@ class Driver(Engine):
         batch: list[Waiting] = []
         try:
             while True:
-                batch = [await self._queue.get()]
-                while not self._queue.empty():
-                    batch.append(self._queue.get_nowait())
+                batch = [await self.queue.get()]
+                while not self.queue.empty():
+                    batch.append(self.queue.get_nowait())
                 await self._step(batch)
         except Exception as error:
             LOG.error("the coordinator cannot go on", error=str(error))
             if not self.failed.done():
                 self.failed.set_exception(error)
         finally:
-            while not self._queue.empty():
-                batch.append(self._queue.get_nowait())
+            while not self.queue.empty():
+                batch.append(self.queue.get_nowait())
             for _, _, waiting in batch:
                 self._answer(waiting, UnreachableError("the coordinator has stopped"))
 
     async def _carry_out(self, effects: ev.Effects, done: Iterable[object]) -> None:
         await super()._carry_out(effects, done)
+        for change in effects.changes:
+            if isinstance(change, Put) and change.table == "event":
+                self._happened(**change.values)
         if effects.changes:
             async with self._news:
                 self.commits += 1
                 self._news.notify_all()
+
+    def _happened(self, run: str, kind: str, body: dict[str, Any], **_: Any) -> None:
+        """An operator sees of every event of a run a line in the log, a count, and how long its round took."""
+        log = LOG.warning if kind in ("refused", "waiting", "failed") else LOG.info
+        log(kind, run=run, **{name: body[name] for name in TOLD if name in body})
+        note("hansa_events", event=kind)
+        if kind in ("asked", "arrived", "finished", "failed") and run in self._rounds:
+            self._rounds.pop(run).__exit__(None, None, None)
+        if kind == "asked":
+            self._rounds[run] = span("round", run=run, work=body["work"], version=body["version"])
+            self._rounds[run].__enter__()
+            note("hansa_round", body["round"], run=run)
+        elif run not in self.machine.runs:
+            note("hansa_round", None, run=run)
+
+    def _commit(self, effects: ev.Effects) -> None:
+        with span("commit"):
+            super()._commit(effects)
+
+    def _reduce(self, run: str, version: int, *rest: Any) -> ev.Reduced:
+        with span("aggregate", run=run, version=version):
+            return super()._reduce(run, version, *rest)
 
     def _answer(self, ticket: object, said: object) -> None:
         if not isinstance(ticket, asyncio.Future) or ticket.done():  # its caller may have left
@@ -128,5 +159,5 @@ class Driver(Engine):
         """Hand over an event, as `put` does, where nobody need wait for its outcome."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self._queue.put_nowait((event, also, done))
+        self.queue.put_nowait((event, also, done))
         return done

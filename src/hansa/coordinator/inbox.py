@@ -31,7 +31,7 @@ class Inbox:
 
     def __init__(self, store: CoordinatorStore) -> None:
         self._store = store
-        self._open: dict[Path, Gathering] = {}
+        self.open: dict[Path, Gathering] = {}
 
     @contextlib.contextmanager
     def gathering(self, head: m.Head, party: str) -> Iterator[Gathering]:
@@ -41,23 +41,23 @@ class Inbox:
             UnreachableError: if they cannot be kept.
         """
         path = self._store.spool(head.run, head.version, f"{head.attempt} {party}")
-        if path in self._open:
-            self._open.pop(path).close(_BROKEN_OFF)
+        if path in self.open:
+            self.open.pop(path).close(_BROKEN_OFF)
         with _kept():
             gathering = Gathering(head, path)
-        self._open[path] = gathering
+        self.open[path] = gathering
         try:
             yield gathering
         finally:
-            if self._open.get(path) is gathering:
-                del self._open[path]
+            if self.open.get(path) is gathering:
+                del self.open[path]
             gathering.close(_BROKEN_OFF)
 
     def settle(self, settled: Collection[tuple[str, int]], ended: Collection[str]) -> None:
         """Nobody waits any more for answers to these exchanges, nor to those of these runs."""
-        for path, gathering in list(self._open.items()):
+        for path, gathering in list(self.open.items()):
             if gathering.exchange in settled or gathering.exchange[0] in ended:
-                del self._open[path]
+                del self.open[path]
                 gathering.close(STALE)
                 with contextlib.suppress(OSError):
                     gathering.receiver.discard()

@@ -3,7 +3,7 @@
 import datetime as dt
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -14,6 +14,7 @@ from hansa.coordinator.driver import Driver
 from hansa.coordinator.engine import Resume
 from hansa.coordinator.events import Removed, Submitted
 from hansa.coordinator.home import CoordinatorHome
+from hansa.coordinator.inbox import Inbox
 from hansa.crypto import pki
 from hansa.crypto.token import secret_hash
 from hansa.database import Put
@@ -33,6 +34,7 @@ class Operators:
 
     home: CoordinatorHome
     driver: Driver
+    inbox: Inbox
     address: str
     started: str
 
@@ -126,6 +128,18 @@ class Operators:
             runs=len(self.driver.machine.runs),
             started=self.started,
         )
+
+    def gauges(self) -> dict[str, Callable[[], float]]:
+        """What Prometheus may look at whenever it likes, from a thread of its own."""
+        guests, driver, inbox = self.driver.machine.guests, self.driver, self.inbox
+        return {
+            "hansa_parties": lambda: sum(guest.state == "active" for guest in [*guests.values()]),
+            "hansa_parties_connected": lambda: sum(guest.listening for guest in [*guests.values()]),
+            "hansa_runs_under_way": lambda: len(driver.machine.runs),
+            "hansa_queue_depth": driver.queue.qsize,
+            "hansa_uploads_in_flight": lambda: len(inbox.open),
+            "hansa_spool_bytes": lambda: sum(one.receiver.offset for one in [*inbox.open.values()]),
+        }
 
 
 def _event_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[m.EventLines]:

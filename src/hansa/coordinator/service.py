@@ -25,6 +25,7 @@ from hansa.database import Put
 from hansa.errors import ContributionError, HansaError, RunError, TrustError
 from hansa.run import now
 from hansa.secure.terms import Step
+from hansa.telemetry import note
 from hansa.text import legible
 from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
@@ -43,9 +44,9 @@ class Coordinator(Operators):
     def __init__(self, home: CoordinatorHome, host: str) -> None:
         self.home, self.host, self.address = home, host, ""
         store = CoordinatorStore(home.folder)
-        self._inbox = inbox.Inbox(store)
+        self.inbox = inbox.Inbox(store)
         secret = kept_key(home.folder / "noise.key")
-        self.driver = Driver(store, self._tell, self._inbox.settle, secret)
+        self.driver = Driver(store, self._tell, self.inbox.settle, secret)
         self._listeners: dict[str, Listener] = {}
         self._identities: dict[bytes, pki.Identity] = {}
         self._lobby_key = home.lobby.public_key
@@ -228,7 +229,7 @@ class Coordinator(Operators):
                     refusal = inbox.too_large(signal, head.size)
                     body = bytes(head.data)
                     if not refusal and len(body) < head.size:
-                        with self._inbox.gathering(head, peer.name) as gathering:
+                        with self.inbox.gathering(head, peer.name) as gathering:
                             resume = m.Resume(offset=gathering.receiver.offset)
                             yield m.UploadReply(resume=resume)
                             body, refusal = await gathering.receive(requests)
@@ -240,6 +241,7 @@ class Coordinator(Operators):
                     raise ContributionError("an upload begins with a head or a failure, or is a step")
             await self.driver.put(event)
             taken, reason = await ticket
+            note("hansa_answers", answer=first.WhichOneof("body") if taken else reason.partition(":")[0])
             yield m.UploadReply(receipt=m.Receipt(accepted=taken, reason=reason))
 
     def _tell(self, party: str, notice: ev.Notice) -> None:
