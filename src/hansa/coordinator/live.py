@@ -17,6 +17,9 @@ from hansa.run import draw
 from hansa.secure.coordinator import Desk
 from hansa.secure.terms import Kept, Phase, Rules, decode, numbered
 
+ANY = "*"
+"""Among a party's serial numbers: one was forgotten, so that until it renews any of its certificates will do."""
+
 
 @dataclass
 class Guest:
@@ -29,6 +32,10 @@ class Guest:
     listening: bool = False
     identity: bytes = b""
     counted: dict[str, int] = field(default_factory=dict)
+
+    def has(self, serial: str) -> bool:
+        """Whether it is a member with this certificate, of which a coordinator from a backup may not know (`ANY`)."""
+        return self.state == "active" and not {serial, ANY}.isdisjoint(self.serial.split())
 
     def rows(self, dataset: str) -> int:
         """More than it offers under that name, since it tells the power of two below; never less than 2."""

@@ -30,6 +30,9 @@ class Machine(Sums):
         effects = ev.Effects()
         for live in list(self.runs.values()):
             self._event(effects, live, "restarted", version=live.progress.version)
+            if live.ask is None:  # it goes on from a backup
+                self._open(effects, live)
+                continue
             for party in live.waiting:
                 self._missing(effects, live, party)
             self._alarm(effects, live)
@@ -95,7 +98,7 @@ class Machine(Sums):
     def _renewed(self, effects: ev.Effects, event: ev.Renewed) -> None:
         """The former certificate stays good until the next renewal: the reply may be lost."""
         guest = self.guests[event.party]
-        if guest.state != "active" or event.former not in guest.serial.split():
+        if not guest.has(event.former):
             raise TrustError("this party was removed in the meantime", party=event.party)
         guest.serial, guest.expires = f"{event.serial} {event.former}", event.expires
         self._save_guest(effects, event.party)
@@ -139,8 +142,8 @@ class Machine(Sums):
         live, run = event.live, event.live.id
         if run in self.runs:
             raise RunError(f"the run {run} is under way", remedy=f"`hansa watch {run}` follows it")
-        if live.status == "finished":
-            raise RunError(f"the run {run} is finished: there is nothing to resume")
+        if live.status in ("finished", "stopped"):
+            raise RunError(f"the run {run} is {live.status}: there is nothing to resume")
         self.runs[run] = live
         live.status, live.answers, live.reducing = "running", {}, False
         live.attempt += 1

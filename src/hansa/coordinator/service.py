@@ -17,6 +17,7 @@ from hansa.coordinator.hello import connected, speaks
 from hansa.coordinator.home import CoordinatorHome
 from hansa.coordinator.listener import Listener
 from hansa.coordinator.operators import Operators
+from hansa.coordinator.restored import come_back
 from hansa.coordinator.store import CoordinatorStore
 from hansa.crypto import pki
 from hansa.crypto.token import secret_hash
@@ -44,6 +45,7 @@ class Coordinator(Operators):
     def __init__(self, home: CoordinatorHome, host: str) -> None:
         self.home, self.host, self.address = home, host, ""
         store = CoordinatorStore(home.folder)
+        come_back(store, home.folder)
         self.inbox = inbox.Inbox(store)
         secret = kept_key(home.folder / "noise.key")
         self.driver = Driver(store, self._tell, self.inbox.settle, secret)
@@ -110,7 +112,7 @@ class Coordinator(Operators):
 
     def _require_member(self, peer: pki.Identity) -> None:
         guest = self.driver.machine.guests.get(peer.name)
-        if guest is None or guest.state != "active" or peer.serial not in guest.serial.split():
+        if guest is None or not guest.has(peer.serial):
             what = "this party was removed, or has joined anew with another key"
             remedy = "Ask the operator for a new token: hansa party invite NAME"
             raise TrustError(what, party=peer.name, remedy=remedy)
