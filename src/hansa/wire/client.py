@@ -12,8 +12,9 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from hansa.errors import UnreachableError
+from hansa.telemetry import note
 from hansa.wire.faults import from_status
-from hansa.wire.rpcs import Kind, Q, R, Rpc
+from hansa.wire.rpcs import SEEN, Kind, Q, R, Rpc
 
 _EXCUSE = "Internal error from Core"
 
@@ -43,6 +44,15 @@ class Client:
         with _hansa_errors():
             return _decoded(rpc, await call(data, timeout=timeout))
 
+    async def seen(self, rpc: Rpc[Q, R], request: Q) -> tuple[str, float]:
+        """The coordinator's version and clock (seconds since 1970), whatever it answers; errors as in :meth:`unary`."""
+        multicallable: Any = self._channel.unary_unary(rpc.path)
+        call = multicallable(self._leave(rpc, request), timeout=10.0)
+        with _hansa_errors():
+            said = dict(await call.initial_metadata()).get(SEEN) or await call
+        version, _, clock = str(said).partition(" ")
+        return version, float(clock)
+
     async def stream(self, rpc: Rpc[Q, R], request: Q) -> AsyncGenerator[R, None]:
         """One request, replies until the coordinator ends them; errors as in :meth:`unary`."""
         _require(rpc, "server_stream")
@@ -67,6 +77,7 @@ class Client:
         if not isinstance(message, rpc.request):
             raise TypeError(f"{rpc.name} sends {rpc.request.__name__}, not {type(message).__name__}")
         data: bytes = message.SerializeToString()
+        note("hansa_bytes", len(data), way="out")
         if self._record:
             self._record(rpc.name, data)
         return data
@@ -160,6 +171,7 @@ def _require(rpc: Rpc[Any, Any], kind: Kind) -> None:
 
 
 def _decoded(rpc: Rpc[Any, R], raw: bytes) -> R:
+    note("hansa_bytes", len(raw), way="in")
     try:
         return rpc.reply.FromString(raw)
     except DecodeError as error:

@@ -1,6 +1,7 @@
 """The answering side: a call is identified, checked against the table, and only then answered."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, NoReturn
@@ -9,10 +10,12 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
+from hansa import __version__
 from hansa.crypto.pki import Identity
 from hansa.errors import ContributionError, TrustError, UnreachableError
+from hansa.telemetry import note
 from hansa.wire.faults import refuse
-from hansa.wire.rpcs import RPCS, SERVICE, Rpc
+from hansa.wire.rpcs import RPCS, SEEN, SERVICE, Rpc
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Authorise = Callable[[bytes], Identity]
@@ -73,11 +76,18 @@ async def _end(context: Context, rpc: Rpc[Any, Any], error: Exception | asyncio.
 
 
 def _decoded(rpc: Rpc[Any, Any], raw: bytes) -> Message:
+    note("hansa_bytes", len(raw), way="in")
     try:
         message: Message = rpc.request.FromString(raw)
     except DecodeError:
         raise ContributionError(f"what was sent to {rpc.name} cannot be read") from None
     return message
+
+
+def _encoded(reply: Message) -> bytes:
+    raw = reply.SerializeToString()
+    note("hansa_bytes", len(raw), way="out")
+    return raw
 
 
 async def _requests(rpc: Rpc[Any, Any], context: Context) -> AsyncGenerator[Message, None]:
@@ -91,8 +101,8 @@ def _unary(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
     async def answer(raw: bytes, context: Context) -> bytes:
         try:
             peer = _admit(rpc, context, authorise)
-            reply: Message = await method(_decoded(rpc, raw), peer)
-            return reply.SerializeToString()
+            await context.send_initial_metadata(((SEEN, f"{__version__} {time.time():.0f}"),))
+            return _encoded(await method(_decoded(rpc, raw), peer))
         except (Exception, asyncio.CancelledError) as error:
             await _end(context, rpc, error)
 
@@ -109,7 +119,7 @@ def _streamed(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
                 else:
                     sent = _decoded(rpc, raw)
                 async for reply in await open_.enter_async_context(aclosing(method(sent, peer))):
-                    yield reply.SerializeToString()
+                    yield _encoded(reply)
         except (Exception, asyncio.CancelledError) as error:
             await _end(context, rpc, error)
 
