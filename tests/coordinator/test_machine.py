@@ -284,7 +284,7 @@ class World:
             assert blob is not None
             return tensors.read(blob["body"])["masked"].tobytes()
 
-        values = parted(total(live.desk, vector), live.course.signals(live.ask)[-1].fields)
+        values = parted(total(live.desk.desks[0], vector), live.course.signals(live.ask)[-1].fields)
         return Reduced(RUN, live.ask.version, Total(values, parties, len(TABLES), float(len(parties))))
 
     def crash(self) -> None:
@@ -788,7 +788,7 @@ def test_a_party_of_which_the_others_complain_is_left_out_instead_of_them(
     complain(world, "b", "c")
     live = until(world, Phase.ROSTER, 2)
     assert [body["without"] for body in world.events("attempt")] == [{"c": "a: of ('c', 'a', 'nobody')"}]
-    assert live.desk.terms.names == ("a", "b")
+    assert live.desk.names == ("a", "b")
     world.finish()
     [row] = world.rows.rows("run")
     assert row["status"] == "finished"
@@ -815,7 +815,7 @@ def test_a_party_with_the_identity_of_another_has_none_and_is_left_out(summed: h
     offer = Offered("lines", TABLES["c"].rows, TABLES["c"].schema(), ("linear-regression",))
     world.feed(Connected("c", (offer,), (), KEYS["a"].public))
     live = until(world, Phase.ROSTER)
-    assert live.desk.terms.names == ("a", "b")
+    assert live.desk.names == ("a", "b")
     assert world.machine.guests["a"].identity == KEYS["a"].public
     assert "another party's" in live.answers["c"].reason
 

@@ -8,9 +8,8 @@ from hansa.backends.room import Summed
 from hansa.contribution import Array, Ask, Total
 from hansa.party import Outcome
 from hansa.secure import rehearsal
+from hansa.secure.table import LOST
 from hansa.secure.terms import Rules
-
-LOST = "too few of its bucket were left for a sum"
 
 
 class Hidden:

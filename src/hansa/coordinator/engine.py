@@ -12,8 +12,8 @@ from typing import Any
 import structlog
 
 from hansa.aggregation.reduce import Reduction
-from hansa.aggregation.ring import parted
-from hansa.contribution import Array, Contribution, Contributions, Total, Values
+from hansa.aggregation.ring import parted, pooled
+from hansa.contribution import Array, Contribution, Contributions, Values
 from hansa.coordinator import events as ev
 from hansa.coordinator.live import Guest, Live, revived
 from hansa.coordinator.machine import Machine
@@ -22,6 +22,7 @@ from hansa.database import Put
 from hansa.errors import HansaError, reason_of
 from hansa.run import now
 from hansa.secure.coordinator import total
+from hansa.secure.table import LOST
 from hansa.wire import tensors
 
 PAGE = 256
@@ -172,8 +173,8 @@ class Engine:
         live = self.machine.runs[run]
         assert live.ask is not None
         course, ask = live.course, live.ask
-        fields, population = course.signals(ask)[-1].fields, len(course.setup.parties)
-        reduction, excluded, failure = Reduction(fields, ask.parties), dict[str, str](), ""
+        signal, population = course.signals(ask)[-1], len(course.setup.parties)
+        reduction, excluded, failure = Reduction(signal.fields, ask.parties), dict[str, str](), ""
 
         def read(party: str) -> dict[str, Array]:
             key = (run, version, f"answer {party}")
@@ -181,8 +182,12 @@ class Engine:
 
         try:
             if live.desk is not None:
-                values = parted(total(live.desk, lambda party: read(party)["masked"].data), fields)
-                return ev.Reduced(run, version, Total(values, parties, population, float(len(parties))))
+                summed = [desk for desk in live.desk.desks if desk.ended == "summed"]
+                vectors = [total(desk, lambda party: read(party)["masked"].data) for desk in summed]
+                sums = {d.survivors: parted(v, signal.fields) for d, v in zip(summed, vectors, strict=True)}
+                known = {name for name, answer in live.answers.items() if not answer.taken}.union(live.desk.survivors)
+                lost = {name: LOST for name in live.desk.names if name not in known}
+                return ev.Reduced(run, version, pooled(sums, signal, ask, population), lost)
             for party in parties:
                 arrived = Contribution(Values(read(party)), live.answers[party].weight)
                 stack, refused = course.open(ask, Contributions.of(party, arrived))

@@ -14,7 +14,7 @@ from hansa.federation import Federation, deployed
 from hansa.methods.base import Setup
 from hansa.methods.course import Course, Progress
 from hansa.run import draw
-from hansa.secure.coordinator import Desk
+from hansa.secure.table import Table
 from hansa.secure.terms import Kept, Phase, Rules, decode, numbered
 
 ANY = "*"
@@ -72,13 +72,13 @@ class Past(Kept):
     Args:
         failures: that came to nothing since the exchange began, or its run was resumed.
         complaints: who complained of whom; the first ``heeded`` of them in attempts that are over.
-        proofs: of each attempt that has provably no sum, who was at it and their signatures.
+        proofs: of each attempt, or bucket of one, that has provably no sum: who was at it and their signatures.
     """
 
     failures: int = 0
     complaints: tuple[tuple[str, str], ...] = ()
     heeded: int = 0
-    proofs: dict[int, tuple[tuple[str, ...], bytes]] = field(default_factory=dict)
+    proofs: tuple[tuple[int, tuple[str, ...], bytes], ...] = ()
 
     def blamed(self) -> dict[str, str]:
         """Those without whom no complaint is left, with the author of one: whoever has been in the most, and of
@@ -118,7 +118,7 @@ class Live:
     reducing: bool = False
     rules: Rules | None = None
     adverts: dict[str, bytes] = field(default_factory=dict)
-    desk: Desk | None = None
+    desk: Table | None = None
     gone: set[str] = field(default_factory=set)
     past: Past = field(default_factory=Past)
 
@@ -147,7 +147,7 @@ class Live:
     def out(self, party: str) -> bool:
         """Whether nothing more is expected of a party; who is left out may still sign that there is no sum."""
         answer = self.answers.get(party)
-        if self.desk and self.desk.phase == Phase.SURVIVORS and not self.desk.survivors:
+        if self.desk and party in self.desk.hopeless:
             return party in self.gone
         return party in self.gone or (answer is not None and not (answer.taken and self.rules))
 
@@ -195,8 +195,8 @@ def revived(
         raise StoreError(f"{was}: another version of Hansa began it", remedy="Start that version")
     kept = [one.name for one in fields(Answered)]
     live.answers = {row["party"]: Answered(**{name: row[name] for name in kept}) for row in answers}
-    open_: Desk | None = decode(desk, Desk) if desk else None
-    if open_ is not None and open_.terms.attempt == live.number:
+    open_: Table | None = decode(desk, Table) if desk else None
+    if open_ is not None and open_.desks[0].terms.attempt == live.number:
         vectors = [name for name, answer in live.answers.items() if answer.taken]
         live.desk = open_.holding(vectors) if open_.phase == Phase.MASK else open_
     return live

@@ -14,7 +14,6 @@ from hansa.database import Drop, Put
 from hansa.errors import RunError, StudyError, TrustError, did_you_mean, reason_of
 from hansa.federation import deployed
 from hansa.run import arrived, asked, draw, now, too_few
-from hansa.secure.coordinator import step
 from hansa.secure.terms import Phase
 from hansa.wire import tensors
 
@@ -201,7 +200,7 @@ class Machine(Sums):
         effects.blobs.append(ev.Blob(live.id, event.version, f"answer {event.party}", event.body))
         effects.receipts.append((event.ticket, True, ""))
         if live.desk is not None:
-            self._turn(effects, live, live.desk, step(live.desk.holding([event.party]), ())[0])
+            self._turn(effects, live, live.desk, live.desk.holding([event.party]).step(()))
         self._go_on(effects, live)
 
     def _failed(self, effects: ev.Effects, event: ev.Failed) -> None:
@@ -209,7 +208,7 @@ class Machine(Sums):
         if live is None or live.out(event.party):
             effects.receipts.append((event.ticket, False, stale))
             return
-        roster = set(live.desk.terms.names if live.desk else ()) - {event.party}
+        roster = set(live.desk.around(event.party) if live.desk else ()) - {event.party}
         if (others := sorted(roster.intersection(event.about))[:ACCUSED]) and event.party not in live.answers:
             live.past.complaints += tuple((event.party, other) for other in others)
             self._save_past(effects, live)

@@ -1,6 +1,7 @@
 """Attempts at an exchange: who is asked and left out, and a secure sum by its phases."""
 
 from collections.abc import Collection, Mapping
+from itertools import product
 
 from hansa.aggregation.ring import sitting
 from hansa.contribution import Ask, Json
@@ -10,7 +11,8 @@ from hansa.crypto.agreement import KEY
 from hansa.database import Drop, Put
 from hansa.errors import HansaError, RunError
 from hansa.run import now, too_few
-from hansa.secure.coordinator import Desk, advance, opening, requests, step, unfit
+from hansa.secure.coordinator import Desk, unfit
+from hansa.secure.table import Table, seated
 from hansa.secure.terms import Envelope, Member, Phase, Rules, Step, Terms, encode
 
 LONGEST_REASON = 600
@@ -49,7 +51,7 @@ class Sums:
 
     def _tell(self, effects: ev.Effects, live: Live, party: str) -> None:
         if live.ask is not None:
-            proven = [(attempt, proof) for attempt, (names, proof) in live.past.proofs.items() if party in names]
+            proven = [(attempt, proof) for attempt, names, proof in live.past.proofs if party in names]
             for attempt, proof in proven[-1:]:  # it may have been away, and works only with its vector free
                 step = Step(live.id, live.ask.version, attempt, Phase.UNMASK, proof)
                 effects.notices.append((party, step))
@@ -76,7 +78,7 @@ class Sums:
             effects.reduce.append((live.id, live.ask.version, live.desk.survivors))
             return
         if live.desk is not None:
-            self._turn(effects, live, live.desk, advance(live.desk)[0])
+            self._turn(effects, live, live.desk, live.desk.advance())
             return
         if live.rules is not None:
             self._seat(effects, live, live.ask, live.rules)
@@ -91,7 +93,7 @@ class Sums:
 
     def _ask_steps(self, effects: ev.Effects, live: Live, parties: Collection[str]) -> None:
         """Ask these parties for their steps of a secure sum, if there is one and they are to take one."""
-        for out in requests(live.desk) if live.desk else ():
+        for out in live.desk.requests if live.desk else ():
             if out.receiver in parties:
                 where = live.id, live.progress.version, live.attempt
                 effects.notices.append((out.receiver, Step(*where, out.phase, out.payload)))
@@ -105,7 +107,7 @@ class Sums:
             return
         if live.desk is not None and said.phase != Phase.MASK:
             envelope = Envelope(live.id, live.hash, said.number, said.phase, party, "", said.payload)
-            self._turn(effects, live, live.desk, step(live.desk, [envelope])[0])
+            self._turn(effects, live, live.desk, live.desk.step([envelope]))
         elif live.desk is None and said.phase == Phase.ADVERTISE and party in live.waiting:
             if wrong := unfit(said.payload):
                 self._leave(effects, live, party, wrong)
@@ -122,28 +124,36 @@ class Sums:
         try:
             if few := too_few(live.federation, ask, len(adverts), excluded):
                 raise few
-            work = sitting(ask, live.course.signals(ask)[-1])
+            signal = live.course.signals(ask)[-1]
+            work = sitting(ask, signal)
             roster = tuple(Member(name, self.guests[name].identity, said) for name, said in adverts)
-            desk, _ = opening(Terms(live.id, live.hash, live.number, work, rules, roster))
+            table = seated(Terms(live.id, live.hash, live.number, work, rules, roster))
+            if signal.buckets and len(table.desks) < signal.buckets.least:
+                what = f"{len(roster)} parties are too few for {signal.buckets.least} buckets of {signal.buckets.size}"
+                raise RunError(f"{what} ({_listed(excluded)})", remedy="Lower bucket.size, or invite more parties")
         except HansaError as error:
             told = error.said if isinstance(error, RunError) else f"{error.said} ({_listed(excluded)})"
             self._end(effects, live, "failed", told)
             return
-        self._turn(effects, live, Desk(desk.terms), desk)
+        self._turn(effects, live, Table(tuple(Desk(desk.terms) for desk in table.desks)), table)
 
-    def _turn(self, effects: ev.Effects, live: Live, before: Desk, desk: Desk) -> None:
-        """Take what a desk has become; another phase is durable before its requests leave."""
+    def _turn(self, effects: ev.Effects, live: Live, before: Table, desk: Table) -> None:
+        """Take what the desks have become; another phase is durable before its requests leave."""
         ask, live.desk = live.ask, desk
-        for said in desk.refused[len(before.refused) :]:
-            for name in desk.terms.names:
+        for was, one in zip(before.desks, desk.desks, strict=True):
+            for said, name in product(one.refused[len(was.refused) :], one.terms.names):
                 if said.startswith(f"{name}: ") and not live.out(name):
                     self._leave(effects, live, name, said.removeprefix(f"{name}: "))
         if ask is None or (desk.phase, desk.ended) == (before.phase, before.ended):
             return
-        if desk.ended in ("abandoned", "failed"):
-            if desk.ended == "abandoned":
-                live.past.proofs[live.attempt] = desk.terms.names, desk.told
-                self._ask_steps(effects, live, set(desk.terms.names))
+        for was, one in zip(before.desks, desk.desks, strict=True):
+            if one.ended == "abandoned" != was.ended:
+                live.past.proofs += ((live.attempt, one.terms.names, one.told),)
+                self._save_past(effects, live)
+                self._ask_steps(effects, live, set(one.terms.names))
+        buckets, left = live.course.signals(ask)[-1].buckets, [name for one in desk.open for name in one.terms.names]
+        few = too_few(live.federation, ask, len(left), {}) or len(desk.open) < (buckets.least if buckets else 1)
+        if desk.ended in ("abandoned", "failed") or (desk.phase <= Phase.MASK and few):
             self._again(effects, live, ask, before, desk)
             return
         effects.blobs.append(ev.Blob(live.id, ask.version, "desk", encode(desk)))
@@ -152,7 +162,7 @@ class Sums:
         else:
             self._call(effects, live, ask)
 
-    def _again(self, effects: ev.Effects, live: Live, ask: Ask, before: Desk, desk: Desk) -> None:
+    def _again(self, effects: ev.Effects, live: Live, ask: Ask, before: Table, desk: Table) -> None:
         """An attempt came to nothing, and nothing was revealed: the next one is without those who failed it."""
         place = {"run": live.id, "version": ask.version}
         for party in sorted(p for p in live.gone if live.answers[p].taken):
@@ -163,10 +173,10 @@ class Sums:
         for party, one in blamed.items():
             if party not in said:
                 self._exclude(effects, live, party, f"{one}: {said[one].reason}")
-        fewer, known = any(map(live.out, before.terms.names)), live.answers
+        fewer, known = any(map(live.out, before.names)), live.answers
         live.anew()
         without = {party: answer.reason for party, answer in live.answers.items()}
-        facts = {"phase": Phase(before.phase).name, "ended": desk.ended, "without": without}
+        facts = {"phase": Phase(before.phase).name, "ended": desk.ended or "failed", "without": without}
         where = {"round": ask.round, "work": ask.work, "version": ask.version, "attempt": live.attempt}
         self._event(effects, live, "attempt", **where, **facts)
         for name in ("desk", *(f"answer {party}" for party in known)):
