@@ -114,8 +114,7 @@ class Coordinator(Operators):
         guest = self.driver.machine.guests.get(peer.name)
         if guest is None or not guest.has(peer.serial):
             what = "this party was removed, or has joined anew with another key"
-            remedy = "Ask the operator for a new token: hansa party invite NAME"
-            raise TrustError(what, party=peer.name, remedy=remedy)
+            raise TrustError(what, party=peer.name, remedy="Ask the operator for a new token: hansa party invite NAME")
 
     def _renewed(self) -> tuple[bytes, bytes] | None:
         """Asked before each handshake; the operator's certificate is seen to on the way."""
@@ -181,9 +180,11 @@ class Coordinator(Operators):
                     await self._add(message, notice)
                     full = message.ByteSize() > chunks.CHUNK  # a message has its limit
                     notice = None if full else listener.more()
+                gone = message.HasField("removed")
                 yield message
-                if message.HasField("removed"):
+                if gone:
                     return
+                del message  # an ask is large, and many parties are silent
         finally:
             if self._listeners.get(peer.name) is listener:
                 del self._listeners[peer.name]
@@ -218,32 +219,32 @@ class Coordinator(Operators):
         async for first in requests:
             self._require_member(peer)
             ticket: asyncio.Future[tuple[bool, str]] = asyncio.get_running_loop().create_future()
-            match first.WhichOneof("body"):
+            kind, head = first.WhichOneof("body"), first.head
+            signal = inbox.expected(self.driver.machine.runs.get(head.run), head, peer.name)
+            refusal = inbox.too_large(signal, head.size) if kind == "head" else ""
+            body = bytes(head.data)
+            if not refusal and len(body) < head.size:
+                with self.inbox.gathering(head, peer.name) as gathering:
+                    yield m.UploadReply(resume=m.Resume(offset=gathering.receiver.offset))
+                    body, refusal = await gathering.receive(requests)
+            event: ev.Failed | ev.Delivered | ev.Said
+            match kind:
                 case "failure":
                     of = first.failure
-                    which = ticket, peer.name, of.run, of.version, of.attempt
-                    event: ev.Failed | ev.Delivered | ev.Said = ev.Failed(*which, of.reason, tuple(of.about))
+                    event = ev.Failed(ticket, peer.name, of.run, of.version, of.attempt, of.reason, tuple(of.about))
                 case "step":
                     event = ev.Said(ticket, peer.name, Step.read(first.step))
                 case "head":
-                    head = first.head
-                    signal = inbox.expected(self.driver.machine.runs.get(head.run), head, peer.name)
-                    refusal = inbox.too_large(signal, head.size)
-                    body = bytes(head.data)
-                    if not refusal and len(body) < head.size:
-                        with self.inbox.gathering(head, peer.name) as gathering:
-                            resume = m.Resume(offset=gathering.receiver.offset)
-                            yield m.UploadReply(resume=resume)
-                            body, refusal = await gathering.receive(requests)
                     refusal = refusal or inbox.refusal(body, head, signal)
                     which = ticket, peer.name, head.run, head.version, head.attempt
-                    kept = b"" if refusal else body
-                    event = ev.Delivered(*which, head.weight, head.digest.hex(), kept, refusal)
+                    event = ev.Delivered(*which, head.weight, head.digest.hex(), b"" if refusal else body, refusal)
                 case _:
                     raise ContributionError("an upload begins with a head or a failure, or is a step")
+            del first, head, body  # a party that is silent now holds no memory
             await self.driver.put(event)
+            del event
             taken, reason = await ticket
-            note("hansa_answers", answer=first.WhichOneof("body") if taken else reason.partition(":")[0])
+            note("hansa_answers", answer=kind if taken else reason.partition(":")[0])
             yield m.UploadReply(receipt=m.Receipt(accepted=taken, reason=reason))
 
     def _tell(self, party: str, notice: ev.Notice) -> None:

@@ -93,8 +93,8 @@ def _encoded(reply: Message) -> bytes:
 async def _requests(rpc: Rpc[Any, Any], context: Context) -> AsyncGenerator[Message, None]:
     """What the caller sends. gRPC's own iterator cannot be closed, and leaves a warning behind."""
     read: Any = context.read  # its stub leaves out EOF
-    while (raw := await read()) is not grpc.aio.EOF:
-        yield _decoded(rpc, raw)
+    while (raw := [await read()]) != [grpc.aio.EOF]:
+        yield _decoded(rpc, raw.pop())  # and hold nothing of it while the caller is silent
 
 
 def _unary(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
@@ -120,6 +120,7 @@ def _streamed(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
                     sent = _decoded(rpc, raw)
                 async for reply in await open_.enter_async_context(aclosing(method(sent, peer))):
                     yield _encoded(reply)
+                    del reply
         except (Exception, asyncio.CancelledError) as error:
             await _end(context, rpc, error)
 
