@@ -28,6 +28,7 @@ from hansa.database import Drop, Put
 from hansa.errors import ConsentError, ContributionError, HansaError, PrivacyError, TrustError, UnreachableError
 from hansa.run import now
 from hansa.secure.terms import Phase, Step
+from hansa.telemetry import span
 from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
@@ -77,6 +78,7 @@ class Agent:
         self._uploads: Conversation[m.UploadPart, m.UploadReply] | None = None
         self._kept: tuple[tuple[bytes, int], chunks.Receiver] | None = None
         self._turn = asyncio.Lock()
+        self._idle = contextlib.ExitStack()  # its span, while it waits for an ask
         self._unsaved: list[Put | Drop] = []
         self._broken: asyncio.Future[None] | None = None
         self._failure: BaseException | None = None
@@ -87,6 +89,7 @@ class Agent:
         Raises:
             TrustError: if the coordinator removed this party or does not know it any more.
         """
+        structlog.contextvars.bind_contextvars(party=self.home.party)
         try:
             while True:
                 try:
@@ -153,6 +156,7 @@ class Agent:
     async def _noticed(self, notice: m.Notice) -> None:
         if notice.HasField("welcome"):
             self._welcomed, self._waiting = time.monotonic(), False
+            self._rests()
             self._say(f"connected to {notice.welcome.coordinator} at {self.home.address}")
         for said in [said for said in notice.settled if said.version < COUNTABLE]:
             if not said.counted:
@@ -178,12 +182,13 @@ class Agent:
     async def _take(self, work: m.Work) -> None:
         """Hand an ask to the machine, or an excuse for one that cannot be understood."""
         over = self._machine.over.get(work.run, -1)
+        self._idle.close()
         try:
             event: AgentEvent = await self._understood(work)
         except UnreachableError:
             raise
         except Exception as error:
-            LOG.warning("ask not understood", run=work.run, work=work.work, reason=str(error))
+            LOG.warning("ask not understood", run=work.run, round=work.round, work=work.work, reason=str(error))
             ask = Ask(work.work, work.version, work.round, Values(), ())
             asked = Asked(work.run, ask, work.attempt, work.federation.hex())
             said = error.message if isinstance(error, HansaError) else "it is malformed"
@@ -201,7 +206,8 @@ class Agent:
             self._desk.describe(work.run, said.federation, json.loads(said.setup))
         if work.size > ROOM and work.size > ROOM + self._desk.begins(work.run):
             raise ContributionError(f"{work.size} bytes are more than the study has to send")
-        body = work.tensors or await self._fetch(work.digest, work.size)
+        with span("download", run=work.run, version=work.version, attempt=work.attempt, work=work.work):
+            body = work.tensors or await self._fetch(work.digest, work.size)
         ask = Ask.from_header(json.loads(work.ask), Values(tensors.read(body)))
         if (ask.work, ask.version, ask.round) != (work.work, work.version, work.round):
             raise ContributionError("the ask is another one than its notice says")
@@ -225,7 +231,8 @@ class Agent:
 
     async def _handle(self, event: AgentEvent) -> None:
         """One step of the machine: commit, then do."""
-        effects = self._machine.handle(event)
+        with span("mask") if getattr(event, "sitting", None) else contextlib.nullcontext():
+            effects = self._machine.handle(event)
         self._unsaved.extend(effects.changes)
         # What became of an answer may be written with the next one: an agent that is killed before
         # asks for it again.
@@ -242,7 +249,8 @@ class Agent:
         for could_not in effects.excuse:
             self._begin(self._excuse(could_not), self._calling)
             if isinstance(event, Heard):
-                LOG.warning("secure sum refused", run=could_not.asked.run, reason=could_not.reason)
+                of = could_not.asked
+                LOG.warning("secure sum refused", run=of.run, round=of.ask.round, reason=could_not.reason)
         for step in effects.say:
             self._begin(self._say_step(step), self._calling)
 
@@ -250,7 +258,8 @@ class Agent:
         memory = self._machine.memories.get(asked.run, b"")
         working = asyncio.get_running_loop().run_in_executor
         try:
-            worked: AgentEvent = await working(self._worker, self._desk.work, asked, memory)
+            with span("train", run=asked.run, version=asked.ask.version, attempt=asked.attempt, work=asked.ask.work):
+                worked: AgentEvent = await working(self._worker, self._desk.work, asked, memory)
         except SpentError as spent:
             worked = self._failed(asked, spent.error, spent.charge)
         except Exception as error:
@@ -261,7 +270,7 @@ class Agent:
         """A defect of ours at one party is that party's excuse; the run goes on without it. What a stray
         exception says may quote the data, so the coordinator hears its kind only.
         """
-        where = {"run": asked.run, "work": asked.ask.work}
+        where = {"run": asked.run, "round": asked.ask.round, "work": asked.ask.work}
         if isinstance(error, HansaError):
             LOG.warning("work refused", **where, reason=str(error))
             return CouldNot(asked, excuse(error), charge)
@@ -280,12 +289,13 @@ class Agent:
         values = tensors.read(held.body)
         shapes = {name: list(value.shape) for name, value in values.items()}
         first = {name: value.reshape(-1)[:4].tolist() for name, value in values.items()}
-        with coordinators_own(), about(**where, round=held.round, fields=shapes, first=first):
+        with coordinators_own(), about(**where, round=held.round, fields=shapes, first=first), span("upload", **where):
             reply = await (self._upload(part) if small else self._upload_large(part, held.body))
+        self._rests()
         if reply is not None and reply.receipt.accepted:
             self._pause = FIRST_PAUSE
         elif reply is not None:
-            LOG.warning("answer refused", run=held.run, reason=reply.receipt.reason)
+            LOG.warning("answer refused", run=held.run, round=held.round, reason=reply.receipt.reason)
 
     async def _excuse(self, could_not: CouldNot) -> None:
         asked = could_not.asked
@@ -322,6 +332,16 @@ class Agent:
                         break
                 reply = await upload.receive()
         return reply
+
+    def _rests(self) -> None:
+        self._idle.close()
+        self._idle.enter_context(span("wait"))
+
+    def gauges(self, epsilon: bool) -> dict[str, Callable[[], float]]:
+        """What Prometheus may look at, from a thread of its own; the ``epsilon`` spent only if its owner says so."""
+        told: dict[str, Callable[[], float]] = {"hansa_epsilon_spent": self._ledger.spent} if epsilon else {}
+        told["hansa_connected"] = lambda: self._client is not None and self._welcomed is not None
+        return told | {"hansa_charges": lambda: self._ledger.answers}
 
     def _begin(self, doing: Any, among: set[asyncio.Task[None]]) -> None:
         """Do something beside listening; if it fails, the session ends."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hansa.cli.data import offered
 from hansa.cli.home import AgentFolder, agent_home
 from hansa.cli.output import Json, Output
-from hansa.cli.serving import Leash, Verbose, log_to_stderr, serve, sole
+from hansa.cli.serving import Leash, Metrics, Verbose, log_to_stderr, serve, sole
 from hansa.errors import HansaError, TrustError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def start(
     delta: float | None = None,
     honest: int | None = None,
     roster: Path | None = None,
+    metrics: Metrics = "",
+    metrics_epsilon: bool = False,
     home: AgentFolder = None,
     verbose: Verbose = False,
     leash: Leash = False,
@@ -54,6 +56,7 @@ def start(
         delta: at which the budget is taken, 1e-05 if not said.
         honest: honest parties that must be beside this one in a secure sum, 3 if never said; remembered.
         roster: a file of lines NAME = "WORDS", the identities of others, from whom you trust to know them.
+        metrics_epsilon: let the metrics tell what its rows have cost, too.
     """
     from hansa.agent.offers import Offers, checked_kinds, named, pinned
 
@@ -79,16 +82,20 @@ def start(
                 offers.ask_for(honest)
             for name, said in known.items():
                 offers.confirm(name, said)
-        program = _serve(out, folder, token, _offers(folder, wanted, kinds))
+        program = _serve(out, folder, token, _offers(folder, wanted, kinds), metrics, metrics_epsilon)
         asyncio.run(serve(program, leash=leash))
 
 
-async def _serve(out: Output, folder: Path, token: str, offers: Sequence[Offer]) -> None:
+async def _serve(out: Output, folder: Path, token: str, offers: Sequence[Offer], metrics: str, epsilon: bool) -> None:
     from hansa.agent.service import Agent
     from hansa.crypto.agreement import words
+    from hansa.telemetry import export, span
 
-    joined = await _join(out, folder, token)
+    with span("join"):
+        joined = await _join(out, folder, token)
     agent = Agent(joined, offers, say=out.say)
+    if metrics:
+        export(metrics, agent.gauges(epsilon))
     for offer in offers:
         size = f"{offer.table.rows} rows, {len(offer.table.names)} columns"
         out.say(f"Offering {offer.dataset}: {size}, for {', '.join(offer.allow)}")

@@ -12,7 +12,7 @@ from hansa.database import Put
 from hansa.errors import UnreachableError
 from hansa.telemetry import note, span
 
-TOLD = ("round", "party", "work", "version", "attempt", "reason")
+TOLD = ("federation", "round", "party", "work", "version", "attempt", "reason")
 """What a line of the log takes from an event."""
 
 
@@ -119,7 +119,8 @@ class Driver(Engine):
     def _happened(self, run: str, kind: str, body: dict[str, Any], **_: Any) -> None:
         """An operator sees of every event of a run a line in the log, a count, and how long its round took."""
         log = LOG.warning if kind in ("refused", "waiting", "failed") else LOG.info
-        log(kind, run=run, **{name: body[name] for name in TOLD if name in body})
+        now = {"round": live.progress.round} if (live := self.machine.runs.get(run)) else {}
+        log(kind, run=run, **now | {name: body[name] for name in TOLD if name in body})
         note("hansa_events", event=kind)
         if kind in ("asked", "arrived", "finished", "failed") and run in self._rounds:
             self._rounds.pop(run).__exit__(None, None, None)

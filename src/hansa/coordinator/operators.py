@@ -6,8 +6,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import structlog
-
 from hansa import __version__
 from hansa.contribution import canonical
 from hansa.coordinator.driver import Driver
@@ -23,8 +21,6 @@ from hansa.federation import Federation
 from hansa.run import new_id
 from hansa.wire import chunks
 from hansa.wire import messages as m
-
-LOG = structlog.get_logger("hansa.coordinator")
 
 
 class Operators:
@@ -43,7 +39,6 @@ class Operators:
         federation = Federation.from_json(request.federation)
         run = new_id(federation.name)
         await self.driver.put(Submitted(run, federation))
-        LOG.info("run begins", run=run, federation=federation.hash)
         return m.SubmitReply(run=run)
 
     async def resume(self, request: m.ResumeRequest, peer: pki.Identity) -> m.ResumeReply:
