@@ -103,10 +103,12 @@ class Hello(Message):
 
 class Welcome(Message):
     coordinator: str
+    addresses: RepeatedScalarFieldContainer[str]
     def __init__(
         self,
         *,
         coordinator: str = ...,
+        addresses: Iterable[str] = ...,
     ) -> None: ...
 
 class Work(Message):
@@ -502,6 +504,7 @@ class StatusReply(Message):
     connected: int
     runs: int
     started: str
+    epoch: int
     def __init__(
         self,
         *,
@@ -512,6 +515,7 @@ class StatusReply(Message):
         connected: int = ...,
         runs: int = ...,
         started: str = ...,
+        epoch: int = ...,
     ) -> None: ...
 
 class Problem(Message):

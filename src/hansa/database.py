@@ -7,19 +7,24 @@ disk) or in whatever database a URL names, through SQLAlchemy Core and alembic. 
 
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.dialects import sqlite
 
 from hansa.crypto.vault import Vault
-from hansa.errors import StoreError
+from hansa.errors import StoreError, UnreachableError, UsageError
 from hansa.files import set_aside
 
+LOG = structlog.get_logger("hansa.database")
+
+T = TypeVar("T")
 Row = Mapping[str, Any]
 
 
@@ -86,17 +91,14 @@ class Database:
         self.vault = vault or Vault()
         binary = {t.name: [c.name for c in t.c if isinstance(c.type, sa.LargeBinary)] for t in metadata.sorted_tables}
         self._binary = {table: names for table, names in binary.items() if names}
-        self._metadata = metadata
-        self._engine = _engine(url, begun)
+        self._metadata, self._migrations, self._head = metadata, migrations, head
+        self._engine, self._stopping = _engine(url, begun), threading.Event()
+        self.server = self._engine.dialect.name != "sqlite"
         self._statements: dict[tuple[type, str, tuple[str, ...]], Any] = {}
         try:
             self._require_whole()
-            revision = self._revision()
-            if revision is None:
-                self._begin(head)
-            elif revision != head:
-                upgrade(self._engine, migrations)
-            self._connection = self._engine.connect()
+            if self._reach():
+                self._migrate()
         except StoreError:
             self._engine.dispose()
             raise
@@ -104,8 +106,10 @@ class Database:
             self._engine.dispose()
             if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise _damaged(Path(self._engine.url.database or ""), str(error.orig)) from error
-            what = f"the database {self._engine.url} cannot be opened: {error.orig}"
-            remedy = "Check its permissions and the disk, or restore it from a backup"
+            what = f"the database {self._engine.url!r} cannot be opened: {_said(error)}"
+            remedy = "Is the server there, and are user, password and name of its URL right (HANSA_DATABASE)?"
+            if not self.server:
+                remedy = "Check its permissions and the disk, or restore it from a backup"
             raise StoreError(what, remedy=remedy) from error
 
     def apply(self, changes: Iterable[Put | Drop], *, erase: bool = False) -> None:
@@ -115,19 +119,17 @@ class Database:
         Raises:
             StoreError: if the database refuses; nothing was changed then.
         """
-        try:
-            with self._connection.begin():
-                for change in changes:
-                    self._connection.execute(
-                        self._statement(change), self._with(self._seal, change.table, change.values)
-                    )
-            if erase and self._engine.dialect.name == "sqlite":
-                with self._connection.begin():
-                    self._connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").all()
-        except sa.exc.DBAPIError as error:
-            remedy = "Check the free space and the permissions of its folder"
-            what = f"the database refuses to write: {error.orig}"
-            raise StoreError(what, remedy=remedy) from error
+        wanted = list(changes)
+
+        def write(connection: sa.Connection) -> None:
+            self._fence(connection)
+            for change in wanted:
+                row = self._with(self._seal, change.table, change.values)
+                connection.execute(self._statement(change), row)
+
+        self._transaction(write, "refuses to write", "Check its free space, and that it may be written")
+        if erase and not self.server:
+            self._transaction(lambda connection: connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").all())
 
     def rows(
         self,
@@ -158,14 +160,17 @@ class Database:
         if order is not None:
             query = query.order_by(of[order])
         query = query.limit(limit)
-        with self._legible(), self._connection.begin():
-            found = self._connection.execute(query).mappings()
-            return [self._with(self.vault.open, table, dict(row)) for row in found]
+        found = self._transaction(lambda connection: connection.execute(query).mappings().all())
+        return [self._with(self.vault.open, table, dict(row)) for row in found]
 
     def row(self, table: str, **where: Any) -> dict[str, Any] | None:
         """The one row, or None."""
         found = self.rows(table, **where)
         return found[0] if found else None
+
+    def stop(self) -> None:
+        """Let no thread wait for a server any longer."""
+        self._stopping.set()
 
     def close(self) -> None:
         """Release the file."""
@@ -188,19 +193,42 @@ class Database:
     def _require_whole(self) -> None:
         """Look over a file of moderate size, before anything is read from it."""
         path = Path(self._engine.url.database or "")
-        if self._engine.dialect.name == "sqlite" and path.stat().st_size <= CHECKED:
+        if not self.server and path.stat().st_size <= CHECKED:
             with self._engine.connect() as connection:
                 found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
             if found != "ok":
                 raise _damaged(path, str(found))
 
-    @contextmanager
-    def _legible(self) -> Iterator[None]:
-        try:
-            yield
-        except (sa.exc.DBAPIError, ValueError) as error:  # or what should be JSON
-            what = f"the database {self._engine.url} cannot be read: {getattr(error, 'orig', error)}"
-            raise StoreError(what, remedy=_RESTORE) from error
+    def _reach(self) -> bool:
+        """Connect; whether the tables may be made and changed over this connection."""
+        self._connection = self._engine.connect()
+        return True
+
+    def _fence(self, connection: sa.Connection) -> None:
+        """Refuse a transaction that is to write, before its first row."""
+
+    def _transaction(self, work: Callable[[sa.Connection], T], fails: str = "cannot be read", way: str = _RESTORE) -> T:
+        """Do it in a transaction; once more if the connection to a server breaks, for a minute in which it is tried.
+
+        Whether a transaction came through whose connection broke is unknown, and need not be known: `_reach` goes on
+        when the session before has ended, and `_fence` lets nobody else write in between. So all its rows are there
+        or none, none is newer, and to put or drop the same rows again leaves what it would have left.
+        """
+        pauses, lost = iter((0.1, 0.2, 0.5, 1, 2, *[4] * 14)), False
+        while True:
+            try:
+                if lost:
+                    self._reach()
+                with self._connection.begin():
+                    return work(self._connection)
+            except (sa.exc.DBAPIError, UnreachableError, ValueError) as error:  # or what should be JSON
+                lost = lost or getattr(error, "connection_invalidated", False)
+                what, pause = f"the database {self._engine.url!r} {fails}: {_said(error)}", next(pauses, None)
+                if not lost or pause is None or self._stopping.wait(pause):
+                    way = "Start it when the server is there: it goes on at the last commit" if lost else way
+                    raise StoreError(what, remedy=way) from error
+                self._connection.close()
+                LOG.warning("waiting for the database", reason=what)
 
     def _statement(self, change: Put | Drop) -> Any:
         """The statement of a change; made once for each table and set of columns."""
@@ -218,7 +246,7 @@ class Database:
 
     def _upsert(self, table: sa.Table, values: Mapping[str, Any]) -> Any:
         insert: Any = sqlite.insert
-        if self._engine.dialect.name == "postgresql":
+        if self.server:
             from sqlalchemy.dialects.postgresql import insert
         statement = insert(table).values(dict(values))
         primary = [column.name for column in table.primary_key]
@@ -227,7 +255,15 @@ class Database:
             return statement.on_conflict_do_nothing()
         return statement.on_conflict_do_update(index_elements=primary, set_=kept)
 
-    def _begin(self, head: str) -> None:
+    def _migrate(self) -> None:
+        """Make its tables, or bring them up to date."""
+        revision = self._revision()
+        if revision is None:
+            self._begin()
+        elif revision != self._head:
+            upgrade(self._engine, self._migrations)
+
+    def _begin(self) -> None:
         """Make the tables of an empty database as the newest migration would leave them.
 
         A test holds the two equal; alembic, a quarter of a second to import, is for older ones.
@@ -236,15 +272,14 @@ class Database:
         with self._engine.begin() as connection:
             self._metadata.create_all(connection)
             versions.create(connection, checkfirst=True)
-            connection.execute(versions.insert().values(version_num=head))
+            connection.execute(versions.insert().values(version_num=self._head))
 
     def _revision(self) -> str | None:
-        with self._engine.connect() as connection:
-            if not sa.inspect(connection).has_table("alembic_version"):
-                return None
-            found = connection.execute(sa.text("SELECT version_num FROM alembic_version"))
-            revision: str | None = found.scalar()
-            return revision
+        def read(connection: sa.Connection) -> str | None:
+            there = sa.inspect(connection).has_table("alembic_version")
+            return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar() if there else None
+
+        return self._transaction(read)
 
 
 def upgrade(engine: sa.Engine, migrations: Path) -> None:
@@ -277,10 +312,23 @@ def _damaged(path: Path, why: str) -> StoreError:
 
 def _engine(url: str | Path, begun: Path | None) -> sa.Engine:
     if isinstance(url, str) and "://" in url:
-        address = sa.make_url(url)
-        if address.drivername == "postgresql":
-            address = address.set(drivername="postgresql+psycopg")
-        return sa.create_engine(address)
+        try:
+            address = sa.make_url(url)
+            if address.drivername == "postgresql":
+                # Either side soon learns that the machine of the other is gone: `hansa.coordinator.epochs`.
+                alive = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+                given = {**alive, "tcp_user_timeout": 10_000, "connect_timeout": 5}
+                address = address.set(drivername="postgresql+psycopg")
+                return sa.create_engine(address, poolclass=sa.NullPool, connect_args=given)
+        except ModuleNotFoundError as error:
+            what = f"a database on PostgreSQL needs the package {error.name!r}"
+            raise StoreError(what, remedy="pip install 'hansa[postgres]'") from None
+        except (sa.exc.ArgumentError, ValueError):
+            address = sa.URL.create("none")
+        if address.drivername != "sqlite" or not address.database:
+            remedy = "Write postgresql://USER@HOST/NAME, or sqlite:////FOLDER/FILE"
+            raise UsageError("the database has an address that Hansa cannot use", remedy=remedy)
+        url = address.database
     path = Path(url)
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
     if not path.exists() and (aside := sorted(path.parent.glob(f"{path.name}.damaged-*"))):
@@ -299,3 +347,8 @@ def _engine(url: str | Path, begun: Path | None) -> sa.Engine:
             connection.execute(f"PRAGMA {pragma}")
 
     return engine
+
+
+def _said(error: Exception) -> str:
+    """What a database says of an error, on one line."""
+    return " ".join(str(getattr(error, "orig", error)).split())

@@ -30,6 +30,7 @@ class AgentHome:
         key_pem, certificate_pem: its own.
         root_pem: the coordinator's authority.
         joined_with: hash of the token that it joined with.
+        others: where else to look for the coordinator, or for one that took over.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class AgentHome:
     certificate_pem: bytes
     root_pem: bytes
     joined_with: str = ""
+    others: tuple[str, ...] = ()
 
     @classmethod
     def require_free(cls, folder: Path) -> None:
@@ -74,7 +76,7 @@ class AgentHome:
             own = keys.split_pem(Vault.of(folder).read(folder / "party.pem"))
             root = (folder / "authority.pem").read_bytes()
             who = body["party"], body["federation"], body["address"]
-            return cls(folder, *who, *own, root, body.get("token", ""))
+            return cls(folder, *who, *own, root, body.get("token", ""), tuple(body.get("others", ())))
         except (OSError, ValueError, KeyError) as error:
             remedy = "Restore it from a backup, or join anew in another folder with --home"
             raise StoreError(f"the agent's folder {folder} is damaged: {error}", remedy=remedy) from error
@@ -121,5 +123,6 @@ class AgentHome:
         write_whole(self.folder / "authority.pem", self.root_pem, private=True)
         Vault.of(self.folder).write(self.folder / "party.pem", self.key_pem + self.certificate_pem)
         who = {name: getattr(self, name) for name in ("party", "federation", "address")}
-        said = json.dumps({**who, "token": self.joined_with}, ensure_ascii=False).encode()
+        also = {"token": self.joined_with, "others": self.others}
+        said = json.dumps({**who, **also}, ensure_ascii=False).encode()
         write_whole(self.folder / "party.json", said, private=True)

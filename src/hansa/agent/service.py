@@ -25,7 +25,15 @@ from hansa.contribution import Ask, Values
 from hansa.crypto import keys, pki
 from hansa.crypto.vault import kept_key
 from hansa.database import Drop, Put
-from hansa.errors import ConsentError, ContributionError, HansaError, PrivacyError, TrustError, UnreachableError
+from hansa.errors import (
+    ConsentError,
+    ContributionError,
+    HansaError,
+    PrivacyError,
+    TrustError,
+    UnreachableError,
+    UsageError,
+)
 from hansa.run import now
 from hansa.secure.terms import Phase, Step
 from hansa.telemetry import span
@@ -39,6 +47,9 @@ LOG = structlog.get_logger("hansa.agent")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 """Seconds between two attempts to reach a coordinator that is down, at most."""
+
+OTHERS = 8
+"""Addresses at which it looks for the coordinator beside the one at which it joined, at most."""
 
 LASTED = 10.0
 """Seconds that a session lasts if it does not fail at once, and again whenever it begins anew."""
@@ -70,7 +81,7 @@ class Agent:
         self._desk = Desk(home.party, offers, key, self._ledger, self._store.honest())
         self._left = Left(home.folder / "left.jsonl")
         self._worker = ThreadPoolExecutor(1, "work")
-        self._pause, self._waiting = FIRST_PAUSE, False
+        self._pause, self._waiting, self._tried = FIRST_PAUSE, False, 0
         self._welcomed: float | None = None
         self._calling: set[asyncio.Task[None]] = set()
         self._working: set[asyncio.Task[None]] = set()
@@ -94,16 +105,17 @@ class Agent:
             while True:
                 try:
                     await self._session()
-                except UnreachableError as error:
+                except (UnreachableError, UsageError) as error:  # or an address that is none
                     if not self._waiting:
-                        self._say(f"waiting for the coordinator at {self.home.address}: {error}")
+                        self._say(f"waiting for the coordinator at {self._address}: {error}")
                         self._waiting = True
+                    self._tried += 1
                 if self._welcomed is not None and time.monotonic() - self._welcomed >= LASTED:
                     self._pause = FIRST_PAUSE
                 # Agents that lost the same coordinator must not all come back in the same instant.
                 wait = self._pause * random.uniform(0.5, 1.0)  # noqa: S311  # not a secret
                 self._pause = min(self._pause * 1.5, LONGEST_PAUSE)
-                await asyncio.sleep(wait)
+                await asyncio.sleep(wait / (1 + len(self.home.others)))
         finally:
             await _cancelled(self._working)
             self._worker.shutdown(wait=False, cancel_futures=True)
@@ -155,9 +167,14 @@ class Agent:
 
     async def _noticed(self, notice: m.Notice) -> None:
         if notice.HasField("welcome"):
-            self._welcomed, self._waiting = time.monotonic(), False
-            self._rests()
-            self._say(f"connected to {notice.welcome.coordinator} at {self.home.address}")
+            if self._welcomed is None:
+                self._welcomed, self._waiting = time.monotonic(), False
+                self._rests()
+                self._say(f"connected to {notice.welcome.coordinator} at {self._address}")
+            told = [one for one in notice.welcome.addresses if one != self.home.address and len(one) < 300][-OTHERS:]
+            if tuple(told) != self.home.others:
+                self.home = replace(self.home, others=tuple(told))
+                self.home.save()
         for said in [said for said in notice.settled if said.version < COUNTABLE]:
             if not said.counted:
                 reason = said.reason or "the run ended, or went on without it"
@@ -369,9 +386,15 @@ class Agent:
 
     # --- certificates
 
+    @property
+    def _address(self) -> str:
+        """Where to look for the coordinator: at another of its addresses whenever it was not there."""
+        known = (self.home.address, *self.home.others)
+        return known[self._tried % len(known)]
+
     def _channel(self) -> Any:
         home = self.home
-        return client_channel(home.address, home.key_pem, home.certificate_pem, home.root_pem)
+        return client_channel(self._address, home.key_pem, home.certificate_pem, home.root_pem)
 
     async def _until_renewal(self) -> None:
         """End the session when the certificate is due, so that the next begins with a new one."""

@@ -1,9 +1,10 @@
 """The engine at work: one queue, one thread for the database, one clock."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from hansa.coordinator import events as ev
@@ -14,6 +15,9 @@ from hansa.telemetry import note, span
 
 TOLD = ("federation", "round", "party", "work", "version", "attempt", "reason")
 """What a line of the log takes from an event."""
+
+PULSE = 2.0
+"""Seconds between two looks at who coordinates."""
 
 
 class Driver(Engine):
@@ -29,7 +33,8 @@ class Driver(Engine):
         self.queue: asyncio.Queue[Waiting] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "store")
         self._news = asyncio.Condition()
-        self.commits = 0
+        self.commits, self._due = 0, 0.0
+        self.peers: tuple[str, ...] = ()
         self._rounds: dict[str, AbstractContextManager[None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._alarms: dict[ev.DeadlinePassed, asyncio.TimerHandle] = {}
@@ -38,10 +43,12 @@ class Driver(Engine):
     async def start(self) -> None:
         """Restore the machine, do what a restart left undone, and begin."""
         await self.restore()
+        await self._pulse()
         self._task = asyncio.create_task(self._loop())
 
     async def stop(self) -> None:
         """Stop feeding; what was not committed is lost, as in a crash."""
+        self.store.stop()
         self.failed.cancel()
         for alarm in self._alarms.values():
             alarm.cancel()
@@ -92,10 +99,15 @@ class Driver(Engine):
         batch: list[Waiting] = []
         try:
             while True:
-                batch = [await self.queue.get()]
+                batch = []
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(PULSE):
+                        batch.append(await self.queue.get())
                 while not self.queue.empty():
                     batch.append(self.queue.get_nowait())
                 await self._step(batch)
+                if time.monotonic() >= self._due:
+                    await self._pulse()
         except Exception as error:
             LOG.error("the coordinator cannot go on", error=str(error))
             if not self.failed.done():
@@ -105,6 +117,14 @@ class Driver(Engine):
                 batch.append(self.queue.get_nowait())
             for _, _, waiting in batch:
                 self._answer(waiting, UnreachableError("the coordinator has stopped"))
+
+    async def _pulse(self) -> None:
+        """See, also while nothing is to be written, that nobody has taken over, and who may."""
+        self._due, before = time.monotonic() + PULSE, self.peers
+        self.peers = tuple(await self.read(self.store.peers))
+        for party in [name for name, guest in self.machine.guests.items() if guest.listening]:
+            if self.peers != before:
+                self._tell(party, self.peers)
 
     async def _carry_out(self, effects: ev.Effects, done: Iterable[object]) -> None:
         await super()._carry_out(effects, done)

@@ -214,7 +214,8 @@ class RemovedNotice:
     reason: str
 
 
-Notice = WorkNotice | SettledNotice | RemovedNotice | Step
+Notice = WorkNotice | SettledNotice | RemovedNotice | Step | tuple[str, ...]
+"""A tuple: the addresses of all coordinators, now that they are others."""
 
 
 @dataclass(frozen=True)

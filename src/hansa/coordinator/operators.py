@@ -122,6 +122,7 @@ class Operators:
             connected=sum(guest.listening for guest in guests),
             runs=len(self.driver.machine.runs),
             started=self.started,
+            epoch=self.driver.store.epoch,
         )
 
     def gauges(self) -> dict[str, Callable[[], float]]:

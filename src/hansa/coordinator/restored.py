@@ -19,9 +19,12 @@ from hansa.run import now
 
 
 def come_back(store: CoordinatorStore, folder: Path) -> None:
-    """Take over from a backup, if this folder was made from one and has not been used since."""
+    """Take over from a backup, if this folder was made from one and has not been used since.
+
+    A database on a server is no part of a backup, and remembers all.
+    """
     marker = folder / "restored"
-    if not marker.exists():
+    if store.server or not marker.exists():
         return
     changes: list[Put | Drop] = [Put("token", {**row, "used": True}) for row in store.rows("token")]
     for row in store.rows("party"):

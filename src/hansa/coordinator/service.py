@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import datetime as dt
+import platform
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import structlog
+from blake3 import blake3
 
 from hansa.contribution import canonical
 from hansa.coordinator import events as ev
@@ -23,7 +25,7 @@ from hansa.crypto import pki
 from hansa.crypto.token import secret_hash
 from hansa.crypto.vault import kept_key
 from hansa.database import Put
-from hansa.errors import ContributionError, HansaError, RunError, TrustError
+from hansa.errors import ContributionError, HansaError, RunError, TrustError, UnreachableError
 from hansa.run import now
 from hansa.secure.terms import Step
 from hansa.telemetry import note
@@ -42,13 +44,13 @@ class Coordinator(Operators):
     ``host`` is the name or address under which parties reach it; it goes into certificate and tokens.
     """
 
-    def __init__(self, home: CoordinatorHome, host: str) -> None:
-        self.home, self.host, self.address = home, host, ""
-        store = CoordinatorStore(home.folder)
-        come_back(store, home.folder)
+    def __init__(self, home: CoordinatorHome, host: str, database: str = "") -> None:
+        self.home, self.host, self.address, self.active = home, host, "", False
+        store = CoordinatorStore(home.folder, database)
         self.inbox = inbox.Inbox(store)
         secret = kept_key(home.folder / "noise.key")
         self.driver = Driver(store, self._tell, self.inbox.settle, secret)
+        self._keys = blake3(home.authority.certificate_pem + home.lobby_seed + secret).hexdigest()
         self._listeners: dict[str, Listener] = {}
         self._identities: dict[bytes, pki.Identity] = {}
         self._lobby_key = home.lobby.public_key
@@ -57,18 +59,19 @@ class Coordinator(Operators):
         self.started = now()
         self._server: Any = None
 
-    async def start(self, listen: str, port: int) -> int:
-        """Restore, listen on an address of this machine, such as ``0.0.0.0``, and return the port; 0 takes a free one.
+    async def start(self, listen: str, port: int, say: Callable[[str], object] = LOG.warning) -> int:
+        """Listen on an address of this machine, such as ``0.0.0.0``, stand by while another one coordinates, which
+        ``say`` is told, restore, and return the port; 0 takes a free one.
 
         Raises:
             UnreachableError: if the port is in use.
+            TrustError: if the database belongs to a coordinator with other keys.
             StoreError: if what was kept cannot be read.
         """
-        await self.driver.start()
         pair = self.home.authority.server_certificate(self.home.name, host=self.host)
         self._certificate = pair[1]
         self._server, bound = await serve(
-            handlers(self, self.authorise),
+            handlers(_Door(self), self.authorise),
             host=listen,
             port=port,
             key_pem=pair[0],
@@ -80,6 +83,14 @@ class Coordinator(Operators):
         near = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(listen, listen)  # noqa: S104
         self.home.write_operator()
         self.home.write_address(self.address, f"{near}:{bound}")
+        who = f"{platform.node()}:{self.home.folder}", self.address, self._keys
+        while not await self.driver.read(self.driver.store.take, *who):
+            say(f"Standing by at {self.address}: another coordinator is at work.")
+            say = LOG.debug
+            await asyncio.sleep(0.25)
+        await self.driver.read(come_back, self.driver.store, self.home.folder)
+        await self.driver.start()
+        self.active = True
         return bound
 
     async def stop(self) -> None:
@@ -106,7 +117,7 @@ class Coordinator(Operators):
             if len(self._identities) > 10_000:
                 self._identities.clear()
             self._identities[certificate_pem] = peer
-        if peer.role == pki.PARTY:
+        if peer.role == pki.PARTY and self.active:
             self._require_member(peer)
         return peer
 
@@ -170,7 +181,7 @@ class Coordinator(Operators):
             earlier.end()
         self._listeners[peer.name] = listener
         try:
-            yield m.Notice(welcome=m.Welcome(coordinator=self.home.name))
+            yield m.Notice(welcome=m.Welcome(coordinator=self.home.name, addresses=self.driver.peers))
             await self.driver.put(event)
             about = {"version": legible(request.version[:40]), "party": peer.name}
             LOG.info("listening", **about, offers=[offer.dataset for offer in event.offers])
@@ -257,6 +268,8 @@ class Coordinator(Operators):
     async def _add(self, message: m.Notice, notice: ev.Notice) -> None:
         """Add a notice to the message that brings all there is to say at once."""
         match notice:
+            case tuple():
+                message.welcome.CopyFrom(m.Welcome(coordinator=self.home.name, addresses=notice))
             case ev.RemovedNotice(reason):
                 message.removed.reason = reason
             case ev.SettledNotice(run, version, counted, reason):
@@ -290,3 +303,19 @@ class Coordinator(Operators):
         )
         self._latest = key, work
         return work
+
+
+class _Door:
+    """What a coordinator answers: while it is not active, only how it is."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    def __getattr__(self, name: str) -> Callable[[Any, pki.Identity], Any]:
+        def call(request: Any, peer: pki.Identity) -> Any:
+            if not self._coordinator.active and name != "status":
+                remedy = "Ask the one at work; this one takes over when that one is gone"
+                raise UnreachableError(f"the coordinator at {self._coordinator.address} stands by", remedy=remedy)
+            return getattr(self._coordinator, name)(request, peer)
+
+        return call

@@ -7,15 +7,16 @@ from typing import Any
 import sqlalchemy as sa
 from blake3 import blake3
 
+from hansa.coordinator.epochs import Fenced
 from hansa.crypto.vault import DamagedError, Vault
-from hansa.database import Database, Put, columns
+from hansa.database import Put, columns
 from hansa.errors import StoreError, StudyError, did_you_mean
 from hansa.files import set_aside, sync_folder, writing
 
 INLINE = 1 << 16
 """Blobs up to this size lie in the database, larger ones in files beside it."""
 
-HEAD = "0002"
+HEAD = "0003"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 metadata = sa.MetaData()
@@ -52,9 +53,10 @@ sa.Table(
     ),
 )
 sa.Table("blob", metadata, *columns({"run": str, "version": int, "name": str}, digest=str, body=bytes | None))
+sa.Table("epoch", metadata, *columns({"address": str}, number=int | None, holder=str | None, keys=str | None, at=str))
 
 
-class CoordinatorStore(Database):
+class CoordinatorStore(Fenced):
     """The coordinator's database, and the folder of its large blobs.
 
     It is the SQLite file in the coordinator's folder, which is made, unless a ``url`` names another.
@@ -85,8 +87,7 @@ class CoordinatorStore(Database):
             "SELECT a.party, a.run, max(a.version) FROM answer a JOIN blob b ON b.run = a.run "
             "WHERE a.taken AND b.name = 'checkpoint' AND a.version < b.version GROUP BY a.party, a.run"
         )
-        with self._connection.begin():
-            return [(party, run, version) for party, run, version in self._connection.execute(query)]
+        return self._transaction(lambda connection: [(*row,) for row in connection.execute(query)])
 
     def blob(self, run: str, version: int, name: str, body: bytes) -> Put:
         """The row of a blob; a large one is written to its file, durably, before this returns."""
