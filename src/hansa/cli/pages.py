@@ -3,8 +3,6 @@
 ``hansa --help`` is the first thing a newcomer types: it answers almost as fast as Python starts.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys
