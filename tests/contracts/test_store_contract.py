@@ -190,6 +190,15 @@ def test_a_blob_comes_back_as_it_was(blobs: CoordinatorStore, size: int, tmp_pat
     again.close()
 
 
+@pytest.mark.parametrize("size", [1, INLINE + 1])
+def test_a_blob_that_is_written_anew_is_the_old_one_until_its_row_is(blobs: CoordinatorStore, size: int) -> None:
+    blobs.apply([blobs.blob("r", 1, "desk", b"a" * size)])
+    row = blobs.blob("r", 1, "desk", b"b" * size)  # a crash here takes nothing
+    assert blobs.read_blob("r", 1, "desk") == b"a" * size
+    blobs.apply([row])
+    assert blobs.read_blob("r", 1, "desk") == b"b" * size
+
+
 def test_a_large_blob_that_was_damaged_is_named(blobs: CoordinatorStore, tmp_path: Path) -> None:
     blobs.apply([blobs.blob("r", 1, "ask", b"y" * (INLINE + 1))])
     [path] = [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()]

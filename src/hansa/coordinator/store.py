@@ -95,7 +95,7 @@ class CoordinatorStore(Fenced):
         row = {"run": run, "version": version, "name": name, "digest": digest, "body": None}
         if len(body) <= INLINE:
             return Put("blob", {**row, "body": body})
-        path = self._path(run, version, name)
+        path = self._path(run, version, f"{name} {digest}")  # until the row is there, what was is to be found
         with writing(path, private=True) as file:
             file.writelines(self.vault.seal(body, "blob", run, version, name))
         for folder in (path.parent, path.parent.parent, self._blobs):
@@ -111,7 +111,7 @@ class CoordinatorStore(Fenced):
         row = self.row("blob", run=run, version=version, name=name)
         if row is None:
             raise StoreError(f"the blob {run}/{version}/{name} is missing")
-        path = self._path(run, version, name)
+        path = self._path(run, version, f"{name} {row['digest']}")
         try:
             inline: bytes | None = row["body"]
             body = self.vault.open(path.read_bytes(), "blob", run, version, name) if inline is None else inline

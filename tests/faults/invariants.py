@@ -1,0 +1,343 @@
+"""What must hold after every event, and at the end: kept from what became durable and from what left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from blake3 import blake3
+from tests.faults import plan as plans
+from tests.faults.plan import SECRET, Plan
+from tests.faults.stores import Change
+
+from hansa.aggregation.reduce import Reduction
+from hansa.aggregation.ring import joined, parted
+from hansa.contribution import Array, Ask, Contribution, Contributions, Total, Values
+from hansa.database import Drop, Put
+from hansa.federation import deployed
+from hansa.methods.course import Course, Progress
+from hansa.party import Party
+from hansa.run import draw
+from hansa.wire import tensors
+
+RUN = "run"
+
+
+class Violation(AssertionError):
+    """A promise that was broken."""
+
+
+class Sent(NamedTuple):
+    """A body that left a party."""
+
+    attempt: int
+    weight: float
+    body: bytes
+
+
+class Decided(NamedTuple):
+    """What the events say of an exchange: who is in its sum. Of a secure sum, the attempts from which the
+    parties' noise is; of those whose answers are not their honest ones, the digests of what was taken.
+    """
+
+    counted: tuple[str, ...]
+    noise: tuple[int, ...] = ()
+    odd: tuple[tuple[str, tuple[str, float]], ...] = ()
+
+
+def require(holds: object, what: str) -> None:
+    if not holds:
+        raise Violation(what)
+
+
+class Record:
+    """What became durable, what left and what was told; each of its methods raises a `Violation`."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.events: list[dict[str, Any]] = []
+        self.answers: dict[tuple[int, str], dict[str, Any]] = {}
+        self.status = ""
+        self._charges: dict[tuple[str, int], list[int]] = {}
+        self._noise: dict[tuple[str, int, int], int] = {}
+        self._bodies: dict[tuple[str, int, int], bytes] = {}
+        self._steps: dict[tuple[str, int, int, int], bytes] = {}
+        self._proposed: dict[tuple[str, int], bytes] = {}
+        self._held: dict[tuple[str, int, int], bytes] = {}
+        self.memories: dict[str, bytes] = {}
+        self.arrived: dict[int, dict[str, Any]] = {}
+        self._open: tuple[int, int] = (-1, 0)  # version and attempt, as the events say
+        self._summed: dict[tuple[int, int], bytes] = {}
+        self._given_up: set[tuple[int, int]] = set()  # attempts that came to nothing, and the events say so
+        self._acknowledged: dict[tuple[int, int, str], str] = {}
+        self._unsettled: set[tuple[int, int, str]] = set()
+        self.decisions: list[Decided] = []
+        self.fates: dict[str, int] = {}
+
+    # --- at the coordinator
+
+    def committed(self, changes: Iterable[Change]) -> None:
+        """The coordinator's changes of one transaction became durable."""
+        checkpoints = set[int]()
+        arrived = list[int]()
+        for change in changes:
+            row = change.values
+            match change:
+                case Put("event"):
+                    self._event(dict(row), arrived)
+                case Put("answer"):
+                    place = row["version"], row["party"]
+                    self.answers[place] = {**self.answers.get(place, {}), **row}
+                case Put("blob") if row["name"] == "checkpoint":
+                    checkpoints.add(row["version"])
+                case Put("run") if "status" in row:
+                    self.status = row["status"]
+                case Drop("answer"):
+                    for place in [p for p, kept in self.answers.items() if _matches(kept, row)]:
+                        del self.answers[place]
+                case Drop("event"):
+                    raise Violation("an event was taken back")
+        for version in arrived:
+            require(version + 1 in checkpoints, f"exchange {version} arrived without its checkpoint")
+
+    def _event(self, row: dict[str, Any], arrived: list[int]) -> None:
+        require(row["seq"] == len(self.events) + 1, f"event {row['seq']} follows event {len(self.events)}")
+        self.events.append(row)
+        kind, body = row["kind"], row["body"]
+        if kind == "asked":
+            require(body["version"] == len(self.arrived), f"exchange {body['version']} is asked out of order")
+            self._open = body["version"], body["attempt"]
+        elif kind == "attempt":
+            require(self._open == (body["version"], body["attempt"]), "an attempt ends that was not open")
+            self._given_up.add(self._open)
+            self._open = body["version"], body["attempt"] + 1
+        elif kind == "arrived":
+            version = body["version"]
+            require(version not in self.arrived, f"exchange {version} arrived twice")
+            counted, excluded = set(body["counted"]), set(body["excluded"])
+            require(len(counted) == len(body["counted"]), "a party is counted twice")
+            require(not counted & excluded, "a party is counted and excluded")
+            asked = set(self._asked["parties"])
+            require(counted | excluded == asked, f"{asked - counted - excluded} have no fate in exchange {version}")
+            require(all(body["excluded"].values()), "a party is excluded without a reason")
+            self.arrived[version] = body
+            self.decisions.append(self._decided(version, body["counted"]))
+            arrived.append(version)
+        elif kind == "failed":
+            require("cannot be restored" not in body["reason"], body["reason"])
+            self._given_up.add(self._open)
+        elif kind == "refused":
+            require(body["reason"], "a refusal without a reason")
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        return next(row["body"] for row in reversed(self.events) if row["kind"] == "asked")
+
+    def _decided(self, version: int, counted: list[str]) -> Decided:
+        odd = []
+        for party in counted:
+            row = self.answers[version, party]
+            if party in self._plan.cheats and (row["digest"], row["weight"]) in ODD:
+                odd.append((party, (row["digest"], row["weight"])))
+        noise = [self._noise.get((party, *self._open), 0) for party in counted]
+        return Decided(tuple(counted), tuple(noise), tuple(odd))
+
+    def acknowledged(self, party: str, version: int, attempt: int, sent: Sent) -> None:
+        """The coordinator says that it took an answer."""
+        place = version, attempt, party
+        digest = blake3(sent.body).hexdigest()
+        require(self._acknowledged.setdefault(place, digest) == digest, f"{party}: two answers were taken")
+        if version not in self.arrived:
+            self._unsettled.add(place)
+        self.fate(place)
+
+    def fate(self, place: tuple[int, int, str]) -> None:
+        """An acknowledged answer has exactly one fate, or is open; all of that is durable."""
+        version, attempt, party = place
+        digest = self._acknowledged[place]
+        if version in self.arrived:
+            body = self.arrived[version]
+            fate = "counted" if party in body["counted"] else "excluded"
+        elif (version, attempt) in self._given_up:
+            fate = "given up"
+        else:
+            row = self.answers.get((version, party))
+            require(row, f"{party}: what was acknowledged in exchange {version} is not durable")
+            assert row is not None
+            if row["taken"]:
+                require(row["digest"] == digest, f"{party}: another answer is kept than was acknowledged")
+            else:
+                require(self._refused(party), f"{party}: excluded from exchange {version}, and no event says why")
+            return
+        self.fates[fate] = self.fates.get(fate, 0) + 1
+        self._unsettled.discard(place)
+
+    def _refused(self, party: str) -> bool:
+        return any(row["kind"] == "refused" and row["body"]["party"] == party for row in self.events)
+
+    def told(self, party: str, version: int, counted: bool) -> None:
+        """The coordinator tells a party what became of its answer."""
+        if counted:
+            there = version in self.arrived and party in self.arrived[version]["counted"]
+            require(there, f"{party} is told that exchange {version} counted it, and no durable event says so")
+        elif version in self.arrived:
+            said = f"{party} is told that exchange {version} did not count it, and it did"
+            require(party not in self.arrived[version]["counted"], said)
+
+    def summed(self, version: int, attempt: int, total: Total) -> None:
+        """A sum of visible answers or of masked ones was made."""
+        values = b"".join(total.values[name].tobytes() for name in sorted(total.values))
+        value = repr(total.parties).encode() + values
+        require(self._summed.setdefault((version, attempt), value) == value, "a second sum from one attempt")
+
+    def after(self) -> None:
+        """After every event."""
+        for place in list(self._unsettled):
+            self.fate(place)
+
+    # --- at a party
+
+    def kept(self, party: str, changes: Iterable[Change], vectors: Mapping[int, Array]) -> None:
+        """A party's changes of one transaction became durable; it has these vectors ready for secure sums."""
+        for change in changes:
+            row = change.values
+            match change:
+                case Put("charge"):
+                    self._charges.setdefault((party, row["version"]), []).append(row["attempt"])
+                case Put("answer"):
+                    place = party, row["version"], row["attempt"]
+                    self._held[place] = row["body"]
+                    self._noise[place] = self._charged(*place, vectors.get(row["version"]))
+                    self._proposed[party, row["version"]] = row["memory"]
+                case Put("memory"):
+                    counted = [v for v, body in self.arrived.items() if party in body["counted"]]
+                    same = row["body"] in {self._proposed.get((party, v)) for v in counted}
+                    require(same, f"{party} remembers what was not counted")
+                    self.memories[party] = row["body"]
+
+    def _charged(self, party: str, version: int, attempt: int, vector: Array | None) -> int:
+        """The attempt whose noise is in an answer, which the ledger says; 0 for what is seen."""
+        charges = self._charges.get((party, version), [])
+        if vector is None:
+            require(attempt in charges, f"{party}: an answer to exchange {version}.{attempt} is not charged")
+            return 0
+        # An attempt may take a vector that was made for an earlier one, and charged then, and never given.
+        for of in range(1, attempt + 1):
+            if np.array_equal(vector, self._vector(party, of)):
+                known = {n for (name, v, _), n in self._noise.items() if (name, v) == (party, version)}
+                require(len(known | {of}) <= len(charges), f"{party}: a vector for exchange {version} is not charged")
+                return of
+        raise Violation(f"{party}: there is other noise in its answer to exchange {version}.{attempt} than it has")
+
+    def _vector(self, party: str, attempt: int) -> Array:
+        """What an honest party gives to the next sum in an attempt at it."""
+        of = self._plan.kind, self._plan.parties
+        return given(*of, tuple(self.decisions), party, attempt)
+
+    def cheats(self, sent: Sent) -> None:
+        """An answer leaves a cheat."""
+        ODD[blake3(sent.body).hexdigest(), sent.weight] = sent
+
+    def leaves(self, party: str, version: int, attempt: int, body: bytes) -> None:
+        """An answer leaves a party."""
+        place = party, version, attempt
+        require(self._held.get(place) == body, f"{party}: an answer leaves that is not durable")
+        require(self._bodies.setdefault(place, body) == body, f"{party}: other bytes leave under the same number")
+
+    def says(self, party: str, number: int, phase: int, payload: bytes) -> None:
+        """A step of a secure sum leaves a party."""
+        same = self._steps.setdefault((party, number, phase, 0), payload) == payload
+        require(same, f"{party}: two answers in phase {phase} of one attempt")
+
+    # --- at the end
+
+    def ended(self, checkpoint: bytes, remembered: Mapping[str, bytes]) -> None:
+        """The run ended: its bits are those of a replay of its decisions, as are the parties' memories."""
+        require(not self._unsettled, f"{self._unsettled} have no fate")
+        progress, memories = replayed(self._plan.kind, self._plan.parties, tuple(self.decisions))
+        require(progress.pack() == checkpoint, "a replay of the decisions ends with other bits")
+        if self._plan.waits:
+            everyone = (Decided(self._plan.names),) * len(self.decisions)
+            undisturbed, _ = replayed(self._plan.kind, self._plan.parties, everyone)
+            require(undisturbed.pack() == checkpoint, "the undisturbed run ends with other bits")
+        for party, memory in remembered.items():
+            if party not in self._plan.cheats:
+                due = tensors.write(memories[party]) if memories.get(party) else b""
+                require(memory == due, f"{party} remembers something else than what was counted")
+
+
+ODD: dict[tuple[str, float], Sent] = {}
+"""What cheats sent, by digest and weight, which are all that a decision says of it."""
+
+
+@cache
+def course_of(kind: str, parties: int) -> Course:
+    return deployed(plans.federation(kind, parties), plans.setup(kind, parties), SECRET, RUN)
+
+
+@cache
+def party_of(kind: str, parties: int, name: str) -> Party:
+    return Party(name, plans.tables()[name], course_of(kind, parties))
+
+
+@cache
+def replayed(kind: str, parties: int, decisions: tuple[Decided, ...]) -> tuple[Progress, dict[str, Values]]:
+    """Where a run with these decisions stands, in a plain loop: no machine, no store, no masks."""
+    course = course_of(kind, parties)
+    if not decisions:
+        return course.begin(), {}
+    progress, memories = replayed(kind, parties, decisions[:-1])
+    *before, decided = decisions
+    ask, hidden = asked_of(kind, parties, progress)
+    memories, odd = dict(memories), dict(decided.odd)
+    fields = course.signals(ask)[-1].fields
+    if hidden:
+        vectors = [
+            given(kind, parties, tuple(before), *one) for one in zip(decided.counted, decided.noise, strict=True)
+        ]
+        summed = np.sum(vectors, axis=0, dtype=vectors[0].dtype)
+        total = Total(parted(summed, fields), decided.counted, parties, float(len(vectors)))
+        return course.apply(progress, ask, total), memories
+    reduction = Reduction(fields, ask.parties)
+    for name in decided.counted:
+        if name in odd:
+            sent = ODD[odd[name]]
+            contribution = Contribution(Values(tensors.read(sent.body)), sent.weight)
+        else:
+            answer = party_of(kind, parties, name).answer(ask, memories.get(name, Values()))
+            contribution = answer.contribution
+            if answer.memory:
+                memories[name] = Values({**memories.get(name, Values()), **answer.memory})
+        stack, _ = course.open(ask, Contributions.of(name, contribution))
+        for opened in stack.parties:
+            reduction.add(opened, stack.one(0))
+    return course.apply(progress, ask, reduction.total(parties)), memories
+
+
+@cache
+def given(kind: str, parties: int, before: tuple[Decided, ...], name: str, attempt: int) -> Array:
+    """The vector that a party gives to a secure sum after these decisions, with the noise of an attempt."""
+    progress, memories = replayed(kind, parties, before)
+    ask, _ = asked_of(kind, parties, progress)
+    answer = party_of(kind, parties, name).again(attempt).answer(ask, memories.get(name, Values()))
+    return joined(answer.contribution.values, course_of(kind, parties).signals(ask)[-1].fields)
+
+
+def asked_of(kind: str, parties: int, progress: Progress) -> tuple[Ask, bool]:
+    """What is asked next, and whether it ends in a secure sum."""
+    course = course_of(kind, parties)
+    ask = course.ask(progress)
+    assert ask is not None
+    ask = draw(plans.federation(kind, parties), course, ask)
+    return ask, course.signals(ask)[-1].hidden
+
+
+def _matches(row: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    return all(row.get(name, value) == value for name, value in values.items())
+
+
+def digest(trace: list[Any]) -> str:
+    return blake3(json.dumps(trace, ensure_ascii=False, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,199 @@
+"""What a seed decides: the study, who takes part in it, and how much goes wrong."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+
+import hansa as hs
+from hansa import aggregation as agg
+from hansa import keyed, methods
+from hansa.agent.policy import Offer
+from hansa.crypto.agreement import Identity, words
+from hansa.methods.base import Setup
+
+NAMES = ("aachen", "bremen", "danzig", "köln", "上海")
+DATASET = "harvests"
+SECRET = bytes(range(32))
+ROUNDS = 2
+
+FAULTS = {
+    "before": "a process dies before its commit",
+    "after": "a process dies after its commit, and before anybody hears of it",
+    "between": "a process dies in the middle of telling",
+    "idle": "a process dies while nothing happens",
+    "full": "a disk is full",
+    "slow": "a message, a commit or a piece of work takes long",
+    "cut": "a link breaks under a message",
+    "ghost": "a message arrives after its link broke",
+    "twice": "a message arrives twice",
+    "torn": "a body arrives in pieces",
+    "partition": "some parties are cut off for a while",
+    "clock": "a clock jumps",
+    "apart": "what was told at once is read in several messages",
+}
+RATES = (0.0, 0.0, 0.004, 0.02, 0.08)
+"""Of a fault, at each moment at which it may happen. Many seeds do without most of them: what goes wrong by itself
+would else hide behind what goes wrong all the time."""
+
+CHEATS = ("other", "nan", "weight", "shape", "negative", "unknown", "stale", "damaged", "silent", "babble")
+
+
+def generator(seed: int, *purpose: str | int) -> random.Random:
+    """A generator that depends on nothing but its key, and is quicker than NumPy's for single numbers."""
+    return random.Random(int.from_bytes(keyed.key(seed, *purpose)[:16], "little"))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of study.
+
+    Args:
+        parts: of the federation.
+        fewest: parties that must be counted, by how many there are.
+        budget: of the agents, if they have one.
+    """
+
+    parts: Callable[[], dict[str, Any]]
+    fewest: Callable[[int], int] = lambda parties: 2
+    deadline: float = 8.0
+    budget: float | None = None
+    parties: tuple[int, ...] = (3, 4, 5)
+    hidden: bool = False  # by a secure sum, in which another answer than the true one cannot be seen
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for everyone, and so ends with the undisturbed bits."""
+        return self.fewest(5) == 5
+
+
+LOCAL = hs.SGD(lr=0.1, batch_size="all")
+EQUAL = hs.FedAvg(local=LOCAL, weights="equal")
+PRIVATE = hs.FedAvg(
+    local=hs.DPSGD(lr=0.1, clip=1.0, noise_multiplier=1.0, rate=1.0, steps=1, batch_size=8), weights="equal"
+)
+BOUNDED = hs.Contract(columns={n: hs.ColumnRule(type="number", low=-100, high=100) for n in ("a", "b", "y")})
+GRID = agg.clip(1.0) >> agg.grid(bits=10)
+SUM = agg.secure_sum(threshold=0.6)
+
+
+KINDS: dict[str, Kind] = {
+    "everyone": Kind(lambda: {"method": methods.Scaffold(local=LOCAL)}, lambda n: n, deadline=36000.0),
+    "some": Kind(lambda: {"method": methods.Scaffold(local=LOCAL)}),
+    "weighted": Kind(lambda: {"method": hs.FedAvg(local=LOCAL)}),
+    "robust": Kind(lambda: {"method": EQUAL, "aggregation": agg.median()}, lambda n: 3, parties=(4, 5)),
+    "noised": Kind(
+        lambda: {"method": PRIVATE, "privacy": hs.Privacy(unit="example"), "contract": BOUNDED}, budget=50.0
+    ),
+    "summed": Kind(lambda: {"method": EQUAL, "aggregation": GRID >> SUM}, lambda n: 3, parties=(4, 5), hidden=True),
+    "summed and noised": Kind(
+        lambda: {"method": EQUAL, "aggregation": GRID >> agg.skellam(noise_multiplier=1.0) >> SUM},
+        lambda n: 3,
+        parties=(4, 5),
+        hidden=True,
+    ),
+}
+
+
+@cache
+def tables() -> dict[str, hs.Table]:
+    chance = np.random.default_rng(3)
+    made = {}
+    for name, rows in zip(NAMES, (12, 17, 14, 21, 16), strict=True):
+        a, b = chance.normal(size=(2, rows))
+        made[name] = hs.Table.of({"a": a, "b": b, "y": 2 * a - b + 1})
+    return made
+
+
+@cache
+def offers() -> dict[str, Offer]:
+    return {name: Offer(DATASET, table, ("linear-regression",)) for name, table in tables().items()}
+
+
+IDENTITIES = {name: Identity(name.encode().ljust(32, b"-")) for name in NAMES}
+PINS = {name: words(one.public) for name, one in IDENTITIES.items()}
+
+
+@cache
+def federation(kind: str, parties: int) -> hs.Federation:
+    of = KINDS[kind]
+    fields: dict[str, Any] = {
+        "name": DATASET,
+        "task": hs.LinearRegression(target="y"),
+        "rounds": ROUNDS,
+        "cohort": hs.All(minimum=of.fewest(parties), deadline=of.deadline),
+        "preprocessing": hs.Moments(standardise=False),
+        "evaluation": hs.Evaluate(every=0, holdout=0),
+        **of.parts(),
+    }
+    return hs.Federation(**fields)
+
+
+@cache
+def setup(kind: str, parties: int) -> Setup:
+    return federation(kind, parties).resolve({name: tables()[name].schema() for name in NAMES[:parties]})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a seed decides before anything happens."""
+
+    seed: int
+    kind: str = ""
+    parties: int = 0
+    rates: dict[str, float] = field(default_factory=dict)
+    calm: float = 0.0  # seconds after which nothing more goes wrong
+    inline: int = 1 << 16  # bytes of a blob that lie in the coordinator's database
+    cheats: dict[str, str] = field(default_factory=dict)
+    leaves: dict[str, float] = field(default_factory=dict)  # when the operator removes a party,
+    back: dict[str, float] = field(default_factory=dict)  # and when it joins again
+    budget: float | None = None
+
+    @classmethod
+    def of(cls, seed: int) -> Plan:
+        draw = generator(seed, "plan")
+        kind = draw.choice(list(KINDS))
+        parties = draw.choice(KINDS[kind].parties)
+        rates = {fault: draw.choice(RATES) for fault in FAULTS}
+        spare = parties - KINDS[kind].fewest(parties)
+        odd = draw.sample(NAMES[:parties], draw.randint(0, spare))
+        cheats, leaves, back = {}, {}, {}
+        for name in odd:
+            if draw.random() < 0.6:
+                cheats[name] = draw.choice(CHEATS[KINDS[kind].hidden :])
+            else:
+                leaves[name] = draw.uniform(0, 10)
+                if draw.random() < 0.7:
+                    back[name] = leaves[name] + draw.uniform(0, 10)
+        inline = draw.choice((1 << 16, 1 << 16, 200, -1))
+        return cls(
+            seed, kind, parties, rates, draw.choice((5.0, 20.0, 60.0)), inline, cheats, leaves, back, KINDS[kind].budget
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return NAMES[: self.parties]
+
+    @property
+    def federation(self) -> hs.Federation:
+        return federation(self.kind, self.parties)
+
+    @property
+    def setup(self) -> Setup:
+        return setup(self.kind, self.parties)
+
+    @cached_property
+    def waits(self) -> bool:
+        return KINDS[self.kind].waits
+
+    def __str__(self) -> str:
+        rates = ", ".join(f"{fault} {rate:g}" for fault, rate in self.rates.items() if rate)
+        odd = ", ".join(
+            f"{name} {what}" for name, what in {**self.cheats, **dict.fromkeys(self.leaves, "leaves")}.items()
+        )
+        return f"{self.kind}, {self.parties} parties; {rates or 'no faults'}; {odd or 'all honest'}"

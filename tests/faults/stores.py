@@ -1,0 +1,232 @@
+"""Stores for the simulator: one in memory that loses what was not synced, and a guard that fails any of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from blake3 import blake3
+
+from hansa.agent import store as agent
+from hansa.agent.store import AgentStore
+from hansa.coordinator import store as coordinator
+from hansa.coordinator.store import CoordinatorStore
+from hansa.database import Drop, Put
+from hansa.errors import StoreError
+
+Change = Put | Drop
+Key = tuple[Any, ...]
+
+
+class Disk:
+    """What outlives a process: tables and files, and what of them a crash would take back.
+
+    A table is a dictionary of rows by their primary key. ``lost`` undoes, newest first, whatever was written
+    since the last `sync`.
+    """
+
+    def __init__(self, metadata: sa.MetaData) -> None:
+        self.tables: dict[str, dict[Key, dict[str, Any]]] = {name: {} for name in metadata.tables}
+        self.columns = {name: [c.name for c in table.columns] for name, table in metadata.tables.items()}
+        self.primary = {name: [c.name for c in table.primary_key] for name, table in metadata.tables.items()}
+        self.needed = {name: [c.name for c in t.columns if not c.nullable] for name, t in metadata.tables.items()}
+        self.json = {
+            name: {c.name for c in table.columns if isinstance(c.type, sa.JSON)}
+            for name, table in metadata.tables.items()
+        }
+        self.files: dict[tuple[str, int, str, str], bytes] = {}
+        self._undo: list[Callable[[], Any]] = []
+
+    def write(self, change: Change) -> None:
+        rows, values = self.tables[change.table], change.values
+        if isinstance(change, Drop):
+            for key in [k for k, row in rows.items() if all(row[n] == v for n, v in values.items())]:
+                self._keep(rows, key)
+                del rows[key]
+            return
+        if any(values.get(name) is None for name in self.needed[change.table]):
+            raise StoreError(f"the database refuses to write: a row of {change.table!r} is not whole")
+        fresh = {n: json.dumps(v) if n in self.json[change.table] else v for n, v in values.items()}
+        key = tuple(values[name] for name in self.primary[change.table])
+        self._keep(rows, key)
+        before = rows.get(key) or dict.fromkeys(self.columns[change.table])
+        rows[key] = {**before, **fresh}
+
+    def _keep(self, rows: dict[Key, dict[str, Any]], key: Key) -> None:
+        row = rows.get(key)
+        self._undo.append((lambda: rows.pop(key, None)) if row is None else (lambda: rows.__setitem__(key, row)))
+
+    @property
+    def written(self) -> int:
+        """How many writes a crash would take back."""
+        return len(self._undo)
+
+    def sync(self) -> None:
+        self._undo.clear()
+
+    def crash(self, since: int = 0) -> None:
+        """Take back what was written and not synced."""
+        while len(self._undo) > since:
+            self._undo.pop()()
+
+
+class Simulated:
+    """`hansa.database.Database` in memory, on a `Disk`."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+        self._written: list[Change] = []
+
+    def apply(self, changes: Iterable[Change], *, erase: bool = False) -> None:
+        changes, since = list(changes), self.disk.written
+        try:
+            for change in changes:
+                self.disk.write(change)
+        except StoreError:
+            self.disk.crash(since)
+            raise
+        self._written += changes
+        self.sync()
+
+    def sync(self) -> None:
+        self.disk.sync()
+
+    def durable(self) -> list[Change]:
+        """The changes that have become durable since the last call."""
+        if self.disk.written:
+            return []
+        changes, self._written = self._written, []
+        return changes
+
+    def rows(
+        self,
+        table: str,
+        order: str | None = None,
+        after: tuple[str, int] | None = None,
+        limit: int | None = None,
+        columns: Sequence[str] = (),
+        **where: Any,
+    ) -> list[dict[str, Any]]:
+        kept, names = self.disk.json[table], columns or self.disk.columns[table]
+        wanted = [(name, value if isinstance(value, list) else [value]) for name, value in where.items()]
+        found = [row for row in self.disk.tables[table].values() if all(row[n] in v for n, v in wanted)]
+        if after is not None:
+            found = [row for row in found if row[after[0]] > after[1]]
+        if order is not None:
+            found.sort(key=lambda row: row[order])
+        return [
+            {n: json.loads(row[n]) if n in kept and row[n] is not None else row[n] for n in names}
+            for row in found[:limit]
+        ]
+
+    def row(self, table: str, **where: Any) -> dict[str, Any] | None:
+        found = self.rows(table, **where)
+        return found[0] if found else None
+
+    def close(self) -> None:
+        pass
+
+
+class SimulatedAgentStore(Simulated):
+    """`AgentStore` in memory."""
+
+    ledger, pins, honest = AgentStore.ledger, AgentStore.pins, AgentStore.honest
+
+    @staticmethod
+    def disk() -> Disk:
+        return Disk(agent.metadata)
+
+
+class SimulatedCoordinatorStore(Simulated):
+    """`CoordinatorStore` in memory; files are there from the moment they were renamed into their place."""
+
+    run = CoordinatorStore.run
+
+    @staticmethod
+    def disk() -> Disk:
+        return Disk(coordinator.metadata)
+
+    def counted(self) -> list[tuple[str, str, int]]:
+        applied: dict[str, int] = {}
+        for row in self.rows("blob", columns=("run", "version"), name="checkpoint"):
+            applied[row["run"]] = max(row["version"], applied.get(row["run"], 0))
+        latest: dict[tuple[str, str], int] = {}
+        for row in self.rows("answer", taken=True):
+            if row["version"] < applied.get(row["run"], 0):
+                place = row["party"], row["run"]
+                latest[place] = max(row["version"], latest.get(place, 0))
+        return [(*place, version) for place, version in latest.items()]
+
+    def blob(self, run: str, version: int, name: str, body: bytes) -> Put:
+        row = {"run": run, "version": version, "name": name, "digest": blake3(body).hexdigest(), "body": None}
+        if len(body) <= coordinator.INLINE:
+            return Put("blob", {**row, "body": bytes(body)})
+        self.disk.files[run, version, name, row["digest"]] = bytes(body)
+        return Put("blob", row)
+
+    def read_blob(self, run: str, version: int, name: str) -> bytes:
+        row = self.row("blob", run=run, version=version, name=name)
+        if row is None:
+            raise StoreError(f"the blob {run}/{version}/{name} is missing")
+        body: bytes | None = row["body"]
+        body = self.disk.files.get((run, version, name, row["digest"])) if body is None else body
+        if body is None or blake3(body).hexdigest() != row["digest"]:
+            raise StoreError(f"the blob {run}/{version}/{name} is damaged")
+        return body
+
+    def sweep(self, run: str, version: int) -> None:
+        for key in [key for key in self.disk.files if key[:2] == (run, version)]:
+            del self.disk.files[key]
+
+
+class Memory:
+    """A machine's disk in memory, on which its store is opened again and again."""
+
+    def __init__(self, kind: type[SimulatedAgentStore] | type[SimulatedCoordinatorStore]) -> None:
+        self._kind, self._disk = kind, kind.disk()
+
+    def open(self) -> Any:
+        return self._kind(self._disk)
+
+    def crash(self, store: Any) -> None:
+        self._disk.crash()
+
+
+class Folder:
+    """A folder with a real SQLite file."""
+
+    def __init__(self, kind: type[AgentStore] | type[CoordinatorStore], path: Path) -> None:
+        self._kind, self._path = kind, path
+
+    def open(self) -> Any:
+        return self._kind(self._path)
+
+    def crash(self, store: Any) -> None:
+        store.close()
+
+
+class Guard:
+    """A store whose commits may fail, or be the last thing that its process did.
+
+    Args:
+        store: which.
+        before: hears of the changes before they are written, and may raise.
+        after: hears of those that have become durable, and may raise.
+    """
+
+    def __init__(
+        self, store: Any, before: Callable[[list[Change]], None], after: Callable[[list[Change]], None]
+    ) -> None:
+        self._store, self._before, self._after = store, before, after
+
+    def apply(self, changes: Iterable[Change], **more: Any) -> None:
+        changes = list(changes)
+        self._before(changes)
+        self._store.apply(changes, **more)
+        self._after(self._store.durable() if isinstance(self._store, Simulated) else changes)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)

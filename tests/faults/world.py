@@ -1,0 +1,904 @@
+"""One coordinator, a few agents and what lies between them: one thread, simulated time, everything from a seed.
+
+The coordinator's `Engine` and the agents' `Agent` are those of production, with their machines, seats, ledgers and
+desks. What is simulated: disks, links, clocks, processes that die and supervisors that start them again.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from tests.faults import plan as plans
+from tests.faults.invariants import RUN, Record, Sent, Violation, require
+from tests.faults.plan import IDENTITIES, NAMES, PINS, SECRET, Plan, generator
+from tests.faults.stores import Change, Guard, Memory, SimulatedAgentStore, SimulatedCoordinatorStore
+
+from hansa.agent import desk as agent_desk
+from hansa.agent import service as agent_service
+from hansa.agent.machine import Asked, CouldNot, Held
+from hansa.agent.service import Agent
+from hansa.contribution import Ask, Values
+from hansa.coordinator import engine as coordinator_engine
+from hansa.coordinator import events as ev
+from hansa.coordinator import inbox
+from hansa.coordinator import machine as coordinator_machine
+from hansa.coordinator import store as coordinator_store
+from hansa.coordinator import sums as coordinator_sums
+from hansa.coordinator.engine import Engine, Resume
+from hansa.database import Put
+from hansa.errors import HansaError, StoreError, TrustError, UnreachableError
+from hansa.secure.terms import Phase, Step
+from hansa.wire import chunks, tensors
+
+LONGEST = 4000.0
+"""Simulated seconds within which a run ends once nothing goes wrong any more."""
+
+PATIENCE = 5.0
+"""Seconds after which a side notices that its link is broken."""
+
+
+class Crash(BaseException):
+    """A process dies; no code may catch it."""
+
+
+def driven(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run to its end a coroutine that waits for nothing."""
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return
+    raise AssertionError("it waits for something")
+
+
+class Pause:
+    """Awaited by an agent's work: so many seconds pass."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __await__(self) -> Iterator[float]:
+        yield self.seconds
+
+
+class World:
+    """All of it, from a plan."""
+
+    def __init__(self, plan: Plan, disks: Callable[[str], Any] | None = None) -> None:
+        self.plan, self.now, self.ended_at = plan, 0.0, 0.0
+        self.calm = plan.calm
+        self._random = generator(plan.seed, "world")
+        self.draw = self._random.random
+        self._heap: list[tuple[float, int, Machine | None, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._count = 0
+        self.trace: list[tuple[Any, ...]] = []
+        self.record = Record(plan)
+        self.skew = 0.0
+        self.partitioned: set[str] = set()
+        made = disks or _in_memory
+        self.coordinator = Coordinator(self, made(""))
+        self.parties = {name: Party(self, name, made(name)) for name in plan.names}
+        self._resumed = 0
+
+    # --- time and chance
+
+    def at(self, seconds: float, owner: Machine | None, do: Callable[..., None], *args: Any) -> None:
+        """Do something later; not if its owner has died by then."""
+        self._count += 1
+        life = owner.life if owner else 0
+        heapq.heappush(self._heap, (self.now + seconds, self._count, owner, life, do, args))
+
+    def hits(self, fault: str) -> bool:
+        """Whether a fault happens now."""
+        rate = self.plan.rates.get(fault, 0.0)
+        if (
+            rate
+            and self.now < self.calm
+            and (self.record.events or fault in ("before", "after"))
+            and self.draw() < rate
+        ):
+            self.note("fault", fault)
+            return True
+        return False
+
+    def soon(self, longest: float = 0.02) -> float:
+        """Seconds that something takes; at times much longer."""
+        seconds = 0.001 + self.draw() * longest
+        return seconds + self.draw() * 20 if self.hits("slow") else seconds
+
+    def note(self, *what: Any) -> None:
+        self.trace.append((round(self.now, 6), *what))
+
+    def clock(self) -> str:
+        """What the machines' clocks say."""
+        return f"2030-01-01T{self.now + self.skew:.3f}Z"
+
+    # --- what happens
+
+    def run(self) -> Record:
+        """Until the run has ended, and everybody knows."""
+        self.coordinator.start()
+        for party in self.parties.values():
+            self.at(self.soon(), None, party.start)
+        self.at(0.5, None, self._submit)
+        self.at(1.0, None, self._weather)
+        while not self._over():
+            require(self._heap, "nothing happens any more, and the run has not ended")
+            self.now, _, owner, life, do, args = heapq.heappop(self._heap)
+            if owner is not None and (owner.life != life or owner.process is None):
+                continue
+            require(self.now < self.calm + LONGEST, "the run does not end")
+            try:
+                do(*args)
+            except Crash:
+                assert owner is not None
+                self.note("dies", owner.name)
+                owner.crash()
+            self.record.after()
+        self._judge()
+        return self.record
+
+    def _over(self) -> bool:
+        """Whether the run has ended, its operator wants no more of it, and every party knows."""
+        if self.record.status != "finished":
+            return False
+        if not self.ended_at:
+            self.ended_at = self.now
+            self.calm = min(self.calm, self.now + 2.0)
+        return self.now > self.calm and all(party.settled for party in self.parties.values())
+
+    def _submit(self) -> None:
+        """The operator hands in the study, again if that comes to nothing."""
+        process = self.coordinator.process
+        if self.record.events:
+            for name, seconds in self.plan.leaves.items():
+                self.at(seconds, None, self._remove, name)
+            for name, seconds in self.plan.back.items():
+                self.at(seconds, None, self._rejoin, name)
+            return
+        there = sum(guest.listening for guest in process.machine.guests.values()) if process else 0
+        if process is not None and there == self.plan.parties and not process.machine.runs:
+            process.post(ev.Submitted(RUN, self.plan.federation))
+        self.at(1.0, None, self._submit)
+
+    def resume(self) -> None:
+        """The operator lets a failed run go on."""
+        if self.record.status != "failed":
+            return
+        require(self._resumed < 8, "the run fails whatever its operator does")
+        if self.coordinator.process is not None:
+            self._resumed += 1
+            self.note("resume")
+            self.coordinator.process.post(Resume(RUN))
+        self.at(3.0, None, self.resume)
+
+    def _remove(self, name: str) -> None:
+        if self.record.status != "running" or self.coordinator.process is None:
+            return
+        self.note("remove", name)
+        with suppress(HansaError):
+            self.coordinator.process.post(ev.Removed(name, "it moved away"))
+
+    def _rejoin(self, name: str) -> None:
+        process, party = self.coordinator.process, self.parties[name]
+        guest = process.machine.guests.get(name) if process else None
+        if process is None or guest is None:
+            self.at(1.0, None, self._rejoin, name)
+        elif guest.state == "removed":
+            self.note("rejoin", name)
+            party.gone = False
+            process.post(ev.Joined(name, f"{self.now}", "later"))
+            if party.process is None:
+                party.start()
+
+    def _weather(self) -> None:
+        """What happens to nobody in particular, and to nobody's doing."""
+        if self.now >= self.calm:
+            self.skew = 0.0
+            self.partitioned.clear()
+            return
+        self.at(0.3, None, self._weather)
+        for machine in (self.coordinator, *self.parties.values()):
+            if machine.process is not None and self.hits("idle"):
+                self.note("dies", machine.name)
+                machine.crash()
+        if self.hits("clock"):
+            self.skew = self._random.uniform(-1e5, 1e5)
+        if self.partitioned:
+            if self.draw() < 0.2:
+                self.partitioned.clear()
+        elif self.hits("partition"):
+            self.partitioned = {name for name in self.parties if self.draw() < 0.5}
+            for name in sorted(self.partitioned):
+                self.parties[name].unplug()
+
+    def _judge(self) -> None:
+        """At the end: the bits, and nothing left behind."""
+        process = self.coordinator.process
+        assert process is not None
+        self.coordinator.compare()
+        store, versions = process.store, len(self.record.arrived)
+        present = {name: party.process._machine for name, party in self.parties.items() if party.process}
+        remembered = {name: machine.memories.get(RUN, b"") for name, machine in present.items()}
+        self.record.ended(store.read_blob(RUN, versions, "checkpoint"), remembered)
+        require(not process._bodies and not process._tails, "the coordinator keeps what nobody needs")
+        require(not process.alarms, "the coordinator waits for the deadline of a run that ended")
+        left = [row["name"] for row in store.rows("blob", run=RUN) if row["name"] != "checkpoint"]
+        require(not left, f"blobs are left: {left}")
+        for name, party in self.parties.items():
+            if party.process is not None:
+                party.compare()
+                require(not party.process._ledger.missing, f"{name}'s ledger is older than its answers")
+
+
+def _in_memory(name: str) -> Memory:
+    return Memory(SimulatedAgentStore if name else SimulatedCoordinatorStore)
+
+
+class Machine:
+    """A machine with a disk, on which one process runs at a time, and a supervisor that starts it again."""
+
+    def __init__(self, world: World, name: str, disk: Any) -> None:
+        self.world, self.name, self.disk = world, name, disk
+        self.life = 0
+        self.process: Any = None
+        self._store: Any = None
+
+    def start(self) -> None:
+        """Start the process; if its disk is full, or it dies at once, again later."""
+        if self.process is not None:
+            return
+        self.life += 1
+        self.world.note("starts", self.name)
+        self._store = Guard(self.disk.open(), self._before, self._after)
+        try:
+            self.begin()
+        except (Crash, StoreError):
+            self.world.note("dies", self.name)
+            self.crash()
+
+    def begin(self) -> None:
+        raise NotImplementedError
+
+    def crash(self) -> None:
+        """The process is gone; what it did not sync is, too."""
+        self.life += 1
+        self.process = None
+        self.disk.crash(self._store)
+        self.world.at(self.world.soon(2.0), None, self.start)
+
+    def _before(self, changes: list[Change]) -> None:
+        if self.world.hits("full"):
+            raise StoreError("the database refuses to write: the disk is full")
+        self.dies("before")
+
+    def _after(self, changes: list[Change]) -> None:
+        self.dies("after")
+
+    def dies(self, where: str) -> None:
+        if self.world.hits(where):
+            raise Crash
+
+
+# --- the coordinator
+
+
+@dataclass(eq=False)
+class Session:
+    """A connection of an agent, with what is on its way."""
+
+    party: Party
+    agent_life: int
+    coordinator_life: int
+    broken: bool = False
+    latest: dict[str, float] = field(default_factory=dict)
+    waiting: list[ev.Notice] = field(default_factory=list)  # notices that were told and not yet sent
+    uploads: deque[Parcel] = field(default_factory=deque)
+    at_work: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Parcel:
+    """What a party uploads: an answer, an excuse, or a step."""
+
+    what: Held | CouldNot | Step
+
+    def about(self) -> tuple[Any, ...]:
+        what = self.what
+        if isinstance(what, Held):
+            return "answer", what.version, what.attempt, chunks.digest(what.body).hex()[:8]
+        if isinstance(what, CouldNot):
+            return "excuse", what.asked.ask.version, what.asked.attempt, what.reason
+        return "step", what.version, what.attempt, Phase(what.phase).name
+
+
+class Coordinator(Machine):
+    """The machine on which the coordinator runs."""
+
+    def __init__(self, world: World, disk: Any) -> None:
+        super().__init__(world, "", disk)
+        self.spools: dict[tuple[Any, ...], bytearray] = {}
+        self._setting_up = True
+
+    def begin(self) -> None:
+        self.process = CoordinatorProcess(self, self._store)
+        driven(self.process.restore())
+        self.compare()
+        for name in self.world.plan.names:
+            if name not in self.process.machine.guests:
+                self.process.post(ev.Joined(name, "1", "later"))
+
+    def crash(self) -> None:
+        super().crash()
+        for spool in self.spools.values():  # its end was not synced
+            del spool[int(len(spool) * self.world.draw()) :]
+        for party in self.world.parties.values():
+            party.unplug()
+
+    def compare(self) -> None:
+        """What is in the store is what became durable."""
+        rows = self._store.rows("event", "seq", run=RUN)
+        same = [(row["seq"], row["kind"]) for row in rows] == [(e["seq"], e["kind"]) for e in self.world.record.events]
+        require(same, "the event log is not what it was")
+
+    def _after(self, changes: list[Change]) -> None:
+        self.world.record.committed(changes)
+        kinds = [change.values["kind"] for change in changes if isinstance(change, Put) and change.table == "event"]
+        if kinds:
+            self.world.note("committed", *kinds)
+        if "failed" in kinds:
+            self.world.at(3.0, None, self.world.resume)
+        super()._after(changes)
+
+    def accept(self, session: Session, hello: ev.Connected) -> None:
+        """A party dials."""
+        process: CoordinatorProcess = self.process
+        guest = process.machine.guests.get(session.party.name)
+        if guest is None:
+            session.party.breaks(session)
+            return
+        if guest.state != "active":
+            self.world.at(self.world.soon(), session.party, session.party.removed, session)
+            return
+        process.sessions[session.party.name] = session
+        process.post(hello, ticket=partial(self._heard, session))
+
+    def _heard(self, session: Session, said: object) -> None:
+        """The machine knows that a party listens, or could not take it in."""
+        if isinstance(said, Exception):
+            session.party.breaks(session)
+
+    def lost(self, session: Session) -> None:
+        """It notices that a link is broken."""
+        process: CoordinatorProcess = self.process
+        if process.sessions.get(session.party.name) is session:
+            del process.sessions[session.party.name]
+            process.post(ev.Disconnected(session.party.name))
+
+    def receive(self, session: Session, parcel: Parcel, large: bool = False) -> None:
+        """What `Coordinator.upload` does with one upload, up to the machine."""
+        process: CoordinatorProcess = self.process
+        name, what = session.party.name, parcel.what
+        guest = process.machine.guests.get(name)
+        if guest is None or guest.state != "active":
+            session.party.breaks(session)
+            return
+        ticket = partial(self._received, session, parcel, large)
+        if isinstance(what, Step):
+            process.post(ev.Said(ticket, name, what))
+            return
+        if isinstance(what, CouldNot):
+            asked = what.asked
+            which = ticket, name, asked.run, asked.ask.version, asked.attempt
+            process.post(ev.Failed(*which, what.reason, what.about))
+            return
+        body, digest = what.body, chunks.digest(what.body)
+        damaged = self.world.plan.cheats.get(name) == "damaged"
+        if damaged:  # on its way, which only its own network can have done
+            body = bytes(reversed(body))
+        head: Any = SimpleNamespace(
+            run=what.run, version=what.version, attempt=what.attempt, weight=what.weight, size=len(body), digest=digest
+        )
+        signal = inbox.expected(process.machine.runs.get(what.run), head, name)
+        refusal = inbox.too_large(signal, head.size)
+        if large and not refusal:
+            spool = self.spools.setdefault((name, what.run, what.version, what.attempt), bytearray())
+            if body[: len(spool)] != spool:
+                spool.clear()
+            if self.world.hits("cut"):  # it goes on at this byte
+                spool += body[len(spool) : len(spool) + int(self.world.draw() * (len(body) - len(spool)))]
+                session.party.breaks(session)
+                return
+            body = bytes(spool) + body[len(spool) :]
+        refusal = refusal or inbox.refusal(body, head, signal)
+        kept = b"" if refusal else body
+        which = ticket, name, what.run, what.version, what.attempt
+        process.post(ev.Delivered(*which, what.weight, digest.hex(), kept, refusal))
+
+    def _received(self, session: Session, parcel: Parcel, large: bool, said: object) -> None:
+        """The machine gives its receipt."""
+        assert isinstance(said, tuple)
+        what = parcel.what
+        self.world.note("receipt", session.party.name, *parcel.about(), *said)
+        if said[0] and isinstance(what, Held):
+            sent = Sent(what.attempt, what.weight, what.body)
+            self.world.record.acknowledged(session.party.name, what.version, what.attempt, sent)
+        if not large:
+            self.world.at(self.world.soon(), session.party, session.party.next_upload, session)
+
+    def send(self, session: Session) -> None:
+        """Put what waits for a party into one message, or into several."""
+        some = len(session.waiting)
+        if some > 1 and self.world.hits("apart"):
+            some = 1
+        notices, session.waiting = session.waiting[:some], session.waiting[some:]
+        session.party.carry(session, "notices", session.party, session.party.hear, notices)
+        if session.waiting:
+            self.world.at(self.world.soon(), self, self.send, session)
+
+
+class CoordinatorProcess(Engine):
+    """The coordinator as it runs."""
+
+    def __init__(self, on: Coordinator, store: Any) -> None:
+        super().__init__(store, self._told, self._is_over, SECRET)
+        self._on, self._world = on, on.world
+        self._queue: list[Any] = []
+        self.sessions: dict[str, Session] = {}
+        self.alarms: dict[ev.DeadlinePassed, int] = {}
+
+    async def read(self, query: Callable[..., Any], *args: Any) -> Any:
+        return query(*args)
+
+    def post(self, event: ev.MachineEvent | Resume, *also: Put, ticket: Any = None) -> None:
+        if not self._queue:
+            self._world.at(self._world.soon(0.005), self._on, self._work)
+        self._queue.append((event, also, ticket))
+
+    def _work(self) -> None:
+        batch, self._queue = self._queue, []
+        for event, *_ in batch:
+            what = type(event).__name__
+            self._world.note("step", what, getattr(event, "party", ""))
+        try:
+            driven(self._step(batch))
+        except StoreError as error:  # it cannot remember, so it stops
+            self._world.note("stops", str(error))
+            raise Crash from error
+
+    def _answer(self, ticket: Any, said: object) -> None:
+        self._on.dies("between")
+        if ticket is not None:
+            ticket(said)
+
+    def _told(self, party: str, notice: ev.Notice) -> None:
+        self._on.dies("between")
+        if isinstance(notice, ev.SettledNotice):
+            self._world.record.told(party, notice.version, notice.counted)
+        session = self.sessions.get(party)
+        if session is None:
+            return
+        if not session.waiting:
+            self._world.at(self._world.soon(0.002), self._on, self._on.send, session)
+        session.waiting.append(notice)
+
+    def _is_over(self, settled: Iterable[tuple[str, int]], ended: Iterable[str]) -> None:
+        for key in [key for key in self._on.spools if key[1:3] in set(settled) or key[1] in ended]:
+            del self._on.spools[key]
+
+    def _set_alarms(self, effects: ev.Effects) -> None:
+        for key in [k for k in self.alarms if (k.run, k.version) in effects.settled or k.run in effects.ended]:
+            del self.alarms[key]
+        for event, seconds in effects.alarms:
+            self.alarms[event] = self._world._count
+            self._world.at(seconds, self._on, self._ring, event, self._world._count)
+
+    def _ring(self, event: ev.DeadlinePassed, number: int) -> None:
+        if self.alarms.get(event) == number:
+            self._world.note("deadline", event.version, event.attempt, event.phase)
+            self.post(event)
+
+    def _reduce(self, run: str, version: int, *rest: Any) -> ev.Reduced:
+        reduced = super()._reduce(run, version, *rest)
+        self._world.record.summed(version, self.machine.runs[run].attempt, reduced.total)
+        return reduced
+
+
+# --- the parties
+
+
+class Party(Machine):
+    """The machine on which a party's agent runs, and its link."""
+
+    process: AgentProcess | None
+
+    def __init__(self, world: World, name: str, disk: Any) -> None:
+        super().__init__(world, name, disk)
+        self.identity, self.party, self.address = IDENTITIES[name], name, "coordinator"
+        self.session: Session | None = None
+        self.gone = False  # removed, and not back
+        self.cheat = world.plan.cheats.get(name, "")
+        self._drawn = 0
+        self._prepared = False
+
+    # what an agent asks of its home
+    @property
+    def folder(self) -> Party:
+        return self
+
+    def __truediv__(self, name: str) -> Party:
+        return self
+
+    def store(self) -> Any:
+        return self._store
+
+    def secret(self) -> bytes:
+        """32 bytes, as if of the operating system's generator: never the same twice."""
+        self._drawn += 1
+        return plans.keyed.key(self.world.plan.seed, "entropy", self.name, self._drawn)
+
+    def begin(self) -> None:
+        if self.gone:
+            return
+        if not self._prepared:
+            self._prepare()
+        self.process = AgentProcess(self)
+        self.compare()
+        self.world.at(self.world.soon(), self, self.dial)
+
+    def _prepare(self) -> None:
+        """What the owner says before the agent first starts."""
+        rows: list[Change] = [Put("rule", {"name": "honest", "value": 1})]
+        rows += [Put("member", {"name": n, "identity": None, "words": PINS[n]}) for n in NAMES]
+        if (epsilon := self.world.plan.budget) is not None:
+            rows.append(Put("budget", {"unit": "example", "epsilon": epsilon, "delta": 1e-5}))
+            rows.append(Put("rule", {"name": "order", "value": 4}))  # to find it anew takes long
+        self._store.apply(rows)
+        self._prepared = True
+
+    def crash(self) -> None:
+        if self.process is not None:
+            self.process.end()
+        super().crash()
+        self.unplug()
+        self.session = None
+
+    def _after(self, changes: list[Change]) -> None:
+        ready = self.process._machine._ready if self.process else {}
+        vectors = {version: one.sitting.vector for (_, version), one in ready.items() if one.sitting}
+        self.world.record.kept(self.name, changes, vectors)
+        super()._after(changes)
+
+    def compare(self) -> None:
+        """What is in the store is what became durable."""
+        memories = {row["run"]: row["body"] for row in self._store.rows("memory")}
+        require(
+            memories.get(RUN) == self.world.record.memories.get(self.name), f"{self.name}'s memory is not what it was"
+        )
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is connected and knows of everything what became of it, or is gone."""
+        if self.gone:
+            return True
+        return self.process is not None and self.session is not None and not self.process._machine.pending
+
+    # --- the link
+
+    def carry(self, session: Session, stream: str, to: Machine, do: Callable[..., None], *args: Any) -> None:
+        """Bring a message to the other side, in the order of its stream; or lose it with the link."""
+        world, seconds = self.world, self.world.soon()
+        if session.broken and not world.hits("ghost"):
+            return
+        if world.hits("cut"):
+            self.breaks(session)
+            return
+        when = max(world.now + seconds, session.latest.get(stream, 0.0))
+        session.latest[stream] = when
+        world.at(when - world.now, to, self._arrives, session, do, args)
+        if world.hits("twice") and to is not self:
+            world.at(when - world.now + world.soon(1.0), to, self._arrives, session, do, args)
+
+    def _arrives(self, session: Session, do: Callable[..., None], args: tuple[Any, ...]) -> None:
+        if not session.broken or self.world.hits("ghost"):
+            do(session, *args)
+
+    def breaks(self, session: Session) -> None:
+        """A link breaks, and each side notices in its own time."""
+        if not session.broken:
+            session.broken = True
+            self.world.note("link breaks", self.name)
+            self.world.at(self.world.soon(PATIENCE), self, self.lost, session)
+            self.world.at(self.world.soon(PATIENCE), self.world.coordinator, self.world.coordinator.lost, session)
+
+    def unplug(self) -> None:
+        if self.session is not None:
+            self.breaks(self.session)
+
+    def dial(self) -> None:
+        """Reach for the coordinator, again and again."""
+        world, process = self.world, self.process
+        if self.session is not None or process is None or self.gone:
+            return
+        if world.coordinator.process is None or self.name in world.partitioned:
+            world.at(world.soon(1.0), self, self.dial)
+            return
+        self.session = session = Session(self, self.life, world.coordinator.life)
+        process._client = session  # type: ignore[assignment]
+        pending = tuple(ev.Unsettled(run, version) for run, version in process._machine.pending)
+        offer = plans.offers()[self.name]
+        offered = ev.Offered(offer.dataset, offer.rows, offer.table.schema(), offer.allow)
+        world.note("dials", self.name, pending)
+        hello = ev.Connected(self.name, (offered,), pending, self.identity.public)
+        self.carry(session, "hello", world.coordinator, world.coordinator.accept, hello)
+
+    def lost(self, session: Session) -> None:
+        """It notices that its link is broken."""
+        process = self.process
+        if self.session is session:
+            self.session = None
+            if process is not None:
+                process.hang_up()
+                self.world.at(self.world.soon(0.5), self, self.dial)
+
+    def removed(self, session: Session) -> None:
+        """The coordinator does not know it any more: it ends for good, unless it is invited again."""
+        if self.world.coordinator.process is not None:
+            guest = self.world.coordinator.process.machine.guests.get(self.name)
+            if guest is not None and guest.state == "active":  # in the meantime it joined anew
+                self.breaks(session)
+                return
+        self.world.note("ends", self.name)
+        if self.process is not None:
+            self.process.end()
+        self.life += 1
+        self.gone, self.process, self.session = True, None, None
+        session.broken = True
+        self.disk.crash(self._store)
+
+    def hear(self, session: Session, notices: list[ev.Notice]) -> None:
+        """Take a message in."""
+        if session is not self.session or self.process is None:
+            return
+        self.world.note("hears", self.name, [_said(notice) for notice in notices])
+        message = _message(notices)
+        try:
+            driven(self.process._noticed(message))
+        except TrustError:
+            self.removed(session)
+        except StoreError as error:
+            self.world.note("stops", self.name, str(error))
+            raise Crash from error
+
+    # --- uploads
+
+    def upload(self, what: Held | CouldNot | Step) -> None:
+        """Give something to the link: small things one after the other, large ones by themselves."""
+        session = self.session
+        if session is None:
+            return
+        for one in self._cheated(what):
+            parcel = Parcel(one)
+            self._recorded(one)
+            self.world.note("uploads", self.name, *parcel.about())
+            if isinstance(one, Held) and self.world.hits("torn"):
+                large = self.world.coordinator.receive
+                self.carry(session, f"{self.world._count}", self.world.coordinator, large, parcel, True)
+                continue
+            session.uploads.append(parcel)
+            if not session.at_work:
+                self._next(session)
+
+    def _recorded(self, what: Held | CouldNot | Step) -> None:
+        if self.cheat:
+            if isinstance(what, Held):
+                self.world.record.cheats(Sent(what.attempt, what.weight, what.body))
+        elif isinstance(what, Held):
+            self.world.record.leaves(self.name, what.version, what.attempt, what.body)
+        elif isinstance(what, Step):
+            self.world.record.says(self.name, what.number, what.phase, what.payload)
+
+    def next_upload(self, session: Session) -> None:
+        """The receipt is here."""
+        if session is self.session:
+            session.at_work = False
+            if session.uploads:
+                self._next(session)
+
+    def _next(self, session: Session) -> None:
+        session.at_work = True
+        receive = self.world.coordinator.receive
+        self.carry(session, "uploads", self.world.coordinator, receive, session.uploads.popleft())
+
+    def _cheated(self, what: Held | CouldNot | Step) -> list[Held | CouldNot | Step]:
+        """What a cheat sends instead."""
+        if self.cheat == "silent" and self.world.draw() < 0.7:
+            return []
+        if self.cheat == "babble" and isinstance(what, Step):
+            return [replace(what, payload=what.payload[::-1]), what]
+        if not isinstance(what, Held):
+            return [what]
+        match self.cheat:
+            case "nan":
+                return [_altered(what, lambda value: value * np.nan if value.dtype.kind == "f" else value[:-1])]
+            case "shape":
+                return [_altered(what, lambda value: value[:1])]
+            case "weight":
+                return [replace(what, weight=1e9), what]
+            case "negative":
+                return [replace(what, weight=-1.0)]
+            case "other":
+                return [_altered(what, lambda value: value + 1), what]
+            case "unknown":
+                return [replace(what, run="nowhere"), what]
+            case "stale":
+                return [replace(what, attempt=what.attempt + 1), replace(what, version=what.version + 1), what]
+        return [what]
+
+
+def _altered(held: Held, how: Callable[[Any], Any]) -> Held:
+    values = {name: how(value) for name, value in tensors.read(held.body).items()}
+    return replace(held, body=tensors.write(values))
+
+
+def _said(notice: ev.Notice) -> str:
+    match notice:
+        case ev.WorkNotice(_, ask, attempt):
+            return f"work {ask.version}.{attempt}"
+        case ev.SettledNotice(_, version, counted):
+            return f"settled {version} {counted}"
+        case Step():
+            return f"step {notice.version}.{notice.attempt} {Phase(notice.phase).name}"
+    return "removed"
+
+
+def _message(notices: Iterable[ev.Notice]) -> Any:
+    """A message as the service makes it of several notices: by kind."""
+    message = SimpleNamespace(settled=[], steps=[], work=[], removed=None)
+    for notice in notices:
+        match notice:
+            case ev.SettledNotice():
+                message.settled.append(notice)
+            case Step():
+                message.steps.append(notice)
+            case ev.WorkNotice(run, ask, attempt, federation):
+                work = SimpleNamespace(
+                    run=run, ask=ask, attempt=attempt, version=ask.version, work=ask.work, federation=federation
+                )
+                message.work.append(work)
+            case ev.RemovedNotice():
+                message.removed = notice
+    message.HasField = lambda name: name == "removed" and message.removed is not None
+    return message
+
+
+class AgentProcess(Agent):
+    """The agent as it runs."""
+
+    def __init__(self, on: Party) -> None:
+        self._on, self._world = on, on.world
+        super().__init__(on, [plans.offers()[on.name]], lambda said: None)  # type: ignore[arg-type]
+        self._tasks: dict[Coroutine[Any, Any, Any], bool] = {}
+
+    def hang_up(self) -> None:
+        """The session ends; work that is under way outlives it."""
+        self._client = None
+        self._close([task for task, call in self._tasks.items() if call])
+
+    def end(self) -> None:
+        """The process is gone."""
+        self._close(list(self._tasks))
+
+    def _close(self, tasks: list[Coroutine[Any, Any, Any]]) -> None:
+        for task in tasks:
+            del self._tasks[task]
+            if not task.cr_running:  # type: ignore[attr-defined]
+                task.close()
+
+    def _begin(self, doing: Any, among: Any) -> None:
+        self._tasks[doing] = among is self._calling
+        self._on.dies("between")
+        self._go_on(doing)
+
+    def _go_on(self, doing: Coroutine[Any, Any, Any]) -> None:
+        """Let a task run until it waits, or ends."""
+        if doing not in self._tasks:
+            return
+        try:
+            seconds = doing.send(None)
+            self._world.at(seconds, self._on, self._go_on, doing)
+            return
+        except StopIteration:
+            pass
+        except UnreachableError:
+            self._on.unplug()
+        except StoreError as error:
+            self._world.note("stops", self._on.name, str(error))
+            raise Crash from error
+        self._tasks.pop(doing, None)
+
+    async def _understood(self, work: Any) -> Asked:
+        await Pause(self._world.soon(0.05))
+        if not self._desk.knows(work.run):
+            self._desk.describe(work.run, self._world.plan.federation.to_json(), self._world.plan.setup.to_json())
+        return Asked(work.run, work.ask, work.attempt, work.federation, self._on.secret())
+
+    async def _work(self, asked: Asked) -> None:
+        await Pause(self._world.soon(0.5))
+        self._world.note("works", self._on.name, asked.ask.version, asked.attempt, asked.paid)
+        memory = self._machine.memories.get(asked.run, b"")
+        try:
+            worked: Any = self._desk.work(asked, memory)
+        except agent_service.SpentError as spent:
+            worked = self._failed(asked, _expected(spent.error), spent.charge)
+        except HansaError as error:
+            worked = self._failed(asked, error, {})
+        await self._handle(worked)
+
+    async def _send(self, held: Held) -> None:
+        self._on.upload(held)
+
+    async def _excuse(self, could_not: CouldNot) -> None:
+        self._on.upload(could_not)
+
+    async def _say_step(self, step: Step) -> None:
+        self._on.upload(step)
+
+
+def _expected(error: Exception) -> Exception:
+    if not isinstance(error, HansaError):
+        raise error
+    return error
+
+
+@contextmanager
+def stage() -> Iterator[Callable[[World], None]]:
+    """Put the simulated world in place of the real one, where production reaches for it by name; each world that
+    is to run is set in it first.
+    """
+    here: list[World] = []
+    patches = [
+        mock.patch.object(agent_service, "AgentStore", lambda home: home.store()),
+        mock.patch.object(agent_service, "kept_key", lambda path: SECRET),
+        mock.patch.object(agent_service, "Left", lambda path: None),
+        mock.patch.object(agent_service, "ThreadPoolExecutor", lambda *_: None),
+        mock.patch.object(agent_service, "LOG", _Silent()),
+        mock.patch.object(coordinator_engine, "LOG", _Silent()),
+        mock.patch.object(agent_service, "now", lambda: here[0].clock()),
+    ]
+    patches += [
+        mock.patch.object(module, "now", lambda: here[0].clock())
+        for module in (agent_desk, coordinator_engine, coordinator_machine, coordinator_sums)
+    ]
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+
+        def enter(world: World) -> None:
+            here[:] = [world]
+            for module in (coordinator_engine, coordinator_store):
+                module.INLINE = world.plan.inline  # type: ignore[attr-defined]
+
+        inline = coordinator_store.INLINE
+        try:
+            yield enter
+        finally:
+            coordinator_engine.INLINE = coordinator_store.INLINE = inline  # type: ignore[attr-defined]
+
+
+class _Silent:
+    """A log that nobody reads."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+__all__ = ["Ask", "Crash", "Values", "Violation", "World", "stage"]
