@@ -1,6 +1,7 @@
 """Secure sums of a simulation, carried out as parties and a coordinator would, or only computed."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from hansa.aggregation.ring import joined, parted, pooled
 from hansa.aggregation.signal import Signal
@@ -28,7 +29,8 @@ class Hidden:
     ) -> None:
         self._ask, self._signal, self._run, self._buckets = ask, signal, run, buckets
         self._masked, rules = masks is not None, masks or Rules()
-        self._rules = signal.buckets.rules(rules) if signal.buckets else rules
+        # What a record names is who was left of a bucket.
+        self._rules = replace(signal.buckets.rules(rules), bucket=0) if signal.buckets else rules
         self._there: list[dict[str, Array]] = [{} for _ in buckets]
 
     def counted(self, outcomes: Iterable[Outcome]) -> Iterator[Summed]:
