@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import random
 import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,10 +33,20 @@ with contextlib.ExitStack() as _stack:
         _stack.enter_context(atheris.instrument_imports(include=["hansa", "tomllib", "json"]))
     from google.protobuf.message import DecodeError
 
-    from hansa.contribution import Ask, Values, canonical
+    from hansa import backup
+    from hansa.agent import machine as agent
+    from hansa.agent import store as agents_store
+    from hansa.contribution import Ask, Total, Values, canonical
+    from hansa.coordinator import events as ev
     from hansa.coordinator import hello, inbox
+    from hansa.coordinator import store as coordinators_store
+    from hansa.coordinator.machine import Machine
+    from hansa.crypto import keys, pki
     from hansa.crypto.agreement import Identity
     from hansa.crypto.token import Token
+    from hansa.crypto.vault import Vault
+    from hansa.data.table import ColumnSchema
+    from hansa.database import Put
     from hansa.errors import HansaError
     from hansa.federation import Federation
     from hansa.methods.base import Setup
@@ -43,6 +54,8 @@ with contextlib.ExitStack() as _stack:
     from hansa.study import from_mapping
     from hansa.wire import chunks, tensors
     from hansa.wire import messages as m
+    from hansa.wire.rpcs import RPCS
+    from hansa.wire.service import _decoded
 
 FOUND = Path(__file__).resolve().parents[1] / "tests" / "tools" / "found"
 EXPECTED = (HansaError,)
@@ -164,6 +177,193 @@ def _answered_to_the_coordinator(data: bytes) -> None:
             coordinator.step(desk, [terms.Envelope("run", "session", 1, phase, "a", "", data[1:])])
 
 
+# --- every call, and what it brings to the coordinator
+
+
+def _calls(data: bytes) -> None:
+    """A request of any call, by its number in the table, as a running coordinator takes it."""
+    rpc = list(RPCS.values())[data[0] % len(RPCS)] if data else None
+    if rpc is not None:
+        request = _decoded(rpc, data[1:])
+        again = rpc.request.FromString(request.SerializeToString())
+        assert again.SerializeToString() == request.SerializeToString()
+        if isinstance(request, m.RenewRequest):
+            authority().issue(request.csr, role=pki.PARTY, name="a")
+        elif isinstance(request, m.SubmitRequest):
+            _federation(request.federation)
+        elif isinstance(request, m.UploadPart) and request.HasField("step"):
+            terms.Step.read(request.step)
+        elif isinstance(request, m.JoinRequest):
+            hello.speaks(request.protocol)
+            authority().issue(request.csr, role=pki.PARTY, name="a")
+
+
+@cache
+def authority() -> pki.Authority:
+    """Who signs, and whose certificates are read."""
+    return pki.Authority.create("fuzz")
+
+
+def _certificate(data: bytes) -> None:
+    pki.identify(data, authority().public_key)
+
+
+def _sealed(data: bytes) -> None:
+    """What lies on the disk and was not written by us, or not there."""
+    assert Vault([bytes(32)]).open(data, "place", 1) == bytes(100)  # whatever opens is what was sealed
+
+
+def _archive(data: bytes) -> None:
+    """A backup, which somebody had in their hands; it writes nothing outside its folder."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "archive").write_bytes(data)
+        with backup.restored(folder / "archive", folder / "home", "agent"):
+            pass
+        assert {path.name for path in folder.iterdir()} == {"archive", "home"}
+
+
+# --- state machines: bytes become events, each of a number and small arguments
+
+
+class Dice:
+    """Small numbers from bytes, 0 for ever at their end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = io.BytesIO(data)
+
+    def __call__(self, sides: int) -> int:
+        """A number below ``sides``."""
+        return (self._data.read(1) or b"\0")[0] % sides
+
+    def __bool__(self) -> bool:
+        """Whether there is more."""
+        return self._data.tell() < len(self._data.getbuffer())
+
+
+PARTIES = ("a", "b", "c")
+COLUMNS = tuple(ColumnSchema(name, "number") for name in ("area", "texture", "malignant"))
+
+
+def _coordinators_machine(data: bytes) -> None:
+    """Sequences of events, most of them possible. Each exchange has one fate, and its rows fit into their tables."""
+    dice, machine, settled = Dice(data), Machine(secret=bytes(32)), set[tuple[str, int]]()
+    sums: list[tuple[str, int, tuple[str, ...]]] = []
+    seen = dict[str, int]()
+    for party in PARTIES:
+        machine.handle(ev.Joined(party, f"serial {party}", "2099-01-01"))
+    while dice:
+        event = _event(dice, machine, sums)
+        if event is None:
+            continue
+        with contextlib.suppress(HansaError):  # it says what cannot be
+            effects = machine.handle(event)
+            sums += effects.reduce
+            for run, version in effects.settled:
+                assert (run, version) not in settled, "an exchange settled twice"
+                settled.add((run, version))
+            _fits(effects.changes, coordinators_store.metadata.tables)
+            for row in (dict(change.values) for change in effects.changes if change.table == "event"):
+                assert row["seq"] == seen.get(row["run"], 0) + 1, "an event without its number"
+                seen[row["run"]] = row["seq"]
+                body = row["body"]
+                if row["kind"] == "arrived":
+                    assert not set(body["counted"]) & set(body["excluded"]), "counted, and not"
+    for live in machine.runs.values():
+        assert live.ask is not None, "a run under way that asks nothing"
+
+
+def _event(dice: Dice, machine: Machine, sums: list[Any]) -> Any:
+    """The next event; None if there is none of that kind now."""
+    kind, party = dice(10), PARTIES[dice(3)]
+    run = sorted(machine.runs or ["no run"])[dice(len(machine.runs) or 1)]
+    live = machine.runs.get(run)
+    version = (live.progress.version if live else 0) + (dice(8) == 7) - (dice(8) == 7)
+    attempt = (live.attempt if live else 1) + (dice(8) == 7)
+    match kind:
+        case 0:
+            offer = ev.Offered("data", 20 + dice(3), COLUMNS, ("logistic-regression",))
+            pending = tuple(ev.Unsettled(run, version, bool(dice(2)), dice(4)) for _ in range(dice(2)))
+            return ev.Connected(party, (offer,) * (dice(4) > 0), pending, bytes([dice(4)]) * 32)
+        case 1:
+            return ev.Disconnected(party)
+        case 2:
+            name, hidden = f"run {len(machine.runs) + len(machine._applied)}", bool(dice(2))
+            return ev.Submitted(name, submitted(hidden)) if len(machine.runs) < 3 else None
+        case 3 | 4 | 5:
+            refusal, weight = "torn" if dice(8) == 7 else "", float(1 + dice(60))
+            return ev.Delivered(object(), party, run, version, attempt, weight, f"{dice(3)}", b"", refusal)
+        case 6:
+            return ev.Failed(object(), party, run, version, attempt, "no" * dice(3), PARTIES[: dice(3)])
+        case 7:
+            return ev.DeadlinePassed(run, version, attempt, dice(8))
+        case 8:
+            step = terms.Step(run, version, attempt, dice(9), bytes([dice(256)]) * dice(70))
+            return ev.Said(object(), party, step)
+        case _ if sums:
+            run, version, counted = sums.pop(dice(len(sums)))
+            if run not in machine.runs or machine.runs[run].ask is None:
+                return None
+            fields = machine.runs[run].ask.fields
+            total = Values({field.name: np.full(field.shape or (), 30.0) for field in fields})
+            return ev.Reduced(run, version, Total(total, counted, 3, float(len(counted))), {}, "no" * (dice(8) == 7))
+        case _:
+            which = dice(4)
+            if which == 3:
+                return ev.Removed(party, "fuzzed")
+            return ev.Joined(party, f"serial {dice(256)}", "2099-01-01") if which else None
+
+
+@cache
+def submitted(hidden: bool) -> Federation:
+    """A study of two rounds, with or without a secure sum."""
+    body = tomllib.loads(STUDY)
+    body["study"]["name"], body["method"]["rounds"], body["cohort"] = "fuzzed", 2, {"kind": "all", "minimum": 1}
+    body["study"]["dataset"] = "data"
+    if hidden:
+        body["cohort"]["minimum"] = 3
+        body["aggregation"]["stages"] += [{"kind": "grid", "bits": 8}, {"kind": "secure-sum", "threshold": 0.6}]
+    return from_mapping(body, Path())
+
+
+def _fits(changes: list[Any], tables: Mapping[str, Any]) -> None:
+    for change in changes:
+        assert set(change.values) <= set(tables[change.table].columns.keys()), change
+        primary = {column.name for column in tables[change.table].primary_key}
+        assert primary <= set(change.values) or not isinstance(change, Put), change
+
+
+def _agents_machine(data: bytes) -> None:
+    """Sequences of events. The bytes of an answer never change, and every charge is written down."""
+    dice, machine = Dice(data), agent.Machine()
+    sent, working = dict[tuple[str, int, int], bytes](), list[agent.Asked]()
+    ask = study()[0]
+    while dice:
+        kind, run, version, attempt = dice(6), f"run {dice(3)}", dice(4), 1 + dice(3)
+        asked = agent.Asked(run, Ask("train", version, 1 + dice(2), ask.send, ask.fields), attempt, "f" * 64, bytes(32))
+        event: agent.AgentEvent = asked
+        if kind == 1 and working:
+            done, charge = working.pop(dice(len(working))), {"number": len(sent) + dice(256)}
+            event = agent.Worked(done, 1.0, bytes([dice(256)]), bytes(dice(2)), charge)
+        elif kind == 2 and working:
+            event = agent.CouldNot(working.pop(dice(len(working))), "no", {"number": 1} if dice(2) else {})
+        elif kind in (3, 4):
+            event = agent.Settled(run, version, bool(dice(2)))
+        elif kind == 5:
+            event = agent.Heard(terms.Step(run, version, attempt, dice(9), bytes([dice(256)]) * dice(70)))
+        effects = machine.handle(event)
+        working += effects.work
+        _fits([c for c in effects.changes if c.table != "charge"], agents_store.metadata.tables)
+        if isinstance(event, agent.Worked | agent.CouldNot) and event.charge:
+            assert Put("charge", event.charge) in effects.changes, "a charge that is not written down"
+        for held in effects.send:
+            key = held.run, held.version, held.attempt
+            if (held.run, held.version) in machine.held:
+                assert sent.setdefault(key, held.body) == held.body, "other bytes for the same answer"
+        for held_key in [key for key in sent if key[:2] not in machine.held]:
+            del sent[held_key]  # it is over; a run that failed may go on
+
+
 @cache
 def study() -> tuple[Any, Any]:
     """The ask of a first round, and what an answer to it must be."""
@@ -200,6 +400,45 @@ def attempt() -> tuple[dict[int, Any], dict[str, party.Party], dict[int, Any]]:
             HEARD.setdefault(desk.phase, []).extend([request.payload, *(e.payload for e in said)])
         desk, out = coordinator.step(desk, answers)
     return seats, roles, desks
+
+
+def _in_order() -> list[bytes]:
+    """Two parties connect, a run begins, they answer, it is summed, and so on, as `_event` reads it."""
+    head = [0] * 4  # which run, and that version and attempt are the right ones
+    connect = [byte for party in range(3) for byte in (0, party, *head, 0, 0, 1, party)]
+    submit = [2, 0, *head, 0]
+    answers = [byte for party in range(3) for byte in (3, party, *head, 0, 1, 0)]
+    reduce = [9, 0, *head, 0, 0]
+    others = [6, 1, *head, 1, 0, 7, 0, *head, 0, 1, 2, *head]
+    hidden = [*connect, *submit[:-1], 1, *(byte for party in range(3) for byte in (8, party, *head, 1, 9, 64))]
+    return [bytes([*connect, *submit, *3 * (answers + reduce)]), bytes([*connect, *submit, *others]), bytes(hidden)]
+
+
+def _taken_by_calls() -> list[bytes]:
+    seeds = [bytes([i]) + rpc.request().SerializeToString() for i, rpc in enumerate(RPCS.values())]
+    names = list(RPCS)
+    csr = keys.request(keys.new_key())
+    seeds.append(
+        bytes([names.index("Join")]) + m.JoinRequest(secret=bytes(16), csr=csr, protocol=1).SerializeToString()
+    )
+    seeds.append(bytes([names.index("Renew")]) + m.RenewRequest(csr=csr).SerializeToString())
+    study = from_mapping(tomllib.loads(STUDY), Path()).to_json()
+    seeds.append(bytes([names.index("Submit")]) + m.SubmitRequest(federation=study).SerializeToString())
+    part = m.UploadPart(step=m.Step(run="r", version=0, attempt=1, phase=3, payload=bytes(9)))
+    return [*seeds, bytes([names.index("Upload")]) + part.SerializeToString()]
+
+
+def _archived() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "home"
+        folder.mkdir()
+        (folder / "party.json").write_text("{}")
+        backup.backup(folder, Path(name) / "archive", {"program": "agent"})
+        return [(Path(name) / "archive").read_bytes()]
+
+
+def _certificates() -> list[bytes]:
+    return [authority().issue(keys.request(keys.new_key()), role=pki.PARTY, name="a"), authority().certificate_pem]
 
 
 IN_JSON = ("federation", "setup", "tables")
@@ -248,6 +487,12 @@ TARGETS: dict[str, Target] = {
     ),
     "party": Target(_asked_of_a_party, _said),
     "coordinator": Target(_answered_to_the_coordinator, _said),
+    "calls": Target(_calls, _taken_by_calls),
+    "certificate": Target(_certificate, _certificates),
+    "sealed": Target(_sealed, lambda: [b"".join(map(bytes, Vault([bytes(32)]).seal(bytes(100), "place", 1)))]),
+    "archive": Target(_archive, _archived),
+    "coordinators-machine": Target(_coordinators_machine, _in_order),
+    "agents-machine": Target(_agents_machine, lambda: [bytes([0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 3, 0, 0, 1] * 3)]),
 }
 _POINT = "036b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"  # P-256's own
 
@@ -320,8 +565,8 @@ def _one(name: str, runs: int) -> None:
         for i, seed in enumerate(TARGETS[name].seeds()):
             (Path(folder) / str(i)).write_bytes(seed)
         FOUND.mkdir(exist_ok=True)
-        options = [f"-runs={runs}", f"-artifact_prefix={FOUND}/{name}-", "-timeout=20", "-max_len=8192", "-seed=1"]
-        options += ["-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=1"]
+        options = [f"-runs={runs}", f"-artifact_prefix={FOUND}/{name}-", "-timeout=10", "-max_len=8192", "-seed=1"]
+        options += ["-rss_limit_mb=1024", "-print_final_stats=1", "-verbosity=1"]
         more = {"custom_mutator": _mutated} if name in IN_JSON else {}
         atheris.Setup([sys.argv[0], *options, folder], lambda data: checked(name, data), **more)
         atheris.Fuzz()

@@ -12,6 +12,7 @@ import pytest
 PATH = Path(__file__).resolve().parents[2] / "tools" / "fuzz.py"
 NAMES = ["tensors", "ask", "hello", "upload", "chunks", "federation", "setup", "tables", "study", "token"]
 NAMES += ["party", "coordinator"]  # of a secure sum
+NAMES += ["calls", "certificate", "sealed", "archive", "coordinators-machine", "agents-machine"]
 
 
 @pytest.fixture(scope="module")
