@@ -13,6 +13,7 @@ from hansa import aggregation as agg
 from hansa.backends.clock import Clock
 from hansa.errors import RunError, StudyError, UsageError
 from hansa.secure import rehearsal
+from hansa.secure import table as rows
 from hansa.secure.terms import Rules
 
 CHAIN = agg.clip(1.0) >> agg.rotate() >> agg.grid(bits=12)
@@ -68,6 +69,41 @@ def test_parties_that_are_lost_on_the_way_are_not_in_the_sum(population: hs.Popu
     assert plain.parameters.tobytes() == masked.parameters.tobytes()
     lost = [len(e.body["excluded"]) for e in masked.events if e.kind == "arrived"]
     assert max(lost) > 0
+
+
+BUCKETS = CHAIN >> agg.bucket(size=2) >> agg.secure_sum() >> agg.geometric_median()
+
+
+@pytest.mark.parametrize("engine", ["stacked", "resident"])
+def test_the_sums_of_buckets_under_masks_are_those_without_to_the_bit(engine: Any, population: hs.Population) -> None:
+    chain = agg.adaptive_clip(norm=0.5) >> agg.grid(bits=12) >> agg.bucket(size=2)
+    chain = chain >> agg.skellam(noise_multiplier=1.0) >> agg.secure_sum() >> agg.median()
+    runs = [study(chain).run(hs.Local(population, engine=engine, masks=masks)) for masks in (False, True)]
+    again = study(chain).run(hs.Local(population, engine=engine, replay=runs[0]))
+    assert len({run.parameters.tobytes() for run in (*runs, again)}) == 1
+    for event in (e for e in runs[0].events if e.kind == "arrived" and e.body["work"] == "train"):
+        assert [len(names) for names in event.body["buckets"]] == [2] * 4
+        assert sorted(n for names in event.body["buckets"] for n in names) == sorted(event.body["counted"])
+
+
+def test_a_bucket_of_which_too_few_come_is_left_out_and_the_others_count(population: hs.Population) -> None:
+    federation = study(BUCKETS, rounds=8, cohort=hs.All(minimum=5))
+    clock = Clock(dropout=0.08)
+    plain, masked = (federation.run(hs.Local(population, clock=clock, masks=masks)) for masks in (False, True))
+    assert plain.parameters.tobytes() == masked.parameters.tobytes()
+    left_out = [e.body for e in plain.events if e.kind == "arrived" and rows.LOST in e.body["excluded"].values()]
+    assert left_out
+    for body in left_out:
+        assert len(body["buckets"]) < 5
+        assert not set(body["counted"]) & set(body["excluded"])
+    again = federation.run(hs.Local(population, replay=masked, masks=True))
+    assert again.parameters.tobytes() == masked.parameters.tobytes()
+
+
+def test_too_few_buckets_end_the_run_and_say_so(population: hs.Population) -> None:
+    federation = study(BUCKETS, rounds=9, cohort=hs.All(minimum=2))
+    with pytest.raises(RunError, match="geometric-median needs 3 buckets to withstand"):
+        federation.run(hs.Local(population, clock=Clock(dropout=0.6)))
 
 
 def test_more_losses_than_the_threshold_allows_open_nothing() -> None:
