@@ -1,37 +1,22 @@
 """``hansa doctor`` finds what would stop a machine from taking part."""
 
+import asyncio
 import json
 import socket
+import time
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from hansa.agent.store import AgentStore
 from hansa.cli import doctor
 from hansa.cli.boundary import run
 from hansa.cli.home import agent_home, coordinator_home, hansa_home
-
-NOW = datetime(2026, 6, 1, tzinfo=UTC)
-
-
-def write_certificate(file: Path, first: datetime, last: datetime) -> None:
-    """A self-signed certificate that holds from ``first`` to ``last``, and its key beside it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "north")])
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(first)
-        .not_valid_after(last)
-        .sign(key, hashes.SHA256())
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    file.with_name("key.pem").write_text("not a certificate", "utf-8")
+from hansa.coordinator.home import CoordinatorHome
+from hansa.crypto import certificates, pki
 
 
 def test_a_machine_that_is_well_exits_0_and_says_what_was_looked_at(tmp_path, capsys):
@@ -49,8 +34,17 @@ def test_a_port_in_use_exits_1_and_names_it(tmp_path, capsys):
     assert f"bad  port: {port}: Address already in use" in capsys.readouterr().out
 
 
-def test_a_port_that_cannot_be_one_is_bad():
-    assert doctor.free_port(70000).verdict == "bad"
+def test_a_port_that_cannot_be_one_is_bad(tmp_path):
+    assert doctor.free_port(70000, tmp_path).verdict == "bad"
+
+
+def test_a_port_that_the_coordinator_of_the_folder_has_is_well(tmp_path):
+    home = CoordinatorHome.open(tmp_path / "coordinator", "Lübeck")
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert doctor.free_port(port, home.folder).verdict == "bad"
+        home.write_address(f"fl.example.org:{port}", f"127.0.0.1:{port}")
+        assert doctor.free_port(port, home.folder).verdict == "ok"
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -64,9 +58,16 @@ def test_a_missing_package_is_named(monkeypatch):
     assert (check.verdict, check.found) == ("bad", "missing: duckdb")
 
 
-def test_a_clock_before_the_code_was_written_is_bad():
-    assert doctor.clock(datetime(1970, 1, 2, tzinfo=UTC)).verdict == "bad"
-    assert doctor.clock(NOW).verdict == "ok"
+def test_a_clock_before_the_code_was_written_is_bad(tmp_path, monkeypatch):
+    class Past(datetime):
+        @classmethod
+        def now(cls, tz):
+            return cls(1970, 1, 2, tzinfo=tz)
+
+    monkeypatch.setattr(doctor, "datetime", Past)
+    found = {check.name: check for check in doctor.examine(None, tmp_path)}
+    assert found["clock"].verdict == "bad"
+    assert "timedatectl" in found["clock"].remedy
 
 
 def test_a_home_that_cannot_be_written_is_bad(tmp_path):
@@ -86,19 +87,163 @@ def test_little_disk_space_is_a_note_and_none_is_bad(tmp_path, monkeypatch, free
     assert doctor.disk(tmp_path).verdict == verdict
 
 
+def test_a_disk_that_holds_few_of_the_largest_model_is_told(tmp_path, monkeypatch):
+    body = tmp_path / "coordinator" / "blobs" / "run" / "3" / "body"
+    body.parent.mkdir(parents=True)
+    with body.open("wb") as file:
+        file.truncate(1 << 30)  # a hole
+
+    class Usage:
+        pass
+
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Usage)
+    for free, verdict in ((1 << 30, "bad"), (5 << 30, "note"), (11 << 30, "ok")):
+        Usage.free = free
+        check = doctor.disk(tmp_path)
+        assert check.verdict == verdict
+        assert "a model has up to 1.1 GB" in check.found
+
+
+def test_a_slow_disk_is_a_note(tmp_path, monkeypatch):
+    assert doctor.writable(tmp_path).verdict == "ok"
+    ticks = iter([0.0, 2.0])
+    monkeypatch.setattr(doctor.time, "perf_counter", lambda: next(ticks))
+    check = doctor.writable(tmp_path)
+    assert (check.verdict, check.found) == ("note", f"{tmp_path}, an fsync takes 2e+02 ms")
+
+
 def test_proxies_are_noted_without_their_passwords():
-    check = doctor.proxies({"HTTPS_PROXY": "http://me:secret@proxy:3128", "no_proxy": "localhost"})
+    check = doctor.proxies({"https_proxy": "http://me:secret@proxy:3128", "no_proxy": "localhost"})
     assert check.verdict == "note"
     assert check.found == "https_proxy=http://proxy:3128, no_proxy=localhost"
+    assert "no_proxy" in check.remedy
     assert doctor.proxies({}).verdict == "ok"
 
 
-@pytest.mark.parametrize(("first", "last", "verdict"), [(-1, 1, "ok"), (-2, -1, "bad"), (1, 2, "bad")])
-def test_a_certificate_is_good_between_its_two_days(tmp_path, first, last, verdict):
-    write_certificate(tmp_path / "agent" / "party.pem", NOW + timedelta(first), NOW + timedelta(last))
-    (check,) = doctor.certificates(tmp_path, NOW)
-    assert check.verdict == verdict
-    assert check.name.endswith("party.pem")
+def test_a_proxy_that_grpc_does_not_read_is_told():
+    check = doctor.proxies({"HTTPS_PROXY": "http://proxy:3128"})
+    assert check.verdict == "note"
+    assert "small names" in check.remedy
+
+
+@pytest.mark.parametrize(
+    ("days", "verdict", "said"), [(0, "ok", "valid until"), (-1, "bad", "not valid before"), (31, "bad", "expired")]
+)
+def test_a_certificate_is_good_between_its_two_days(tmp_path, days, verdict, said):
+    home = CoordinatorHome.open(tmp_path / "coordinator", "Lübeck")
+    home.write_operator()
+    _, operator = doctor.certificates(home.folder, datetime.now(UTC) + timedelta(days, minutes=1))
+    assert operator.name == "certificate coordinator/operator.pem"
+    assert operator.verdict == verdict
+    assert said in operator.found
+    assert bool(operator.remedy) == (verdict == "bad")
+
+
+def test_a_certificate_of_another_authority_is_bad(tmp_path):
+    for name in ("one", "other"):
+        CoordinatorHome.open(tmp_path / name, "Lübeck").write_operator()
+    (tmp_path / "one" / "operator.pem").replace(tmp_path / "other" / "operator.pem")
+    authority, operator = doctor.certificates(tmp_path / "other", datetime.now(UTC))
+    assert (authority.verdict, operator.verdict) == ("ok", "bad")
+    assert "not of the authority" in operator.found
+
+
+# --- stores
+
+
+@pytest.fixture
+def agent(tmp_path):
+    """A folder with an agent's database."""
+    AgentStore(tmp_path / "agent").close()
+    return tmp_path / "agent"
+
+
+def test_a_store_that_is_whole_is_well(agent):
+    (check,) = doctor.store(agent)
+    assert (check.verdict, check.name) == ("ok", "store agent.db")
+    assert "whole, revision 00" in check.found
+
+
+def test_a_damaged_store_is_bad_and_stays_as_it_is(agent):
+    file = agent / "agent.db"
+    body = bytearray(file.read_bytes())
+    body[5000:9000] = bytes(4000)
+    file.write_bytes(body)
+    (check,) = doctor.store(agent)
+    assert check.verdict == "bad"
+    assert "hansa agent restore" in check.remedy
+    assert file.read_bytes() == body
+
+
+def test_something_else_in_place_of_a_store_is_bad(tmp_path):
+    (tmp_path / "coordinator.db").write_text("no database at all, but long enough to look at " * 100, "utf-8")
+    (check,) = doctor.store(tmp_path)
+    assert (check.verdict, check.found) == ("bad", "file is not a database")
+
+
+def test_a_store_that_cannot_be_written_is_bad(agent, monkeypatch):
+    monkeypatch.setattr(doctor.os, "access", lambda path, how: path.name != "agent.db")
+    (check,) = doctor.store(agent)
+    assert (check.verdict, check.found) == ("bad", "it cannot be written")
+
+
+# --- the other side
+
+
+async def asked(folder):
+    return {check.name: check for check in await asyncio.to_thread(lambda: [*doctor.coordinator(folder)])}
+
+
+async def test_a_coordinator_that_answers_is_well_for_party_and_operator(town, harvests):
+    await town.join("north", harvests["bremen"])
+    for folder in (town.folder / "north", town.folder / "coordinator"):
+        found = await asked(folder)
+        assert {name: check.verdict for name, check in found.items()} == {"coordinator's clock": "ok", "versions": "ok"}
+    assert '"Describe"' in (town.folder / "north" / "left.jsonl").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(7200, "7200 s ahead of"), (-180, "180 s behind")])
+async def test_clocks_that_differ_are_told_apart(town, harvests, monkeypatch, seconds, said):
+    await town.join("north", harvests["bremen"])
+    now = time.time()
+    monkeypatch.setattr(doctor.time, "time", lambda: now)
+    monkeypatch.setattr("hansa.wire.service.time", SimpleNamespace(time=lambda: now + seconds))
+    check = (await asked(town.folder / "north"))["coordinator's clock"]
+    assert check.verdict == "bad"
+    assert said in check.found
+    assert "timedatectl" in check.remedy
+
+
+async def test_versions_that_differ_are_a_note(town, monkeypatch):
+    monkeypatch.setattr("hansa.wire.service.__version__", "9.0")
+    check = (await asked(town.folder / "coordinator"))["versions"]
+    assert check.verdict == "note"
+    assert "9.0 there" in check.found
+
+
+async def test_a_coordinator_that_is_down_is_bad_for_a_party_and_a_note_beside_it(town, harvests):
+    await town.join("north", harvests["bremen"])
+    await town.kill()
+    for folder, verdict in ((town.folder / "north", "bad"), (town.folder / "coordinator", "note")):
+        (check,) = (await asked(folder)).values()
+        assert check.verdict == verdict
+        assert "cannot be reached" in check.found
+
+
+@pytest.mark.parametrize(("hours", "said"), [(-72, "has expired"), (72, "is not yet valid")])
+async def test_a_clock_that_is_off_by_days_is_named_where_one_connects(town, harvests, monkeypatch, hours, said):
+    await town.join("north", harvests["bremen"])
+    await town.kill()
+    real = certificates.now
+    monkeypatch.setattr(certificates, "now", lambda: real() + timedelta(hours=hours))
+    await town.open()
+    monkeypatch.setattr(certificates, "now", real)
+    monkeypatch.setattr(pki, "renewal_due", lambda _: False)  # which would make it right again
+    found = await asked(town.folder / "north")
+    assert f"the coordinator's certificate {said}" in found["coordinator"].found
+    assert "clock that is wrong" in found["coordinator"].remedy
+    town.begin("north")
+    await town.until(lambda: any(f"certificate {said}" in line for line in town.said["north"]))
 
 
 def test_homes_follow_the_option_then_the_environment_then_the_user(monkeypatch, tmp_path):

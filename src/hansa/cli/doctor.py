@@ -1,12 +1,15 @@
-"""``hansa doctor``: can this machine take part? Nothing is sent, and nothing is changed."""
+"""``hansa doctor``: can this machine take part? Nothing is changed, and nothing is sent but a greeting."""
 
 import os
 import platform
 import re
 import shutil
 import socket
+import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -14,14 +17,16 @@ from typing import Literal, NamedTuple
 
 from rich.filesize import decimal
 
+from hansa import __version__
 from hansa.cli.home import agent_home, coordinator_home, hansa_home
 from hansa.cli.output import Json, Output
+from hansa.errors import HansaError
 
-PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
+PROXIES = ("http_proxy", "https_proxy", "grpc_proxy")
 WRITTEN_ON = datetime(2026, 1, 1, tzinfo=UTC)
 """A clock that stands before this day is wrong: the code is younger."""
-SCARCE, TIGHT = 200 << 20, 2 << 30
-"""Free bytes below which a run will fail, and below which a large one may."""
+SCARCE, TIGHT, SLOW, OFF = 200 << 20, 2 << 30, 0.05, 60.0
+"""Free bytes below which a run fails, or may; seconds of a slow fsync; and those by which two clocks may differ."""
 
 Verdict = Literal["ok", "note", "bad"]
 STYLES = {"ok": "green", "note": "yellow", "bad": "bold red"}
@@ -37,7 +42,7 @@ class Check(NamedTuple):
 
 
 def doctor(*, port: int | None = None, home: Path | None = None, json: Json = False) -> int:
-    """Check that this machine can take part. Sends nothing and changes nothing.
+    """Check that this machine can take part. Changes nothing, and sends nothing but a greeting to a coordinator.
 
     Exit status 0: all is well, or only notes. 1: something must be mended first.
 
@@ -46,7 +51,7 @@ def doctor(*, port: int | None = None, home: Path | None = None, json: Json = Fa
         hansa doctor --port 8443
 
     Args:
-        port: a port that a coordinator is to listen on; checks that it is free.
+        port: a port that a coordinator is to listen on; checks that it is free, or that it listens there.
         home: the folder where Hansa keeps its keys and runs; $HANSA_HOME or ~/.hansa if not given.
     """
     out = Output(json)
@@ -62,15 +67,18 @@ def doctor(*, port: int | None = None, home: Path | None = None, json: Json = Fa
 
 def examine(port: int | None, home: Path) -> Iterator[Check]:
     """Every check, in the order in which they are worth mending."""
+    now = datetime.now(UTC)
+    homes = (coordinator_home(), agent_home()) if home == hansa_home() else (home,)
     yield packages()
-    yield clock(datetime.now(UTC))
-    yield free_port(port)
+    yield _check(now >= WRITTEN_ON, "clock", f"{now:%Y-%m-%d %H:%M:%S} UTC", "Set it: timedatectl set-ntp true")
+    yield free_port(port, homes[0])
     yield writable(home)
     yield disk(home)
     yield proxies(os.environ)
-    homes = (coordinator_home(), agent_home()) if home == hansa_home() else (home,)
     for folder in homes:
-        yield from certificates(folder, datetime.now(UTC))
+        yield from certificates(folder, now)
+        yield from store(folder)
+        yield from coordinator(folder)
 
 
 def packages() -> Check:
@@ -85,76 +93,133 @@ def packages() -> Check:
             except metadata.PackageNotFoundError:
                 missing.append(name)
     said = f"missing: {', '.join(missing)}" if missing else ", ".join(found)
-    remedy = "Install Hansa again: pip install --force-reinstall hansa."
-    return _check(not missing, "packages", said, remedy)
+    return _check(not missing, "packages", said, "Install Hansa again: pip install --force-reinstall hansa.")
 
 
-def clock(now: datetime) -> Check:
-    """A wrong clock makes every certificate invalid, so it is worth a look first."""
-    remedy = "Set the clock: certificates are checked against it."
-    return _check(now >= WRITTEN_ON, "clock", f"{now:%Y-%m-%d %H:%M:%S} UTC", remedy)
-
-
-def free_port(port: int | None) -> Check:
-    """``port`` can be listened on; without one, any port on loopback."""
+def free_port(port: int | None, home: Path) -> Check:
+    """``port`` can be listened on, or the coordinator of ``home`` does; without one, any port on loopback."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
             listener.bind(("" if port else "127.0.0.1", port or 0))
             return Check("port", "ok", f"{port} is free" if port else "loopback can be listened on")
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        return Check("port", "bad", f"{port or 'loopback'}: {reason}", "Choose another --port.")
+        with suppress(OSError):
+            if (home / "address.json").read_text("utf-8").endswith(f':{port}"}}'):
+                return Check("port", "ok", f"{port} is in use, and it is that of the coordinator in {home}")
+        reason, remedy = getattr(error, "strerror", None) or str(error), "Choose another --port; who has it: ss -ltnp"
+        return Check("port", "bad", f"{port or 'loopback'}: {reason}", remedy)
 
 
 def writable(home: Path) -> Check:
-    """Keys and runs can be written where Hansa keeps them."""
+    """Keys and runs can be written where Hansa keeps them, and the disk keeps them soon."""
     folder = _nearest(home)
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            return Check("home", "ok", f"{home}" if folder == home else f"{home} (not made yet)")
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            begun = time.perf_counter()
+            for _ in range(10):
+                file.write(bytes(4096))
+                os.fsync(file.fileno())
+            seconds = (time.perf_counter() - begun) / 10
     except OSError as error:
-        remedy = "Set HANSA_HOME to a folder that is yours."
-        return Check("home", "bad", f"{home}: {error.strerror}", remedy)
+        return Check("home", "bad", f"{home}: {error.strerror}", "Set HANSA_HOME to a folder that is yours.")
+    said = f"{home}{'' if folder == home else ' (not made yet)'}, an fsync takes {1000 * seconds:.2g} ms"
+    return _check(seconds < SLOW, "home", said, "Every answer waits for it: use a local solid-state disk.", "note")
 
 
 def disk(home: Path) -> Check:
-    """There is room for updates, checkpoints and databases."""
+    """There is room for updates, checkpoints and databases: ten times the largest body that is kept."""
     free = shutil.disk_usage(_nearest(home)).free
-    said, remedy = f"{decimal(free)} free at {home}", "Free some space, or set HANSA_HOME elsewhere."
-    return _check(free >= TIGHT, "disk", said, remedy, "bad" if free < SCARCE else "note")
+    largest = max((file.stat().st_size for file in home.glob("**/blobs/*/*/*")), default=0)
+    said = f"{decimal(free)} free at {home}" + (f", where a model has up to {decimal(largest)}" if largest else "")
+    remedy = f"Free some space (du -xh {home} | sort -h), or set HANSA_HOME elsewhere."
+    bad: Verdict = "bad" if free < max(SCARCE, 2 * largest) else "note"
+    return _check(free >= max(TIGHT, 10 * largest), "disk", said, remedy, bad)
 
 
 def proxies(environment: Mapping[str, str]) -> Check:
-    """A proxy that does not let gRPC through is a common reason why an agent cannot connect."""
-    lower = {name.lower(): value for name, value in environment.items()}
+    """A proxy that does not let gRPC through is a common reason why an agent cannot connect; of the names of its
+    variable gRPC reads the small ones only.
+    """
     # What stands before an @ is a name and a password.
-    bare = {name: re.sub(r"^(\w+://)?.*@", r"\1", lower.get(name, "")) for name in PROXIES}
-    found = [f"{name}={url}" for name, url in bare.items() if url]
-    if not found:
+    bare = {name: re.sub(r"^(\w+://)?.*@", r"\1", url) for name, url in environment.items() if name.lower() in PROXIES}
+    if not bare:
         return Check("proxy", "ok", "none set")
-    exempt = lower.get("no_proxy", "")
+    found = [f"{name}={url}" for name, url in [*bare.items(), ("no_proxy", environment.get("no_proxy", ""))]]
     remedy = "If an agent cannot connect, add the coordinator's host to no_proxy. Loopback is exempt."
-    return Check("proxy", "note", ", ".join([*found, f"no_proxy={exempt}"]), remedy)
+    if not any(map(str.islower, bare)):
+        remedy = "gRPC reads small names only: if an agent needs the proxy, set https_proxy and no_proxy."
+    return Check("proxy", "note", ", ".join(found), remedy)
 
 
 def certificates(home: Path, now: datetime) -> Iterator[Check]:
-    """The certificates in a home, and how long they still hold."""
+    """The certificates in a home: how long they still hold, and that the authority there signed them."""
     from cryptography import x509
 
-    for file in sorted([*home.glob("*.pem"), *home.glob("*/*.pem")]):
+    from hansa.crypto import pki
+
+    pems = {file: file.read_bytes() for file in sorted([*home.glob("*.pem"), *home.glob("*/*.pem")])}
+    for file, pem in ((file, pem) for file, pem in pems.items() if b"BEGIN CERTIFICATE" in pem):
         try:
-            certificate = x509.load_pem_x509_certificate(file.read_bytes())
-        except (ValueError, OSError):
-            continue  # a key, or not readable: neither is a certificate's expiry
-        name = f"certificate {file.relative_to(home.parent)}"
-        first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        said, remedy = f"valid until {last:%Y-%m-%d %H:%M} UTC", ""
-        if now < first:
-            said, remedy = f"valid only from {first:%Y-%m-%d %H:%M} UTC", "Set the clock."
-        elif now > last:
-            said = f"expired on {last:%Y-%m-%d %H:%M} UTC"
-            remedy = "Start the agent or the coordinator to renew it, or join with a new token."
-        yield _check(not remedy, name, said, remedy)
+            own = x509.load_pem_x509_certificate(pem)
+            pki.require_valid(pem, now=now)
+            own.verify_directly_issued_by(x509.load_pem_x509_certificate(pems[file.with_name("authority.pem")]))
+            said, remedy = f"valid until {own.not_valid_after_utc:%Y-%m-%d %H:%M} UTC", ""
+        except HansaError as error:
+            renewed = "Start the coordinator: it renews this one."
+            said, remedy = error.said, renewed if file.name == "operator.pem" else error.remedy
+        except Exception as error:  # whatever is wrong with a signature
+            said, remedy = f"not of the authority in its folder ({error!r})", "Restore the folder from a backup."
+        yield _check(not remedy, f"certificate {file.relative_to(home.parent)}", said, remedy)
+
+
+def store(home: Path) -> Iterator[Check]:
+    """The database of a home is whole, and can be written."""
+    for file in [file for file in (home / "coordinator.db", home / "agent.db") if file.exists()]:
+        try:
+            with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
+                said = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+                revision = database.execute("SELECT version_num FROM alembic_version").fetchone()[0]
+        except sqlite3.Error as error:
+            said, revision = str(error), ""
+        well, remedy = said == "ok", f"Restore it: hansa {file.stem} restore --help"
+        if well and not (os.access(file, os.W_OK) and os.access(home, os.W_OK)):
+            well, said, remedy = False, "it cannot be written", f"Give it to who runs Hansa: chown -R USER {home}"
+        yield _check(well, f"store {file.name}", f"whole, revision {revision}" if well else said, remedy)
+
+
+def coordinator(home: Path) -> Iterator[Check]:
+    """The coordinator of a home answers, and has the same time and version."""
+    if not any((home / name).exists() for name in ("party.json", "address.json")):
+        return
+    from hansa.agent.home import AgentHome
+    from hansa.agent.left import Left
+    from hansa.backends.remote import Remote, complete
+    from hansa.wire.channel import client_channel
+    from hansa.wire.client import Client
+    from hansa.wire.rpcs import DESCRIBE, STATUS
+
+    async def greet() -> tuple[str, float]:
+        if not AgentHome.joined(home):
+            async with Remote(home).client() as client:
+                return await client.seen(STATUS, STATUS.request())
+        own = AgentHome.open(home)
+        keys = own.address, own.key_pem, own.certificate_pem, own.root_pem
+        with closing(Left(home / "left.jsonl")) as left:
+            async with client_channel(*keys) as channel:
+                return await Client(channel, record=left).seen(DESCRIBE, DESCRIBE.request())
+
+    try:
+        version, there = complete(greet())
+    except HansaError as error:
+        yield Check("coordinator", "bad" if AgentHome.joined(home) else "note", error.said, error.remedy)
+        return
+    off = time.time() - there
+    said = f"of {home} is {abs(off):.0f} s {'behind' if off > 0 else 'ahead of'} this machine's"
+    yield _check(abs(off) < OFF, "coordinator's clock", said, "Set whichever is wrong: timedatectl set-ntp true")
+    same = version == __version__
+    yield _check(
+        same, "versions", f"{__version__} here, {version} there", "Use one: pip install hansa==VERSION", "note"
+    )
 
 
 def _check(well: bool, name: str, found: str, remedy: str, otherwise: Verdict = "bad") -> Check:

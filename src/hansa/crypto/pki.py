@@ -281,9 +281,10 @@ def _signed_by(certificate: x509.Certificate, key: PublicKey) -> bool:
 def _check_validity(certificate: x509.Certificate, moment: dt.datetime) -> None:
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if moment < start:
-        raise TrustError(
-            f"the certificate is not valid before {start:%Y-%m-%d %H:%M} UTC", remedy="Set this machine's clock."
-        )
+        remedy = f"Set this machine's clock, which says {moment:%Y-%m-%d %H:%M} UTC: timedatectl set-ntp true"
+        raise TrustError(f"the certificate is not valid before {start:%Y-%m-%d %H:%M} UTC", remedy=remedy)
     if moment > end:
-        remedy = "Join again with a new token: hansa party invite NAME"
+        remedy = (
+            f"If it is {moment:%Y-%m-%d %H:%M} UTC, join again with a new token; otherwise set this machine's clock"
+        )
         raise TrustError(f"the certificate expired on {end:%Y-%m-%d %H:%M} UTC", remedy=remedy)

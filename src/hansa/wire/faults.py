@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 from typing import Any, NoReturn
 
 import grpc
@@ -35,6 +36,8 @@ _NOT_TRUSTED = re.compile(
     r"CERTIFICATE_VERIFY_FAILED|BAD_SIGNATURE|signature failure|peer certificate|hostname", re.IGNORECASE
 )
 
+_OUTSIDE = re.compile("certificate (is not yet valid|has expired)")
+
 
 async def refuse(context: grpc.aio.ServicerContext[bytes, bytes], method: str, error: Exception) -> NoReturn:
     """End a call with ``error``; what is no HansaError is logged here and not told to strangers."""
@@ -57,6 +60,10 @@ def from_status(error: grpc.aio.AioRpcError) -> HansaError:
             except DecodeError:
                 break
     code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNAVAILABLE and (when := _OUTSIDE.search(details)):
+        at = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+        what = f"by this machine's clock, {at} UTC, the coordinator's {when[0]}"
+        return UnreachableError(what, remedy="Set the clock that is wrong, here or there: timedatectl set-ntp true")
     if code is grpc.StatusCode.UNAVAILABLE and _NOT_TRUSTED.search(details):
         remedy = "Check the address, or join with a token of this coordinator."
         return TrustError("the coordinator at this address is not the one that was joined", remedy=remedy)
@@ -65,7 +72,7 @@ def from_status(error: grpc.aio.AioRpcError) -> HansaError:
     if code is grpc.StatusCode.UNAVAILABLE:
         # The last reason in gRPC's account of a failed connection.
         last = details.rpartition("last error: ")[2].rpartition(": ")[2]
-        remedy = "Is it running, and does it still accept this machine's certificate?"
+        remedy = "Is it running, and does it accept this machine's certificate and clock? `hansa doctor` asks"
         return UnreachableError(f"the coordinator cannot be reached ({last or 'no reason given'})", remedy=remedy)
     if code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
         return UnreachableError("the coordinator did not answer in time")
