@@ -22,9 +22,9 @@ from hansa.agent import store as party_store
 from hansa.agent.desk import Desk
 from hansa.agent.policy import Offer
 from hansa.agent.seats import Seats
-from hansa.aggregation.reduce import Reduction
+from hansa.aggregation.reduce import Reduction, discounted
 from hansa.aggregation.ring import parted
-from hansa.contribution import Array, Contribution, Total, Values
+from hansa.contribution import Array, Contribution, Contributions, Total, Values
 from hansa.coordinator import store
 from hansa.coordinator.events import (
     Connected,
@@ -193,6 +193,7 @@ class World:
     """A coordinator, three parties, and whatever is between them."""
 
     def __init__(self, federation: hs.Federation) -> None:
+        self.federation = federation
         self.rows = Rows(store.metadata)
         self.machine = Machine()
         self.guilds = {name: Guild(name) for name in TABLES}
@@ -202,6 +203,7 @@ class World:
         self.alarms: list[DeadlinePassed] = []
         self.fates: dict[tuple[str, int], set[bool]] = {}
         self.attempts: dict[tuple[str, int, int], set[bytes]] = {}
+        self.acknowledged: set[tuple[str, int]] = set()
         for name in TABLES:
             self.feed(Joined(name, "1", "later"))
             self.link(name)
@@ -253,6 +255,8 @@ class World:
                 continue
             answer = self.rows.row("answer", run=RUN, version=held.version, party=name)
             assert not taken or (answer is not None and answer["digest"] == digest(held))
+            if taken:
+                self.acknowledged.add((name, held.version))
         for name, notice in effects.notices:
             if isinstance(notice, SettledNotice):
                 self.fates.setdefault((name, notice.version), set()).add(notice.counted)
@@ -268,14 +272,17 @@ class World:
         assert live.ask is not None
         if live.desk is not None:
             return self.unmasked(live, parties)
-        reduction = Reduction(live.course.signals(live.ask)[-1].fields, live.ask.parties)
+        fields = live.course.signals(live.ask)[-1].fields
+        reduction = Reduction(fields, [*dict.fromkeys((*live.ask.parties, *parties))])
         for name in parties:
-            blob = self.rows.row("blob", run=run, version=version, name=f"answer {name}")
-            answer = self.rows.row("answer", run=run, version=version, party=name)
+            since = live.place(name)[0]
+            blob = self.rows.row("blob", run=run, version=since.version, name=f"answer {name}")
+            answer = self.rows.row("answer", run=run, version=since.version, party=name)
             assert blob is not None
             assert answer is not None
-            values = Values(tensors.read(blob["body"]))
-            reduction.add(name, Contribution(values, answer["weight"]))
+            given = Contribution(Values(tensors.read(blob["body"])), answer["weight"])
+            factor = live.federation.pace.discount(live.ask.round - since.round)
+            reduction.add(name, discounted(Contributions.of(name, given), fields, factor).one(0))
         return Reduced(run, version, reduction.total(len(TABLES)))
 
     def unmasked(self, live: Any, parties: tuple[str, ...]) -> Reduced:
@@ -307,15 +314,20 @@ class World:
         packed = self.rows.row("blob", run=RUN, version=version, name="checkpoint")
         assert packed is not None
         seq = len(self.rows.rows("event", run=RUN))
-        kept = (self.rows.row("blob", run=RUN, version=version, name=name) for name in ("desk", "past"))
-        desk, past = (blob["body"] if blob else b"" for blob in kept)
+        kept = (self.rows.row("blob", run=RUN, version=version, name=name) for name in ("desk", "past", "begun"))
+        desk, past, begun = (blob["body"] if blob else b"" for blob in kept)
         ask = self.rows.row("ask", run=RUN, version=version)
         if row["status"] != "running":
             live = revived(row, packed["body"], seq, past=past)
             live.attempt = ask["attempt"] if ask else 1
             return live
         answers = self.rows.rows("answer", run=RUN, version=version)
-        return revived(row, packed["body"], seq, ask, answers, b"", desk, past)
+        return revived(row, packed["body"], seq, ask, answers, b"", desk, past, begun, self.earlier)
+
+    def earlier(self, version: int) -> tuple[bytes, list[dict[str, Any]]]:
+        sent = self.rows.row("blob", run=RUN, version=version, name="ask")
+        assert sent is not None
+        return sent["body"], self.rows.rows("answer", run=RUN, version=version)
 
     # --- parties
 

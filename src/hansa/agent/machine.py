@@ -179,7 +179,10 @@ class Machine:
         held = self.held.get(_key(asked)[:2])
         latest = _latest(asked)
         ready = self._ready.get(_key(asked)[:2])
-        if not latest.follows(self.latest.get(asked.run, latest)):
+        known = self.latest.get(asked.run, latest)
+        if held is not None and held.attempt == asked.attempt and latest.version < known.version:
+            effects.send.append(held)  # it was evaluated, say, before its late update counted
+        elif not latest.follows(known):
             reason = "another study or another ask than before comes under the same name and number"
             effects.excuse.append(CouldNot(asked, reason))
         elif held is not None and held.attempt == asked.attempt:

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from hansa.aggregation.reduce import Reduction
+from hansa.aggregation.reduce import Reduction, discounted
 from hansa.aggregation.ring import parted, pooled
 from hansa.contribution import Array, Contribution, Contributions, Values
 from hansa.coordinator import events as ev
@@ -117,7 +117,8 @@ class Engine:
             run, version, parties = effects.reduce.pop(0)
             fresh = {(b.run, b.version, b.name): b.body for b in effects.blobs}
             at_hand = {**self._bodies, **fresh}
-            bodies = [at_hand.get((run, version, f"answer {party}")) for party in parties]
+            place = self.machine.runs[run].place
+            bodies = [at_hand.get((run, place(party)[0].version, f"answer {party}")) for party in parties]
             if sum(INLINE + 1 if body is None else len(body) for body in bodies) > INLINE:
                 later.append((run, version, parties))
                 continue
@@ -156,7 +157,9 @@ class Engine:
                 (self.under_way.add if under_way else self.under_way.discard)(row["id"])
             if change.table == "event" and row["run"] in self.machine.runs:
                 self._tails.setdefault(row["run"], deque(maxlen=PAGE)).append(row)
-        for key in [k for k in self._bodies if k[:2] in effects.settled or k[0] in effects.ended]:
+        opened = {blob.run: blob.version for blob in effects.blobs if blob.name == "ask"}
+        over = {*effects.settled}
+        for key in [k for k in self._bodies if k[:2] in over or k[0] in effects.ended or k[1] < opened.get(k[0], 0)]:
             del self._bodies[key]
         for blob in effects.blobs:
             if blob.name == "ask" or (blob.name.startswith("answer") and len(blob.body) <= INLINE):
@@ -174,10 +177,11 @@ class Engine:
         assert live.ask is not None
         course, ask = live.course, live.ask
         signal, population = course.signals(ask)[-1], len(course.setup.parties)
-        reduction, excluded, failure = Reduction(signal.fields, ask.parties), dict[str, str](), ""
+        reduction = Reduction(signal.fields, [*dict.fromkeys((*ask.parties, *parties))])
+        excluded, failure = dict[str, str](), ""
 
         def read(party: str) -> dict[str, Array]:
-            key = (run, version, f"answer {party}")
+            key = (run, live.place(party)[0].version, f"answer {party}")
             return tensors.read(at_hand.get(key) or self.store.read_blob(*key))
 
         try:
@@ -189,8 +193,10 @@ class Engine:
                 lost = {name: LOST for name in live.desk.names if name not in known}
                 return ev.Reduced(run, version, pooled(sums, signal, ask, population), lost)
             for party in parties:
-                arrived = Contribution(Values(read(party)), live.answers[party].weight)
-                stack, refused = course.open(ask, Contributions.of(party, arrived))
+                since, answer = live.place(party)
+                arrived = Contribution(Values(read(party)), answer.weight)
+                stack, refused = course.open(since, Contributions.of(party, arrived))
+                stack = discounted(stack, signal.fields, live.federation.pace.discount(ask.round - since.round))
                 excluded |= refused
                 for opened in stack.parties:
                     reduction.add(opened, stack.one(0))
@@ -232,11 +238,15 @@ class Engine:
         packed = self.store.read_blob(run, version, "checkpoint")
         seq = len(self.store.rows("event", columns=("seq",), run=run))
         ask = self.store.row("ask", run=run, version=version)
-        kept = {name: self.store.row("blob", run=run, version=version, name=name) for name in ("desk", "past")}
-        desk, past = (self.store.read_blob(run, version, name) if there else b"" for name, there in kept.items())
+        kept = {name: self.store.row("blob", run=run, version=version, name=name) for name in ("desk", "past", "begun")}
+        desk, past, begun = (self.store.read_blob(run, version, name) if there else b"" for name, there in kept.items())
         if row["status"] != "running":
             live = revived(row, packed, seq, secret=self._secret, past=past)
             live.attempt = ask["attempt"] if ask else 1
             return live
         answers = self.store.rows("answer", run=run, version=version)
-        return revived(row, packed, seq, ask, answers, self._secret, desk, past)
+
+        def earlier(version: int) -> tuple[bytes, list[dict[str, Any]]]:
+            return self.store.read_blob(run, version, "ask"), self.store.rows("answer", run=run, version=version)
+
+        return revived(row, packed, seq, ask, answers, self._secret, desk, past, begun, earlier)

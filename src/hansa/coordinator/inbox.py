@@ -10,7 +10,7 @@ from typing import Any
 
 from hansa.aggregation.ring import masked, sitting
 from hansa.aggregation.signal import Signal
-from hansa.contribution import Ask, Contribution, Values
+from hansa.contribution import Contribution, Values
 from hansa.coordinator.live import Live
 from hansa.coordinator.store import CoordinatorStore
 from hansa.errors import ContributionError, UnreachableError
@@ -130,10 +130,8 @@ def _kept() -> Iterator[None]:
 
 def expected(live: Live | None, head: m.Head, party: str) -> Signal | None:
     """What the answer must hold; None if nobody waits for it, and the machine will say why."""
-    ask: Ask | None = live.ask if live else None
-    if live is None or ask is None or party not in ask.parties:
-        return None
-    if (head.version, head.attempt) != (ask.version, live.attempt):
+    ask = live.asked(party, head.version, head.attempt) if live else None
+    if live is None or ask is None:
         return None
     signal = live.course.signals(ask)[-1]
     return masked(sitting(ask, signal)) if live.rules else signal

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hansa.contribution import Ask, Json
+from hansa.contribution import Ask, Json, Values
 from hansa.coordinator.events import Offered
 from hansa.errors import StoreError
 from hansa.federation import Federation, deployed
 from hansa.methods.base import Setup
 from hansa.methods.course import Course, Progress
-from hansa.run import draw
+from hansa.run import draw, goal, needed
 from hansa.secure.table import Table
 from hansa.secure.terms import Kept, Phase, Rules, decode, numbered
+from hansa.wire import tensors
 
 ANY = "*"
 """Among a party's serial numbers: one was forgotten, so that until it renews any of its certificates will do."""
@@ -51,6 +53,10 @@ class Guest:
         """The inverse of `to_row`; nobody listens yet."""
         offers = tuple(Offered.from_json(body) for body in row["offers"])
         return cls(row["state"], row["serial"], row["expires"], offers, identity=row["identity"] or b"")
+
+
+LATE = "it came late, and counts in the next sum"
+"""Of a late answer that was taken, until it has counted."""
 
 
 @dataclass
@@ -92,6 +98,19 @@ class Past(Kept):
 
 
 @dataclass
+class Begun(Kept):
+    """Who works on which exchange, and at which attempt, where a round does not wait; durably.
+
+    Args:
+        parties: exchange and attempt of each whose answer has no fate yet.
+        asks: headers of these exchanges' asks, canonical JSON.
+    """
+
+    parties: dict[str, tuple[int, int]] = field(default_factory=dict)
+    asks: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass
 class Live:
     """A run that the coordinator holds in memory.
 
@@ -102,6 +121,11 @@ class Live:
         desk: the attempt that is open.
         gone: parties that will say no more, though more could be used; after a restart they are asked again.
         past: what came of the attempts at this exchange.
+        begun: in a run that counts late answers, who works on which exchange, and at which attempt.
+        asks: of these exchanges.
+        late: answers to earlier exchanges that the next sum of updates counts.
+        told: who was told in this exchange, as far as this process knows.
+        summed: who is in the sum that is made.
     """
 
     id: str
@@ -121,6 +145,11 @@ class Live:
     desk: Table | None = None
     gone: set[str] = field(default_factory=set)
     past: Past = field(default_factory=Past)
+    begun: dict[str, tuple[int, int]] = field(default_factory=dict)
+    asks: dict[int, Ask] = field(default_factory=dict)
+    late: dict[str, Answered] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
+    summed: tuple[str, ...] = ()
 
     def take(self, ask: Ask | None) -> None:
         """Open an ask, or none."""
@@ -154,9 +183,54 @@ class Live:
     @property
     def waiting(self) -> list[str]:
         """The parties for which the open ask waits."""
+        return [*self.due, *(p for p in self.begun if self.behind(p) and p not in self.late)]
+
+    @property
+    def due(self) -> list[str]:
+        """Those of them who are to answer this very ask."""
         asked = self.ask.parties if self.ask else ()
         due = set(self.desk.missing) if self.desk else set(asked).difference(self.adverts)
-        return [party for party in asked if party in due and not self.out(party)]
+        return [party for party in asked if party in due and not self.out(party) and not self.busy(party)]
+
+    @property
+    def trains(self) -> bool:
+        """Whether the open ask is for updates, among which late ones count."""
+        return self.ask is not None and self.ask.work == "train"
+
+    def behind(self, party: str) -> bool:
+        """Whether what a party works on, or has answered late, is an earlier exchange."""
+        return self.ask is not None and self.begun.get(party, (self.ask.version,))[0] < self.ask.version
+
+    def busy(self, party: str) -> bool:
+        """Whether it is not asked now for that."""
+        return self.trains if party in self.late else self.behind(party)
+
+    def asked(self, party: str, version: int, attempt: int) -> Ask | None:
+        """The ask that an answer of these numbers is to, if one of this party is expected."""
+        if self.ask is None:
+            return None
+        if (version, attempt) == self.begun.get(party):
+            return self.asks[version]
+        here = party in self.ask.parties and (version, attempt) == (self.ask.version, self.attempt)
+        return self.ask if here and not self.busy(party) else None
+
+    def place(self, party: str) -> tuple[Ask, Answered]:
+        """The answer of a party in the sum that is made, and to which ask it is."""
+        assert self.ask is not None
+        if self.trains and party in self.late:
+            return self.asks[self.begun[party][0]], self.late[party]
+        return self.ask, self.answers[party]
+
+    @property
+    def enough(self) -> bool:
+        """Whether it need not wait for the others: the goal is reached, or those who still work are late already."""
+        if self.ask is None or self.rules or not any(self.federation.pace[:2]):
+            return False
+        wanted, taken = goal(self.federation, self.ask), sum(answer.taken for answer in self.answers.values())
+        taken += len(self.late) * self.trains
+        if wanted and taken >= wanted:
+            return True
+        return not (self.trains and wanted) and not self.due and taken >= needed(self.federation, self.ask)
 
     def about(self, party: str) -> dict[str, Json]:
         """What an event about a party in the open ask says first."""
@@ -173,9 +247,12 @@ def revived(
     secret: bytes = b"",
     desk: bytes = b"",
     past: bytes = b"",
+    begun: bytes = b"",
+    earlier: Callable[[int], tuple[bytes, Sequence[Mapping[str, Any]]]] = lambda version: (b"", ()),
 ) -> Live:
     """A run as it stood at its last commit, from its row, its latest checkpoint, the number of its last event,
-    and the rows of the exchange that was open and of the answers to it.
+    and the rows of the exchange that was open and of the answers to it; and what an ``earlier`` one sent, with the
+    rows of answers to it, if some still work on that.
 
     Raises:
         StoreError: if an ask that is made again is not the one that parties were given.
@@ -194,7 +271,19 @@ def revived(
         was = f"exchange {ask['version']} of run {live.id} cannot be made again as it was"
         raise StoreError(f"{was}: another version of Hansa began it", remedy="Start that version")
     kept = [one.name for one in fields(Answered)]
-    live.answers = {row["party"]: Answered(**{name: row[name] for name in kept}) for row in answers}
+
+    def read(rows: Sequence[Mapping[str, Any]], late: bool) -> dict[str, Answered]:
+        found = {row["party"]: Answered(**{name: row[name] for name in kept}) for row in rows}
+        return {party: answer for party, answer in found.items() if (answer.reason == LATE) == late}
+
+    live.answers, live.late = read(answers, False), read(answers, True)
+    known = decode(begun, Begun) if begun else Begun()
+    live.begun, live.asks = known.parties, {live.ask.version: live.ask}
+    for version, header in known.asks.items():
+        if version != live.ask.version:
+            sent, rows = earlier(version)
+            live.asks[version] = Ask.from_header(json.loads(header), Values(tensors.read(sent)))
+            live.late |= read(rows, True)
     open_: Table | None = decode(desk, Table) if desk else None
     if open_ is not None and open_.desks[0].terms.attempt == live.number:
         vectors = [name for name, answer in live.answers.items() if answer.taken]

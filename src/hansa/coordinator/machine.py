@@ -5,10 +5,12 @@ the rest: an acknowledgement that was sent is durable. Killed anywhere, `Machine
 committed stands where it stood; the ask that is open is made again from the checkpoint, to the bit.
 """
 
+from dataclasses import replace
+
 from hansa.contribution import Arrival
 from hansa.coordinator import events as ev
 from hansa.coordinator.admission import admissible
-from hansa.coordinator.live import Answered, Guest, Live, Past
+from hansa.coordinator.live import LATE, Answered, Guest, Live, Past
 from hansa.coordinator.sums import Sums
 from hansa.database import Drop, Put
 from hansa.errors import RunError, StudyError, TrustError, did_you_mean, reason_of
@@ -32,7 +34,7 @@ class Machine(Sums):
             if live.ask is None:  # it goes on from a backup
                 self._open(effects, live)
                 continue
-            for party in live.waiting:
+            for party in live.due:
                 self._missing(effects, live, party)
             self._alarm(effects, live)
             self._go_on(effects, live)
@@ -62,20 +64,25 @@ class Machine(Sums):
         for said in event.pending:
             live = self.runs.get(said.run)
             applied = live.progress.version if live else self._applied.get(said.run, said.applied)
-            if live is None or said.version < applied:
+            if live is None or said.version < min(applied, *live.begun.get(event.party, (applied,))[:1]):
                 counted = said.taken and said.version < applied
                 notice = ev.SettledNotice(said.run, said.version, counted)
                 effects.notices.append((event.party, notice))
         for run, version in guest.counted.items():  # what it does not remember, it has lost
             effects.notices.append((event.party, ev.SettledNotice(run, version, True)))
         for live in self.runs.values():
-            if live.ask is None or event.party not in live.ask.parties or live.out(event.party):
+            live.told.discard(party := event.party)
+            if live.ask is None or live.out(party) or not (party in live.ask.parties or party in live.begun):
                 continue
             if live.missing.get(event.party):
                 live.missing[event.party] = False
                 self._event(effects, live, "returned", **live.about(event.party))
-            if event.party not in live.answers:
-                self._tell(effects, live, event.party)
+            if party in live.begun and party not in live.late:
+                self._tell(effects, live, party)
+            elif live.federation.pace.late:
+                self._begin(effects, live)
+            elif party not in live.answers:
+                self._tell(effects, live, party)
             self._ask_steps(effects, live, [event.party])
 
     def _disconnected(self, effects: ev.Effects, event: ev.Disconnected) -> None:
@@ -83,8 +90,9 @@ class Machine(Sums):
             return
         self.guests[party].listening = False
         for live in self.runs.values():
-            if party in live.waiting:
+            if party in live.due:
                 self._missing(effects, live, party)
+            self._begin(effects, live)
 
     def _joined(self, effects: ev.Effects, event: ev.Joined) -> None:
         known = self.guests.get(party := event.party)
@@ -114,7 +122,8 @@ class Machine(Sums):
         effects.notices.append((party, ev.RemovedNotice(event.reason)))
         for live in list(self.runs.values()):
             if party in live.waiting:
-                self._leave(effects, live, party, f"removed: {event.reason}")
+                leave = self._drop if live.behind(party) else self._leave
+                leave(effects, live, party, f"removed: {event.reason}")
                 self._go_on(effects, live)
 
     def _save_guest(self, effects: ev.Effects, name: str) -> None:
@@ -163,8 +172,12 @@ class Machine(Sums):
         if ask is None:
             self._end(effects, live, "finished", live.progress.reason)
             return
-        live.answers, live.missing, live.reducing = {}, {}, False
+        live.answers, live.missing, live.reducing, live.summed, live.told = {}, {}, False, (), set()
         live.take(ask)
+        if late := live.federation.pace.late:
+            live.asks[ask.version] = ask
+            for party in [p for p, (v, _) in live.begun.items() if ask.round - live.asks[v].round > late]:
+                self._drop(effects, live, party, f"it is more than {late} rounds late")
         effects.blobs.append(ev.Blob(live.id, ask.version, "ask", tensors.write(ask.send)))
         self._event(effects, live, "asked", **asked(ask), attempt=live.attempt)
         self._call(effects, live, ask)
@@ -176,9 +189,14 @@ class Machine(Sums):
         if live is None or live.ask is None:
             effects.receipts.append((event.ticket, False, stale))
             return
-        earlier = live.answers.get(event.party)
+        closed = live.reducing and live.trains and event.party in set(live.begun).difference(live.answers)
+        late = event.version < live.ask.version or closed
+        earlier = (live.late if late else live.answers).get(event.party)
+        if earlier is None and live.reducing and not (late or live.rules):
+            effects.receipts.append((event.ticket, False, "the round had closed"))
+            return
         if earlier is not None:
-            same = earlier.digest == event.digest and earlier.taken
+            same = earlier.digest == event.digest and (late or earlier.taken)
             other = "another answer to this ask was taken already"
             reason = "" if same else other if earlier.taken else earlier.reason
             effects.receipts.append((event.ticket, same, reason))
@@ -190,13 +208,13 @@ class Machine(Sums):
         if not refusal and event.weight >= rows:
             refusal = f"the weight is {event.weight:g}, and it offers fewer than {rows} rows"
         if refusal:
-            self._exclude(effects, live, event.party, refusal)
+            (self._drop if late else self._exclude)(effects, live, event.party, refusal)
             effects.receipts.append((event.ticket, False, refusal))
             self._go_on(effects, live)
             return
-        answer = Answered(event.attempt, event.digest, event.weight, taken=True, size=len(event.body))
-        live.answers[event.party] = answer
-        self._save_answer(effects, live, event.party, answer)
+        answer = Answered(event.attempt, event.digest, event.weight, not late, LATE * late, len(event.body))
+        (live.late if late else live.answers)[event.party] = answer
+        self._save_answer(effects, live, event.party, answer, event.version)
         effects.blobs.append(ev.Blob(live.id, event.version, f"answer {event.party}", event.body))
         effects.receipts.append((event.ticket, True, ""))
         if live.desk is not None:
@@ -212,7 +230,7 @@ class Machine(Sums):
         if (others := sorted(roster.intersection(event.about))[:ACCUSED]) and event.party not in live.answers:
             live.past.complaints += tuple((event.party, other) for other in others)
             self._save_past(effects, live)
-        self._leave(effects, live, event.party, event.reason)
+        (self._drop if event.version < live.progress.version else self._leave)(effects, live, event.party, event.reason)
         effects.receipts.append((event.ticket, True, ""))
         self._go_on(effects, live)
 
@@ -223,8 +241,9 @@ class Machine(Sums):
         if (live.ask.version, live.attempt, live.phase) != (passed.version, passed.attempt, passed.phase):
             return
         for party in live.waiting:
-            self._leave(effects, live, party, f"no answer within {live.federation.cohort.deadline:g} s")
-        self._go_on(effects, live)
+            if party not in live.begun:  # they are late
+                self._leave(effects, live, party, f"no answer within {live.federation.cohort.deadline:g} s")
+        self._go_on(effects, live, over=True)
 
     def _reduced(self, effects: ev.Effects, event: ev.Reduced) -> None:
         live, version, total = self.runs.get(event.run), event.version, event.total
@@ -234,11 +253,14 @@ class Machine(Sums):
         for party, reason in event.excluded.items():
             self._exclude(effects, live, party, reason)
         excluded = {p: a.reason for p, a in live.answers.items() if p not in total.parties}
+        late = {p: live.asks[live.begun[p][0]] for p in live.summed if live.trains and p in live.late}
+        answers = [*live.answers.values(), *(live.late[party] for party in late)]
         metrics = {
-            "bytes_out": float(ask.send.nbytes * len(ask.parties)),
-            "bytes_in": float(sum(answer.size for answer in live.answers.values())),
+            "bytes_out": float(ask.send.nbytes * len(live.told if live.federation.pace.late else ask.parties)),
+            "bytes_in": float(sum(answer.size for answer in answers)),
         }
-        arrival = Arrival(ask, total, excluded, metrics)
+        lags = {p: ask.round - one.round for p, one in late.items() if one is not ask and p in total.parties}
+        arrival = Arrival(ask, total, excluded, metrics, lags)
         try:
             if event.failure:
                 raise RunError(event.failure, round=ask.round)
@@ -252,17 +274,22 @@ class Machine(Sums):
         self._event(effects, live, "arrived", **arrived(arrival))
         if ask.work == "evaluate":
             self._event(effects, live, "metrics", round=ask.round, **live.progress.metrics)
-        for party in ask.parties:
-            if counted := party in total.parties:
-                self.guests[party].counted[live.id] = version
-            notice = ev.SettledNotice(live.id, version, counted, excluded.get(party, ""))
-            effects.notices.append((party, notice))
+        for party in dict.fromkeys((*ask.parties, *live.summed)):
+            known = party in live.answers or party in live.summed
+            if live.federation.pace.late and not known and (live.trains or live.busy(party)):
+                continue  # it works on, and will be late
+            if live.trains:
+                live.begun.pop(party, None)
+            begun, counted, why = late.get(party, ask).version, party in total.parties, excluded.get(party, "")
+            if counted:
+                self.guests[party].counted[live.id] = begun
+            if party in late:
+                self._save_answer(effects, live, party, replace(live.late.pop(party), taken=counted, reason=why), begun)
+            effects.notices.append((party, ev.SettledNotice(live.id, begun, counted, why)))
         live.attempt, live.answers = 1, {}
         live.take(None)
         self._checkpoint(effects, live)
-        for table in ("blob", "ask"):
-            effects.changes.append(Drop(table, {"run": live.id, "version": version}))
-        effects.settled.append((live.id, version))
+        self._forget(effects, live, {version, *live.asks} - {begun for begun, _ in live.begun.values()})
         self._open(effects, live)
 
     def _checkpoint(self, effects: ev.Effects, live: Live) -> None:

@@ -4,13 +4,14 @@ from collections.abc import Collection, Mapping
 from itertools import product
 
 from hansa.aggregation.ring import sitting
-from hansa.contribution import Ask, Json
+from hansa.contribution import Ask, Json, canonical
 from hansa.coordinator import events as ev
-from hansa.coordinator.live import Answered, Guest, Live
+from hansa.coordinator.live import Answered, Begun, Guest, Live
 from hansa.crypto.agreement import KEY
 from hansa.database import Drop, Put
 from hansa.errors import HansaError, RunError
-from hansa.run import now, too_few
+from hansa.keyed import generator
+from hansa.run import goal, now, too_few
 from hansa.secure.coordinator import Desk, unfit
 from hansa.secure.table import Table, seated
 from hansa.secure.terms import Envelope, Member, Phase, Rules, Step, Terms, encode
@@ -38,19 +39,46 @@ class Sums:
         if live.desk is None:
             row = {"run": live.id, "version": ask.version}
             effects.changes.append(Put("ask", {**row, "attempt": live.attempt, "digest": ask.digest}))
-        for party in live.waiting:
+        for party in live.due:
             if self.guests[party].state == "removed":
                 self._leave(effects, live, party, "removed")
             elif not self.guests[party].listening:
                 self._missing(effects, live, party)
-            elif live.desk is None:
+            elif live.desk is None and not live.federation.pace.late:
                 self._tell(effects, live, party)
+        self._begin(effects, live, always=True)
         self._ask_steps(effects, live, {party for party in live.waiting if self.guests[party].listening})
         self._alarm(effects, live)
         self._go_on(effects, live)
 
+    def _begin(self, effects: ev.Effects, live: Live, always: bool = False) -> None:
+        """Where late answers count, let those begin who are free, of those that train no more than the study says."""
+        if live.ask is None or not (pace := live.federation.pace).late:
+            return
+        known = {*live.told, *(live.begun if live.trains else ())}
+        free = [p for p in live.due if p not in known and self.guests[p].listening]
+        if live.trains and pace.concurrency:
+            at_work = [p for p in live.begun if self.guests[p].listening and p not in {*live.late, *live.answers}]
+            drawn = generator(live.course.setup.seed, "begins", live.ask.version).permutation(len(live.ask.parties))
+            order = dict(zip(live.ask.parties, drawn.tolist(), strict=True))
+            free = sorted(free, key=order.__getitem__)[: max(0, pace.concurrency - len(at_work))]
+        for party in free:
+            if live.trains:
+                live.begun[party] = live.ask.version, live.attempt
+            self._tell(effects, live, party)
+        if free or always:
+            self._save_begun(effects, live)
+
+    def _save_begun(self, effects: ev.Effects, live: Live) -> None:
+        headers = {version: canonical(ask.header()).decode() for version, ask in live.asks.items()}
+        effects.blobs.append(ev.Blob(live.id, live.progress.version, "begun", encode(Begun(live.begun, headers))))
+
     def _tell(self, effects: ev.Effects, live: Live, party: str) -> None:
-        if live.ask is not None:
+        live.told.add(party)
+        if live.busy(party):
+            version, attempt = live.begun[party]
+            effects.notices.append((party, ev.WorkNotice(live.id, live.asks[version], attempt, live.hash)))
+        elif live.ask is not None:
             proven = [(attempt, proof) for attempt, names, proof in live.past.proofs if party in names]
             for attempt, proof in proven[-1:]:  # it may have been away, and works only with its vector free
                 step = Step(live.id, live.ask.version, attempt, Phase.UNMASK, proof)
@@ -60,7 +88,7 @@ class Sums:
 
     def _missing(self, effects: ev.Effects, live: Live, party: str) -> None:
         """Say that the run waits for a party that does not listen; once in an exchange."""
-        if party not in live.missing:
+        if party not in live.missing and not live.federation.pace.goal:
             live.missing[party] = True
             seconds = live.federation.cohort.deadline
             self._event(effects, live, "waiting", **live.about(party), seconds=seconds)
@@ -69,9 +97,14 @@ class Sums:
         passed = ev.DeadlinePassed(live.id, live.progress.version, live.attempt, live.phase)
         effects.alarms.append((passed, live.federation.cohort.deadline))
 
-    def _go_on(self, effects: ev.Effects, live: Live) -> None:
-        """Once nobody is waited for: sum, or the next phase of a secure sum; fail if too few can be counted."""
-        if live.ask is None or live.reducing or live.waiting:
+    def _go_on(self, effects: ev.Effects, live: Live, over: bool = False) -> None:
+        """Once nobody is waited for, or the time is ``over``: sum, or the next phase of a secure sum; fail if too few
+        can be counted.
+        """
+        if live.ask is None or live.reducing:
+            return
+        if live.waiting and not live.enough and not (over and not live.rules):
+            self._begin(effects, live)
             return
         if live.desk is not None and live.desk.ended:
             live.reducing = True
@@ -83,13 +116,18 @@ class Sums:
         if live.rules is not None:
             self._seat(effects, live, live.ask, live.rules)
             return
-        taken = tuple(party for party in live.ask.parties if live.answers[party].taken)
-        excluded = {p: a.reason for p, a in live.answers.items() if not a.taken}
+        taken = {party for party, answer in live.answers.items() if answer.taken}
+        if live.trains:  # the oldest late ones first; who finds no room, will in the next
+            most = goal(live.federation, live.ask) or len(taken) + len(live.late)
+            taken |= set(sorted(live.late, key=lambda p: (live.begun[p], p))[: max(0, most - len(taken))])
+        excluded = dict.fromkeys(live.waiting, f"no answer within {live.federation.cohort.deadline:g} s")
+        excluded |= {p: a.reason for p, a in live.answers.items() if not a.taken}
         if error := too_few(live.federation, live.ask, len(taken), excluded):
             self._end(effects, live, "failed", error.said)
             return
-        live.reducing = True
-        effects.reduce.append((live.id, live.ask.version, taken))
+        order = (*live.ask.parties, *sorted(taken.difference(live.ask.parties)))
+        live.reducing, live.summed = True, tuple(party for party in order if party in taken)
+        effects.reduce.append((live.id, live.ask.version, live.summed))
 
     def _ask_steps(self, effects: ev.Effects, live: Live, parties: Collection[str]) -> None:
         """Ask these parties for their steps of a secure sum, if there is one and they are to take one."""
@@ -202,9 +240,9 @@ class Sums:
         live = self.runs.get(event.run)
         if live is None:
             return None, f"no run {event.run!r} waits for answers"
-        if live.ask is None or party not in live.ask.parties:
+        if live.ask is None or not (party in live.ask.parties or party in live.begun):
             return None, "the party was not asked"
-        if (event.version, event.attempt) != (live.ask.version, live.attempt):
+        if live.asked(party, event.version, event.attempt) is None:
             said, at = f"{event.version}.{event.attempt}", f"{live.ask.version}.{live.attempt}"
             return None, f"stale: an answer to exchange {said}, and the run is at {at}"
         return live, ""
@@ -219,6 +257,16 @@ class Sums:
         if live.answers[party].taken:
             self._event(effects, live, "refused", **live.about(party), reason=_short(reason))
 
+    def _drop(self, effects: ev.Effects, live: Live, party: str, reason: str) -> None:
+        """Expect nothing more of who works on an earlier exchange, and is asked anew."""
+        version, attempt = live.begun.pop(party)
+        live.late.pop(party, None)
+        self._save_answer(effects, live, party, Answered(attempt, "", 0.0, False, _short(reason)), version)
+        where = {"party": party, "round": live.asks[version].round, "work": "train"}
+        self._event(effects, live, "refused", **where, reason=_short(reason))
+        effects.notices.append((party, ev.SettledNotice(live.id, version, False, reason)))
+        self._save_begun(effects, live)
+
     def _exclude(self, effects: ev.Effects, live: Live, party: str, reason: str) -> None:
         """The party is not counted in this exchange; the run goes on with the others."""
         reason = _short(reason)
@@ -226,15 +274,20 @@ class Sums:
         self._save_answer(effects, live, party, answer)
         self._event(effects, live, "refused", **live.about(party), reason=reason)
 
-    def _save_answer(self, effects: ev.Effects, live: Live, party: str, answer: Answered) -> None:
-        key = {"run": live.id, "version": live.progress.version, "party": party}
+    def _save_answer(
+        self, effects: ev.Effects, live: Live, party: str, answer: Answered, version: int | None = None
+    ) -> None:
+        key = {"run": live.id, "version": live.progress.version if version is None else version, "party": party}
         effects.changes.append(Put("answer", {**key, **vars(answer)}))
 
     def _end(self, effects: ev.Effects, live: Live, status: str, reason: str) -> None:
         hidden = live.ask.parties if live.ask and live.rules else ()
-        for party in hidden or [party for party, answer in live.answers.items() if answer.taken]:
-            notice = ev.SettledNotice(live.id, live.progress.version, False, reason)  # it counts nobody
-            effects.notices.append((party, notice))
+        taken = hidden or [party for party, answer in live.answers.items() if answer.taken]
+        owed = {(party, live.progress.version) for party in taken}
+        for party, version in sorted(owed | {(party, version) for party, (version, _) in live.begun.items()}):
+            effects.notices.append((party, ev.SettledNotice(live.id, version, False, reason)))  # it counts nobody
+        live.begun, live.late = {}, {}
+        self._forget(effects, live, set(live.asks) - {live.progress.version})
         live.answers, live.status = {}, status
         live.take(None)
         del self.runs[live.id]
@@ -242,6 +295,14 @@ class Sums:
         self._event(effects, live, status, reason=reason, round=live.progress.round)
         effects.changes.append(Put("run", {"id": live.id, "status": status, "reason": reason}))
         effects.ended.append(live.id)
+
+    def _forget(self, effects: ev.Effects, live: Live, versions: Collection[int]) -> None:
+        """Let go of exchanges that nobody works on any more."""
+        for version in sorted(versions):
+            live.asks.pop(version, None)
+            for table in ("blob", "ask"):
+                effects.changes.append(Drop(table, {"run": live.id, "version": version}))
+            effects.settled.append((live.id, version))
 
     def _event(self, effects: ev.Effects, live: Live, kind: str, **body: Json) -> None:
         live.seq += 1
