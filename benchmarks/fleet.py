@@ -294,16 +294,17 @@ class Killed:
     seconds: list[float] = field(default_factory=list)
 
 
-def disturbed(fleet: Fleet, run: str, kills: int, seed: int, whom: str, rounds: int = 30) -> Killed:
+def disturbed(fleet: Fleet, run: str, kills: int, seed: int, whom: str, rounds: int = 30, again: bool = True) -> Killed:
     """Kill processes at random moments of a run, and start them again.
 
     Args:
         fleet: under way.
         run: that is under way.
-        kills: how many, at different rounds; now and then one that is just coming up is killed once more.
+        kills: how many, at different rounds.
         seed: of the moments.
         whom: the coordinator, or ``agents``: one of them, or two at once; or ``any``: in turn the one and the others.
         rounds: of the run.
+        again: whether now and then one that is just coming up is killed, too.
     """
     chance, told = random.Random(seed), Killed()
     for i, round in enumerate(sorted(chance.choice(range(rounds)) for _ in range(kills))):
@@ -315,7 +316,7 @@ def disturbed(fleet: Fleet, run: str, kills: int, seed: int, whom: str, rounds: 
         before = fleet.arrivals(run)
         fleet.kill(*among)
         told.kills += len(among)
-        if chance.random() < 0.15 and told.kills < kills:
+        if again and chance.random() < 0.15 and told.kills < kills:
             for name in among:
                 fleet.start(name)
             time.sleep(chance.uniform(0, 1.0))

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from benchmarks.fleet import COORDINATOR, Fleet
 from benchmarks.light import study
 from benchmarks.soak import anonymous_mb
-
 from hansa.backends.remote import Remote
 from hansa.wire import messages as m
 from hansa.wire.rpcs import DESCRIBE, INVITE, STATUS
@@ -46,7 +46,7 @@ def crowds(fleet: Fleet, parties: int) -> Iterator[list[subprocess.Popen[str]]]:
     lines = asyncio.run(_tokens(fleet.homes / COORDINATOR, [f"p{i:04}" for i in range(parties)]))
     try:
         for i in range(PROCESSES):
-            child = subprocess.Popen(  # noqa: S603  # our own words
+            child = subprocess.Popen(  # our own words
                 [sys.executable, "-m", "benchmarks.light", str(fleet.folder / "light")],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

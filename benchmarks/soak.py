@@ -6,16 +6,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fleet import COORDINATOR, Fleet, tables, tiny
-
 import hansa as hs
+from benchmarks.fleet import COORDINATOR, Fleet, tables, tiny
 
 SETTLED = 500
 """Rounds after which memory is to grow no more."""
@@ -118,7 +116,7 @@ def simulated(rounds: int = 10_000) -> dict[str, Any]:
     """The same in the simulator, in a process of its own."""
     import json
 
-    said = subprocess.run(  # noqa: S603  # our own words
+    said = subprocess.run(  # our own words
         [sys.executable, "-c", SIMULATION, str(rounds)], check=True, capture_output=True, text=True
     )
     marks, at = json.loads(said.stdout)

@@ -336,7 +336,7 @@ def _fits(changes: list[Any], tables: Mapping[str, Any]) -> None:
 def _agents_machine(data: bytes) -> None:
     """Sequences of events. The bytes of an answer never change, and every charge is written down."""
     dice, machine = Dice(data), agent.Machine()
-    sent, working = dict[tuple[str, int, int], bytes](), list[agent.Asked]()
+    sent, working = dict[tuple[str, int], tuple[int, bytes]](), list[agent.Asked]()
     ask = study()[0]
     while dice:
         kind, run, version, attempt = dice(6), f"run {dice(3)}", dice(4), 1 + dice(3)
@@ -357,11 +357,11 @@ def _agents_machine(data: bytes) -> None:
         if isinstance(event, agent.Worked | agent.CouldNot) and event.charge:
             assert Put("charge", event.charge) in effects.changes, "a charge that is not written down"
         for held in effects.send:
-            key = held.run, held.version, held.attempt
-            if (held.run, held.version) in machine.held:
-                assert sent.setdefault(key, held.body) == held.body, "other bytes for the same answer"
-        for held_key in [key for key in sent if key[:2] not in machine.held]:
-            del sent[held_key]  # it is over; a run that failed may go on
+            attempt, body = sent.get((held.run, held.version), (0, b""))
+            assert held.attempt != attempt or held.body == body, "other bytes for the same answer"
+            sent[held.run, held.version] = held.attempt, held.body
+        for key in sent.keys() - machine.held.keys():
+            del sent[key]  # it is over; a run that failed may go on
 
 
 @cache
@@ -440,6 +440,17 @@ def _archived() -> list[bytes]:
 def _certificates() -> list[bytes]:
     return [authority().issue(keys.request(keys.new_key()), role=pki.PARTY, name="a"), authority().certificate_pem]
 
+
+SHARES = {
+    **dict.fromkeys(("tensors", "hello", "upload", "chunks", "token", "ask"), 0.1),
+    **dict.fromkeys(("sealed", "certificate"), 0.08),
+    "setup": 0.06,
+    **dict.fromkeys(("calls", "party", "coordinator"), 0.03),
+    "study": 0.02,
+    "agents-machine": 0.015,
+    **dict.fromkeys(("federation", "tables", "archive", "coordinators-machine"), 0.006),
+}
+"""Of many messages over all targets: fewer for those that take long."""
 
 IN_JSON = ("federation", "setup", "tables")
 HEARD: dict[int, list[bytes]] = {}
