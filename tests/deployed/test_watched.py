@@ -76,6 +76,7 @@ async def test_a_run_can_be_followed_by_its_metrics(town: Town, harvests: Tables
     await town.until(lambda: values(page())["hansa_runs_under_way"] == 0)
     seen = values(page())
     assert seen["hansa_parties"] == seen["hansa_parties_connected"] == 3
+    assert seen["hansa_epoch"] == town.running.driver.store.epoch > 0
     assert seen["hansa_queue_depth"] == seen["hansa_uploads_in_flight"] == seen["hansa_spool_bytes"] == 0
     events = {row["kind"] for row in await town.rows("event", run=run)}
     for kind in events:

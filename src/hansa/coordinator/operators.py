@@ -132,6 +132,7 @@ class Operators:
             "hansa_parties": lambda: sum(guest.state == "active" for guest in [*guests.values()]),
             "hansa_parties_connected": lambda: sum(guest.listening for guest in [*guests.values()]),
             "hansa_runs_under_way": lambda: len(driver.machine.runs),
+            "hansa_epoch": lambda: driver.store.epoch,
             "hansa_queue_depth": driver.queue.qsize,
             "hansa_uploads_in_flight": lambda: len(inbox.open),
             "hansa_spool_bytes": lambda: sum(one.receiver.offset for one in [*inbox.open.values()]),
