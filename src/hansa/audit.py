@@ -206,8 +206,7 @@ def membership(bare: Bare, models: int = 8) -> float:
     members = np.argsort(np.argsort(drawn, axis=0), axis=0) < models // 2
     sure, beyond = np.empty(drawn.shape), np.empty(drawn.shape)
     for k, own in enumerate(members):
-        seeded = federation.model_copy(update={"seed": federation.seed + 1 + k})
-        run, learner, _ = ran(seeded, bare.parties(own))
+        run, learner, _ = ran(federation.model_copy(update={"seed": federation.seed + 1 + k}), bare.parties(own))
         loss = np.maximum(row_losses(learner, run.parameters, bare.x, y), 1e-12)
         sure[k] = -loss - np.log(-np.expm1(-loss))  # the logit of exp(-loss)
     for k in range(models):  # as far as it is beyond what is usual of the row, halfway between in and out
@@ -227,8 +226,7 @@ def p_value(correct: int, guesses: int, canaries: int, epsilon: float, delta: fl
     from scipy.stats import binom
 
     right, i = 1 / (1 + math.exp(-epsilon)), np.arange(1, correct + 1)
-    below = np.cumsum(binom.pmf(correct - i, guesses, right)) / i
-    slack = 2 * canaries * delta * float(below.max(initial=0.0))
+    slack = 2 * canaries * delta * float((np.cumsum(binom.pmf(correct - i, guesses, right)) / i).max(initial=0.0))
     return min(1.0, float(binom.sf(correct - 1, guesses, right)) + slack)
 
 
@@ -256,8 +254,7 @@ def lower_bound(scores: Array, included: Array, delta: float, confidence: float 
         half = max(1, int(share * len(scores) / 2))
         correct = int((~included[order[:half]]).sum() + included[order[-half:]].sum())
         counts = correct, 2 * half, len(scores)
-        epsilon = least_epsilon(*counts, delta, 1 - (1 - confidence) / len(SHARES))
-        found.append(Bound(epsilon, *counts))
+        found.append(Bound(least_epsilon(*counts, delta, 1 - (1 - confidence) / len(SHARES)), *counts))
     return max(found)
 
 
@@ -288,8 +285,7 @@ def one_run(bare: Bare, canaries: int = 1000, confidence: float = 0.95) -> tuple
     order = np.argsort(owner := np.concatenate([bare.owner, homes]), kind="stable")
     order = order[np.concatenate([np.full(len(x), True), included])[order]]
     table = bare.holding(wide[order], np.concatenate([target, labels])[order])
-    sizes = np.unique(owner[order], return_counts=True)[1]
-    run, _, moved = ran(federation, Population.of_sizes(table, sizes))
+    run, _, moved = ran(federation, Population.of_sizes(table, np.unique(owner[order], return_counts=True)[1]))
     y = federation.task.labels(bare.holding(wide[len(x) :], labels))
     own = moved[: -learner.outputs].reshape(learner.outputs, -1)[:, x.shape[1] :]
     scores = -(own * learner.residual(np.zeros(own.shape), y)).sum(axis=0)  # its gradient's way

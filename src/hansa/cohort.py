@@ -101,8 +101,7 @@ class Fixed(All):
         super().model_post_init(context)
         if self.size < self.minimum:
             what = f"a cohort of {self.size} is smaller than its minimum of {self.minimum}"
-            remedy = "Raise cohort.size, or lower cohort.minimum"
-            raise StudyError(what, remedy=remedy)
+            raise StudyError(what, remedy="Raise cohort.size, or lower cohort.minimum")
 
     def draw(self, setup: Setup, round: int) -> tuple[str, ...]:
         """The cohort of a round, in roster order; a StudyError if the roster is smaller than the cohort."""
@@ -110,8 +109,7 @@ class Fixed(All):
             remedy = "Lower cohort.size, or invite more parties"
             raise StudyError(f"a cohort of {self.size} from {len(setup.parties)} parties", remedy=remedy)
         random = keyed.generator(setup.seed, "cohort", round)
-        chosen = random.choice(len(setup.parties), size=self.size, replace=False)
-        return _named(setup, np.sort(chosen))
+        return _named(setup, np.sort(random.choice(len(setup.parties), size=self.size, replace=False)))
 
     def expected(self, parties: int) -> float:
         return float(self.size)
@@ -165,8 +163,7 @@ class Cyclic(All):
         parties = len(setup.parties)
         if parties // self.groups < self.minimum:
             said = f"{self.groups} groups of {parties} parties fall below cohort.minimum"
-            remedy = "Lower cohort.groups or cohort.minimum, or invite more parties"
-            raise StudyError(said, remedy=remedy)
+            raise StudyError(said, remedy="Lower cohort.groups or cohort.minimum, or invite more parties")
         order = keyed.generator(setup.seed, "cohort").permutation(parties)
         return _named(setup, np.sort(order[(round - 1) % self.groups :: self.groups]))
 

@@ -53,8 +53,7 @@ def compare(federation: Federation, tables: Mapping[str, Table], model: Model) -
     Raises:
         StudyError: if no row is held out.
     """
-    setup = federation.resolve({name: table.schema() for name, table in tables.items()})
-    course = federation.course(setup)
+    course = federation.course(federation.resolve({name: table.schema() for name, table in tables.items()}))
     splits = {name: Party(name, table, course).split for name, table in sorted(tables.items())}
     held_out = [test for _, test in splits.values()]
     if not any(table.rows for table in held_out):
@@ -144,8 +143,7 @@ def _alone(federation: Federation, name: str, table: Table, held_out: Sequence[T
             local = getattr(federation.method, "local", FedAvg().local)
             method = FedAvg(local=local.model_copy(update={"lr": rate}))
         try:
-            run = plain.model_copy(update={"method": method}).run(Local({name: rows}))
-            metrics = run.model.score(*held_out)
+            metrics = plain.model_copy(update={"method": method}).run(Local({name: rows})).model.score(*held_out)
         except RunError:  # too little to estimate
             if not method.exact:
                 raise

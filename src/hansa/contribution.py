@@ -216,8 +216,7 @@ class Contributions:
         """Those of the parties at these positions."""
         chosen = np.asarray(positions, dtype=np.intp)
         values = Values({name: value[chosen] for name, value in self.values.items()})
-        parties = tuple(self.parties[i] for i in positions)
-        return Contributions(parties, values, self.weights[chosen])
+        return Contributions(tuple(self.parties[i] for i in positions), values, self.weights[chosen])
 
     def holding(self, values: Mapping[str, Array]) -> Contributions:
         """The same parties and weights with other values."""
@@ -274,8 +273,7 @@ class Ask:
 
     def header(self) -> dict[str, Json]:
         """Everything but the arrays, as canonical JSON values."""
-        fields = [declared.to_json() for declared in self.fields]
-        parts = {"fields": fields, "parties": list(self.parties)}
+        parts = {"fields": [declared.to_json() for declared in self.fields], "parties": list(self.parties)}
         return {name: getattr(self, name) for name in _PLAIN} | parts
 
     @classmethod

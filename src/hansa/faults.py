@@ -100,8 +100,7 @@ def shown(value: object) -> str:
 
 def _wanted(fault: ErrorDetails) -> str:
     name = fault["type"]
-    words = WANTED.get(name) or WANTED.get(name.partition("_")[0], "")
-    return words.format(**fault.get("ctx", {}))
+    return (WANTED.get(name) or WANTED.get(name.partition("_")[0], "")).format(**fault.get("ctx", {}))
 
 
 def _place(where: str, path: Sequence[int | str]) -> str:

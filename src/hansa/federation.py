@@ -403,8 +403,7 @@ class Federation(Part):
         elif isinstance(self.method, UpdateMethod):
             fields = self.method.declared(1)
             schedule = Schedule(self.rounds, self.cohort.period)
-            added = self.method.noise(self.privacy)
-            signal = Signal(fields, weights=weights, noise=added, schedule=schedule)
+            signal = Signal(fields, weights=weights, noise=self.method.noise(self.privacy), schedule=schedule)
         if self.method.statistics:
             yield "train", "the columns' counts", 1, self.statistics, signal if course else _ROWS
         else:

@@ -49,8 +49,7 @@ def bits(keys: NDArray[np.uint64], count: int, skip: int = 0) -> NDArray[np.uint
     SplitMix64 (Steele, Lea and Flood 2014) with the key as its state: a party's numbers do not depend
     on whose are drawn beside them, and a whole stack is drawn at once.
     """
-    steps = np.arange(skip + 1, skip + count + 1, dtype=np.uint64)
-    return _mixed(keys[..., None] + steps * _GOLDEN)
+    return _mixed(keys[..., None] + np.arange(skip + 1, skip + count + 1, dtype=np.uint64) * _GOLDEN)
 
 
 def _mixed(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -76,8 +75,7 @@ def orders(keys: NDArray[np.uint64], sizes: NDArray[np.int64], number: int = 0) 
     if rows.size * sizes.size > 4 * sizes.sum():  # a table of them would be mostly empty
         each = zip(keys, sizes.tolist(), begins, strict=True)
         return np.concatenate([begin + order(key, size, number) for key, size, begin in each])
-    steps = (number * sizes[:, None] + rows + 1).astype(np.uint64)
-    drawn = _mixed(keys[:, None] + steps * _GOLDEN)
+    drawn = _mixed(keys[:, None] + (number * sizes[:, None] + rows + 1).astype(np.uint64) * _GOLDEN)
     drawn[rows >= sizes[:, None]] = np.iinfo(np.uint64).max
     ranks = np.argsort(drawn, axis=1)  # a key's numbers differ: no tie is to be broken
     return np.asarray((ranks + begins[:, None])[ranks < sizes[:, None]])

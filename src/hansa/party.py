@@ -96,8 +96,7 @@ class Party:
 
     def tested(self, ask: Ask) -> Contribution:
         """The tallies of the global model on all rows of the table: the central evaluation."""
-        every_row = replace(self.at(ask, Values()), test_rows=self.table)
-        return self.course.work(ask, every_row).contribution
+        return self.course.work(ask, replace(self.at(ask, Values()), test_rows=self.table)).contribution
 
     def at(self, ask: Ask, memory: Values) -> At:
         """The party with all that its work on an ask may use."""
@@ -204,8 +203,7 @@ class Crowd:
             if len(alike) > 1:
                 return together([self.stack(ask, few, known) for few in alike.values()])
             remembered = _stacked([known[name] for name in longest_first], begins)
-        told = _told(self.course, ask)
-        at = Stack(**told, memory=Values(remembered), parties=longest_first, data=rows)
+        at = Stack(**_told(self.course, ask), memory=Values(remembered), parties=longest_first, data=rows)
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 answer = self.course.work(ask, at)
@@ -224,8 +222,7 @@ class Crowd:
         if len(opened.parties) < len(longest_first):
             counted = [i for i, name in enumerate(longest_first) if name in set(opened.parties)]
             kept = {name: value[counted] for name, value in kept.items()}
-        memories = Rows(opened.parties if kept else (), kept)
-        return Outcome(opened, memories, excluded | refused, leaving)
+        return Outcome(opened, Rows(opened.parties if kept else (), kept), excluded | refused, leaving)
 
     def _longest_first(
         self, names: Sequence[str]

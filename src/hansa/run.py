@@ -293,8 +293,7 @@ class Run:
             for event in events:
                 run.hear(event)
             if checkpoint.is_file():
-                packed = checkpoint.read_bytes()
-                run.progress, run.memories = Progress.unpack(packed)
+                run.progress, run.memories = Progress.unpack(checkpoint.read_bytes())
         except (HansaError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
             raise StoreError(f"{folder} holds no run of Hansa ({error})") from error
         return run
@@ -320,6 +319,5 @@ def _frame(columns: Mapping[str, Sequence[object]], form: str) -> Any:
     try:
         module = import_module(name)
     except ImportError:
-        said = f"{name} is not installed"
-        raise HansaError(said, remedy=f"pip install 'hansa[{form}]'") from None
+        raise HansaError(f"{name} is not installed", remedy=f"pip install 'hansa[{form}]'") from None
     return (module.table if form == "arrow" else module.DataFrame)(dict(columns))

@@ -64,8 +64,7 @@ def from_mapping(body: Mapping[str, Any], folder: Path) -> Federation:
     moved = {key: method.pop(key) for key in MOVED if key in method}
     if method.get("kind") in [*METHODS]:
         # Asked here, because the method itself does not know that `rounds` and `stop` stand beside it.
-        fields = METHODS.find(method["kind"]).model_fields
-        _known(method, {"kind", *MOVED, *fields}, "key method.{}")
+        _known(method, {"kind", *MOVED, *METHODS.find(method["kind"]).model_fields}, "key method.{}")
     task: Task | Mapping[str, Any] = body["task"]
     if "module" in body["task"]:
         task, code = _code(body["task"], folder)
@@ -83,8 +82,7 @@ def build(values: Mapping[str, Any]) -> Federation:
         return Federation(**values)
     except StudyError as error:
         if place := re.search(r"\bfederation\.(\w+)", error.message):
-            in_file = IN_FILE.get(place[0], place[1])
-            error.message = error.message.replace(place[0], in_file, 1)
+            error.message = error.message.replace(place[0], IN_FILE.get(place[0], place[1]), 1)
         raise
 
 

@@ -235,8 +235,7 @@ class LogisticRegression(_Glm):
     def labels(self, table: Table) -> Array:
         if self.positive is not None and table.kind(self.target) == "text":
             values = table.column(self.target)
-            missing = np.asarray([value is None for value in values], dtype=bool)
-            refuse(missing, self.target, "is missing")
+            refuse(np.asarray([value is None for value in values], dtype=bool), self.target, "is missing")
             return np.asarray([value == self.positive for value in values], dtype=np.float64)
         values = self._numbers(table)
         refuse((values != 0) & (values != 1), self.target, "is neither 0 nor 1")
@@ -279,8 +278,7 @@ class SoftmaxRegression(_Glm):
     def labels(self, table: Table) -> Array:
         if table.kind(self.target) == "array" and self.classes == tuple(range(len(self.classes))):
             given = table.column(self.target)
-            none = (given < 0) | (given >= len(self.classes))
-            refuse(none, self.target, f"is none of {self.classes}")
+            refuse((given < 0) | (given >= len(self.classes)), self.target, f"is none of {self.classes}")
             return given.astype(np.intp, copy=False)
         if table.kind(self.target) == "text":
             names = {str(label): i for i, label in enumerate(self.classes)}

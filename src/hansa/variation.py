@@ -98,8 +98,7 @@ def _known(federation: Federation, values: Mapping[str, Any]) -> Iterator[str]:
             for key, field in catalogue.find(values[name]["kind"]).model_fields.items():
                 yield f"{name}.{key}"
                 if isinstance(default := field.get_default(), BaseModel):
-                    table = {_tag(default): "", **default.model_dump()}
-                    yield from _keys(table, f"{name}.{key}.")
+                    yield from _keys({_tag(default): "", **default.model_dump()}, f"{name}.{key}.")
 
 
 def _keys(table: object, at: str = "") -> Iterator[str]:

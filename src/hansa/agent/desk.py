@@ -62,8 +62,7 @@ class Desk:
         while len(self._studies) >= STUDIES:
             del self._studies[next(iter(self._studies))]
         hashed = hashlib.sha256(federation).hexdigest()
-        parsed = Federation.from_json(federation)
-        self._studies[run] = Study(hashed, parsed, Setup.from_json(setup))
+        self._studies[run] = Study(hashed, Federation.from_json(federation), Setup.from_json(setup))
 
     def begins(self, run: str) -> int:
         """Bytes of all that a described study's methods begin with, several times: no ask brings more."""
@@ -122,8 +121,7 @@ class Desk:
                 raise
             while len(self._parties) >= PARTIES:
                 del self._parties[next(iter(self._parties))]
-            course = deployed(study.federation, study.setup, self._secret, run)
-            party = Party(self._name, offer.table, course)
+            party = Party(self._name, offer.table, deployed(study.federation, study.setup, self._secret, run))
             _enough_rows(*party.split)
             self._parties[run] = study, party
         return party

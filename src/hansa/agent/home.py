@@ -100,8 +100,7 @@ class AgentHome:
         async with client_channel(token.address, *knock) as channel:
             request = m.JoinRequest(secret=token.secret, csr=keys.request(key), protocol=PROTOCOL)
             reply = await Client(channel, record=record).unary(JOIN, request)
-        authority = pki.pinned_authority(reply.authority, token.authority_key)
-        pki.identify(reply.certificate, authority)
+        pki.identify(reply.certificate, pki.pinned_authority(reply.authority, token.authority_key))
         who = reply.party, reply.federation, token.address
         own = keys.key_to_pem(key), reply.certificate
         home = cls(folder, *who, *own, reply.authority, secret_hash(token.secret).hex())

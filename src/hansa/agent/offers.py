@@ -44,8 +44,7 @@ class Offers:
         if not kinds:
             remedy = f"Say --allow KIND; known: {', '.join(BUILT_IN)}"
             raise UsageError(f"no kind of task is allowed on {dataset!r}", remedy=remedy)
-        row = {"dataset": dataset, "source": source.model_dump(), "allow": list(kinds)}
-        self._store.apply([Put("offer", row)])
+        self._store.apply([Put("offer", {"dataset": dataset, "source": source.model_dump(), "allow": list(kinds)})])
         return Offer(dataset, table, kinds)
 
     def allow(self, kinds: Sequence[str]) -> None:
@@ -81,8 +80,7 @@ class Offers:
     def roster(self, but: str = "") -> list[dict[str, Any]]:
         """The other parties: the words of each in the latest roster that was refused, or else as confirmed."""
         rows = [row for row in self._store.rows("member", order="name") if row["name"] != but]
-        shown = [words(row["identity"]) if row["identity"] else row["words"] for row in rows]
-        both = zip(rows, shown, strict=True)
+        both = zip(rows, [words(row["identity"]) if row["identity"] else row["words"] for row in rows], strict=True)
         return [{"party": r["name"], "words": said, "confirmed": said == r["words"]} for r, said in both]
 
     def remove(self, dataset: str) -> None:
@@ -93,8 +91,7 @@ class Offers:
         """
         known = [row["dataset"] for row in self._store.rows("offer")]
         if dataset not in known:
-            remedy = did_you_mean(dataset, known)
-            raise UsageError(f"no table is offered as {dataset!r}", remedy=remedy)
+            raise UsageError(f"no table is offered as {dataset!r}", remedy=did_you_mean(dataset, known))
         self._store.apply([Drop("offer", {"dataset": dataset})])
 
     def read(self) -> list[Offer]:

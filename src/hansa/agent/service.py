@@ -292,8 +292,7 @@ class Agent:
             LOG.warning("work refused", **where, reason=str(error))
             return CouldNot(asked, excuse(error), charge)
         LOG.error("work failed", **where, exc_info=error)
-        reason = f"the work failed ({type(error).__name__}); its log says why"
-        return CouldNot(asked, reason, charge)
+        return CouldNot(asked, f"the work failed ({type(error).__name__}); its log says why", charge)
 
     async def _send(self, held: Held) -> None:
         where: dict[str, Any] = {"run": held.run, "version": held.version}
@@ -410,8 +409,7 @@ class Agent:
             client = Client(channel, record=self._left)
             with coordinators_own():
                 reply = await client.unary(RENEW, m.RenewRequest(csr=keys.request(key)))
-        pem = keys.key_to_pem(key)
-        self.home = replace(self.home, key_pem=pem, certificate_pem=reply.certificate)
+        self.home = replace(self.home, key_pem=keys.key_to_pem(key), certificate_pem=reply.certificate)
         self.home.save()
         LOG.info("certificate renewed", party=self.home.party)
 

@@ -35,8 +35,7 @@ class Draw:
 
     def own(self, count: int) -> Array:
         """64 random bits ``[k, count]``, of each party its own."""
-        keys = keyed.keys(self.seed, *self.purpose, parties=self.parties)
-        return keyed.bits(keys, count)
+        return keyed.bits(keyed.keys(self.seed, *self.purpose, parties=self.parties), count)
 
     def shared(self, count: int) -> Array:
         """64 random bits ``[count]``, the same for all parties."""

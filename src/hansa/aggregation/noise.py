@@ -110,8 +110,7 @@ class Gaussian(Noise):
         if signal.linear:  # else `groups` says what is wrong
             self.needs(signal, "any", vectors=False)
         groups(signal, self.kind)
-        failure = noise.FAILURE * sum(f.size for f in signal.fields)
-        event = self.release(signal, failure)
+        event = self.release(signal, noise.FAILURE * sum(f.size for f in signal.fields))
         return replace(signal, view="sum", noise=(*signal.noise, Noised("coordinator", event, self.kind)))
 
     def release(self, signal: Signal, failure: float) -> events.Event:

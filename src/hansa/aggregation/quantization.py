@@ -49,13 +49,11 @@ class Grid(Codec):
         y += dither  # shifted so that the middle code is 0
         if self.bits == 1:
             y -= 0.5
-        codes = y.astype(np.uint8 if self.bits <= 8 else np.uint16)
-        return {"codes": pack_bits(codes, self.bits), "step": step}
+        return {"codes": pack_bits(y.astype(np.uint8 if self.bits <= 8 else np.uint16), self.bits), "step": step}
 
     def unpack(self, parts: Mapping[str, Array], field: Field, draw: Draw) -> Array:
         """``(code - middle) step``."""
-        codes = unpack_bits(parts["codes"], self.bits, field.size)
-        x = codes.astype(parts["step"].dtype)
+        x = unpack_bits(parts["codes"], self.bits, field.size).astype(parts["step"].dtype)
         x -= x.dtype.type(2.0 ** (self.bits - 1) if self.bits > 1 else 0.5)  # the code of zero, or between two
         x *= self._spread(parts["step"], x)
         return x
@@ -148,8 +146,7 @@ def dithered(draw: Draw, count: int, zero: float, dtype: type[np.floating]) -> A
     shared = draw.shared(runs * _RUN // each).view(half).astype(whole) << shift
     shared |= np.asarray(zero, dtype=dtype).view(whole)
     own = draw.own(-(-runs // each)).view(half)[:, :runs].astype(whole) << shift
-    mantissas = shared.reshape(runs, _RUN) ^ own[:, :, None]
-    return np.asarray(mantissas.reshape(len(own), -1).view(dtype)[:, :count])
+    return np.asarray((shared.reshape(runs, _RUN) ^ own[:, :, None]).reshape(len(own), -1).view(dtype)[:, :count])
 
 
 def _top(bits: int) -> float:

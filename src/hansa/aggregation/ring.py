@@ -146,8 +146,7 @@ class Shares(Stage):
         tail = math.sqrt(2 * most * variance * math.log(2 * size / OVERFLOW))
         fields = tuple(_integer(f, 2**31 - 1, "int32") for f in signal.fields)
         noised = (*signal.noise, Noised("shares", event, self.kind))
-        reach = most * signal.norm + tail
-        return replace(signal, fields=fields, norm=math.inf, reach=reach, noise=noised)
+        return replace(signal, fields=fields, norm=math.inf, reach=most * signal.norm + tail, noise=noised)
 
     def variance(self, signal: Signal) -> float:
         """Of one share."""

@@ -150,8 +150,7 @@ class Krum(Mixture):
         squares = np.diagonal(gram)
         distances = np.maximum(squares[:, None] + squares - 2 * gram, 0)  # rounding makes none negative
         others = np.sort(distances + np.diag(np.full(len(gram), np.inf)), axis=1)
-        scores = others[:, :near].sum(axis=1)
-        best = np.argsort(scores, kind="stable")[: self.chosen(len(gram))]
+        best = np.argsort(others[:, :near].sum(axis=1), kind="stable")[: self.chosen(len(gram))]
         shares = np.zeros(len(gram))
         shares[best] = 1 / len(best)
         return shares
@@ -192,8 +191,7 @@ class GeometricMedian(Mixture):
         shares = np.zeros(len(gram))
         for _ in range(self.iterations):
             products = gram @ shares
-            away = np.maximum(squares - 2 * products + shares @ products, 0)
-            pull = 1 / np.maximum(np.sqrt(away), floor)
+            pull = 1 / np.maximum(np.sqrt(np.maximum(squares - 2 * products + shares @ products, 0)), floor)
             before, shares = shares, pull / pull.sum()
             if np.abs(shares - before).max() < 1e-12:
                 break

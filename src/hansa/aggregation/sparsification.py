@@ -126,8 +126,7 @@ class Subsample(RandomK):
     def bind(self, signal: Signal) -> Signal:
         """Scaling up scales the bound."""
         bound = super().bind(signal)
-        most = max(self._scale(f) for f in signal.wire if f.like == "parameters")
-        return replace(bound, norm=signal.norm * most)
+        return replace(bound, norm=signal.norm * max(self._scale(f) for f in signal.wire if f.like == "parameters"))
 
     def pack(self, x: Array, field: Field, draw: Draw) -> dict[str, Array]:
         return {"values": super().pack(x, field, draw)["values"] * x.dtype.type(self._scale(field))}

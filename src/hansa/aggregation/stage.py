@@ -119,8 +119,7 @@ class Reducer(Stage):
             return total, state
         summed = {f.name for f in context.signal.fields if f.algebra is Algebra.SUM}
         names = context.signal.vectors
-        gathered = {name: total.values[name].astype(np.float64) for name in names}
-        values, state = self.reduce(gathered, state, context)
+        values, state = self.reduce({name: total.values[name].astype(np.float64) for name in names}, state, context)
         reduced = {n: values[n] * (len(total.parties) if n in summed else 1) for n in names}
         return replace(total, values=Values({**total.values, **reduced})), state
 

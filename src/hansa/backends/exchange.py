@@ -116,8 +116,7 @@ class LocalExchange:
                     'say task.precision = "float32"',
                 ) from None
             clock = {"clock": self._now} if self.clock else {}
-            seconds = time.perf_counter() - started
-            yield replace(arrival, metrics={**arrival.metrics, "seconds": seconds, **clock})
+            yield replace(arrival, metrics={**arrival.metrics, "seconds": time.perf_counter() - started, **clock})
 
     def draw(self, federation: Federation, ask: Ask) -> Ask:
         """The ask with its cohort, which may be empty if who works on it is decided on the way."""
@@ -204,8 +203,7 @@ class LocalExchange:
         local = getattr(self.course.method, "local", None)
         epochs = (local.epochs or 1) if local is not None else 1
         work = epochs * np.asarray([float(self.crowd.size(name)) for name in parties])
-        clock = self.clock or Clock()
-        return clock.durations(parties, self.course.setup.seed, turn, work, ask.send.nbytes, up)
+        return (self.clock or Clock()).durations(parties, self.course.setup.seed, turn, work, ask.send.nbytes, up)
 
     def _tested(self, ask: Ask) -> Total:
         """The tallies of the global model on the test table."""

@@ -53,8 +53,7 @@ class Remote:
             RunError: if the run fails.
         """
         federation.require_no_code()
-        request = m.SubmitRequest(federation=federation.to_json())
-        return complete(self._to_the_end("", SUBMIT, request))
+        return complete(self._to_the_end("", SUBMIT, m.SubmitRequest(federation=federation.to_json())))
 
     def resume(self, run: str) -> Run:
         """Let a run that failed go on, and follow it; errors as in `run`."""
@@ -77,8 +76,7 @@ class Remote:
                 reply = await client.unary(*begin)
                 name = name or reply.run
             said = await client.unary(DESCRIBE, m.Describe(run=name))
-            federation = Federation.from_json(said.federation)
-            run = Run(name, federation, Setup.from_json(json.loads(said.setup)))
+            run = Run(name, Federation.from_json(said.federation), Setup.from_json(json.loads(said.setup)))
             async for told in client.stream(EVENTS, m.EventsRequest(run=name)):
                 for line in told.lines:
                     run.hear(Event(line.seq, line.at, line.kind, json.loads(line.body)), self._follow)

@@ -51,8 +51,7 @@ def privacy(
         allowed = min(1.0, math.exp(min(most, 99.0)) * audit.FALSE + federation.privacy.delta)
         charts["Members told, at 0.1% false alarms"]["allowed"] = allowed
     for name, value in run.model.score(*held_out).items():
-        without = exact.model.score(*held_out)[name]
-        charts[f"Cost of noise: {name}"] = {"with noise": value, "without": without}
+        charts[f"Cost of noise: {name}"] = {"with noise": value, "without": exact.model.score(*held_out)[name]}
     charts["Cost of noise: the first update"] = {"cosine to the one without": cosine}
     for title, values in charts.items():
         out.table((title, "value"), values.items())

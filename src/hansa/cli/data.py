@@ -146,8 +146,7 @@ def keep(table: Table, federation: Federation) -> None:
 
     contract.check(table, federation.contract)
     require_numbers(table, federation)
-    alone = federation.model_copy(update={"cohort": All(minimum=1)})
-    setup = alone.resolve({"this table": table.schema()})
+    setup = federation.model_copy(update={"cohort": All(minimum=1)}).resolve({"this table": table.schema()})
     setup.encoding.matrix(table)
     federation.task.labels(table)
 

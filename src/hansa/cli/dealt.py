@@ -72,8 +72,7 @@ class Dealt:
         parties: Mapping[str, Table] = partition.by_column(self.table, self.by) if self.by else {}
         rest = self.table.drop(self.by) if self.by else self.table
         way, numbers = ("", []) if self.by else self._way()
-        count = len(parties) or (len(numbers) if way == "shares" else self.parties)
-        self._require_enough(count, federation)
+        self._require_enough(len(parties) or (len(numbers) if way == "shares" else self.parties), federation)
         federation.task.labels(rest)
         rows = self._rows(way, numbers, federation) if self.partition else []
         require_numbers(rest, federation)

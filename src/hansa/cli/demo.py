@@ -79,8 +79,7 @@ def demo(
             out.say("\n".join(f"  {line}" for line in str(guarantee).splitlines()[:-1]))  # the last: simulated
             document["guarantee"] = guarantee.to_json()
         with programs.watched():
-            follow = RoundsView(out, federation.rounds)
-            run = federation.run(Remote(programs.folder / "coordinator", follow=follow))
+            run = federation.run(Remote(programs.folder / "coordinator", follow=RoundsView(out, federation.rounds)))
         interrupts.check()
         results = stack.enter_context(_kept_if_whole(output / run.id))
         _results(results, run, programs, hospitals, study)

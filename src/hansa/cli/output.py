@@ -70,8 +70,7 @@ class Output:
         parts = (("error", "bold red", error.said), ("help", "bold cyan", error.remedy))
         for label, style, text in parts:
             if text:
-                line = Text.assemble((label, style), ": ", legible(text))
-                console.print(line, highlight=False, soft_wrap=True)
+                console.print(Text.assemble((label, style), ": ", legible(text)), highlight=False, soft_wrap=True)
         if not Output.finished:
             self.finish({"error": describe(error, kind=kind)})
 

@@ -44,8 +44,7 @@ def group_page(group: str) -> str:
     """The page of one group of commands, such as ``agent``."""
     own = [command for command in COMMANDS if command.name.startswith(f"{group} ")]
     rows = [(command.name.removeprefix(f"{group} "), command.summary) for command in own]
-    usage = f"Usage: hansa {group} COMMAND [OPTIONS]"
-    return "\n\n".join([usage, GROUPS[group], section("Commands", rows)])
+    return "\n\n".join([f"Usage: hansa {group} COMMAND [OPTIONS]", GROUPS[group], section("Commands", rows)])
 
 
 def section(title: str, rows: Iterable[tuple[str, str]]) -> str:

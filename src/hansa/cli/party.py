@@ -48,8 +48,7 @@ def list_(*, home: CoordinatorFolder = None, json: Json = False) -> None:
     rows = []
     for p in parties:
         offers = (f"{o.dataset} ({o.rows}+ rows; {', '.join(o.allow)})" for o in p.offers)
-        until = p.certificate_expires[:16].replace("T", " ")
-        rows.append((p.name, p.state, p.connected, until, ", ".join(offers)))
+        rows.append((p.name, p.state, p.connected, p.certificate_expires[:16].replace("T", " "), ", ".join(offers)))
     if not rows:
         out.say("Nobody has joined yet: hansa party invite NAME")
     else:

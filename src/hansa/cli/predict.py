@@ -34,8 +34,7 @@ def predict(
     out = Output(json)
     loaded = Model.load(model)
     table = read_table(data, encoding)
-    predicted = loaded.predict(table)
-    columns = _columns(loaded, predicted)
+    columns = _columns(loaded, loaded.predict(table))
     if output is not None:
         try:
             write_csv(output, table.of({**table.columns, **columns}))

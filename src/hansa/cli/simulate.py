@@ -131,8 +131,7 @@ def resume_simulated(out: Output, kept: Path, dealt: Dealt | None, study: Path |
     federation = earlier.federation
     if study:  # its values were kept with the run; its code was not
         loaded = studies.load(study)
-        code = {"task": loaded.task, "bundle": loaded.bundle}
-        federation = federation.model_copy(update=code)
+        federation = federation.model_copy(update={"task": loaded.task, "bundle": loaded.bundle})
     local = partial(Local, test=dealt.tested_on, resume=earlier)
     output = writable(kept, "NAME").parent
     told(out, output, *_Bench(out, dealt, local, output).run(federation))

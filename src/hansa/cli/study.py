@@ -47,8 +47,7 @@ def watch(name: str, /, *, output: Kept = RUNS, home: CoordinatorFolder = None, 
     Args:
         name: of the run; `hansa runs` lists them.
     """
-    out = Output(json)
-    _followed(out, _rounds(home, name), home, output, lambda remote: remote.watch(name))
+    _followed(Output(json), _rounds(home, name), home, output, lambda remote: remote.watch(name))
 
 
 def resume(

@@ -143,8 +143,7 @@ def _event_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[m.EventLines]:
     """Events in as few messages as their size allows."""
     message = m.EventLines()
     for row in rows:
-        body = canonical(row["body"])
-        message.lines.add(seq=row["seq"], at=row["at"], kind=row["kind"], body=body)
+        message.lines.add(seq=row["seq"], at=row["at"], kind=row["kind"], body=canonical(row["body"]))
         if message.ByteSize() > chunks.CHUNK:
             yield message
             message = m.EventLines()

@@ -167,8 +167,7 @@ class Coordinator(Operators):
         certificate = self.home.authority.issue(request.csr, role=peer.role, name=peer.name)
         if peer.role == pki.PARTY:
             identity = pki.identify(certificate, self.home.authority.public_key)
-            expires = identity.expires.isoformat()
-            await self.driver.put(ev.Renewed(peer.name, peer.serial, identity.serial, expires))
+            await self.driver.put(ev.Renewed(peer.name, peer.serial, identity.serial, identity.expires.isoformat()))
         return m.RenewReply(certificate=certificate)
 
     # --- parties at work

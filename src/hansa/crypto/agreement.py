@@ -72,8 +72,7 @@ class Identity:
 def signed(identity: bytes, signature: bytes, purpose: bytes, *parts: bytes) -> bool:
     """Whether the holder of the public key ``identity`` signed these parts for this purpose."""
     try:
-        key = Ed25519PublicKey.from_public_bytes(identity)
-        key.verify(signature, digest(purpose, *parts))
+        Ed25519PublicKey.from_public_bytes(identity).verify(signature, digest(purpose, *parts))
     except (InvalidSignature, ValueError):
         return False
     return True

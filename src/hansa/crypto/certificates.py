@@ -69,8 +69,7 @@ def leaf(
 
 def _subject(text: str) -> x509.Name:
     # X.520 allows a common name 64 characters, and the library counts bytes. Nothing reads this.
-    short = text.encode()[:64].decode(errors="ignore")
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, short)])
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text.encode()[:64].decode(errors="ignore"))])
 
 
 def _certificate(

@@ -30,8 +30,7 @@ def derived_key(seed: bytes, *, purpose: str) -> PrivateKey:
     the bias is below 2^-128.
     """
     wide = HKDF(hashes.SHA256(), length=48, salt=None, info=purpose.encode()).derive(seed)
-    scalar = int.from_bytes(wide, "big") % (_ORDER - 1) + 1
-    return ec.derive_private_key(scalar, ec.SECP256R1())
+    return ec.derive_private_key(int.from_bytes(wide, "big") % (_ORDER - 1) + 1, ec.SECP256R1())
 
 
 def key_to_pem(key: PrivateKey) -> bytes:

@@ -251,8 +251,7 @@ def identify(
     elif urls != ["hansa://lobby/"]:
         raise TrustError("a lobby certificate claims a name; only the authority gives names")
     _check_validity(certificate, now or certificates.now())
-    serial = f"{certificate.serial_number:x}"
-    return Identity(role, name, serial, certificate.not_valid_after_utc)
+    return Identity(role, name, f"{certificate.serial_number:x}", certificate.not_valid_after_utc)
 
 
 def require_valid(certificate_pem: bytes, *, now: dt.datetime | None = None) -> None:
@@ -271,8 +270,7 @@ def _signed_by(certificate: x509.Certificate, key: PublicKey) -> bool:
     if certificate.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA256:
         return False
     try:
-        signed = certificate.tbs_certificate_bytes
-        key.verify(certificate.signature, signed, ec.ECDSA(hashes.SHA256()))
+        key.verify(certificate.signature, certificate.tbs_certificate_bytes, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature:
         return False
     return True

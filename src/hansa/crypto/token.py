@@ -99,8 +99,7 @@ class Token:
         packed = packed.removeprefix(PREFIX)
         try:
             # validate: the plain decoder skips what is not base64, and would hide a typing error.
-            padded = packed + "=" * (-len(packed) % 4)
-            raw = base64.b64decode(padded, altchars=b"-_", validate=True)
+            raw = base64.b64decode(packed + "=" * (-len(packed) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
             raw = b""
         body, check = raw[:-_CHECK], raw[-_CHECK:]

@@ -234,8 +234,7 @@ class Feed:
             for i, count in enumerate(active):
                 out = x[:count].reshape(count * length, *x.shape[2:])
                 rows.x.take(chosen[i, :count].reshape(-1), axis=0, out=out, mode="clip")
-                parties = slice(run.start, run.start + count)
-                yield parties, x[:count], labels[i, :count], masses[i, :count]
+                yield slice(run.start, run.start + count), x[:count], labels[i, :count], masses[i, :count]
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,8 +85,7 @@ class Glm(Learner):
     def penalty(self, parameters: Array) -> Array | float:
         if not self.l2:
             return 0.0
-        inner = np.arange(parameters.shape[-1]) < self.width * self.outputs
-        return np.asarray(self.l2 * parameters * inner)
+        return np.asarray(self.l2 * parameters * (np.arange(parameters.shape[-1]) < self.width * self.outputs))
 
     def predict(self, parameters: Array, x: Array) -> Array:
         """The mean of each row: ``[..., n]`` for one output, else ``[..., n, outputs]``."""

@@ -150,10 +150,8 @@ class Adam(FirstOrder):
         """One step at the server; the state is ``first`` and ``second``."""
         tau, beta2 = self.epsilon or 1e-3, 0.99 if self.beta2 is None else self.beta2
         first = _mean(slots.get("first"), self.beta1, update)
-        start = slots.get("second", np.full_like(update, tau**2))
-        second = self._second(start, beta2, update * update)
-        moved = parameters + self.lr * first / (np.sqrt(second) + tau)
-        return moved, {"first": first, "second": second}
+        second = self._second(slots.get("second", np.full_like(update, tau**2)), beta2, update * update)
+        return parameters + self.lr * first / (np.sqrt(second) + tau), {"first": first, "second": second}
 
     def _second(self, before: Array | None, decay: float, square: Array) -> Array:
         return _mean(before, decay, square)

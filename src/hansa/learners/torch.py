@@ -236,8 +236,7 @@ class Torch(Learner):
 
     def row_losses(self, predicted: Array, y: Array) -> Array:
         """The loss of each row from its prediction, float64 ``[n]``; that of all, if it gives one number."""
-        said = torch.from_numpy(np.array(predicted)).to(self.type)
-        losses = self._compared(1, said, self.labels(y).cpu())
+        losses = self._compared(1, torch.from_numpy(np.array(predicted)).to(self.type), self.labels(y).cpu())
         losses = losses.double().expand(losses.shape or len(y)).reshape(len(y), -1)
         return np.asarray(losses.mean(1).numpy())
 
@@ -662,8 +661,7 @@ class _Resident:
         self.module.train()
         flat = theta.detach().requires_grad_()
         leaves = dict(zip(learner.names, learner.views(flat), strict=True))
-        total = torch.func.vmap(one, randomness="error")(leaves, x, y, weights).sum()
-        return torch.autograd.grad(total, flat)[0]
+        return torch.autograd.grad(torch.func.vmap(one, randomness="error")(leaves, x, y, weights).sum(), flat)[0]
 
     def descend(self, before: Any, row: Any, batches: Iterator[Any], lr: float) -> None:
         """Plain SGD in place; its first step reads the start and writes the row."""

@@ -219,8 +219,7 @@ class UpdateMethod(Method):
 
     def init(self, setup: Setup, learner: Learner) -> State:
         """Initial weights keyed by the seed, and what `more` adds."""
-        random = keyed.generator(setup.seed, "init")
-        parameters = np.asarray(learner.init(random), dtype=np.float64)
+        parameters = np.asarray(learner.init(keyed.generator(setup.seed, "init")), dtype=np.float64)
         return State(values=Values({"parameters": parameters, **self.more(parameters)}))
 
     def more(self, parameters: Array) -> dict[str, Array]:

@@ -113,8 +113,7 @@ class Progress:
             for name, body in facts["states"].items()
         }
         memories = {p: Values(groups.get(("memory", p))) for p in facts["memories"]}
-        kept = {name: facts[name] for name in (*_KEPT, "metrics")}
-        return cls(states=states, **kept), memories
+        return cls(states=states, **{name: facts[name] for name in (*_KEPT, "metrics")}), memories
 
 
 @dataclass(frozen=True)
@@ -250,8 +249,7 @@ class Course:
             yield self._asked_at(start, "evaluate", version + 1, {"train": state})
 
     def _asked_at(self, start: Progress, phase: Phase, version: int, states: Mapping[str, State]) -> Ask:
-        own = replace(start, version=version, phase=phase, states={**start.states, **states})
-        ask = self.ask(own)
+        ask = self.ask(replace(start, version=version, phase=phase, states={**start.states, **states}))
         assert ask is not None
         return ask
 
@@ -263,8 +261,7 @@ class Course:
         announced = at.received.under("announced")
         around, scores = ("announced.", "encoding."), ask.work == "evaluate"
         kept = Values({k: v for k, v in at.received.items() if not k.startswith(around)})
-        remembered = at.memory.under("train" if scores else ask.work)
-        mine = replace(at, received=kept, memory=remembered)
+        mine = replace(at, received=kept, memory=at.memory.under("train" if scores else ask.work))
         chain, known = self._chain(ask)
         if scores and isinstance(mine, At):
             models = {"": mine.received["parameters"]}
@@ -281,8 +278,7 @@ class Course:
         values = Values({name: value[lead] for name, value in given.values.items()})
         before = Values({name: value[lead] for name, value in at.memory.under(known).items()})
         stack = Contributions(at.parties, values, np.atleast_1d(given.weight))
-        context = self._context(ask, at.parties, signals)
-        stack, kept = chain.encode(stack, announced, before, signals, context)
+        stack, kept = chain.encode(stack, announced, before, signals, self._context(ask, at.parties, signals))
         leaving = Values({name: value[own] for name, value in stack.values.items()})
         memory |= {name: value[own] for name, value in kept.named(known).items()}
         return Answer(replace(given, values=leaving), Values(memory))
@@ -301,8 +297,7 @@ class Course:
                 break
             if not opened:
                 context = self._context(ask, stack.parties, signals)
-                announced = ask.send.under("announced")
-                stack = chain.open(stack, announced, signals, context)
+                stack = chain.open(stack, ask.send.under("announced"), signals, context)
         return stack, excluded
 
     def signals(self, ask: Ask) -> tuple[Signal, ...]:
@@ -348,8 +343,7 @@ class Course:
         chain, known = self._chain(ask)
         if chain.stages:
             signals, before = self.signals(ask), states.get(known, State()).values
-            context = self._context(ask, (), signals)
-            total, stages = chain.decode(total, before, signals, context)
+            total, stages = chain.decode(total, before, signals, self._context(ask, (), signals))
             states[known] = State(ask.round, stages)
         phase = progress.phase
         with np.errstate(over="ignore", invalid="ignore"):  # said below, once
@@ -380,8 +374,7 @@ class Course:
         parameters = state.values.get("parameters")
         if parameters is None or parameters.dtype == self.learner.dtype:
             return state
-        values = {**state.values, "parameters": parameters.astype(self.learner.dtype)}
-        return replace(state, values=Values(values))
+        return replace(state, values=Values({**state.values, "parameters": parameters.astype(self.learner.dtype)}))
 
     def again(self, progress: Progress) -> Progress:
         """The progress with training to go on, if there are rounds left."""
@@ -401,8 +394,7 @@ class Course:
         if phase == "moments" and self.moments.ask(progress.states["moments"]) is None:
             phase = "train"
         if phase == "train" and self.method.ask(progress.states["train"]) is None:
-            reason = progress.states["train"].facts["reason"]
-            return replace(progress, phase="done", reason=reason)
+            return replace(progress, phase="done", reason=progress.states["train"].facts["reason"])
         if phase == "train" and progress.round >= self.rounds:
             return replace(progress, phase="done", reason=f"all {self.rounds} rounds were run")
         return replace(progress, phase=phase)

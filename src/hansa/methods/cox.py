@@ -43,8 +43,7 @@ class Cox(Newton):
     def phases(self, start: State, ask: Ask) -> tuple[State, ...]:
         """The times are asked for first; how many there are, only the ask can say."""
         count = ask.send["times"].size if "times" in ask.send else 1
-        known = Values({**start.values, "times": np.zeros(count)})
-        return start, State(start.round, known, start.facts)
+        return start, State(start.round, Values({**start.values, "times": np.zeros(count)}), start.facts)
 
     def ask(self, state: State) -> Ask | None:
         """The times of events, then one set of sums a round until the estimates stand."""
@@ -92,8 +91,7 @@ class Cox(Newton):
         hazard = np.exp((x @ at.received["parameters"][free]).clip(-FARTHEST, FARTHEST))
         terms = _terms(x, hazard)
         # A row whose time is the k-th is at risk at the first k times.
-        until = np.searchsorted(times, time, side="right")
-        left = _by(until, terms, count + 1)[1:]
+        left = _by(np.searchsorted(times, time, side="right"), terms, count + 1)[1:]
         sums = {
             "risk": left[::-1].cumsum(axis=0)[::-1],
             "events": np.bincount(position, minlength=count).astype(np.float64),
@@ -159,8 +157,7 @@ class Cox(Newton):
         square[np.triu_indices(free)] = second
         square = square + square.T - np.diag(np.diagonal(square))
         facts = {"rows": int(sums["rows"]), "events": int(events.sum())}
-        spread = np.diagonal(square)
-        return Curve(gradient, square - outer, spread, deviance, 1.0, facts), hazard
+        return Curve(gradient, square - outer, np.diagonal(square), deviance, 1.0, facts), hazard
 
 
 _MOST = float(2**16)

@@ -96,8 +96,7 @@ class Evaluate(Method):
         """What a party answers: the task's sums, again for its own model, each party's if `spread`."""
         algebra = Algebra.GATHER if self.spread else Algebra.SUM
         tallies = [replace(tally, algebra=algebra) for tally in self._tallies(task)]
-        mine = [replace(t, name=f"own.{t.name}") for t in tallies if own]
-        return (*tallies, *mine)
+        return (*tallies, *[replace(t, name=f"own.{t.name}") for t in tallies if own])
 
     def metrics(self, task: Task, totals: Values) -> dict[str, float]:
         """The federation's metrics, and how they are spread over the parties that hold rows out.

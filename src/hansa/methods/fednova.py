@@ -46,8 +46,7 @@ class FedNova(GradientMethod):
 
     def finish(self, parameters: Array, received: Values, memory: Values, steps: Any) -> Finished:
         size = np.atleast_1d(np.asarray(self.effective(steps), dtype=np.float64))
-        update = (parameters - received["parameters"]) / size.astype(parameters.dtype)
-        return {"update": update, "steps": size}, {}
+        return {"update": (parameters - received["parameters"]) / size.astype(parameters.dtype), "steps": size}, {}
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
         return state.step(self.server, total.values["steps"] * total.values["update"])

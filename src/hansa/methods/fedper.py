@@ -46,8 +46,7 @@ class FedPer(GradientMethod):
         """The fields that are like the parameters have the size of the body."""
         ask = super().ask(state)
         size = sum(end - begin for begin, end in state.facts["body"])
-        fields = [replace(f, shape=(size,)) if f.like else f for f in ask.fields]
-        return replace(ask, fields=tuple(fields))
+        return replace(ask, fields=tuple([replace(f, shape=(size,)) if f.like else f for f in ask.fields]))
 
     def work(self, at: At | Stack) -> Answer:
         own = Values({**at.received, "parameters": self.personal(at)})

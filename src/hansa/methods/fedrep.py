@@ -44,8 +44,7 @@ class FedRep(FedPer):
         """Twice that of a round of training: once for the head, once for the body."""
         twice = []
         for noised in super().noise(privacy):
-            event = noised.event.model_copy(update={"times": 2 * noised.event.times})
-            twice.append(replace(noised, event=event))
+            twice.append(replace(noised, event=noised.event.model_copy(update={"times": 2 * noised.event.times})))
         return tuple(twice)
 
     def work(self, at: At | Stack) -> Answer:
@@ -57,7 +56,5 @@ class FedRep(FedPer):
 
         local = self.local.model_copy(update={"epochs": self.head_epochs})
         mine = phase(self.personal(at), local, head)
-        trained = phase(mine, self.local, ~head)
-        update = {"update": trained - at.received["parameters"]}
-        whole = Answer(Contribution(Values(update), self.weight(at)), Values({"head": mine}))
-        return self.divided(at, whole)
+        update = {"update": phase(mine, self.local, ~head) - at.received["parameters"]}
+        return self.divided(at, Answer(Contribution(Values(update), self.weight(at)), Values({"head": mine})))

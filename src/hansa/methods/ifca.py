@@ -48,8 +48,7 @@ class IFCA(GradientMethod):
         randoms = [keyed.generator(setup.seed, "init", j) for j in range(self.clusters)]
         models = np.stack([np.asarray(learner.init(r), dtype=np.float64) for r in randoms])
         if (models == models[0]).all():
-            random = keyed.generator(setup.seed, "init", "spread")
-            models = models + self.spread * random.normal(size=models.shape)
+            models = models + self.spread * keyed.generator(setup.seed, "init", "spread").normal(size=models.shape)
         return replace(state, values=Values({"parameters": models[0], "models": models}))
 
     def declared(self, size: int) -> tuple[Field, ...]:

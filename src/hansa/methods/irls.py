@@ -88,8 +88,7 @@ class IRLS(Newton):
             summed("labels"),
             summed("rows", low=0.0),
         )
-        send = Values({"parameters": state.values["parameters"]})
-        return Ask("", 0, 0, send, fields, through="update")
+        return Ask("", 0, 0, Values({"parameters": state.values["parameters"]}), fields, through="update")
 
     def work(self, at: At) -> Answer:
         family, free = FAMILIES[type(at.learner)], self.free(at.setup)

@@ -67,8 +67,7 @@ class Moments(Method):
         columns = [rows.column(name) for name in at.setup.numbers]
         x = np.stack(columns, axis=1) if columns else np.empty((rows.rows, 0))
         if "mean" in at.received:
-            squares = np.nansum(np.square(x - at.received["mean"]), axis=0)
-            return Answer(Contribution(Values({"squares": squares})))
+            return Answer(Contribution(Values({"squares": np.nansum(np.square(x - at.received["mean"]), axis=0)})))
         declared, more = at.setup.categories.items(), {}
         rare = 10
         if at.setup.bounds is not None:
@@ -118,8 +117,7 @@ class Moments(Method):
             return ()
         if "bounds" in start.facts:
             return (start,)
-        zeros = np.zeros(len(start.facts["numbers"]))
-        return start, State(0, Values({"mean": zeros}), {**start.facts, "step": 1})
+        return start, State(0, Values({"mean": np.zeros(len(start.facts["numbers"]))}), {**start.facts, "step": 1})
 
     def encoding(self, state: State, setup: Setup) -> Encoding:
         """What turns a table into features, as far as it is known."""

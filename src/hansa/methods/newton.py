@@ -170,13 +170,11 @@ class Newton(Method):
         """
         names = state.facts["names"]
         last = state.values.get("step", np.zeros_like(step))
-        left = first / np.diagonal(inverse)
-        few = left < np.asarray([VANISHED[name == INTERCEPT] for name in names])
+        few = (first / np.diagonal(inverse)) < np.asarray([VANISHED[name == INTERCEPT] for name in names])
         running = few & (step * last > 0) & (np.abs(step) > 0.5 * np.abs(last))
         rounds = state.facts["lost"] + 1 if running.any() else 0
         if rounds == 3:
-            found = [name for name, runs in zip(names, running, strict=True) if runs]
-            raise _no_estimate(found, state.round + 1)
+            raise _no_estimate([name for name, runs in zip(names, running, strict=True) if runs], state.round + 1)
         return rounds
 
 

@@ -76,8 +76,7 @@ def delta(events: Iterable[Event], epsilon: float, accountant: Accountant = None
     """Their delta at an epsilon, at most 1; errors as for `spent`."""
     m.within(epsilon=epsilon)
     merged, failure, _ = _merged(events)
-    found = _curve(merged, accountant, DISCRETISATION).delta(epsilon)
-    return min(1.0, found + _aside(failure, epsilon))
+    return min(1.0, _curve(merged, accountant, DISCRETISATION).delta(epsilon) + _aside(failure, epsilon))
 
 
 def noise_multiplier(
@@ -234,5 +233,4 @@ def _losses(event: Any, step: float) -> Any:
     above = event.rate * m.gaussian_delta(z, np.log1p(np.expm1(losses) / event.rate))
     both = np.concatenate([(-np.expm1(-losses) + np.exp(-losses) * above)[:0:-1], above])
     top = len(losses) - 1
-    connected = pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(step, -top, top, both)
-    return pld.PrivacyLossDistribution(connected)
+    return pld.PrivacyLossDistribution(pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(step, -top, top, both))

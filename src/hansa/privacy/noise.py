@@ -66,8 +66,7 @@ def noised(values: Array, spread: float, chance: Chance, laplace: bool = False) 
 def uniform(chance: Chance, shape: tuple[int, ...]) -> Array:
     """Numbers from 0 to below 1, evenly."""
     if isinstance(chance, Stream):
-        words = chance.words(math.prod(shape)) >> np.uint64(11)
-        return np.asarray(words * 2.0**-53).reshape(shape)
+        return np.asarray((chance.words(math.prod(shape)) >> np.uint64(11)) * 2.0**-53).reshape(shape)
     return chance.random(shape)
 
 

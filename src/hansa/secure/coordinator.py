@@ -208,8 +208,7 @@ def _wrong(desk: Desk, i: int, data: bytes) -> str:
 
 
 def _asked(desk: Desk, phase: Phase, told: bytes = b"", **known: Any) -> Desk:
-    nobody = (b"",) * len(desk.terms.roster)
-    return replace(desk, phase=phase.value, told=told, answers=nobody, **known)
+    return replace(desk, phase=phase.value, told=told, answers=(b"",) * len(desk.terms.roster), **known)
 
 
 def _opened(desk: Desk) -> tuple[Desk, bytes]:

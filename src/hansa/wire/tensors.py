@@ -56,9 +56,7 @@ def write(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None
     for name in names:
         array = little[name]
         begin, end = end, end + array.nbytes
-        shape = list(array.shape)
-        code = _CODES[array.dtype]
-        header[name] = {"dtype": code, "shape": shape, "data_offsets": [begin, end]}
+        header[name] = {"dtype": _CODES[array.dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
     try:
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
