@@ -52,10 +52,10 @@ def _freeze(folder: Path, frozen: Path) -> None:
     with ExitStack() as held:
         try:
             for path in sorted(folder.glob("*.db")):
-                source = held.enter_context(closing(sqlite3.connect(path, timeout=60, isolation_level=None)))
-                source.execute("BEGIN IMMEDIATE")
-                with closing(sqlite3.connect(frozen / path.name)) as copy:
-                    source.backup(copy)
+                holder = held.enter_context(closing(sqlite3.connect(path, timeout=60, isolation_level=None)))
+                holder.execute("BEGIN IMMEDIATE")
+                with closing(sqlite3.connect(path)) as reader, closing(sqlite3.connect(frozen / path.name)) as copy:
+                    reader.backup(copy)
         except sqlite3.Error as error:
             raise StoreError(f"the database {path} cannot be copied: {error}") from error
         for path in folder.rglob("*"):
