@@ -272,6 +272,9 @@ class Coordinator(Operators):
             case ev.RemovedNotice(reason):
                 message.removed.reason = reason
             case ev.SettledNotice(run, version, counted, reason):
+                for told in (message.work, message.steps):  # before this; who reads it now need not begin
+                    for late in [one for one in told if (one.run, one.version) == (run, version)]:
+                        told.remove(late)
                 message.settled.add(run=run, version=version, counted=counted, reason=reason)
             case Step():
                 message.steps.add(**vars(notice))
