@@ -48,7 +48,7 @@ KINDS = {
             "statistics": agg.local_gaussian(noise_multiplier=1.0),
             "evaluation": hs.Evaluate(every=10, holdout=0.5),
         },
-        words=("--budget", "1000"),
+        words=("--budget", "1000", "--delta", "0.01"),
     ),
 }
 
