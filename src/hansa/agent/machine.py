@@ -7,6 +7,7 @@ That an answer was not taken settles nothing: an earlier sending of the same byt
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ from hansa.secure.terms import Phase, Rules, Step, Work, numbered
 from hansa.wire import tensors
 
 Key = tuple[str, int]
+
+CAME_BACK = re.compile(r"(.+)~(\d{1,15})-[0-9a-f]{6}")
+"""The name of a run that goes on from a backup: of which run, and from which exchange on."""
 
 READY = 8
 """Vectors that are kept for an attempt to take; another is worked out again when it is asked for."""
@@ -155,6 +159,17 @@ class Machine:
     def pending(self) -> list[Key]:
         """Exchanges with an answer or secrets here, not known to be over; the latest runs first."""
         return sorted({*self.held, *self._seats.unsettled}, reverse=True)
+
+    def memory(self, asked: Asked) -> bytes:
+        """What this party remembers of a run; of one that came back from a backup (`hansa.coordinator.restored`), what it
+        remembers of the run before, if it worked on no exchange that the coordinator forgot.
+        """
+        run = asked.run
+        while run not in self.memories and (name := CAME_BACK.fullmatch(run)):
+            run, latest = name[1], self.latest.get(name[1])
+            if latest is not None and (latest.version >= int(name[2]) or latest.federation != asked.federation):
+                return b""
+        return self.memories.get(run, b"")
 
     def handle(self, event: AgentEvent) -> Effects:
         """One step."""

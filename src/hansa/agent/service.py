@@ -88,7 +88,7 @@ class Agent:
         self._client: Client | None = None
         self._uploads: Conversation[m.UploadPart, m.UploadReply] | None = None
         self._kept: tuple[tuple[bytes, int], chunks.Receiver] | None = None
-        self._turn = asyncio.Lock()
+        self._turn, self._instance = asyncio.Lock(), secrets.token_bytes(8)
         self._idle = contextlib.ExitStack()  # its span, while it waits for an ask
         self._unsaved: list[Put | Drop] = []
         self._broken: asyncio.Future[None] | None = None
@@ -148,7 +148,8 @@ class Agent:
 
     async def _listen(self, client: Client) -> None:
         pending = [m.Pending(run=run, version=v) for run, v in self._machine.pending[:PENDING]]
-        hello = m.Hello(protocol=PROTOCOL, version=__version__, pending=pending, identity=self.home.identity.public)
+        hello = m.Hello(protocol=PROTOCOL, version=__version__, pending=pending, instance=self._instance)
+        hello.identity = self.home.identity.public
         offers: list[Any] = []
         for offer in self._offers:  # never a value of the table
             table, allow = offer.table, list(offer.allow)
@@ -272,7 +273,7 @@ class Agent:
             self._begin(self._say_step(step), self._calling)
 
     async def _work(self, asked: Asked) -> None:
-        memory = self._machine.memories.get(asked.run, b"")
+        memory = self._machine.memory(asked)
         working = asyncio.get_running_loop().run_in_executor
         try:
             with span("train", run=asked.run, version=asked.ask.version, attempt=asked.attempt, work=asked.ask.work):

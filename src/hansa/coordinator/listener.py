@@ -19,7 +19,7 @@ class Listener:
         self._queue: asyncio.Queue[Notice | None] = asyncio.Queue()
         self._task = asyncio.current_task()
         self._asks = 0
-        self._over = False
+        self._over, self.instance = False, b""
 
     def tell(self, notice: Notice, under_way: int) -> bool:
         """Let the party hear a notice; False if it left too many unread and was cut off.

@@ -37,6 +37,9 @@ from hansa.wire.service import handlers
 
 LOG = structlog.get_logger("hansa.coordinator")
 
+REPLACED = 8
+"""Programs of a party that are remembered: each left its place to another, and does not come back for it."""
+
 
 class Coordinator(Operators):
     """A coordinator in its folder.
@@ -55,6 +58,7 @@ class Coordinator(Operators):
         self._identities: dict[bytes, pki.Identity] = {}
         self._lobby_key = home.lobby.public_key
         self._joining: set[str] = set()
+        self._replaced: dict[str, tuple[bytes, ...]] = {}
         self._latest: tuple[tuple[str, int, int], m.Work] | None = None
         self.started = now()
         self._server: Any = None
@@ -176,9 +180,15 @@ class Coordinator(Operators):
         """A party listens; it hears what is to be done until it goes or is removed."""
         event = connected(peer.name, request)
         listener, earlier = Listener(), self._listeners.get(peer.name)
+        if request.instance and request.instance in (replaced := self._replaced.get(peer.name, ())):
+            LOG.error("its key was copied: two programs take turns", party=peer.name)
+            remedy = "Stop one of them; if you do not know the other, have the party removed, and join anew"
+            raise TrustError("another program with this party's key took its place", party=peer.name, remedy=remedy)
         if earlier is not None:
+            if earlier.instance != request.instance:
+                self._replaced[peer.name] = (*replaced, earlier.instance)[-REPLACED:]
             earlier.end()
-        self._listeners[peer.name] = listener
+        self._listeners[peer.name], listener.instance = listener, request.instance
         try:
             yield m.Notice(welcome=m.Welcome(coordinator=self.home.name, addresses=self.driver.peers))
             await self.driver.put(event)
