@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from hansa.cli.boundary import run
 from hansa.cli.home import agent_home, coordinator_home, hansa_home
 from hansa.coordinator.home import CoordinatorHome
 from hansa.crypto import certificates, pki
+from hansa.database import Put
 
 
 def test_a_machine_that_is_well_exits_0_and_says_what_was_looked_at(tmp_path, capsys):
@@ -158,10 +160,20 @@ def agent(tmp_path):
     return tmp_path / "agent"
 
 
-def test_a_store_that_is_whole_is_well(agent):
+def test_a_store_that_is_whole_is_well_and_stays_as_it_is(agent):
+    before = sorted(agent.iterdir())
     (check,) = doctor.store(agent)
+    assert sorted(agent.iterdir()) == before
     assert (check.verdict, check.name) == ("ok", "store agent.db")
     assert "whole, revision 00" in check.found
+
+
+def test_a_store_that_is_in_use_is_well(agent):
+    with closing(AgentStore(agent)) as store:
+        store.apply([Put("rule", {"name": "honest", "value": 1})])
+        assert (agent / "agent.db-wal").exists()
+        (check,) = doctor.store(agent)
+        assert check.verdict == "ok"
 
 
 def test_a_damaged_store_is_bad_and_stays_as_it_is(agent):

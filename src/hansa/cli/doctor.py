@@ -175,8 +175,10 @@ def certificates(home: Path, now: datetime) -> Iterator[Check]:
 def store(home: Path) -> Iterator[Check]:
     """The database of a home is whole, and can be written."""
     for file in [file for file in (home / "coordinator.db", home / "agent.db") if file.exists()]:
+        live = file.with_name(f"{file.name}-wal").exists()  # without one, a reader would leave its own there
         try:
-            with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            at = f"{file.resolve().as_uri()}?{'mode=ro' if live else 'immutable=1'}"
+            with closing(sqlite3.connect(at, uri=True)) as database:
                 said = database.execute("PRAGMA quick_check(1)").fetchone()[0]
                 revision = database.execute("SELECT version_num FROM alembic_version").fetchone()[0]
         except sqlite3.Error as error:
