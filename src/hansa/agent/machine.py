@@ -161,7 +161,7 @@ class Machine:
         return sorted({*self.held, *self._seats.unsettled}, reverse=True)
 
     def memory(self, asked: Asked) -> bytes:
-        """What this party remembers of a run; of one that came back from a backup (`hansa.coordinator.restored`), what it
+        """What this party remembers of a run; of one that goes on from a backup (`hansa.coordinator.restored`), what it
         remembers of the run before, if it worked on no exchange that the coordinator forgot.
         """
         run = asked.run

@@ -180,7 +180,8 @@ class Coordinator(Operators):
         """A party listens; it hears what is to be done until it goes or is removed."""
         event = connected(peer.name, request)
         listener, earlier = Listener(), self._listeners.get(peer.name)
-        if request.instance and request.instance in (replaced := self._replaced.get(peer.name, ())):
+        replaced = self._replaced.get(peer.name, ())
+        if request.instance and request.instance in replaced:
             LOG.error("its key was copied: two programs take turns", party=peer.name)
             remedy = "Stop one of them; if you do not know the other, have the party removed, and join anew"
             raise TrustError("another program with this party's key took its place", party=peer.name, remedy=remedy)
