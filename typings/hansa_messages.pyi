@@ -91,6 +91,7 @@ class Hello(Message):
     offers: RepeatedCompositeFieldContainer[Offer]
     pending: RepeatedCompositeFieldContainer[Pending]
     identity: bytes
+    instance: bytes
     def __init__(
         self,
         *,
@@ -99,6 +100,7 @@ class Hello(Message):
         offers: Iterable[Offer] = ...,
         pending: Iterable[Pending] = ...,
         identity: bytes = ...,
+        instance: bytes = ...,
     ) -> None: ...
 
 class Welcome(Message):

@@ -1,6 +1,7 @@
 """A program's folder as it stood at one moment, in one file with the hash of every member.
 
-The keys that noise is drawn under are left out: who comes back from a backup draws new ones, and no noise twice.
+The key that a party's noise is drawn under is left out: who comes back from a backup draws another, and no noise twice.
+A coordinator, which may share its key with one that stands by, lets its runs go on under new names.
 """
 
 import json
@@ -22,7 +23,7 @@ from hansa.errors import StoreError
 from hansa.files import writing
 
 MANIFEST = "manifest.json"
-LEFT_OUT = re.compile(r"\..*|noise\.key|storage-key|serving\.lock|.*(-wal|-shm|-journal|\.part|\.damaged-[-0-9]+)")
+LEFT_OUT = re.compile(r"\..*|storage-key|serving\.lock|.*(-wal|-shm|-journal|\.part|\.damaged-[-0-9]+)")
 
 
 def backup(folder: Path, archive: Path, about: dict[str, str]) -> dict[str, str]:
@@ -49,6 +50,7 @@ def _freeze(folder: Path, frozen: Path) -> None:
     """Copy the databases and link all else, while their writers wait: a file that a row speaks of comes before the row
     and goes after it.
     """
+    own = folder / "noise.key" if (folder / "agent.db").exists() else None
     with ExitStack() as held:
         try:
             for path in sorted(folder.glob("*.db")):
@@ -60,7 +62,8 @@ def _freeze(folder: Path, frozen: Path) -> None:
             raise StoreError(f"the database {path} cannot be copied: {error}") from error
         for path in folder.rglob("*"):
             to = frozen / path.relative_to(folder)
-            if path.is_dir() or path.suffix == ".db" or any(map(LEFT_OUT.fullmatch, path.relative_to(folder).parts)):
+            out = any(map(LEFT_OUT.fullmatch, path.relative_to(folder).parts)) or path == own
+            if path.is_dir() or path.suffix == ".db" or out:
                 continue
             to.parent.mkdir(exist_ok=True, parents=True)
             with suppress(FileNotFoundError):  # no row speaks of it any more, or yet

@@ -19,12 +19,11 @@ from hansa.run import now
 
 
 def come_back(store: CoordinatorStore, folder: Path) -> None:
-    """Take over from a backup, if this folder was made from one and has not been used since.
-
-    A database on a server is no part of a backup, and remembers all.
+    """Take over from a backup, if this folder was made from one and has not been used since; a database on a server may
+    have been, too.
     """
     marker = folder / "restored"
-    if store.server or not marker.exists():
+    if not marker.exists():
         return
     changes: list[Put | Drop] = [Put("token", {**row, "used": True}) for row in store.rows("token")]
     for row in store.rows("party"):
