@@ -53,6 +53,7 @@ class Coordinator(Operators):
         self.inbox = inbox.Inbox(store)
         secret = kept_key(home.folder / "noise.key")
         self.driver = Driver(store, self._tell, self.inbox.settle, secret)
+        self.driver.moving = self.inbox.moving
         self._keys = blake3(home.authority.certificate_pem + home.lobby_seed + secret).hexdigest()
         self._listeners: dict[str, Listener] = {}
         self._identities: dict[bytes, pki.Identity] = {}
@@ -231,6 +232,8 @@ class Coordinator(Operators):
                     continue
             body = await self.driver.read(store.read_blob, row["run"], row["version"], row["name"])
             for chunk in chunks.split(body, request.offset):
+                if peer.role == pki.PARTY:  # it may be removed meanwhile
+                    self._require_member(peer)
                 yield chunk
             return
         raise RunError("nothing that this peer may fetch has that digest")
@@ -269,6 +272,8 @@ class Coordinator(Operators):
             yield m.UploadReply(receipt=m.Receipt(accepted=taken, reason=reason))
 
     def _tell(self, party: str, notice: ev.Notice) -> None:
+        if isinstance(notice, ev.RemovedNotice):
+            self.inbox.expel(party)
         listener = self._listeners.get(party)
         if listener is not None and not listener.tell(notice, len(self.driver.machine.runs)):
             LOG.warning("it does not read what it is told", party=party)
@@ -283,9 +288,10 @@ class Coordinator(Operators):
             case ev.RemovedNotice(reason):
                 message.removed.reason = reason
             case ev.SettledNotice(run, version, counted, reason):
-                for told in (message.work, message.steps):  # before this; who reads it now need not begin
-                    for late in [one for one in told if (one.run, one.version) == (run, version)]:
-                        told.remove(late)
+                told: tuple[Any, ...] = (message.work, message.steps)  # before this: who reads it now need not begin
+                for late in told:
+                    for one in [one for one in late if (one.run, one.version) == (run, version)]:
+                        late.remove(one)
                 message.settled.add(run=run, version=version, counted=counted, reason=reason)
             case Step():
                 message.steps.add(**vars(notice))
