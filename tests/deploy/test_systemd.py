@@ -44,6 +44,16 @@ def test_a_line_that_it_does_not_know_would_be_seen(unit):
 
 
 @needs_systemd
+@pytest.mark.parametrize("unit", UNITS[1:], indirect=True, ids=lambda unit: unit.stem)
+def test_systemd_understands_the_key_for_what_is_kept(unit):
+    more = unit.with_name(f"{unit.name}.d") / "storage-key.conf"
+    more.parent.mkdir()
+    more.write_text((UNITS[1].parent / more.name).read_text("utf-8"), "utf-8")
+    answer = analyze("verify", "--man=no", unit)
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
+@needs_systemd
 def test_little_is_left_open(unit):
     answer = analyze("security", "--offline=yes", f"--threshold={EXPOSED}", "--no-pager", unit)
     if "unrecognized option" in answer.stderr:
