@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hansa.cli.data import offered
-from hansa.cli.home import AgentFolder, agent_home
+from hansa.cli.home import AgentFolder, KeyFile, agent_home
 from hansa.cli.output import Json, Output
 from hansa.cli.serving import Leash, Metrics, Verbose, log_to_stderr, serve, sole
 from hansa.errors import HansaError, TrustError, UnreachableError, UsageError
@@ -32,6 +32,7 @@ def start(
     delta: float | None = None,
     honest: int | None = None,
     roster: Path | None = None,
+    key_file: KeyFile = None,
     metrics: Metrics = "",
     metrics_epsilon: bool = False,
     home: AgentFolder = None,
@@ -59,6 +60,7 @@ def start(
         metrics_epsilon: let the metrics tell what its rows have cost, too.
     """
     from hansa.agent.offers import Offers, checked_kinds, named, pinned
+    from hansa.crypto.vault import Vault
 
     out = Output(json)
     log_to_stderr(verbose)
@@ -75,6 +77,7 @@ def start(
     if honest is not None and honest < 1:
         raise UsageError(f"{honest} honest parties", remedy="Say 1 or more: alone, a sum is what it sums")
     with sole(folder):
+        Vault.of(folder, key_file)
         with contextlib.closing(Offers(folder)) as offers:
             if budget is not None:
                 offers.allow_epsilon(budget, delta)

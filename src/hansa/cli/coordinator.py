@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from pathlib import Path
 
-from hansa.cli.home import CoordinatorFolder, coordinator_home
+from hansa.cli.home import CoordinatorFolder, KeyFile, coordinator_home
 from hansa.cli.operator import call
 from hansa.cli.output import Json, Output
 from hansa.cli.serving import Leash, Metrics, Verbose, log_to_stderr, serve, sole
@@ -20,6 +20,7 @@ def start(
     listen: str = "",
     name: str = "hansa",
     metrics: Metrics = "",
+    key_file: KeyFile = None,
     home: CoordinatorFolder = None,
     verbose: Verbose = False,
     leash: Leash = False,
@@ -40,6 +41,8 @@ def start(
         listen: address of this machine to listen on; all of them, or loopback for a loopback address.
         name: of the federation, the first time.
     """
+    from hansa.crypto.vault import Vault
+
     out = Output(json)
     _require_reachable(address, port)
     folder = coordinator_home(home)
@@ -47,6 +50,7 @@ def start(
     log_to_stderr(verbose)
     where = where.replace("localhost", "127.0.0.1")
     with sole(folder):
+        Vault.of(folder, key_file)
         asyncio.run(serve(_serve(out, folder, name, address, where, port, metrics), leash=leash))
 
 

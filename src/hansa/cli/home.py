@@ -12,6 +12,7 @@ from hansa.errors import UsageError
 _ELSEWHERE = "folder of the {0}; $HANSA_HOME/{0} if not given."
 CoordinatorFolder = Annotated[Path | None, Parameter(help=_ELSEWHERE.format("coordinator"))]
 AgentFolder = Annotated[Path | None, Parameter(help=_ELSEWHERE.format("agent"))]
+KeyFile = Annotated[Path | None, Parameter(help="storage keys, one a line: the first encrypts, each decrypts.")]
 Kept = Annotated[Path, Parameter(help="folder under which the run is kept.")]
 Encoding = Annotated[str, Parameter(help="of a CSV file, such as gb18030.")]
 """The types of parameters that several commands have, with what their pages say of them."""

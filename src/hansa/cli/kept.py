@@ -8,12 +8,11 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from hansa import __version__
-from hansa.cli.home import agent_home, coordinator_home, not_written
+from hansa.cli.home import KeyFile, agent_home, coordinator_home, not_written
 from hansa.cli.output import Json, Output
 from hansa.cli.serving import sole
 from hansa.errors import UsageError
 
-KeyFile = Annotated[Path | None, Parameter(help="file with the storage keys, one a line; the first one seals.")]
 Folder = Annotated[Path | None, Parameter(help="folder of the program; the one in $HANSA_HOME if not given.")]
 KEYS = {
     "agent": ("identity.key", "noise.key", "party.pem"),
