@@ -18,7 +18,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.dialects import sqlite
 
-from hansa.crypto.vault import Vault
+from hansa.crypto.vault import Buffer, Vault
 from hansa.errors import StoreError, UnreachableError, UsageError
 from hansa.files import set_aside
 
@@ -184,7 +184,7 @@ class Database:
     def _seal(self, body: bytes, *place: str | int) -> bytes:
         return b"".join(self.vault.seal(body, *place))
 
-    def _with(self, done: Callable[..., bytes], table: str, row: Row) -> dict[str, Any]:
+    def _with(self, done: Callable[..., Buffer], table: str, row: Row) -> dict[str, Any]:
         """A row, and its bytes as ``done`` makes them of themselves and their place: table, column and key."""
         there = [name for name in self._binary.get(table, ()) if row.get(name) is not None]
         key = [row[column.name] for column in self._metadata.tables[table].primary_key] if there else []

@@ -1,5 +1,6 @@
 """Writing a file whole or not at all."""
 
+import mmap
 import os
 import secrets
 from collections.abc import Iterator
@@ -17,6 +18,19 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def mapped(path: Path) -> memoryview:
+    """The bytes of a file, which come into memory as they are read."""
+    with path.open("rb") as file:
+        empty = not os.fstat(file.fileno()).st_size
+        return memoryview(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def unload(body: object) -> None:
+    """Let what was read of a file that is `mapped` go from memory, where the system can be told."""
+    if isinstance(body, memoryview) and isinstance(body.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        body.obj.madvise(mmap.MADV_DONTNEED)
 
 
 def set_aside(path: Path) -> Path:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hansa.aggregation import Reduction, weighted_mean
-from hansa.aggregation.reduce import BLOCK, Block
+from hansa.aggregation.reduce import BLOCK, PIECE, Block, piecewise
 from hansa.contribution import VALUE_LIMIT, WEIGHT_LIMIT, Algebra, Contribution, Contributions, Field, Values
 from hansa.errors import ContributionError
 
@@ -162,3 +162,26 @@ def test_models_and_weights_that_do_not_match_are_refused(
     with pytest.raises(ContributionError) as caught:
         weighted_mean(models, weights)
     assert reason in str(caught.value)
+
+
+def test_a_piece_of_all_parties_at_a_time_gives_the_same_bits() -> None:
+    random, parties = np.random.default_rng(0), [f"p{i}" for i in range(2 * BLOCK + 3)]
+    fields = (
+        Field("update", shape=(PIECE + 5,), dtype="float32"),
+        Field("matrix", shape=(3, 4), algebra=Algebra.SUM),
+        Field("rows", shape=(), algebra=Algebra.SUM),
+    )
+    given = {}
+    for party in parties[::2]:  # the others are not counted
+        values = {f.name: random.normal(size=f.shape or ()).astype(f.dtype) for f in fields}
+        given[party] = Contribution(Values(values), float(random.integers(1, 50)))
+    reduction, pieces = Reduction(fields, parties), list[None]()
+    for party, contribution in given.items():
+        reduction.add(party, contribution)
+    expected = reduction.total(99)
+    found = piecewise(fields, parties, given, 99, lambda: pieces.append(None))
+    assert len(pieces) == 2
+    assert (found.parties, found.population, found.weight) == (expected.parties, 99, expected.weight)
+    for field in fields:
+        assert found.values[field.name].shape == field.shape
+        assert found.values[field.name].tobytes() == expected.values[field.name].tobytes()

@@ -231,7 +231,7 @@ class Agent:
             raise ContributionError("the ask is another one than its notice says")
         return Asked(work.run, ask, work.attempt, work.federation.hex(), secrets.token_bytes(32))
 
-    async def _fetch(self, digest: bytes, size: int) -> bytes:
+    async def _fetch(self, digest: bytes, size: int) -> memoryview:
         """A large body, from where an earlier attempt broke off."""
         kept, self._kept = self._kept, None
         known = kept is not None and kept[0] == (digest, size)
@@ -244,7 +244,7 @@ class Agent:
             self._kept = (digest, size), receiver
             raise
         body = receiver.finish()
-        assert isinstance(body, bytes)
+        assert isinstance(body, memoryview)
         return body
 
     async def _handle(self, event: AgentEvent) -> None:
@@ -345,7 +345,7 @@ class Agent:
             reply = await upload.receive()
             if reply is not None and reply.WhichOneof("body") == "resume":
                 for chunk in chunks.split(body, reply.resume.offset):
-                    if not await upload.send(m.UploadPart(chunk=chunk)):
+                    if not await upload.send(chunks.uploaded(chunk)):
                         break
                 reply = await upload.receive()
         return reply

@@ -1,6 +1,7 @@
 """From many contributions to one total, in float64, in roster order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -137,6 +138,41 @@ def discounted(stack: Contributions, fields: Sequence[Field], factor: float) -> 
     if factor == 1.0 or not stack.parties:
         return stack
     return stack.holding({n: v * v.dtype.type(factor) if n in means else v for n, v in stack.values.items()})
+
+
+PIECE = 1 << 18  # numbers of each field whose sum is made at once: it stays in the cache
+
+
+def piecewise(
+    fields: Sequence[Field],
+    asked: Sequence[str],
+    given: Mapping[str, Contribution],
+    population: int,
+    after: Callable[[], object],
+) -> Total:
+    """What a `Reduction` makes of contributions, to the bit, a piece of all of them at a time: little more than the
+    total is in memory, where they are in files. No field is gathered.
+
+    Args:
+        fields: what every contribution holds.
+        asked: who was asked, in roster order.
+        given: those who are counted, in that order.
+        population: how many parties take part in the run.
+        after: called after every piece.
+    """
+    whole = {field.name: np.empty(field.size) for field in fields}
+    flat = {party: {name: v.reshape(-1) for name, v in one.values.items()} for party, one in given.items()}
+    for at in range(0, max(map(len, whole.values())), PIECE):
+        part = slice(at, at + PIECE)
+        reduction = Reduction([replace(f, shape=whole[f.name][part].shape) for f in fields], asked)
+        for party, values in flat.items():
+            piece = Values({name: value[part] for name, value in values.items()})
+            reduction.add(party, Contribution(piece, given[party].weight))
+        total = reduction.total(population)
+        for name, value in total.values.items():
+            whole[name][part] = value
+        after()
+    return replace(total, values=Values({f.name: whole[f.name].reshape(f.shape or ()) for f in fields}))
 
 
 def weighted_mean(models: Sequence[Mapping[str, Array]], weights: Sequence[float]) -> dict[str, Array]:

@@ -96,7 +96,7 @@ async def _checkpoint(client: Client, run: str) -> Progress:
     async for chunk in client.stream(FETCH, m.FetchRequest(digest=kept.checkpoint)):
         receiver.accept(chunk)
     body = receiver.finish()
-    assert isinstance(body, bytes)
+    assert isinstance(body, memoryview)
     return Progress.unpack(body)[0]
 
 

@@ -7,11 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
+from hansa.contribution import Ask
 from hansa.coordinator import events as ev
 from hansa.coordinator.engine import LOG, PAGE, Engine, Resume, Waiting
 from hansa.database import Put
 from hansa.errors import UnreachableError
 from hansa.telemetry import note, span
+from hansa.wire import tensors
+from hansa.wire.tensors import Buffer
 
 TOLD = ("federation", "round", "party", "work", "version", "attempt", "reason")
 """What a line of the log takes from an event."""
@@ -88,12 +91,15 @@ class Driver(Engine):
         )
         return rows
 
-    async def tensors_of(self, run: str, version: int) -> bytes:
-        """What the open ask of a run sends."""
-        key = (run, version, "ask")
-        if key not in self._bodies:
-            self._bodies[key] = await self.read(self.store.read_blob, *key)
-        return self._bodies[key]
+    def tensors_of(self, run: str, ask: Ask) -> Buffer:
+        """What an ask of a run sends."""
+        key = (run, ask.version, "ask")
+        if key in self._bodies:
+            return self._bodies[key]
+        body, live = tensors.write(ask.send), self.machine.runs.get(run)
+        if live and live.ask is ask:  # after a restart
+            self._bodies[key] = body
+        return body
 
     async def _loop(self) -> None:
         batch: list[Waiting] = []

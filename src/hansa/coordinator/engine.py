@@ -11,19 +11,21 @@ from typing import Any
 
 import structlog
 
-from hansa.aggregation.reduce import Reduction, discounted
+from hansa.aggregation.reduce import Reduction, discounted, piecewise
 from hansa.aggregation.ring import parted, pooled
 from hansa.contribution import Array, Contribution, Contributions, Values
 from hansa.coordinator import events as ev
 from hansa.coordinator.live import Guest, Live, revived
 from hansa.coordinator.machine import Machine
-from hansa.coordinator.store import INLINE, CoordinatorStore
+from hansa.coordinator.store import INLINE, CoordinatorStore, Spooled
 from hansa.database import Put
 from hansa.errors import HansaError, reason_of
+from hansa.files import unload
 from hansa.run import now
 from hansa.secure.coordinator import total
 from hansa.secure.table import LOST
 from hansa.wire import tensors
+from hansa.wire.tensors import Buffer
 
 PAGE = 256
 """Events that are handed out at once, and that are kept at hand of each run under way."""
@@ -65,7 +67,7 @@ class Engine:
 
     def __init__(self, store: CoordinatorStore, tell: Tell, over: Over = lambda *_: None, secret: bytes = b"") -> None:
         self.store, self._tell, self._over, self._secret = store, tell, over, secret
-        self._bodies: dict[Key, bytes] = {}
+        self._bodies: dict[Key, Buffer] = {}
         self._tails: dict[str, deque[dict[str, Any]]] = {}
         self.under_way: set[str] = set()
         self.machine = Machine(secret=secret)
@@ -115,7 +117,7 @@ class Engine:
         later = []
         while effects.reduce:
             run, version, parties = effects.reduce.pop(0)
-            fresh = {(b.run, b.version, b.name): b.body for b in effects.blobs}
+            fresh = {(b.run, b.version, b.name): b.body for b in effects.blobs if not isinstance(b.body, Spooled)}
             at_hand = {**self._bodies, **fresh}
             place = self.machine.runs[run].place
             bodies = [at_hand.get((run, place(party)[0].version, f"answer {party}")) for party in parties]
@@ -162,27 +164,37 @@ class Engine:
         for key in [k for k in self._bodies if k[:2] in over or k[0] in effects.ended or k[1] < opened.get(k[0], 0)]:
             del self._bodies[key]
         for blob in effects.blobs:
-            if blob.name == "ask" or (blob.name.startswith("answer") and len(blob.body) <= INLINE):
+            small = blob.name.startswith("answer") and len(blob.body) <= INLINE
+            if (blob.name == "ask" or small) and not isinstance(blob.body, Spooled):
                 self._bodies[blob.run, blob.version, blob.name] = blob.body
 
     def _commit(self, effects: ev.Effects) -> None:
-        blobs = [self.store.blob(b.run, b.version, b.name, b.body) for b in effects.blobs]
+        # An open ask is made again from the checkpoint, to the bit.
+        late = {run for run, live in [*self.machine.runs.items()] if live.federation.pace.late}
+        kept = [blob for blob in effects.blobs if blob.name != "ask" or blob.run in late]
+        blobs = [self.store.blob(b.run, b.version, b.name, b.body) for b in kept]
         self.store.apply([*effects.changes, *blobs])
         for run, version in effects.settled:
             self.store.sweep(run, version)
 
-    def _reduce(self, run: str, version: int, parties: tuple[str, ...], at_hand: Mapping[Key, bytes]) -> ev.Reduced:
-        """Sum the answers in roster order; those that are not at hand are read one at a time."""
+    def _reduce(self, run: str, version: int, parties: tuple[str, ...], at_hand: Mapping[Key, Buffer]) -> ev.Reduced:
+        """Sum the answers in roster order: large ones a piece of all at a time, or one after the other if a stage
+        has to open them.
+        """
         live = self.machine.runs[run]
         assert live.ask is not None
         course, ask = live.course, live.ask
         signal, population = course.signals(ask)[-1], len(course.setup.parties)
         reduction = Reduction(signal.fields, [*dict.fromkeys((*ask.parties, *parties))])
         excluded, failure = dict[str, str](), ""
+        places, bodies = {party: live.place(party) for party in parties}, list[Buffer]()
+        large = all(since is ask and answer.size > INLINE for since, answer in places.values())
+        plain = large and live.desk is None and not self.store.vault and not course.opens(ask)
 
         def read(party: str) -> dict[str, Array]:
-            key = (run, live.place(party)[0].version, f"answer {party}")
-            return tensors.read(at_hand.get(key) or self.store.read_blob(*key))
+            key = (run, places[party][0].version, f"answer {party}")
+            bodies.append(at_hand.get(key) or self.store.read_blob(*key))
+            return tensors.read(bodies[-1] if plain else bodies.pop())
 
         try:
             if live.desk is not None:
@@ -192,8 +204,12 @@ class Engine:
                 known = {name for name, answer in live.answers.items() if not answer.taken}.union(live.desk.survivors)
                 lost = {name: LOST for name in live.desk.names if name not in known}
                 return ev.Reduced(run, version, pooled(sums, signal, ask, population), lost)
+            if plain:
+                given = {party: Contribution(Values(read(party)), places[party][1].weight) for party in parties}
+                whole = piecewise(signal.fields, ask.parties, given, population, lambda: [*map(unload, bodies)])
+                return ev.Reduced(run, version, whole)
             for party in parties:
-                since, answer = live.place(party)
+                since, answer = places[party]
                 arrived = Contribution(Values(read(party)), answer.weight)
                 stack, refused = course.open(since, Contributions.of(party, arrived))
                 stack = discounted(stack, signal.fields, live.federation.pace.discount(ask.round - since.round))
@@ -239,14 +255,16 @@ class Engine:
         seq = len(self.store.rows("event", columns=("seq",), run=run))
         ask = self.store.row("ask", run=run, version=version)
         kept = {name: self.store.row("blob", run=run, version=version, name=name) for name in ("desk", "past", "begun")}
-        desk, past, begun = (self.store.read_blob(run, version, name) if there else b"" for name, there in kept.items())
+        desk, past, begun = (
+            bytes(self.store.read_blob(run, version, name)) if there else b"" for name, there in kept.items()
+        )
         if row["status"] != "running":
             live = revived(row, packed, seq, secret=self._secret, past=past)
             live.attempt = ask["attempt"] if ask else 1
             return live
         answers = self.store.rows("answer", run=run, version=version)
 
-        def earlier(version: int) -> tuple[bytes, list[dict[str, Any]]]:
+        def earlier(version: int) -> tuple[Buffer, list[dict[str, Any]]]:
             return self.store.read_blob(run, version, "ask"), self.store.rows("answer", run=run, version=version)
 
         return revived(row, packed, seq, ask, answers, self._secret, desk, past, begun, earlier)

@@ -14,6 +14,7 @@ from hansa.secure.terms import Step
 
 if TYPE_CHECKING:
     from hansa.coordinator.live import Live
+    from hansa.coordinator.store import Spooled
 
 # --- what happens -------------------------------------------------------------------------------
 
@@ -104,7 +105,7 @@ class Delivered:
 
     Args:
         ticket: whatever the driver needs to acknowledge it.
-        body: the tensors, for the store.
+        body: the tensors, for the store; or the file in which they came.
     """
 
     ticket: object
@@ -114,7 +115,7 @@ class Delivered:
     attempt: int
     weight: float
     digest: str
-    body: bytes
+    body: bytes | Spooled
     refusal: str = ""
 
 
@@ -225,7 +226,7 @@ class Blob:
     run: str
     version: int
     name: str
-    body: bytes
+    body: bytes | Spooled
 
 
 @dataclass

@@ -12,10 +12,12 @@ from hansa.aggregation.ring import masked, sitting
 from hansa.aggregation.signal import Signal
 from hansa.contribution import Contribution, Values
 from hansa.coordinator.live import Live
-from hansa.coordinator.store import CoordinatorStore
+from hansa.coordinator.store import CoordinatorStore, Spooled
 from hansa.errors import ContributionError, UnreachableError
+from hansa.files import mapped
 from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
+from hansa.wire.tensors import Buffer
 
 STALE = "stale"
 """Why an answer is not taken that nobody waits for; the machine says more."""
@@ -44,7 +46,7 @@ class Inbox:
         if path in self.open:
             self.open.pop(path).close(_BROKEN_OFF)
         with _kept():
-            gathering = Gathering(head, path)
+            gathering = Gathering(head, path, self._store)
         self.open[path] = gathering
         try:
             yield gathering
@@ -66,7 +68,8 @@ class Inbox:
 class Gathering:
     """The chunks of one large answer, in a file, as long as somebody waits for it."""
 
-    def __init__(self, head: m.Head, path: Path) -> None:
+    def __init__(self, head: m.Head, path: Path, store: CoordinatorStore) -> None:
+        self._head, self._store, self._path = head, store, path
         self.receiver = chunks.Receiver(head.size, head.digest, path)
         self.exchange = head.run, head.version
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -78,13 +81,15 @@ class Gathering:
         with contextlib.suppress(OSError):
             self.receiver.close()
 
-    async def receive(self, requests: AsyncIterator[m.UploadPart]) -> tuple[bytes, str]:
+    async def receive(
+        self, requests: AsyncIterator[m.UploadPart], signal: Signal | None
+    ) -> tuple[bytes | Spooled, str]:
         """The body, or why it is not what was declared.
 
         Raises:
             UnreachableError: if the link breaks before it is whole, or it cannot be kept; it may be resumed.
         """
-        receiver = self.receiver
+        receiver, away = self.receiver, asyncio.to_thread
         try:
             while receiver.offset < receiver.size:
                 part = await self._next(requests)
@@ -92,15 +97,18 @@ class Gathering:
                     break
                 if part is None:
                     raise UnreachableError(_BROKEN_OFF)
-                with _kept():
-                    receiver.accept(part.chunk)
+                with _kept(self._closed):
+                    await away(receiver.accept, part.chunk)
+            if not self._closed.done():
+                with _kept(self._closed):
+                    await away(receiver.finish)
             if not self._closed.done():
                 with _kept():
-                    path = receiver.finish()
-                    assert isinstance(path, Path)
-                    body = path.read_bytes()
-                    path.unlink()
-                    return body, ""
+                    refused = await away(refusal, mapped(self._path), self._head, signal, whole=True)
+                    if not refused:
+                        return self._store.spooled(self._path, receiver.size, self._head.digest.hex()), ""
+                    receiver.discard()
+                    return b"", refused
         except ContributionError as error:
             return b"", error.said
         if self._closed.result() == STALE:
@@ -120,12 +128,15 @@ class Gathering:
 
 
 @contextlib.contextmanager
-def _kept() -> Iterator[None]:
-    """What the disk refuses is no fault of the party's, which may send it again."""
+def _kept(closed: asyncio.Future[str] | None = None) -> Iterator[None]:
+    """What the disk refuses is no fault of the party's, which may send it again; nor is it one that the file was
+    closed.
+    """
     try:
         yield
     except OSError as error:
-        raise UnreachableError(f"the upload cannot be kept now: {error.strerror}") from error
+        if closed is None or not closed.done():
+            raise UnreachableError(f"the upload cannot be kept now: {error.strerror}") from error
 
 
 def expected(live: Live | None, head: m.Head, party: str) -> Signal | None:
@@ -145,12 +156,12 @@ def too_large(signal: Signal | None, size: int) -> str:
     return f"{size} bytes where at most {limit} were declared" if size > limit else ""
 
 
-def refusal(body: bytes, head: m.Head, signal: Signal | None) -> str:
-    """Why this answer is not what was declared; empty if it is."""
+def refusal(body: Buffer, head: m.Head, signal: Signal | None, *, whole: bool = False) -> str:
+    """Why this answer is not what was declared; empty if it is. Whether it is ``whole`` may be known."""
     if signal is None:
         return STALE
     try:
-        if chunks.digest(body) != head.digest:
+        if not whole and chunks.digest(body) != head.digest:
             raise ContributionError("what arrived is not what was declared: its digest differs")
         values = Values(tensors.read(body, limit=head.size))
         signal.check(Contribution(values, head.weight))

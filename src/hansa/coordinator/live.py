@@ -18,6 +18,7 @@ from hansa.run import draw, goal, needed
 from hansa.secure.table import Table
 from hansa.secure.terms import Kept, Phase, Rules, decode, numbered
 from hansa.wire import tensors
+from hansa.wire.tensors import Buffer
 
 ANY = "*"
 """Among a party's serial numbers: one was forgotten, so that until it renews any of its certificates will do."""
@@ -240,7 +241,7 @@ class Live:
 
 def revived(
     row: Mapping[str, Any],
-    packed: bytes,
+    packed: Buffer,
     seq: int,
     ask: Mapping[str, Any] | None = None,
     answers: Sequence[Mapping[str, Any]] = (),
@@ -248,7 +249,7 @@ def revived(
     desk: bytes = b"",
     past: bytes = b"",
     begun: bytes = b"",
-    earlier: Callable[[int], tuple[bytes, Sequence[Mapping[str, Any]]]] = lambda version: (b"", ()),
+    earlier: Callable[[int], tuple[Buffer, Sequence[Mapping[str, Any]]]] = lambda version: (b"", ()),
 ) -> Live:
     """A run as it stood at its last commit, from its row, its latest checkpoint, the number of its last event,
     and the rows of the exchange that was open and of the answers to it; and what an ``earlier`` one sent, with the

@@ -20,7 +20,7 @@ from hansa.coordinator.home import CoordinatorHome
 from hansa.coordinator.listener import Listener
 from hansa.coordinator.operators import Operators
 from hansa.coordinator.restored import come_back
-from hansa.coordinator.store import CoordinatorStore
+from hansa.coordinator.store import CoordinatorStore, Spooled
 from hansa.crypto import pki
 from hansa.crypto.token import secret_hash
 from hansa.crypto.vault import kept_key
@@ -30,7 +30,7 @@ from hansa.run import now
 from hansa.secure.terms import Step
 from hansa.telemetry import note
 from hansa.text import legible
-from hansa.wire import chunks, tensors
+from hansa.wire import chunks
 from hansa.wire import messages as m
 from hansa.wire.channel import serve
 from hansa.wire.service import handlers
@@ -61,6 +61,7 @@ class Coordinator(Operators):
         self._joining: set[str] = set()
         self._replaced: dict[str, tuple[bytes, ...]] = {}
         self._latest: tuple[tuple[str, int, int], m.Work] | None = None
+        self._told: dict[bytes, tuple[str, int]] = {}
         self.started = now()
         self._server: Any = None
 
@@ -221,22 +222,23 @@ class Coordinator(Operators):
             raise TrustError("this party does not take part in the run", party=peer.name)
         return m.Description(federation=row["federation"], setup=canonical(row["setup"]))
 
-    async def fetch(self, request: m.FetchRequest, peer: pki.Identity) -> AsyncIterator[m.Chunk]:
+    async def fetch(self, request: m.FetchRequest, peer: pki.Identity) -> AsyncIterator[bytes]:
         """A large body in chunks, from an offset: asks for parties, results for operators."""
-        store, digest = self.driver.store, request.digest.hex()
-        rows = await self.driver.read(lambda: store.rows("blob", digest=digest))
-        for row in rows:
-            if peer.role == pki.PARTY:
-                live = self.driver.machine.runs.get(row["run"])
-                if row["name"] != "ask" or not live or peer.name not in live.course.setup.parties:
-                    continue
-            body = await self.driver.read(store.read_blob, row["run"], row["version"], row["name"])
-            for chunk in chunks.split(body, request.offset):
-                if peer.role == pki.PARTY:  # it may be removed meanwhile
-                    self._require_member(peer)
-                yield chunk
-            return
-        raise RunError("nothing that this peer may fetch has that digest")
+        store, read, body = self.driver.store, self.driver.read, None
+        run, version = self._told.get(request.digest, ("", 0))
+        if peer.role == pki.PARTY:
+            live = self.driver.machine.runs.get(run)
+            asks = (live.ask, *live.asks.values()) if live and peer.name in live.course.setup.parties else ()
+            for ask in [one for one in asks if one and one.version == version][:1]:
+                body = self.driver.tensors_of(run, ask)
+        elif rows := await read(lambda: store.rows("blob", digest=request.digest.hex())):
+            body = await read(store.read_blob, rows[0]["run"], rows[0]["version"], rows[0]["name"])
+        if body is None:
+            raise RunError("nothing that this peer may fetch has that digest")
+        for chunk in chunks.split(body, request.offset):
+            if peer.role == pki.PARTY:  # it may be removed meanwhile
+                self._require_member(peer)
+            yield chunk
 
     async def upload(self, requests: AsyncIterator[m.UploadPart], peer: pki.Identity) -> AsyncIterator[m.UploadReply]:
         """A party's answer: small in one message, large in chunks that resume where they broke off."""
@@ -246,11 +248,15 @@ class Coordinator(Operators):
             kind, head = first.WhichOneof("body"), first.head
             signal = inbox.expected(self.driver.machine.runs.get(head.run), head, peer.name)
             refusal = inbox.too_large(signal, head.size) if kind == "head" else ""
-            body = bytes(head.data)
+            body: bytes | Spooled = bytes(head.data)
             if not refusal and len(body) < head.size:
                 with self.inbox.gathering(head, peer.name) as gathering:
                     yield m.UploadReply(resume=m.Resume(offset=gathering.receiver.offset))
-                    body, refusal = await gathering.receive(requests)
+                    body, refusal = await gathering.receive(requests, signal)
+                if isinstance(body, Spooled):
+                    ticket.add_done_callback(body.discard)
+            elif kind == "head":
+                refusal = refusal or inbox.refusal(head.data, head, signal)
             event: ev.Failed | ev.Delivered | ev.Said
             match kind:
                 case "failure":
@@ -259,7 +265,6 @@ class Coordinator(Operators):
                 case "step":
                     event = ev.Said(ticket, peer.name, Step.read(first.step))
                 case "head":
-                    refusal = refusal or inbox.refusal(body, head, signal)
                     which = ticket, peer.name, head.run, head.version, head.attempt
                     event = ev.Delivered(*which, head.weight, head.digest.hex(), b"" if refusal else body, refusal)
                 case _:
@@ -267,7 +272,7 @@ class Coordinator(Operators):
             del first, head, body  # a party that is silent now holds no memory
             await self.driver.put(event)
             del event
-            taken, reason = await ticket
+            taken, reason = await asyncio.shield(ticket)
             note("hansa_answers", answer=kind if taken else reason.partition(":")[0])
             yield m.UploadReply(receipt=m.Receipt(accepted=taken, reason=reason))
 
@@ -304,10 +309,7 @@ class Coordinator(Operators):
         key = (notice.run, ask.version, notice.attempt)
         if self._latest is not None and self._latest[0] == key:
             return self._latest[1]
-        try:
-            body = await self.driver.tensors_of(notice.run, ask.version)
-        except HansaError:  # settled in the meantime: the party will find it stale
-            body = tensors.write(ask.send)
+        body = self.driver.tensors_of(notice.run, ask)
         work = m.Work(
             run=notice.run,
             work=ask.work,
@@ -318,9 +320,11 @@ class Coordinator(Operators):
             ask=canonical(ask.header()),
             digest=chunks.digest(body),
             size=len(body),
-            tensors=body if len(body) <= chunks.CHUNK else b"",
+            tensors=bytes(body) if len(body) <= chunks.CHUNK else b"",
         )
         self._latest = key, work
+        self._told = {d: told for d, told in self._told.items() if told[0] in self.driver.machine.runs}
+        self._told[work.digest] = notice.run, ask.version
         return work
 
 

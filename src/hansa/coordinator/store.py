@@ -1,6 +1,8 @@
 """What a coordinator remembers."""
 
+import secrets
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from hansa.coordinator.epochs import Fenced
 from hansa.crypto.vault import DamagedError, Vault
 from hansa.database import Put, columns
 from hansa.errors import StoreError, StudyError, did_you_mean
-from hansa.files import set_aside, sync_folder, writing
+from hansa.files import mapped, set_aside, sync_folder, unload, writing
+from hansa.wire.tensors import Buffer
 
 INLINE = 1 << 16
 """Blobs up to this size lie in the database, larger ones in files beside it."""
@@ -56,6 +59,22 @@ sa.Table("blob", metadata, *columns({"run": str, "version": int, "name": str}, d
 sa.Table("epoch", metadata, *columns({"address": str}, number=int | None, holder=str | None, keys=str | None, at=str))
 
 
+@dataclass(frozen=True)
+class Spooled:
+    """A large body that arrived in a file beside those of the blobs: whole, checked and on the disk."""
+
+    path: Path
+    size: int
+    digest: str
+
+    def __len__(self) -> int:
+        return self.size
+
+    def discard(self, _: object = None) -> None:
+        """Remove the file, if it did not become a blob's."""
+        self.path.unlink(missing_ok=True)
+
+
 class CoordinatorStore(Fenced):
     """The coordinator's database, and the folder of its large blobs.
 
@@ -89,21 +108,26 @@ class CoordinatorStore(Fenced):
         )
         return self._transaction(lambda connection: [(*row,) for row in connection.execute(query)])
 
-    def blob(self, run: str, version: int, name: str, body: bytes) -> Put:
-        """The row of a blob; a large one is written to its file, durably, before this returns."""
-        digest = blake3(body).hexdigest()
+    def blob(self, run: str, version: int, name: str, body: Buffer | Spooled) -> Put:
+        """The row of a blob; a large one is written to its file, durably, before this returns, and one that is in
+        a file becomes the blob's.
+        """
+        digest = body.digest if isinstance(body, Spooled) else blake3(body).hexdigest()
         row = {"run": run, "version": version, "name": name, "digest": digest, "body": None}
-        if len(body) <= INLINE:
-            return Put("blob", {**row, "body": body})
         path = self._path(run, version, f"{name} {digest}")  # until the row is there, what was is to be found
-        with writing(path, private=True) as file:
-            file.writelines(self.vault.seal(body, "blob", run, version, name))
+        if isinstance(body, Spooled):
+            body.path.replace(path)
+        elif len(body) <= INLINE:
+            return Put("blob", {**row, "body": bytes(body)})
+        else:
+            with writing(path, private=True) as file:
+                file.writelines(self.vault.seal(body, "blob", run, version, name))
         for folder in (path.parent, path.parent.parent, self._blobs):
             sync_folder(folder)
         return Put("blob", row)
 
-    def read_blob(self, run: str, version: int, name: str) -> bytes:
-        """A blob's bytes, checked.
+    def read_blob(self, run: str, version: int, name: str) -> Buffer:
+        """A blob's bytes, checked; those of a file are mapped, unless they are sealed.
 
         Raises:
             StoreError: if it is missing or damaged.
@@ -114,8 +138,9 @@ class CoordinatorStore(Fenced):
         path = self._path(run, version, f"{name} {row['digest']}")
         try:
             inline: bytes | None = row["body"]
-            body = self.vault.open(path.read_bytes(), "blob", run, version, name) if inline is None else inline
+            body = self.vault.open(mapped(path), "blob", run, version, name) if inline is None else inline
             whole = blake3(body).hexdigest() == row["digest"]
+            unload(body)
         except OSError as error:
             raise StoreError(f"the blob {path} cannot be read: {error}") from error
         except DamagedError:
@@ -135,6 +160,14 @@ class CoordinatorStore(Fenced):
     def spool(self, run: str, version: int, party: str) -> Path:
         """Where a party's large answer gathers; `sweep` removes what is left of it."""
         return self._path(run, version, f"spool {party}")
+
+    def spooled(self, path: Path, size: int, digest: str) -> bytes | Spooled:
+        """A body that is whole in its spool, which nobody adds to any more: in its file, if that is as a blob's."""
+        if size > INLINE and not self.vault:
+            return Spooled(path.replace(f"{path}.{secrets.token_hex(4)}"), size, digest)
+        body = path.read_bytes()
+        path.unlink()
+        return body
 
     def sweep(self, run: str, version: int) -> None:
         """Remove the files of an exchange whose rows were dropped, after that was committed."""

@@ -80,7 +80,7 @@ class Vault:
         for at in range(0, len(rest) or 1, CHUNK):
             yield seal(own, _number(at, CHUNK, len(rest)), rest[at : at + CHUNK], head)
 
-    def open(self, sealed: Buffer, *place: str | int) -> bytes:
+    def open(self, sealed: Buffer, *place: str | int) -> Buffer:
         """What :meth:`seal` sealed for this place.
 
         Raises:
@@ -90,7 +90,7 @@ class Vault:
         head, where = bytes(sealed[:_HEAD]), "/".join(map(str, place))
         if not head.startswith(MARK):
             if self.lenient:
-                return bytes(sealed)
+                return sealed
             remedy = f"If it never was, stop the program and say `hansa {self._who} rekey`: it seals everything"
             raise StoreError(f"{where} is not encrypted, and a storage key was given", remedy=remedy)
         key = self._keys.get(head[len(MARK) : _NAME])
@@ -109,7 +109,7 @@ class Vault:
 
     def read(self, path: Path) -> bytes:
         """The bytes of a file, which is bound to its name."""
-        return self.open(path.read_bytes(), path.name)
+        return bytes(self.open(path.read_bytes(), path.name))
 
     def write(self, path: Path, body: bytes) -> None:
         """Write a file whole, for its owner alone."""

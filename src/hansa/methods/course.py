@@ -18,7 +18,7 @@ from pydantic import Field as Limits
 
 from hansa.aggregation.signal import ONCE, Among, Schedule, Signal
 from hansa.aggregation.stage import NO_STAGES, Aggregation, Context
-from hansa.contribution import Array, Ask, Contributions, Total, Values, canonical
+from hansa.contribution import Algebra, Array, Ask, Contributions, Total, Values, canonical
 from hansa.data.preprocessing import Encoding
 from hansa.errors import RunError, StudyError, did_you_mean
 from hansa.learners.base import Learner
@@ -101,7 +101,7 @@ class Progress:
         return tensors.write(arrays, {"progress": canonical(facts).decode()})
 
     @classmethod
-    def unpack(cls, data: bytes) -> tuple[Progress, dict[str, Values]]:
+    def unpack(cls, data: tensors.Buffer) -> tuple[Progress, dict[str, Values]]:
         """The inverse of `pack`."""
         facts = json.loads(tensors.metadata(data)["progress"])
         groups: dict[tuple[str, str], dict[str, Array]] = {}
@@ -322,6 +322,11 @@ class Course:
         if (signal, known) not in self._bound:
             self._bound[signal, known] = chain.bind(signal)
         return self._bound[signal, known]
+
+    def opens(self, ask: Ask) -> bool:
+        """Whether a single answer has to be whole before it can be counted: a stage opens it, or keeps it."""
+        gathers = any(field.algebra is Algebra.GATHER for field in self.signals(ask)[-1].fields)
+        return gathers or self._chain(ask)[0].opens
 
     def _chain(self, ask: Ask) -> tuple[Aggregation, str]:
         """The stages that an answer passes, and under which name their state and memory are kept."""

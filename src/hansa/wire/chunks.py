@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import threading
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from blake3 import blake3
 
 from hansa.errors import ContributionError, UnreachableError
-from hansa.files import sync_folder
 from hansa.wire.messages import Chunk
 from hansa.wire.tensors import Buffer
-
-if TYPE_CHECKING:
-    from io import BufferedWriter
 
 CHUNK = 1 << 20
 """Bytes in a chunk; a body of at most this size travels inline instead."""
@@ -27,62 +27,84 @@ def digest(data: Buffer) -> bytes:
     return blake3(data).digest()
 
 
-def split(data: Buffer, offset: int = 0) -> Iterator[Chunk]:
-    """``data`` from ``offset`` on, as chunks."""
+def split(data: Buffer, offset: int = 0) -> Iterator[bytes]:
+    """``data`` from ``offset`` on, as chunks: messages that are serialised already, each byte copied once."""
     view = memoryview(data)
     for start in range(offset, len(view), CHUNK):
-        yield Chunk(offset=start, data=bytes(view[start : start + CHUNK]))
+        body = view[start : start + CHUNK]
+        number = Chunk(offset=start).SerializeToString()
+        yield b"".join((number, _tagged(_DATA, len(body)), body))
+
+
+def uploaded(chunk: bytes) -> bytes:
+    """An UploadPart that is this chunk."""
+    return b"".join((_tagged(_CHUNK, len(chunk)), chunk))
+
+
+_DATA, _CHUNK = 2, 2  # the numbers of Chunk.data and UploadPart.chunk
+
+
+def _tagged(field: int, size: int) -> bytes:
+    """What stands before the bytes of a field in a message of protobuf's: its number and kind, and how many."""
+    out = [field << 3 | 2]
+    while size > 127:
+        out.append(size & 127 | 128)
+        size >>= 7
+    return bytes([*out, size])
 
 
 class Receiver:
     """Takes the chunks of one body, in order, into memory or into a file.
 
-    In a file they gather under ``NAME.part``; a receiver that is made again finds it there and goes on at its
-    :attr:`offset`. The file appears under its own name when it is whole, verified and synced, never before.
+    A receiver that is made again finds what had gathered in the file and goes on at its :attr:`offset`. Chunks may
+    be taken in another thread than it is closed in.
 
     Args:
         size: bytes of the whole body, as declared; whether so many are allowed, the caller checks.
         digest: BLAKE3 of the whole body, as declared.
-        path: where the file goes; None for memory, which is taken as bytes arrive.
+        path: the file; None for memory, which is taken as bytes arrive.
     """
 
     def __init__(self, size: int, digest: bytes, path: Path | None = None) -> None:
         self.size, self._digest, self._path = size, digest, path
         self.offset, self._resumed = 0, False
         self._hash: Any = blake3()
-        self._part = path.with_name(f"{path.name}.part") if path else None
-        self._memory = bytearray()
-        self._file: BufferedWriter | None = None
-        if self._part:
-            self._part.parent.mkdir(parents=True, exist_ok=True)
-            self._part.touch(0o600)
-            self._file = self._part.open("ab")
-            found = self._part.stat().st_size
+        self._memory = np.empty(0 if path else size, np.uint8).data
+        self._file: FileIO | None = None
+        self._lock = threading.Lock()
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(0o600)
+            self._file = path.open("ab", buffering=0)
+            found = path.stat().st_size
             if found > self.size:  # of another body: begin again
                 self._file.truncate(0)
             elif found:
-                self._hash.update_mmap(self._part)
+                self._hash.update_mmap(path)
                 self.offset, self._resumed = found, True
 
     def accept(self, chunk: Chunk) -> None:
         """Take the next chunk; raises ContributionError: it does not continue what is here, or goes past the declared
-        size.
+        size; or OSError: the file cannot take it, or was closed.
         """
+        data = chunk.data  # each look at it is a copy
+        end = self.offset + len(data)
         if chunk.offset != self.offset:
             raise ContributionError(f"a chunk begins at {chunk.offset}, not at {self.offset}")
-        if not chunk.data or len(chunk.data) > CHUNK:
-            raise ContributionError(f"a chunk of {len(chunk.data)} bytes is none")
-        if self.offset + len(chunk.data) > self.size:
+        if not data or len(data) > CHUNK:
+            raise ContributionError(f"a chunk of {len(data)} bytes is none")
+        if end > self.size:
             raise ContributionError(f"more arrives than the {self.size} bytes declared")
-        if self._file:
-            self._file.write(chunk.data)
-        else:
-            self._memory += chunk.data
-        self._hash.update(chunk.data)
-        self.offset += len(chunk.data)
+        with self._lock:
+            if not self._path:
+                self._memory[self.offset : end] = data
+            elif self._file is None or self._file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._hash.update(data)
+            self.offset = end
 
-    def finish(self) -> bytes | Path:
-        """The body, or the path of its file: whole, verified, and durable.
+    def finish(self) -> memoryview | Path:
+        """The body, or the path of its file: whole, verified, and its bytes durable.
 
         Raises:
             ContributionError: it is shorter than declared (and may be resumed), or its digest is
@@ -94,28 +116,24 @@ class Receiver:
         if self.offset != self.size:
             raise ContributionError(f"only {self.offset} of {self.size} bytes arrived")
         if not secrets.compare_digest(self._hash.digest(), self._digest):
-            if self._part:
-                self._part.unlink()
+            if self._path:
+                self._path.unlink()
             if self._resumed:
                 raise UnreachableError("what was kept of an earlier transfer is damaged; begin anew")
             raise ContributionError("what arrived is not what was declared: its digest differs")
-        if not self._path or not self._part:
-            return bytes(self._memory)
-        self._part.replace(self._path)
-        sync_folder(self._path.parent)
-        return self._path
+        return self._path or self._memory.toreadonly()
 
     def discard(self) -> None:
         """Let go of the file, and of what arrived."""
         self.close()
-        if self._part:
-            self._part.unlink(missing_ok=True)
+        if self._path:
+            self._path.unlink(missing_ok=True)
 
     def close(self, *, sync: bool = False) -> None:
         """Let go of the file and keep its part, so that another receiver can go on."""
-        file, self._file = self._file, None
-        if file:
-            with file:
-                file.flush()
-                if sync:
-                    os.fsync(file.fileno())
+        with self._lock:
+            file, self._file = self._file, None
+            if file:
+                with file:
+                    if sync:
+                        os.fsync(file.fileno())

@@ -72,11 +72,11 @@ class Client:
         multicallable: Any = self._channel.stream_stream(rpc.path)
         return Conversation(rpc, multicallable(), self._leave)
 
-    def _leave(self, rpc: Rpc[Any, Any], message: Message) -> bytes:
-        """The one place at which a message becomes bytes that leave."""
-        if not isinstance(message, rpc.request):
+    def _leave(self, rpc: Rpc[Any, Any], message: Message | bytes) -> bytes:
+        """The one place at which a message becomes bytes that leave; bytes are one that is serialised already."""
+        if not isinstance(message, rpc.request | bytes):
             raise TypeError(f"{rpc.name} sends {rpc.request.__name__}, not {type(message).__name__}")
-        data: bytes = message.SerializeToString()
+        data: bytes = message if isinstance(message, bytes) else message.SerializeToString()
         note("hansa_bytes", len(data), way="out")
         if self._record:
             self._record(rpc.name, data)
@@ -86,7 +86,7 @@ class Client:
 class Conversation(Generic[Q, R]):
     """Messages both ways, in any order; leaving the ``async with`` ends it."""
 
-    def __init__(self, rpc: Rpc[Q, R], call: Any, leave: Callable[[Rpc[Any, Any], Message], bytes]) -> None:
+    def __init__(self, rpc: Rpc[Q, R], call: Any, leave: Callable[[Rpc[Any, Any], Message | bytes], bytes]) -> None:
         self._rpc, self._call, self._leave = rpc, call, leave
         # And not call.read(), which forgets replies after a failed write.
         self._replies = aiter(call)
@@ -100,8 +100,8 @@ class Conversation(Generic[Q, R]):
         self._call.cancel()
         await self._replies.aclose()
 
-    async def send(self, message: Q) -> bool:
-        """Send one message, waiting while the other side cannot take more.
+    async def send(self, message: Q | bytes) -> bool:
+        """Send one message, or the bytes of one, waiting while the other side cannot take more.
 
         Returns:
             Whether it could be sent. If not, the coordinator has ended the call: its last replies,

@@ -84,8 +84,8 @@ def _decoded(rpc: Rpc[Any, Any], raw: bytes) -> Message:
     return message
 
 
-def _encoded(reply: Message) -> bytes:
-    raw = reply.SerializeToString()
+def _encoded(reply: Message | bytes) -> bytes:
+    raw = reply if isinstance(reply, bytes) else reply.SerializeToString()
     note("hansa_bytes", len(raw), way="out")
     return raw
 
