@@ -1,12 +1,15 @@
 """Telemetry says what is listed, to whom asked for it, and nothing else."""
 
+import re
 import socket
 import urllib.request
+from pathlib import Path
 
 import pytest
 
 from hansa import telemetry
 from hansa.errors import UnreachableError, UsageError
+from hansa.methods.base import Setup
 from hansa.telemetry import allowed, export, note, span
 
 HOSTILE = ['x"} 1\nhansa_fake{a="b', "Charité, patient 4711", "a\nb", "", "x" * 200, "train ", "\u2028", "{", "\\"]
@@ -161,3 +164,20 @@ def test_spans_are_off_until_there_is_an_endpoint(monkeypatch):
         assert telemetry.traced() is not None
     finally:
         telemetry.traced.cache_clear()
+
+
+# --- what the code says of itself
+
+
+def test_every_event_of_a_run_is_listed():
+    said = (Path(telemetry.__file__).parent / "coordinator").glob("*.py")
+    events = {name for file in said for name in re.findall(r'_event\(\w+, \w+, "(\w+)"', file.read_text("utf-8"))}
+    assert {"asked", "refused"} <= events
+    for event in events:
+        assert allowed({"event": event}) == {"event": event}
+
+
+def test_every_kind_of_work_is_listed(study):
+    course = study().course(Setup(("north",), ("a", "b")))
+    for work in course.methods:
+        assert allowed({"work": work}) == {"work": work}
