@@ -12,8 +12,8 @@ import hansa as hs
 from hansa import aggregation as agg
 from hansa.backends.clock import Clock
 from hansa.errors import RunError, StudyError, UsageError
+from hansa.secure import coordinator as rows
 from hansa.secure import rehearsal
-from hansa.secure import table as rows
 from hansa.secure.terms import Rules
 
 CHAIN = agg.clip(1.0) >> agg.rotate() >> agg.grid(bits=12)

@@ -297,9 +297,8 @@ def pooled(sums: Mapping[tuple[str, ...], Values], signal: Signal, ask: Ask, pop
     """What sums under masks, by who is in each, make together: of buckets the mean of each for a robust stage that
     gathers them, ``[buckets, d]``, and else their sum.
     """
-    inside = {name for names in sums for name in names}
+    inside, values = {name for names in sums for name in names}, {}
     parties = tuple(name for name in ask.parties if name in inside)
-    values = {}
     for field in signal.fields if sums else ():
         each = [_signed(own[field.name]) for own in sums.values()]
         means = [value / len(names) for value, names in zip(each, sums, strict=True)]

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from hansa.aggregation.reduce import BLOCK, Reduction
-from hansa.aggregation.signal import Signal
 from hansa.backends.book import Book
 from hansa.backends.clock import Clock
 from hansa.backends.masks import Hidden
@@ -19,13 +18,11 @@ from hansa.contribution import Array, Arrival, Ask, Total, Values
 from hansa.data.table import Table
 from hansa.errors import RunError, UsageError
 from hansa.federation import Federation
-from hansa.keyed import key
 from hansa.learners.base import Engine
 from hansa.methods.base import State
 from hansa.methods.course import Course, Progress
 from hansa.party import Crowd, Party
 from hansa.run import UNDER_WAY, Decision, Run, arrived, asked, draw, too_few
-from hansa.secure.graph import buckets
 from hansa.secure.terms import Rules
 
 
@@ -135,7 +132,8 @@ class LocalExchange:
         blocks = [[name for name in names if name not in excluded] for names in cuts]
         reduction, hidden = Reduction(signal.fields, ask.parties), None
         if signal.hidden and (self.masks or signal.buckets):
-            hidden = Hidden(ask, signal, self.masks, f"{self.course.setup.seed}", self._buckets(ask, signal))
+            made = self.decisions.get(ask.version)
+            hidden = Hidden(ask, signal, self.masks, self.course.setup.seed, made.buckets if made else ())
             present = [name for block in blocks for name in block]
             outcomes = hidden.counted(self.room.answers(ask, present, self.memories))
         else:
@@ -152,15 +150,6 @@ class LocalExchange:
         population = len(self.course.setup.parties)
         total, lost = hidden.total(population) if hidden else (reduction.total(population), {})
         return Arrival(ask, total, dict(sorted({**excluded, **lost}.items())), metrics)
-
-    def _buckets(self, ask: Ask, signal: Signal) -> Sequence[tuple[str, ...]]:
-        """Who is summed with whom: as recorded, or as the seed deals them."""
-        made = self.decisions.get(ask.version)
-        if signal.buckets is None or (made and made.buckets):
-            return made.buckets if made and made.buckets else (ask.parties,)
-        dealt = key(self.course.setup.seed, "buckets", ask.version)
-        parts = buckets(len(ask.parties), signal.buckets.size, dealt)
-        return [tuple(ask.parties[i] for i in part) for part in parts]
 
     def remember(self, proposed: Sequence[Mapping[str, Values]]) -> None:
         """Settle what the counted propose to remember.

@@ -3,13 +3,16 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
+
+from hansa import keyed
 from hansa.aggregation.ring import joined, parted, pooled
 from hansa.aggregation.signal import Signal
 from hansa.backends.room import Summed
 from hansa.contribution import Array, Ask, Total
 from hansa.party import Outcome
-from hansa.secure import rehearsal
-from hansa.secure.table import LOST
+from hansa.secure import graph, rehearsal
+from hansa.secure.coordinator import LOST
 from hansa.secure.terms import Rules
 
 
@@ -20,43 +23,40 @@ class Hidden:
         ask: what is answered.
         signal: what travels, integers modulo 2^32.
         masks: what the parties hold the coordinator to; without, the same sums are computed.
-        run: its name.
-        buckets: who is summed with whom.
+        seed: of the run, which deals the buckets.
+        dealt: the buckets, as they are recorded.
     """
 
     def __init__(
-        self, ask: Ask, signal: Signal, masks: Rules | None, run: str, buckets: Sequence[tuple[str, ...]]
+        self, ask: Ask, signal: Signal, masks: Rules | None, seed: int, dealt: Sequence[tuple[str, ...]] = ()
     ) -> None:
-        self._ask, self._signal, self._run, self._buckets = ask, signal, run, buckets
-        self._masked, rules = masks is not None, masks or Rules()
-        # What a record names is who was left of a bucket.
-        self._rules = replace(signal.buckets.rules(rules), bucket=0) if signal.buckets else rules
-        self._there: list[dict[str, Array]] = [{} for _ in buckets]
+        self._ask, self._signal, self._masks, self._seed = ask, signal, masks, seed
+        size = signal.buckets.size if signal.buckets else len(ask.parties) or 1
+        parts = graph.buckets(len(ask.parties), size, keyed.key(seed, "buckets", ask.version))
+        self._buckets = dealt or [tuple(ask.parties[i] for i in part) for part in parts]
+        self._vectors: dict[str, Array] = {}
 
     def counted(self, outcomes: Iterable[Outcome]) -> Iterator[Summed]:
         """What there is to say of some parties, whose contributions are counted here."""
-        at = {name: place for place, names in enumerate(self._buckets) for name in names}
         for outcome in outcomes:
             stack = outcome.counted
             for i, name in enumerate(stack.parties):
-                there, vector = self._there[at[name]], joined(stack.one(i).values, self._signal.fields)
-                if there and not self._masked:  # all of a bucket have the one array that they add up to
-                    first = next(iter(there.values()))
-                    first += vector
-                    vector = first
-                there[name] = vector
+                self._vectors[name] = joined(stack.one(i).values, self._signal.fields)
             yield (), outcome
 
     def total(self, population: int) -> tuple[Total, dict[str, str]]:
         """The aggregate of those counted, without a value if there is none; and who was lost with a bucket."""
-        sums, lost, ask = {}, dict[str, str](), self._ask
-        for names, there in zip(self._buckets, self._there, strict=True):
-            if self._signal.buckets and len(there) < self._rules.numbers(len(names)).survivors:
+        sums, lost, ask, rules = {}, dict[str, str](), self._ask, self._masks or Rules()
+        if buckets := self._signal.buckets:  # as they are recorded, they may be smaller
+            rules = replace(buckets.rules(rules), bucket=0)
+        for names in self._buckets:
+            there = {name: self._vectors[name] for name in names if name in self._vectors}
+            if buckets and len(there) < rules.numbers(len(names)).survivors:
                 lost |= dict.fromkeys(there, LOST)
             elif there:
-                summed = next(iter(there.values()))
-                if self._masked:
-                    model = bytes.fromhex(ask.digest)
-                    summed = rehearsal.summed(names, there, self._rules, self._run, ask.version + 1, model)
-                sums[tuple(name for name in names if name in there)] = parted(summed, self._signal.fields)
+                summed = np.stack(list(there.values())).sum(axis=0, dtype=np.uint32)
+                if self._masks:
+                    digest, run = bytes.fromhex(ask.digest), f"{self._seed}"
+                    summed = rehearsal.summed(names, there, rules, run, ask.version + 1, digest)
+                sums[tuple(there)] = parted(summed, self._signal.fields)
         return pooled(sums, self._signal, ask, population), lost

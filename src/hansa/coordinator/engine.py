@@ -22,8 +22,7 @@ from hansa.database import Put
 from hansa.errors import HansaError, reason_of
 from hansa.files import unload
 from hansa.run import now
-from hansa.secure.coordinator import total
-from hansa.secure.table import LOST
+from hansa.secure.coordinator import LOST, total
 from hansa.wire import tensors
 from hansa.wire.tensors import Buffer
 

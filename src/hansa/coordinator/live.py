@@ -15,7 +15,7 @@ from hansa.federation import Federation, deployed
 from hansa.methods.base import Setup
 from hansa.methods.course import Course, Progress
 from hansa.run import draw, goal, needed
-from hansa.secure.table import Table
+from hansa.secure.coordinator import Table
 from hansa.secure.terms import Kept, Phase, Rules, decode, numbered
 from hansa.wire import tensors
 from hansa.wire.tensors import Buffer
@@ -177,7 +177,8 @@ class Live:
     def out(self, party: str) -> bool:
         """Whether nothing more is expected of a party; who is left out may still sign that there is no sum."""
         answer = self.answers.get(party)
-        if self.desk and party in self.desk.hopeless:
+        desks = self.desk.open if self.desk and self.desk.phase == Phase.SURVIVORS else ()
+        if any(party in desk.terms.names for desk in desks if not desk.survivors):  # it signs that there is no sum
             return party in self.gone
         return party in self.gone or (answer is not None and not (answer.taken and self.rules))
 

@@ -226,7 +226,8 @@ class Machine(Sums):
         if live is None or live.out(event.party):
             effects.receipts.append((event.ticket, False, stale))
             return
-        roster = set(live.desk.around(event.party) if live.desk else ()) - {event.party}
+        desks = live.desk.desks if live.desk else ()
+        roster = {*next((d.terms.names for d in desks if event.party in d.terms.names), ())} - {event.party}
         if (others := sorted(roster.intersection(event.about))[:ACCUSED]) and event.party not in live.answers:
             live.past.complaints += tuple((event.party, other) for other in others)
             self._save_past(effects, live)

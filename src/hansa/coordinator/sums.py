@@ -9,11 +9,10 @@ from hansa.coordinator import events as ev
 from hansa.coordinator.live import Answered, Begun, Guest, Live
 from hansa.crypto.agreement import KEY
 from hansa.database import Drop, Put
-from hansa.errors import HansaError, RunError
+from hansa.errors import HansaError, RunError, StudyError
 from hansa.keyed import generator
 from hansa.run import goal, now, too_few
-from hansa.secure.coordinator import Desk, unfit
-from hansa.secure.table import Table, seated
+from hansa.secure.coordinator import Desk, Table, seated, unfit
 from hansa.secure.terms import Envelope, Member, Phase, Rules, Step, Terms, encode
 
 LONGEST_REASON = 600
@@ -163,12 +162,11 @@ class Sums:
             if few := too_few(live.federation, ask, len(adverts), excluded):
                 raise few
             signal = live.course.signals(ask)[-1]
-            work = sitting(ask, signal)
             roster = tuple(Member(name, self.guests[name].identity, said) for name, said in adverts)
-            table = seated(Terms(live.id, live.hash, live.number, work, rules, roster))
-            if signal.buckets and len(table.desks) < signal.buckets.least:
-                what = f"{len(roster)} parties are too few for {signal.buckets.least} buckets of {signal.buckets.size}"
-                raise RunError(f"{what} ({_listed(excluded)})", remedy="Lower bucket.size, or invite more parties")
+            table = seated(Terms(live.id, live.hash, live.number, sitting(ask, signal), rules, roster))
+            if (due := signal.buckets) and len(table.desks) < due.least:
+                what = f"{len(roster)} parties are too few for {due.least} buckets of {due.size}"
+                raise StudyError(what, remedy="Lower bucket.size, or invite more parties")
         except HansaError as error:
             told = error.said if isinstance(error, RunError) else f"{error.said} ({_listed(excluded)})"
             self._end(effects, live, "failed", told)
@@ -182,15 +180,14 @@ class Sums:
             for said, name in product(one.refused[len(was.refused) :], one.terms.names):
                 if said.startswith(f"{name}: ") and not live.out(name):
                     self._leave(effects, live, name, said.removeprefix(f"{name}: "))
-        if ask is None or (desk.phase, desk.ended) == (before.phase, before.ended):
-            return
-        for was, one in zip(before.desks, desk.desks, strict=True):
             if one.ended == "abandoned" != was.ended:
                 live.past.proofs += ((live.attempt, one.terms.names, one.told),)
                 self._save_past(effects, live)
                 self._ask_steps(effects, live, set(one.terms.names))
-        buckets, left = live.course.signals(ask)[-1].buckets, [name for one in desk.open for name in one.terms.names]
-        few = too_few(live.federation, ask, len(left), {}) or len(desk.open) < (buckets.least if buckets else 1)
+        if ask is None or (desk.phase, desk.ended) == (before.phase, before.ended):
+            return
+        buckets, left = live.course.signals(ask)[-1].buckets, sum(len(one.terms.names) for one in desk.open)
+        few = too_few(live.federation, ask, left, {}) or len(desk.open) < (buckets.least if buckets else 1)
         if desk.ended in ("abandoned", "failed") or (desk.phase <= Phase.MASK and few):
             self._again(effects, live, ask, before, desk)
             return

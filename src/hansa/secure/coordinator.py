@@ -1,8 +1,8 @@
 """The coordinator's side of an attempt: it relays, has one set of survivors signed, and opens that set's sum."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hansa.crypto import masks, shares
 from hansa.crypto.agreement import KEY, SIGNATURE, agree, derive, digest, public, signed
 from hansa.errors import StudyError, TrustError
+from hansa.secure import graph
 from hansa.secure.graph import edges
 from hansa.secure.party import BLIND, DEALT, MASKING, Certificate, promises
 from hansa.secure.terms import Envelope, Kept, Out, Phase, Terms, encode
@@ -53,15 +54,10 @@ class Desk(Kept):
         return () if self.ended else tuple(n for n, got in answers if not got and n in asked)
 
     @property
-    def spare(self) -> int:
-        """Who need not answer: of those that are to sign a set of survivors, some."""
-        asked = len(self.survivors or self.terms.names)
-        return asked - self.terms.numbers.signers if self.phase == Phase.SURVIVORS else 0
-
-    @property
     def ready(self) -> bool:
-        """Whether all are there that are waited for."""
-        return len(self.missing) <= self.spare
+        """Whether nobody is waited for: all are there, or enough of those who sign a set of survivors."""
+        signed = sum(map(bool, self.answers)) >= self.terms.numbers.signers and self.phase == Phase.SURVIVORS
+        return signed or not self.missing
 
 
 def opening(terms: Terms) -> tuple[Desk, Out]:
@@ -89,8 +85,6 @@ def taken(desk: Desk, inbox: Sequence[Envelope]) -> Desk:
     answers, refused = list(desk.answers), list(desk.refused)
     at = {name: i for i, name in enumerate(terms.names)}
     for e in inbox:
-        if len(waiting) <= desk.spare:
-            break
         if (e.run, e.session, e.attempt, e.phase, e.receiver) != place or e.sender not in waiting:
             continue  # late, repeated, or of another attempt
         if wrong := _wrong(desk, at[e.sender], e.payload):
@@ -147,6 +141,77 @@ def advance(desk: Desk) -> tuple[Desk, Out]:
         ended = "" if desk.survivors else "abandoned"
         desk = _asked(desk, Phase.UNMASK, encode(certificate), ended=ended)
     return desk, requests(desk)
+
+
+LOST = "too few of its bucket were left for a sum"
+
+
+@dataclass(frozen=True)
+class Table(Kept):
+    """The desks of an attempt, one for each bucket of its roster, which go from phase to phase together.
+
+    Before the shares of every bucket are dealt, or there will be none of it, nobody is asked for a vector: so long, to
+    begin anew costs nothing.
+    """
+
+    desks: tuple[Desk, ...]
+
+    @cached_property
+    def open(self) -> tuple[Desk, ...]:
+        """Those that have not ended; all in one phase."""
+        return tuple(desk for desk in self.desks if not desk.ended)
+
+    @property
+    def phase(self) -> int:
+        """Of the requests that are out."""
+        return self.open[0].phase if self.open else Phase.CLOSE.value
+
+    @property
+    def ended(self) -> str:
+        """Empty before all have; then ``"summed"`` if one has a sum, or how they failed."""
+        ends = {desk.ended for desk in self.desks}
+        return next(end for end in ("", "summed", "abandoned", "failed") if end in ends)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The parties."""
+        return tuple(name for desk in self.desks for name in desk.terms.names)
+
+    @property
+    def survivors(self) -> tuple[str, ...]:
+        """Whose vectors are in a sum, or may be yet."""
+        return tuple(name for desk in self.desks if desk.ended in ("", "summed") for name in desk.survivors)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Whose answers are waited for."""
+        return tuple(name for desk in self.open if not desk.ready for name in desk.missing)
+
+    def holding(self, names: Collection[str]) -> "Table":
+        """See `Desk.holding`."""
+        return Table(tuple(desk if desk.ended else desk.holding(names) for desk in self.desks))
+
+    def step(self, inbox: Sequence[Envelope]) -> "Table":
+        """Take answers, and go on once no bucket waits; see `step`."""
+        heard = Table(tuple(taken(desk, inbox) for desk in self.desks))
+        return heard.advance() if all(desk.ready for desk in heard.open) else heard
+
+    def advance(self) -> "Table":
+        """Go on without those who are missing."""
+        return Table(tuple(advance(desk)[0] for desk in self.desks))
+
+    @property
+    def requests(self) -> Out:
+        """The requests that are out; to those whose bucket has ended, that it has."""
+        return tuple(said for desk in self.desks for said in requests(desk))
+
+
+def seated(terms: Terms) -> Table:
+    """Begin an attempt: in buckets, if the rules say so, which follow from all that the roster's members advertised."""
+    size = terms.rules.bucket or len(terms.roster) or 1
+    parts = graph.buckets(len(terms.roster), size, digest(b"buckets", encode(terms)))
+    rosters = (tuple(terms.roster[i] for i in part) for part in parts)
+    return Table(tuple(opening(replace(terms, roster=roster))[0] for roster in rosters))
 
 
 def unfit(said: bytes) -> str:
