@@ -171,6 +171,12 @@ class Machine:
                 return b""
         return self.memories.get(run, b"")
 
+    def done(self, asked: Asked) -> bool:
+        """Whether work that has not begun need not: its exchange is over."""
+        over = asked.ask.version <= self.over.get(asked.run, -1)
+        self._working -= {_key(asked)} if over else set()
+        return over
+
     def handle(self, event: AgentEvent) -> Effects:
         """One step."""
         effects = Effects()

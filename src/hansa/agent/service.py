@@ -80,7 +80,7 @@ class Agent:
         self._ledger = self._store.ledger()
         self._desk = Desk(home.party, offers, key, self._ledger, self._store.honest())
         self._left = Left(home.folder / "left.jsonl")
-        self._worker = ThreadPoolExecutor(1, "work")
+        self._worker, self._bench = ThreadPoolExecutor(1, "work"), asyncio.Lock()
         self._pause, self._waiting, self._tried = FIRST_PAUSE, False, 0
         self._welcomed: float | None = None
         self._calling: set[asyncio.Task[None]] = set()
@@ -273,15 +273,20 @@ class Agent:
             self._begin(self._say_step(step), self._calling)
 
     async def _work(self, asked: Asked) -> None:
-        memory = self._machine.memory(asked)
         working = asyncio.get_running_loop().run_in_executor
+        await self._bench.acquire()
         try:
+            if self._machine.done(asked):  # while it waited for its turn
+                return
+            memory = self._machine.memory(asked)
             with span("train", run=asked.run, version=asked.ask.version, attempt=asked.attempt, work=asked.ask.work):
                 worked: AgentEvent = await working(self._worker, self._desk.work, asked, memory)
         except SpentError as spent:
             worked = self._failed(asked, spent.error, spent.charge)
         except Exception as error:
             worked = self._failed(asked, error, {})
+        finally:
+            self._bench.release()
         await self._handle(worked)
 
     def _failed(self, asked: Asked, error: Exception, charge: Mapping[str, Any]) -> CouldNot:

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from typing import Any
 
 from hansa.contribution import Ask
@@ -41,6 +42,7 @@ class Driver(Engine):
         self._rounds: dict[str, AbstractContextManager[None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._alarms: dict[ev.DeadlinePassed, asyncio.TimerHandle] = {}
+        self.moving: Callable[[str, int], Collection[str]] = lambda run, version: ()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
@@ -180,7 +182,10 @@ class Driver(Engine):
             self._alarms.pop(key).cancel()
         loop = asyncio.get_running_loop()
         for event, seconds in effects.alarms:
-            self._alarms[event] = loop.call_later(seconds, self.post, event)
+            self._alarms[event] = loop.call_later(seconds, self._ring, event)
+
+    def _ring(self, event: ev.DeadlinePassed) -> None:
+        self.post(replace(event, moving=frozenset(self.moving(event.run, event.version))))
 
     def post(self, event: ev.MachineEvent | Resume, *also: Put) -> asyncio.Future[None]:
         """Hand over an event, as `put` does, where nobody need wait for its outcome."""

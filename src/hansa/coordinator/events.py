@@ -174,12 +174,16 @@ class Reduced:
 
 @dataclass(frozen=True)
 class DeadlinePassed:
-    """The time of an ask is over, or of a phase of its secure sum."""
+    """The time of an ask is over, or of a phase of its secure sum; ``moving`` are those whose upload makes progress,
+    to whom more was given ``again`` times.
+    """
 
     run: str
     version: int
     attempt: int
     phase: int = 0
+    again: int = 0
+    moving: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 PartyEvent = Connected | Disconnected | Joined | Renewed | Removed | Delivered | Failed | Said

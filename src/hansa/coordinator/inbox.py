@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ STALE = "stale"
 """Why an answer is not taken that nobody waits for; the machine says more."""
 
 _BROKEN_OFF = "the upload was broken off; it may be resumed"
+
+STALL = 30.0
+"""Seconds without a chunk after which an upload makes no progress."""
 
 SLACK = 1 << 16
 """Bytes that an answer may take beside its arrays: names, shapes, offsets."""
@@ -46,7 +50,7 @@ class Inbox:
         if path in self.open:
             self.open.pop(path).close(_BROKEN_OFF)
         with _kept():
-            gathering = Gathering(head, path, self._store)
+            gathering = Gathering(head, path, party, self._store)
         self.open[path] = gathering
         try:
             yield gathering
@@ -54,6 +58,17 @@ class Inbox:
             if self.open.get(path) is gathering:
                 del self.open[path]
             gathering.close(_BROKEN_OFF)
+
+    def moving(self, run: str, version: int) -> list[str]:
+        """Whose answers to an exchange are on their way and do not stall."""
+        since = time.monotonic() - STALL
+        return [one.party for one in self.open.values() if one.exchange == (run, version) and one.moved > since]
+
+    def expel(self, party: str) -> None:
+        """Take nothing more of a party that was removed."""
+        for gathering in self.open.values():
+            if gathering.party == party:
+                gathering.close(STALE)
 
     def settle(self, settled: Collection[tuple[str, int]], ended: Collection[str]) -> None:
         """Nobody waits any more for answers to these exchanges, nor to those of these runs."""
@@ -68,8 +83,9 @@ class Inbox:
 class Gathering:
     """The chunks of one large answer, in a file, as long as somebody waits for it."""
 
-    def __init__(self, head: m.Head, path: Path, store: CoordinatorStore) -> None:
+    def __init__(self, head: m.Head, path: Path, party: str, store: CoordinatorStore) -> None:
         self._head, self._store, self._path = head, store, path
+        self.party, self.moved = party, 0.0
         self.receiver = chunks.Receiver(head.size, head.digest, path)
         self.exchange = head.run, head.version
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -99,6 +115,7 @@ class Gathering:
                     raise UnreachableError(_BROKEN_OFF)
                 with _kept(self._closed):
                     await away(receiver.accept, part.chunk)
+                self.moved = time.monotonic()
             if not self._closed.done():
                 with _kept(self._closed):
                     await away(receiver.finish)

@@ -19,6 +19,9 @@ from hansa.run import arrived, asked, draw, now, too_few
 from hansa.secure.terms import Phase
 from hansa.wire import tensors
 
+GRACE = 10
+"""Parts of a deadline that one whose upload makes progress is given beyond it, one after the other."""
+
 ACCUSED = 16
 """Parties that one complaint may name: enough to tell that it is about who complains."""
 
@@ -241,10 +244,13 @@ class Machine(Sums):
             return
         if (live.ask.version, live.attempt, live.phase) != (passed.version, passed.attempt, passed.phase):
             return
+        deadline, moving = live.federation.cohort.deadline, passed.moving if passed.again < GRACE else frozenset()
         for party in live.waiting:
-            if party not in live.begun:  # they are late
-                self._leave(effects, live, party, f"no answer within {live.federation.cohort.deadline:g} s")
-        self._go_on(effects, live, over=True)
+            if party not in live.begun and party not in moving:  # the others are late, or nearly there
+                self._leave(effects, live, party, f"no answer within {deadline:g} s")
+        if moving := moving.intersection(live.waiting).difference(live.begun):
+            effects.alarms.append((replace(passed, again=passed.again + 1), deadline / GRACE))
+        self._go_on(effects, live, over=not moving)
 
     def _reduced(self, effects: ev.Effects, event: ev.Reduced) -> None:
         live, version, total = self.runs.get(event.run), event.version, event.total
