@@ -160,6 +160,12 @@ class Machine:
         """Exchanges with an answer or secrets here, not known to be over; the latest runs first."""
         return sorted({*self.held, *self._seats.unsettled}, reverse=True)
 
+    def done(self, asked: Asked) -> bool:
+        """Whether work that has not begun need not: its exchange is over."""
+        over = asked.ask.version <= self.over.get(asked.run, -1)
+        self._working -= {_key(asked)} if over else set()
+        return over
+
     def memory(self, asked: Asked) -> bytes:
         """What this party remembers of a run; of one that goes on from a backup (`hansa.coordinator.restored`), what it
         remembers of the run before, if it worked on no exchange that the coordinator forgot.
@@ -170,12 +176,6 @@ class Machine:
             if latest is not None and (latest.version >= int(name[2]) or latest.federation != asked.federation):
                 return b""
         return self.memories.get(run, b"")
-
-    def done(self, asked: Asked) -> bool:
-        """Whether work that has not begun need not: its exchange is over."""
-        over = asked.ask.version <= self.over.get(asked.run, -1)
-        self._working -= {_key(asked)} if over else set()
-        return over
 
     def handle(self, event: AgentEvent) -> Effects:
         """One step."""
