@@ -175,6 +175,11 @@ class Record:
         self.fates[fate] = self.fates.get(fate, 0) + 1
         self._unsettled.discard(place)
 
+    def refused(self, why: str) -> bool:
+        """Whether somebody was refused in the open exchange for this reason."""
+        found = (row["body"] for row in self.events if row["kind"] == "refused")
+        return any(why in body["reason"] and body["round"] == self._asked["round"] for body in found)
+
     def _refused(self, party: str) -> bool:
         return any(row["kind"] == "refused" and row["body"]["party"] == party for row in self.events)
 

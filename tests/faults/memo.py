@@ -9,10 +9,15 @@ from typing import Any
 from unittest import mock
 
 from hansa.agent import desk
-from hansa.contribution import Ask, Values
+from hansa.contribution import Ask, Values, canonical
+from hansa.crypto import agreement
 from hansa.federation import Federation
 from hansa.methods.course import Course, Progress
 from hansa.party import Party
+from hansa.privacy.events import EVENTS
+from hansa.secure import coordinator as secure_coordinator
+from hansa.secure import party as secure_party
+from hansa.secure import terms as secure_terms
 
 
 class Memo:
@@ -41,6 +46,7 @@ def remembered() -> Iterator[None]:
     begin, asks, apply, permits = Course.begin, Course.ask, Course.apply, Course.permits
     pack, unpack = Progress.pack, Progress.unpack
     answer, again, admit = Party.answer, Party.again, desk.admit
+    signals = Course.signals
     hashed = Federation.hash.fget  # type: ignore[attr-defined]
 
     def answered(party: Party, ask: Ask, memory: Values) -> Any:
@@ -65,7 +71,14 @@ def remembered() -> Iterator[None]:
         made: Party = memo(("party", name, id(table), id(of)), lambda: Party(name, table, of), table, of)
         return made
 
-    patches = {
+    build = EVENTS.build
+    agree = agreement.agree
+    known = {name: cache(getattr(agreement, name)) for name in ("signed", "derive", "public")}
+    agreed = cache(lambda private, peers: agree(private, peers))
+    known["agree"] = lambda private, peers: agreed(private, tuple(peers))
+    ciphers = (secure_coordinator, secure_party, secure_terms)
+
+    patches: dict[Any, dict[str, Any]] = {
         Federation: {
             "from_json": staticmethod(cache(from_json)),
             "to_json": lambda self: memo(("json", id(self)), lambda: to_json(self), self),
@@ -80,8 +93,10 @@ def remembered() -> Iterator[None]:
                 ("ask", id(self), id(progress)), lambda: asks(self, progress), self, progress
             ),
             "permits": lambda self, ask: memo(("permits", id(self), ask.digest), lambda: permits(self, ask), self),
+            "signals": lambda self, ask: memo(("signals", id(self), ask.digest), lambda: signals(self, ask), self),
             "apply": applied,
         },
+        EVENTS: {"build": lambda body: memo(("event", canonical(body)), lambda: build(body))},
         Progress: {"pack": packed, "unpack": staticmethod(cache(unpack))},
         Party: {
             "answer": answered,
@@ -97,6 +112,8 @@ def remembered() -> Iterator[None]:
             ),
         },
     }
+    for module in (*ciphers, agreement):
+        patches[module] = {name: made for name, made in known.items() if hasattr(module, name)}
     with ExitStack() as stack:
         for owner, names in patches.items():
             for name, made in names.items():

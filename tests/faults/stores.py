@@ -49,11 +49,10 @@ class Disk:
             return
         if any(values.get(name) is None for name in self.needed[change.table]):
             raise StoreError(f"the database refuses to write: a row of {change.table!r} is not whole")
-        fresh = {n: json.dumps(v) if n in self.json[change.table] else v for n, v in values.items()}
         key = tuple(values[name] for name in self.primary[change.table])
         self._keep(rows, key)
         before = rows.get(key) or dict.fromkeys(self.columns[change.table])
-        rows[key] = {**before, **fresh}
+        rows[key] = {**before, **values}
 
     def _keep(self, rows: dict[Key, dict[str, Any]], key: Key) -> None:
         row = rows.get(key)
@@ -111,16 +110,15 @@ class Simulated:
         **where: Any,
     ) -> list[dict[str, Any]]:
         kept, names = self.disk.json[table], columns or self.disk.columns[table]
-        wanted = [(name, value if isinstance(value, list) else [value]) for name, value in where.items()]
-        found = [row for row in self.disk.tables[table].values() if all(row[n] in v for n, v in wanted)]
+        found: list[dict[str, Any]] = list(self.disk.tables[table].values())
+        for name, value in where.items():
+            some = value if isinstance(value, list) else [value]
+            found = [row for row in found if row[name] in some]
         if after is not None:
             found = [row for row in found if row[after[0]] > after[1]]
         if order is not None:
             found.sort(key=lambda row: row[order])
-        return [
-            {n: json.loads(row[n]) if n in kept and row[n] is not None else row[n] for n in names}
-            for row in found[:limit]
-        ]
+        return [{n: json.loads(json.dumps(row[n])) if n in kept else row[n] for n in names} for row in found[:limit]]
 
     def row(self, table: str, **where: Any) -> dict[str, Any] | None:
         found = self.rows(table, **where)
@@ -221,6 +219,7 @@ class Guard:
         self, store: Any, before: Callable[[list[Change]], None], after: Callable[[list[Change]], None]
     ) -> None:
         self._store, self._before, self._after = store, before, after
+        self.row, self.rows = store.row, store.rows  # a look-up less each time
 
     def apply(self, changes: Iterable[Change], **more: Any) -> None:
         changes = list(changes)

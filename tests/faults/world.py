@@ -148,12 +148,18 @@ class World:
 
     def _over(self) -> bool:
         """Whether the run has ended, its operator wants no more of it, and every party knows."""
-        if self.record.status != "finished":
+        if self.record.status != "finished" and not (self.record.status == "failed" and self._beyond_help()):
             return False
         if not self.ended_at:
             self.ended_at = self.now
             self.calm = min(self.calm, self.now + 2.0)
         return self.now > self.calm and all(party.settled for party in self.parties.values())
+
+    def _beyond_help(self) -> bool:
+        """Whether parties gave vectors without noise to a sum that never opened, and will not give them again."""
+        return plans.KINDS[self.plan.kind].repeats and self.record.refused(
+            "in the sum of an earlier attempt, or may be yet"
+        )
 
     def _submit(self) -> None:
         """The operator hands in the study, again if that comes to nothing."""
@@ -171,7 +177,7 @@ class World:
 
     def resume(self) -> None:
         """The operator lets a failed run go on."""
-        if self.record.status != "failed":
+        if self.record.status != "failed" or self._beyond_help():
             return
         require(self._resumed < 8, "the run fails whatever its operator does")
         if self.coordinator.process is not None:
@@ -345,7 +351,7 @@ class Coordinator(Machine):
 
     def compare(self) -> None:
         """What is in the store is what became durable."""
-        rows = self._store.rows("event", "seq", run=RUN)
+        rows = self._store.rows("event", "seq", columns=("seq", "kind"), run=RUN)
         same = [(row["seq"], row["kind"]) for row in rows] == [(e["seq"], e["kind"]) for e in self.world.record.events]
         require(same, "the event log is not what it was")
 
@@ -541,9 +547,9 @@ class Party(Machine):
         return self._store
 
     def secret(self) -> bytes:
-        """32 bytes, as if of the operating system's generator: never the same twice."""
+        """32 bytes, as if of the operating system's generator: never the same twice in a world."""
         self._drawn += 1
-        return plans.keyed.key(self.world.plan.seed, "entropy", self.name, self._drawn)
+        return plans.keyed.key(0, "entropy", self.name, self._drawn)
 
     def begin(self) -> None:
         if self.gone:
@@ -765,7 +771,9 @@ def _message(notices: Iterable[ev.Notice]) -> Any:
     message = SimpleNamespace(settled=[], steps=[], work=[], removed=None)
     for notice in notices:
         match notice:
-            case ev.SettledNotice():
+            case ev.SettledNotice(run, version):
+                for told in (message.work, message.steps):
+                    told[:] = [one for one in told if (one.run, one.version) != (run, version)]
                 message.settled.append(notice)
             case Step():
                 message.steps.append(notice)
