@@ -64,8 +64,9 @@ def spoilt(path: Path, change: Callable[[bytearray], object]) -> Iterator[bytes]
     shutil.rmtree(folder)
 
 
-def test_a_byte_that_was_flipped_anywhere_is_no_other_answer(filled: Path, encrypted: bool) -> None:
+def test_a_byte_that_was_flipped_anywhere_is_no_other_answer(encrypted: bool, filled: Path) -> None:
     size, known, refused = filled.stat().st_size, set(BODIES.values()), 0
+    assert set(spoilt(filled, lambda body: None)) == known
     positions = range(0, size, 61 if LONG else 997)
     for at in [*range(0, 100, 1 if LONG else 7), *positions]:
 
