@@ -10,25 +10,20 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from hansa.crypto.token import split_address
 from hansa.errors import UnreachableError
 
+LISTED = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 VERBS = {"Counter": "inc", "Histogram": "observe", "Gauge": "set"}
 _open: list[Any] = []  # the registry of the metrics, while they are exported
 
 
-@functools.cache
-def listed() -> dict[str, dict[str, Any]]:
-    """``telemetry.toml``: the ``labels`` with the patterns of their values, and the ``metrics``."""
-    return tomllib.loads(resources.files("hansa").joinpath("telemetry.toml").read_text("utf-8"))
-
-
 def allowed(labels: Mapping[str, object]) -> dict[str, str]:
     """The labels as they may leave; a KeyError if one is not listed."""
-    fits = {name: re.fullmatch(listed()["labels"][name], str(value)) for name, value in labels.items()}
+    fits = {name: re.fullmatch(LISTED["labels"][name], str(value)) for name, value in labels.items()}
     return {name: fit[0] if fit else "other" for name, fit in fits.items()}
 
 
@@ -38,14 +33,14 @@ def note(name: str, value: float | None = 1.0, **label: object) -> None:
         if value is None:
             metric.remove(*allowed(label).values())
         else:
-            getattr(metric.labels(**allowed(label)), VERBS[listed()["metrics"][name]["kind"]])(value)
+            getattr(metric.labels(**allowed(label)), VERBS[LISTED["metrics"][name]["kind"]])(value)
 
 
 @functools.cache
 def _metric(registry: Any, name: str) -> Any:
     import prometheus_client
 
-    said = {**listed()["metrics"][name]}
+    said = {**LISTED["metrics"][name]}
     return getattr(prometheus_client, said.pop("kind"))(name, registry=registry, **said)
 
 
@@ -78,11 +73,8 @@ def traced() -> Any:
 
 
 def export(where: str, gauges: Mapping[str, Callable[[], float]]) -> Any:
-    """Answer Prometheus at ``[ADDRESS:]PORT``, on loopback if no address is said; returns the server.
-
-    Raises:
-        UsageError: if that is no place.
-        UnreachableError: if it cannot be had.
+    """Answer Prometheus at ``[ADDRESS:]PORT``, on loopback if no address is said; returns the server. Raises
+    UsageError: that is no place; UnreachableError: it is taken.
     """
     import prometheus_client
 

@@ -137,9 +137,7 @@ def disk(home: Path) -> Check:
 
 
 def proxies(environment: Mapping[str, str]) -> Check:
-    """A proxy that does not let gRPC through is a common reason why an agent cannot connect; of the names of its
-    variable gRPC reads the small ones only.
-    """
+    """A proxy may not let gRPC through; and gRPC reads the small names of its variables only."""
     # What stands before an @ is a name and a password.
     bare = {name: re.sub(r"^(\w+://)?.*@", r"\1", url) for name, url in environment.items() if name.lower() in PROXIES}
     if not bare:
@@ -183,9 +181,10 @@ def store(home: Path) -> Iterator[Check]:
                 revision = database.execute("SELECT version_num FROM alembic_version").fetchone()[0]
         except sqlite3.Error as error:
             said, revision = str(error), ""
-        well, remedy = said == "ok", f"Restore it: hansa {file.stem} restore --help"
-        if well and not (os.access(file, os.W_OK) and os.access(home, os.W_OK)):
-            well, said, remedy = False, "it cannot be written", f"Give it to who runs Hansa: chown -R USER {home}"
+        remedy = f"Restore it: hansa {file.stem} restore --help"
+        if said == "ok" and not (os.access(file, os.W_OK) and os.access(home, os.W_OK)):
+            said, remedy = "it cannot be written", f"Give it to who runs Hansa: chown -R USER {home}"
+        well = said == "ok"
         yield _check(well, f"store {file.name}", f"whole, revision {revision}" if well else said, remedy)
 
 
@@ -205,9 +204,9 @@ def coordinator(home: Path) -> Iterator[Check]:
             async with Remote(home).client() as client:
                 return await client.seen(STATUS, STATUS.request())
         own = AgentHome.open(home)
-        keys = own.address, own.key_pem, own.certificate_pem, own.root_pem
+        channel = client_channel(own.address, own.key_pem, own.certificate_pem, own.root_pem)
         with closing(Left(home / "left.jsonl")) as left:
-            async with client_channel(*keys) as channel:
+            async with channel:
                 return await Client(channel, record=left).seen(DESCRIBE, DESCRIBE.request())
 
     try:
@@ -215,13 +214,10 @@ def coordinator(home: Path) -> Iterator[Check]:
     except HansaError as error:
         yield Check("coordinator", "bad" if AgentHome.joined(home) else "note", error.said, error.remedy)
         return
-    off = time.time() - there
+    off, said = time.time() - there, f"{__version__} here, {version} there"
+    yield _check(version == __version__, "versions", said, "Use one: pip install hansa==VERSION", "note")
     said = f"of {home} is {abs(off):.0f} s {'behind' if off > 0 else 'ahead of'} this machine's"
     yield _check(abs(off) < OFF, "coordinator's clock", said, "Set whichever is wrong: timedatectl set-ntp true")
-    same = version == __version__
-    yield _check(
-        same, "versions", f"{__version__} here, {version} there", "Use one: pip install hansa==VERSION", "note"
-    )
 
 
 def _check(well: bool, name: str, found: str, remedy: str, otherwise: Verdict = "bad") -> Check:

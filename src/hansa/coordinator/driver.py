@@ -17,9 +17,6 @@ from hansa.telemetry import note, span
 from hansa.wire import tensors
 from hansa.wire.tensors import Buffer
 
-TOLD = ("federation", "round", "party", "work", "version", "attempt", "reason")
-"""What a line of the log takes from an event."""
-
 PULSE = 2.0
 """Seconds between two looks at who coordinates."""
 
@@ -147,8 +144,9 @@ class Driver(Engine):
     def _happened(self, run: str, kind: str, body: dict[str, Any], **_: Any) -> None:
         """An operator sees of every event of a run a line in the log, a count, and how long its round took."""
         log = LOG.warning if kind in ("refused", "waiting", "failed") else LOG.info
-        now = {"round": live.progress.round} if (live := self.machine.runs.get(run)) else {}
-        log(kind, run=run, **now | {name: body[name] for name in TOLD if name in body})
+        said = {"round": live.progress.round} if (live := self.machine.runs.get(run)) else {}
+        names = body.keys() & {"federation", "round", "party", "work", "version", "attempt", "reason"}
+        log(kind, run=run, **said | {name: body[name] for name in names})
         note("hansa_events", event=kind)
         if kind in ("asked", "arrived", "finished", "failed") and run in self._rounds:
             self._rounds.pop(run).__exit__(None, None, None)
@@ -158,14 +156,6 @@ class Driver(Engine):
             note("hansa_round", body["round"], run=run)
         elif run not in self.machine.runs:
             note("hansa_round", None, run=run)
-
-    def _commit(self, effects: ev.Effects) -> None:
-        with span("commit"):
-            super()._commit(effects)
-
-    def _reduce(self, run: str, version: int, *rest: Any) -> ev.Reduced:
-        with span("aggregate", run=run, version=version):
-            return super()._reduce(run, version, *rest)
 
     def _answer(self, ticket: object, said: object) -> None:
         if not isinstance(ticket, asyncio.Future) or ticket.done():  # its caller may have left

@@ -23,6 +23,7 @@ from hansa.errors import HansaError, reason_of
 from hansa.files import unload
 from hansa.run import now
 from hansa.secure.coordinator import LOST, total
+from hansa.telemetry import span
 from hansa.wire import tensors
 from hansa.wire.tensors import Buffer
 
@@ -123,7 +124,8 @@ class Engine:
             if sum(INLINE + 1 if body is None else len(body) for body in bodies) > INLINE:
                 later.append((run, version, parties))
                 continue
-            effects.extend(self.machine.handle(self._reduce(run, version, parties, at_hand)))
+            with span("aggregate", run=run, version=version):
+                effects.extend(self.machine.handle(self._reduce(run, version, parties, at_hand)))
         effects.reduce = later
         over = set(effects.settled)
         effects.blobs = [blob for blob in effects.blobs if (blob.run, blob.version) not in over]
@@ -133,7 +135,8 @@ class Engine:
         self._sum_at_once(effects)
         self._over(effects.settled, effects.ended)
         if effects.changes or effects.blobs:
-            await self.read(self._commit, effects)
+            with span("commit"):
+                await self.read(self._commit, effects)
         self._remember(effects)
         for waiting in done:
             self._answer(waiting, None)
@@ -143,7 +146,9 @@ class Engine:
             self._tell(party, notice)
         self._set_alarms(effects)
         for run, version, parties in effects.reduce:
-            self.post(await self.read(self._reduce, run, version, parties, self._bodies))
+            with span("aggregate", run=run, version=version):
+                reduced = await self.read(self._reduce, run, version, parties, self._bodies)
+            self.post(reduced)
 
     def _remember(self, effects: ev.Effects) -> None:
         """Which runs are under way as far as it is committed (the machine is a commit ahead), and what the

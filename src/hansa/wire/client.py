@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from hansa.errors import UnreachableError
 from hansa.telemetry import note
 from hansa.wire.faults import from_status
-from hansa.wire.rpcs import SEEN, Kind, Q, R, Rpc
+from hansa.wire.rpcs import Kind, Q, R, Rpc
 
 _EXCUSE = "Internal error from Core"
 
@@ -49,8 +49,7 @@ class Client:
         multicallable: Any = self._channel.unary_unary(rpc.path)
         call = multicallable(self._leave(rpc, request), timeout=10.0)
         with _hansa_errors():
-            said = dict(await call.initial_metadata()).get(SEEN) or await call
-        version, _, clock = str(said).partition(" ")
+            version, _, clock = str(dict(await call.initial_metadata()).get("hansa") or await call).partition(" ")
         return version, float(clock)
 
     async def stream(self, rpc: Rpc[Q, R], request: Q) -> AsyncGenerator[R, None]:

@@ -14,9 +14,6 @@ SERVICE = "hansa.Hansa"
 PROTOCOL = 1
 """Version of the protocol; the number in Hello and JoinRequest."""
 
-SEEN = "hansa"
-"""The key under which every answer says the coordinator's version, and its clock in seconds since 1970."""
-
 PENDING = 1000
 """Answers that a party may ask about at once; about the others when it comes back."""
 

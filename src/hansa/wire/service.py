@@ -15,7 +15,7 @@ from hansa.crypto.pki import Identity
 from hansa.errors import ContributionError, TrustError, UnreachableError
 from hansa.telemetry import note
 from hansa.wire.faults import refuse
-from hansa.wire.rpcs import RPCS, SEEN, SERVICE, Rpc
+from hansa.wire.rpcs import RPCS, SERVICE, Rpc
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Authorise = Callable[[bytes], Identity]
@@ -101,7 +101,7 @@ def _unary(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
     async def answer(raw: bytes, context: Context) -> bytes:
         try:
             peer = _admit(rpc, context, authorise)
-            await context.send_initial_metadata(((SEEN, f"{__version__} {time.time():.0f}"),))
+            await context.send_initial_metadata((("hansa", f"{__version__} {time.time():.0f}"),))
             return _encoded(await method(_decoded(rpc, raw), peer))
         except (Exception, asyncio.CancelledError) as error:
             await _end(context, rpc, error)
