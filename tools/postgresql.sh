@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Start a throw-away PostgreSQL server for the tests and print its URL; `tools/postgresql.sh stop FOLDER` ends it.
+# Start a throw-away PostgreSQL server for the tests and print its URL; `tools/postgresql.sh stop FOLDER` ends it,
+# and `restart` lets every connection break.
 #   export HANSA_TEST_POSTGRESQL=$(tools/postgresql.sh start FOLDER)
 set -euo pipefail
 
-action=${1:?start or stop}
+action=${1:?start, restart or stop}
 folder=${2:?a folder of its own}
 bin=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -n 1)
 [ -n "$bin" ] || bin=$(dirname "$(command -v pg_ctl)")
@@ -20,6 +21,9 @@ start)
     as "$bin/pg_ctl" -D "$folder/data" -l "$folder/log" -w \
         -o "-c listen_addresses=127.0.0.1 -c port=$port -c unix_socket_directories=$folder" start >/dev/null
     echo "postgresql://hansa@127.0.0.1:$port/postgres"
+    ;;
+restart)
+    as "$bin/pg_ctl" -D "$folder/data" -l "$folder/log" -m immediate -w restart >/dev/null
     ;;
 stop)
     as "$bin/pg_ctl" -D "$folder/data" -m fast -w stop >/dev/null

@@ -76,7 +76,7 @@ class Database:
 
     ``migrations`` is the folder of alembic's scripts that build the tables, ``head`` the newest revision
     there. What is bytes is sealed by the ``vault``. Where the file ``begun`` exists, a file of SQLite's is not empty.
-    Not safe for several threads at once: its owner serialises calls.
+    Not safe for several threads at once: its owner serialises calls, and sets ``stopping`` to end a wait for a server.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Database:
         binary = {t.name: [c.name for c in t.c if isinstance(c.type, sa.LargeBinary)] for t in metadata.sorted_tables}
         self._binary = {table: names for table, names in binary.items() if names}
         self._metadata, self._migrations, self._head = metadata, migrations, head
-        self._engine, self._stopping = _engine(url, begun), threading.Event()
+        self._engine, self.stopping = _engine(url, begun), threading.Event()
         self.server = self._engine.dialect.name != "sqlite"
         self._statements: dict[tuple[type, str, tuple[str, ...]], Any] = {}
         try:
@@ -107,9 +107,7 @@ class Database:
             if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise _damaged(Path(self._engine.url.database or ""), str(error.orig)) from error
             what = f"the database {self._engine.url!r} cannot be opened: {_said(error)}"
-            remedy = "Is the server there, and are user, password and name of its URL right (HANSA_DATABASE)?"
-            if not self.server:
-                remedy = "Check its permissions and the disk, or restore it from a backup"
+            remedy = "Check its permissions and the disk, or restore it; of a server, all that HANSA_DATABASE says"
             raise StoreError(what, remedy=remedy) from error
 
     def apply(self, changes: Iterable[Put | Drop], *, erase: bool = False) -> None:
@@ -168,10 +166,6 @@ class Database:
         found = self.rows(table, **where)
         return found[0] if found else None
 
-    def stop(self) -> None:
-        """Let no thread wait for a server any longer."""
-        self._stopping.set()
-
     def close(self) -> None:
         """Release the file."""
         self._connection.close()
@@ -224,7 +218,7 @@ class Database:
             except (sa.exc.DBAPIError, UnreachableError, ValueError) as error:  # or what should be JSON
                 lost = lost or getattr(error, "connection_invalidated", False)
                 what, pause = f"the database {self._engine.url!r} {fails}: {_said(error)}", next(pauses, None)
-                if not lost or pause is None or self._stopping.wait(pause):
+                if not lost or pause is None or self.stopping.wait(pause):
                     way = "Start it when the server is there: it goes on at the last commit" if lost else way
                     raise StoreError(what, remedy=way) from error
                 self._connection.close()
@@ -315,20 +309,21 @@ def _engine(url: str | Path, begun: Path | None) -> sa.Engine:
         try:
             address = sa.make_url(url)
             if address.drivername == "postgresql":
-                # Either side soon learns that the machine of the other is gone: `hansa.coordinator.epochs`.
                 alive = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
-                given = {**alive, "tcp_user_timeout": 10_000, "connect_timeout": 5}
+                given = {
+                    **alive,
+                    "tcp_user_timeout": 10_000,
+                    "connect_timeout": 5,
+                }  # a machine that is gone says nothing
                 address = address.set(drivername="postgresql+psycopg")
                 return sa.create_engine(address, poolclass=sa.NullPool, connect_args=given)
+            url = {"sqlite": address.database}[address.drivername] or ""
         except ModuleNotFoundError as error:
             what = f"a database on PostgreSQL needs the package {error.name!r}"
             raise StoreError(what, remedy="pip install 'hansa[postgres]'") from None
-        except (sa.exc.ArgumentError, ValueError):
-            address = sa.URL.create("none")
-        if address.drivername != "sqlite" or not address.database:
+        except (sa.exc.ArgumentError, ValueError, KeyError):
             remedy = "Write postgresql://USER@HOST/NAME, or sqlite:////FOLDER/FILE"
-            raise UsageError("the database has an address that Hansa cannot use", remedy=remedy)
-        url = address.database
+            raise UsageError("the database has an address that Hansa cannot use", remedy=remedy) from None
     path = Path(url)
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
     if not path.exists() and (aside := sorted(path.parent.glob(f"{path.name}.damaged-*"))):

@@ -95,7 +95,7 @@ class World:
     def roots(self) -> bytes:
         return self.authority.certificate_pem + self.lobby.certificate_pem
 
-    def authorise(self, certificate_pem: bytes) -> pki.Identity:
+    def authorise(self, certificate_pem: bytes, call: str) -> pki.Identity:
         found = pki.identify(certificate_pem, self.authority.public_key, self.lobby.public_key)
         if found.name in self.removed:
             raise TrustError(f"party {found.name!r} was removed")

@@ -25,15 +25,7 @@ from hansa.contribution import Ask, Values
 from hansa.crypto import keys, pki
 from hansa.crypto.vault import kept_key
 from hansa.database import Drop, Put
-from hansa.errors import (
-    ConsentError,
-    ContributionError,
-    HansaError,
-    PrivacyError,
-    TrustError,
-    UnreachableError,
-    UsageError,
-)
+from hansa.errors import ConsentError, ContributionError, HansaError, PrivacyError, TrustError, UnreachableError
 from hansa.run import now
 from hansa.secure.terms import Phase, Step
 from hansa.telemetry import span
@@ -47,9 +39,6 @@ LOG = structlog.get_logger("hansa.agent")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 """Seconds between two attempts to reach a coordinator that is down, at most."""
-
-OTHERS = 8
-"""Addresses at which it looks for the coordinator beside the one at which it joined, at most."""
 
 LASTED = 10.0
 """Seconds that a session lasts if it does not fail at once, and again whenever it begins anew."""
@@ -105,7 +94,7 @@ class Agent:
             while True:
                 try:
                     await self._session()
-                except (UnreachableError, UsageError) as error:  # or an address that is none
+                except UnreachableError as error:
                     if not self._waiting:
                         self._say(f"waiting for the coordinator at {self._address}: {error}")
                         self._waiting = True
@@ -172,7 +161,7 @@ class Agent:
                 self._welcomed, self._waiting = time.monotonic(), False
                 self._rests()
                 self._say(f"connected to {notice.welcome.coordinator} at {self._address}")
-            told = [one for one in notice.welcome.addresses if one != self.home.address and len(one) < 300][-OTHERS:]
+            told = [one for one in notice.welcome.addresses if one != self.home.address and len(one) < 300][-8:]
             if tuple(told) != self.home.others:
                 self.home = replace(self.home, others=tuple(told))
                 self.home.save()
@@ -399,7 +388,8 @@ class Agent:
 
     def _channel(self) -> Any:
         home = self.home
-        return client_channel(self._address, home.key_pem, home.certificate_pem, home.root_pem)
+        with coordinators_own():  # who told this address
+            return client_channel(self._address, home.key_pem, home.certificate_pem, home.root_pem)
 
     async def _until_renewal(self) -> None:
         """End the session when the certificate is due, so that the next begins with a new one."""

@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from hansa.cli.home import CoordinatorFolder, KeyFile, coordinator_home
 from hansa.cli.operator import call
@@ -19,6 +22,8 @@ def start(
     port: int = 8443,
     listen: str = "",
     name: str = "hansa",
+    database: Annotated[str, Parameter(env_var="HANSA_DATABASE", show_env_var=False)] = "",
+    blobs: Annotated[str, Parameter(env_var="HANSA_BLOBS", show_env_var=False)] = "",
     metrics: Metrics = "",
     key_file: KeyFile = None,
     home: CoordinatorFolder = None,
@@ -40,6 +45,8 @@ def start(
         port: the one port that it needs; 0 for any free one.
         listen: address of this machine to listen on; all of them, or loopback for a loopback address.
         name: of the federation, the first time.
+        database: postgresql://USER@HOST/NAME instead of a file in the folder, or the variable HANSA_DATABASE.
+        blobs: s3://BUCKET/PREFIX or file:///FOLDER for what is large, or the variable HANSA_BLOBS.
     """
     from hansa.crypto.vault import Vault
 
@@ -51,7 +58,7 @@ def start(
     where = where.replace("localhost", "127.0.0.1")
     with sole(folder):
         Vault.of(folder, key_file)
-        asyncio.run(serve(_serve(out, folder, name, address, where, port, metrics), leash=leash))
+        asyncio.run(serve(_serve(out, folder, name, address, where, port, metrics, database, blobs), leash=leash))
 
 
 def _require_reachable(address: str, port: int) -> None:
@@ -64,14 +71,16 @@ def _require_reachable(address: str, port: int) -> None:
         raise UsageError(f"--port must be from 0 to 65535, not {port}", remedy="0: any free one.")
 
 
-async def _serve(out: Output, folder: Path, name: str, host: str, listen: str, port: int, metrics: str) -> None:
+async def _serve(
+    out: Output, folder: Path, name: str, host: str, listen: str, port: int, metrics: str, *stores: str
+) -> None:
     from hansa.coordinator.home import CoordinatorHome
     from hansa.coordinator.service import Coordinator
     from hansa.telemetry import export
 
-    coordinator = Coordinator(CoordinatorHome.open(folder, name), host)
+    coordinator = Coordinator(CoordinatorHome.open(folder, name), host, *stores)
     try:
-        bound = await coordinator.start(listen, port)
+        bound = await coordinator.start(listen, port, out.say)
         if metrics:
             export(metrics, coordinator.gauges())
         out.say(f"The coordinator {coordinator.home.name!r} listens on {listen}, port {bound}.")
@@ -96,6 +105,7 @@ def status(*, home: CoordinatorFolder = None, json: Json = False) -> None:
     out = Output(json)
     said = call(home, STATUS, timeout=5)
     out.say(f"{said.name} at {said.address}, Hansa {said.version}, up since {said.started}")
+    out.say(f"active, in epoch {said.epoch}" if said.epoch else "standing by: another coordinator is at work")
     out.say(f"{said.connected} of {said.parties} parties are connected; {said.runs} runs under way")
-    names = ("name", "address", "version", "started", "parties", "connected", "runs")
+    names = ("name", "address", "version", "started", "parties", "connected", "runs", "epoch")
     out.finish({name: getattr(said, name) for name in names})

@@ -50,7 +50,7 @@ class Driver(Engine):
 
     async def stop(self) -> None:
         """Stop feeding; what was not committed is lost, as in a crash."""
-        self.store.stop()
+        self.store.stopping.set()
         self.failed.cancel()
         for alarm in self._alarms.values():
             alarm.cancel()

@@ -1,7 +1,4 @@
-"""One coordinator at a time: epochs, the lock before them, and those who stand by."""
-
-from datetime import UTC, datetime
-from typing import Any
+"""One coordinator at a time: a lock, epochs, and those who stand by."""
 
 import sqlalchemy as sa
 
@@ -14,29 +11,22 @@ LOCK = sa.text(
     "set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), false), "
     "pg_try_advisory_lock(hashtextextended('hansa ' || coalesce(current_schema(), ''), 0))"
 )
-"""Of a session of PostgreSQL, which soon sees that this machine is gone; whatever it commits is durable."""
+"""Of a session on PostgreSQL, which ends soon after this machine is gone, and commits durably."""
 
 
 class Fenced(Database):
-    """A database that the coordinator of the newest epoch alone may change.
+    """A database that the coordinator of the newest epoch alone may change; ``epoch`` is 0 for who took none.
 
-    On a server the lock lives as long as its holder's connection: who has it takes the next epoch, and all others stand
-    by. A file has no such lock: who starts takes the epoch, and who had it is refused. The ``epoch`` is 0 for who never
-    took one, such as a program that copies what nobody serves.
+    On a server, who has the lock takes the next epoch, and all others stand by. On a file, who starts takes it.
     """
 
-    epoch, _sole, _where = 0, False, ""
+    epoch, _sole = 0, False
 
     def take(self, holder: str, address: str, keys: str) -> bool:
-        """Take the next epoch; False while another one has the lock, behind which this one is now known to stand by.
+        """Take the next epoch; False while another one has the lock, behind which this one stands by.
 
-        Args:
-            holder: who this is, for people.
-            address: where parties reach it.
-            keys: a fingerprint of what coordinators of one database must have in common beside it.
-
-        Raises:
-            TrustError: if those before have other keys.
+        ``holder`` says who this is to people, and ``keys`` is a fingerprint of what all coordinators of one database
+        keep beside it; TrustError if those before kept something else.
         """
         self._sole = self._sole or self._transaction(self._lock)
         if self._sole:
@@ -47,32 +37,25 @@ class Fenced(Database):
         if others := [row["holder"] for row in known if row["keys"] not in (None, keys)]:
             remedy = "Restore its backup here, or copy its authority.key, authority.pem, lobby.seed, noise.key and name"
             raise TrustError(f"the database is that of {others[0]}, whose keys this coordinator has not", remedy=remedy)
-        row = {"address": address, "at": datetime.now(UTC).isoformat()}
         if self._sole:
-            self._where, new = address, {**row, "holder": holder, "keys": keys}
-            self.epoch = self._transaction(lambda connection: self._next(connection, new), "refuses to write")
+            row = {"address": address, "holder": holder, "keys": keys}
+            self.epoch = self._transaction(lambda connection: self._next(connection, row), "refuses to write")
         elif address not in [row["address"] for row in known]:
-            self.apply([Put("epoch", row)])
+            self.apply([Put("epoch", {"address": address})])
         return self.epoch > 0
 
     def peers(self) -> list[str]:
-        """Where the coordinators are, the active one and those who stand by; none if there was only ever one.
-
-        Raises:
-            StoreError: if another one has taken over.
-        """
-        if self.epoch and not self.rows("epoch", address=self._where, number=self.epoch):
+        """Where coordinators are, at work or standing by, if they are several; StoreError if another took over."""
+        known = {row["address"]: row["number"] for row in self.rows("epoch", "address")}
+        if self.epoch and self.epoch not in known.values():
             raise self._over()
-        known = [row["address"] for row in self.rows("epoch", "at")]
-        return known if len(known) > 1 else []
+        return [*known] if len(known) > 1 else []
 
-    def _next(self, connection: sa.Connection, row: dict[str, Any]) -> int:
+    def _next(self, connection: sa.Connection, row: dict[str, str]) -> int:
         """End the newest epoch, whose number becomes negative, and begin the next: compare and swap."""
-        epochs = self._metadata.tables["epoch"]
-        newest = connection.execute(sa.select(sa.func.max(sa.func.abs(epochs.c.number)))).scalar() or 0
-        ends = epochs.update().where(epochs.c.number == newest).values(number=-newest)
-        if newest and not connection.execute(ends).rowcount:
-            raise self._over()
+        numbers = sa.select(sa.func.max(sa.func.abs(self._metadata.tables["epoch"].c.number)))
+        newest = connection.execute(numbers).scalar() or 0
+        self._swap(connection, newest, -newest)
         if self._sole:  # still: the connection may have been lost
             begins = Put("epoch", {**row, "number": newest + 1})
             connection.execute(self._statement(begins), begins.values)
@@ -91,16 +74,17 @@ class Fenced(Database):
         return not self.server or bool(connection.execute(LOCK).one()[-1])
 
     def _fence(self, connection: sa.Connection) -> None:
-        """The row of the epoch, set to what it is, is locked until the commit: who ends the epoch waits for it and
-        finds all of it, and who comes later finds no such row.
+        """Its row, changed into what it is, is locked until the commit: who ends the epoch waits for that and finds
+        all of it, and who comes later finds no such row.
         """
+        self._swap(connection, self.epoch, self.epoch)
+
+    def _swap(self, connection: sa.Connection, number: int, becomes: int) -> None:
         epochs = self._metadata.tables["epoch"]
-        own = epochs.update().where(epochs.c.address == self._where, epochs.c.number == self.epoch)
-        if self.epoch and not connection.execute(own.values(number=self.epoch)).rowcount:
+        swap = epochs.update().where(epochs.c.number == number).values(number=becomes)
+        if number and not connection.execute(swap).rowcount:
             raise self._over()
 
     def _over(self) -> StoreError:
-        remedy = "Started again, this one stands by"
-        if not self.server:
-            remedy = "Let one coordinator alone use this file; two that stand in for each other need PostgreSQL"
+        remedy = "Started again it stands by, or on SQLite takes over in turn: let one alone use a file"
         return StoreError("another coordinator has taken over", remedy=remedy)

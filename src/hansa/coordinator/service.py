@@ -33,6 +33,7 @@ from hansa.text import legible
 from hansa.wire import chunks
 from hansa.wire import messages as m
 from hansa.wire.channel import serve
+from hansa.wire.rpcs import STATUS
 from hansa.wire.service import handlers
 
 LOG = structlog.get_logger("hansa.coordinator")
@@ -47,9 +48,9 @@ class Coordinator(Operators):
     ``host`` is the name or address under which parties reach it; it goes into certificate and tokens.
     """
 
-    def __init__(self, home: CoordinatorHome, host: str, database: str = "") -> None:
+    def __init__(self, home: CoordinatorHome, host: str, database: str = "", blobs: str = "") -> None:
         self.home, self.host, self.address, self.active = home, host, "", False
-        store = CoordinatorStore(home.folder, database)
+        store = CoordinatorStore(home.folder, database, blobs)
         self.inbox = inbox.Inbox(store)
         secret = kept_key(home.folder / "noise.key")
         self.driver = Driver(store, self._tell, self.inbox.settle, secret)
@@ -77,7 +78,7 @@ class Coordinator(Operators):
         pair = self.home.authority.server_certificate(self.home.name, host=self.host)
         self._certificate = pair[1]
         self._server, bound = await serve(
-            handlers(_Door(self), self.authorise),
+            handlers(self, self.authorise),
             host=listen,
             port=port,
             key_pem=pair[0],
@@ -110,12 +111,13 @@ class Coordinator(Operators):
 
     # --- who may call
 
-    def authorise(self, certificate_pem: bytes) -> pki.Identity:
+    def authorise(self, certificate_pem: bytes, call: str) -> pki.Identity:
         """The peer behind a certificate, at every call: a removal takes effect at once.
 
         Raises:
             TrustError: unless the authority or the lobby signed it, it is valid, and its party is
                 a member with this certificate.
+            UnreachableError: if this coordinator stands by; it only says how it is.
         """
         peer = self._identities.get(certificate_pem)
         if peer is None or peer.expires <= dt.datetime.now(dt.UTC):
@@ -123,7 +125,10 @@ class Coordinator(Operators):
             if len(self._identities) > 10_000:
                 self._identities.clear()
             self._identities[certificate_pem] = peer
-        if peer.role == pki.PARTY and self.active:
+        if not self.active and call != STATUS.name:
+            remedy = "Ask the one at work; this one takes over when that one is gone"
+            raise UnreachableError(f"the coordinator at {self.address} stands by", remedy=remedy)
+        if peer.role == pki.PARTY:
             self._require_member(peer)
         return peer
 
@@ -326,19 +331,3 @@ class Coordinator(Operators):
         self._told = {d: told for d, told in self._told.items() if told[0] in self.driver.machine.runs}
         self._told[work.digest] = notice.run, ask.version
         return work
-
-
-class _Door:
-    """What a coordinator answers: while it is not active, only how it is."""
-
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
-
-    def __getattr__(self, name: str) -> Callable[[Any, pki.Identity], Any]:
-        def call(request: Any, peer: pki.Identity) -> Any:
-            if not self._coordinator.active and name != "status":
-                remedy = "Ask the one at work; this one takes over when that one is gone"
-                raise UnreachableError(f"the coordinator at {self._coordinator.address} stands by", remedy=remedy)
-            return getattr(self._coordinator, name)(request, peer)
-
-        return call

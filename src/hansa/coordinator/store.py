@@ -9,10 +9,11 @@ from typing import Any
 import sqlalchemy as sa
 from blake3 import blake3
 
+from hansa.coordinator.bucket import Bucket
 from hansa.coordinator.epochs import Fenced
 from hansa.crypto.vault import DamagedError, Vault
 from hansa.database import Put, columns
-from hansa.errors import StoreError, StudyError, did_you_mean
+from hansa.errors import StoreError, StudyError, UsageError, did_you_mean
 from hansa.files import mapped, set_aside, sync_folder, unload, writing
 from hansa.wire.tensors import Buffer
 
@@ -56,7 +57,7 @@ sa.Table(
     ),
 )
 sa.Table("blob", metadata, *columns({"run": str, "version": int, "name": str}, digest=str, body=bytes | None))
-sa.Table("epoch", metadata, *columns({"address": str}, number=int | None, holder=str | None, keys=str | None, at=str))
+sa.Table("epoch", metadata, *columns({"address": str}, number=int | None, holder=str | None, keys=str | None))
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,33 @@ class Spooled:
 class CoordinatorStore(Fenced):
     """The coordinator's database, and the folder of its large blobs.
 
-    It is the SQLite file in the coordinator's folder, which is made, unless a ``url`` names another.
+    It is the SQLite file in the coordinator's folder, which is made, unless a ``url`` names another. They lie in that
+    folder, or in ``file:///FOLDER``, or both there and in ``s3://BUCKET/PREFIX``, as ``blobs`` says; or, if a server is
+    all that is named, in the database.
     """
 
-    def __init__(self, home: Path, url: str = "") -> None:
+    _ready = False
+
+    def __init__(self, home: Path, url: str = "", blobs: str = "") -> None:
+        kind, _, rest = blobs.partition("://")
+        if blobs and not (rest and kind == "s3") and not (rest.startswith("/") and kind == "file"):
+            raise UsageError(f"blobs cannot be kept at {blobs!r}", remedy="Write s3://BUCKET/PREFIX or file:///FOLDER")
         super().__init__(
             url or home / "coordinator.db", metadata, MIGRATIONS, HEAD, Vault.of(home), home / "address.json"
         )
-        self._blobs = home / "blobs"
+        self._blobs = Path(rest) if kind == "file" else home / "blobs"
+        self._bucket = Bucket(blobs, self.stopping) if kind == "s3" else None
+        self._shared, self._inline = self.server or bool(blobs), 1 << 30 if self.server and not blobs else INLINE
+
+    def take(self, *who: str) -> bool:
+        """As `Fenced.take`; StoreError if what coordinators share of the large blobs is not where this one looks."""
+        if self._bucket and not self._ready:
+            self._bucket.drop("-")
+        self._ready, taken = True, super().take(*who)
+        for row in self.rows("blob", columns=("run", "version", "name"), limit=1, body=None) if taken else ():
+            if self._shared:
+                self.read_blob(**row)
+        return taken
 
     def run(self, run: str) -> dict[str, Any]:
         """The row of a run.
@@ -117,13 +137,15 @@ class CoordinatorStore(Fenced):
         path = self._path(run, version, f"{name} {digest}")  # until the row is there, what was is to be found
         if isinstance(body, Spooled):
             body.path.replace(path)
-        elif len(body) <= INLINE:
+        elif len(body) <= self._inline:
             return Put("blob", {**row, "body": bytes(body)})
         else:
             with writing(path, private=True) as file:
                 file.writelines(self.vault.seal(body, "blob", run, version, name))
         for folder in (path.parent, path.parent.parent, self._blobs):
             sync_folder(folder)
+        if self._bucket:
+            self._bucket.put(path)
         return Put("blob", row)
 
     def read_blob(self, run: str, version: int, name: str) -> Buffer:
@@ -138,11 +160,14 @@ class CoordinatorStore(Fenced):
         path = self._path(run, version, f"{name} {row['digest']}")
         try:
             inline: bytes | None = row["body"]
+            if inline is None and self._bucket and not path.exists():
+                self._bucket.get(path)
             body = self.vault.open(mapped(path), "blob", run, version, name) if inline is None else inline
             whole = blake3(body).hexdigest() == row["digest"]
             unload(body)
         except OSError as error:
-            raise StoreError(f"the blob {path} cannot be read: {error}") from error
+            remedy = "Start with the same --blobs as ever, or restore its folder from a backup"
+            raise StoreError(f"the blob {path} cannot be read: {error}", remedy=remedy) from error
         except DamagedError:
             whole = False
         if not whole:
@@ -163,7 +188,7 @@ class CoordinatorStore(Fenced):
 
     def spooled(self, path: Path, size: int, digest: str) -> bytes | Spooled:
         """A body that is whole in its spool, which nobody adds to any more: in its file, if that is as a blob's."""
-        if size > INLINE and not self.vault:
+        if size > self._inline and not self.vault:
             return Spooled(path.replace(f"{path}.{secrets.token_hex(4)}"), size, digest)
         body = path.read_bytes()
         path.unlink()
@@ -171,6 +196,8 @@ class CoordinatorStore(Fenced):
 
     def sweep(self, run: str, version: int) -> None:
         """Remove the files of an exchange whose rows were dropped, after that was committed."""
+        if self._bucket:
+            self._bucket.drop(f"{run}/{version}")
         shutil.rmtree(self._blobs / run / str(version), ignore_errors=True)
 
     def _path(self, run: str, version: int, name: str) -> Path:

@@ -18,7 +18,7 @@ from hansa.wire.faults import refuse
 from hansa.wire.rpcs import RPCS, SERVICE, Rpc
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
-Authorise = Callable[[bytes], Identity]
+Authorise = Callable[[bytes, str], Identity]
 
 
 def handlers(implementation: object, authorise: Authorise) -> grpc.GenericRpcHandler:
@@ -31,7 +31,7 @@ def handlers(implementation: object, authorise: Authorise) -> grpc.GenericRpcHan
             async generator ``upload(requests, peer)``, where ``requests`` is an async iterator.
             A HansaError that it raises reaches the caller as the same error; anything else is
             logged, and the caller hears only that the coordinator failed.
-        authorise: from a peer's certificate (PEM) to its identity, at every call, so that a removal
+        authorise: from a peer's certificate (PEM) and a call's name to its identity, at every call, so that a removal
             takes effect at once; raises TrustError for whom it does not accept.
 
     An rpc without a method is answered as unimplemented.
@@ -56,7 +56,7 @@ def _admit(rpc: Rpc[Any, Any], context: Context, authorise: Authorise) -> Identi
     certificates = facts.get("x509_pem_cert", [])
     if len(certificates) != 1:
         raise TrustError("the connection has no client certificate")
-    peer = authorise(certificates[0])
+    peer = authorise(certificates[0], rpc.name)
     if peer.role not in rpc.roles:
         remedy = f"It is for: {', '.join(sorted(rpc.roles))}."
         raise TrustError(f"{rpc.name} is not for the role {peer.role!r}", remedy=remedy)

@@ -10,5 +10,4 @@ down_revision = "0002"
 
 def upgrade() -> None:
     """Create the table."""
-    body = {"number": int | None, "holder": str | None, "keys": str | None, "at": str}
-    op.create_table("epoch", *columns({"address": str}, **body))
+    op.create_table("epoch", *columns({"address": str}, number=int | None, holder=str | None, keys=str | None))
