@@ -141,7 +141,7 @@ class SimulatedAgentStore(Simulated):
 class SimulatedCoordinatorStore(Simulated):
     """`CoordinatorStore` in memory; files are there from the moment they were renamed into their place."""
 
-    run = CoordinatorStore.run
+    run, vault = CoordinatorStore.run, None
 
     @staticmethod
     def disk() -> Disk:
