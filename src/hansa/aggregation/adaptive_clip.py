@@ -46,13 +46,8 @@ class AdaptiveClip(Stage):
             said = f"{self.kind}: there is a field named {INSIDE.name!r} already"
             raise PipelineError(said, remedy="Write only one such stage")
         fields = (replace(f, example=math.inf) if f.like else f for f in signal.fields)
-        return replace(
-            signal,
-            fields=(*fields, INSIDE),
-            travel=signal.travel and (*signal.travel, INSIDE),
-            norm=1.0,
-            portions=(*signal.portions, (INSIDE.name, self.portion)),
-        )
+        travel, portions = signal.travel and (*signal.travel, INSIDE), (*signal.portions, (INSIDE.name, self.portion))
+        return replace(signal, fields=(*fields, INSIDE), travel=travel, norm=1.0, portions=portions)
 
     def announce(self, state: Values) -> Values:
         return Values({"norm": state.get("norm", np.asarray(self.norm))})

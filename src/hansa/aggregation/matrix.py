@@ -46,12 +46,9 @@ class Matrix(Gaussian):
         """
 
     def release(self, signal: Signal, failure: float) -> events.Event:
-        return events.MatrixMechanism(
-            adjacency=signal.privacy.adjacency,
-            noise_multiplier=self.noise_multiplier,
-            sensitivity=self.sensitivity(signal.schedule),
-            failure=min(0.5, failure * signal.schedule.rounds),
-        )
+        z, c, failure = self.noise_multiplier, self.sensitivity(signal.schedule), failure * signal.schedule.rounds
+        near, failure = signal.privacy.adjacency, min(0.5, failure)
+        return events.MatrixMechanism(adjacency=near, noise_multiplier=z, sensitivity=c, failure=failure)
 
     def multiplier(self, signal: Signal, size: int) -> float:
         """With which the rounding in all rounds is paid for, too."""

@@ -34,10 +34,8 @@ class Grid(Codec):
         count = field.size if wide else -(-field.size * self.bits // 8)
         high = 2.0 ** (16 if wide else 8) - 1
         steps = -(-field.size // max(1, self._run(field.size)))
-        return (
-            part(field, "codes", (count,), "uint16" if wide else "uint8", high),
-            part(field, "step", (steps,), field.dtype, math.inf),
-        )
+        codes = part(field, "codes", (count,), "uint16" if wide else "uint8", high)
+        return codes, part(field, "step", (steps,), field.dtype, math.inf)
 
     def pack(self, x: Array, field: Field, draw: Draw) -> dict[str, Array]:
         """Codes at the resolution that the party's own vector allows."""

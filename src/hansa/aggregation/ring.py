@@ -101,11 +101,7 @@ class Grid(Stage):
     def _steps(self, signal: Signal) -> dict[str, float]:
         found = groups(signal, self.kind)
         most = max(group.portion for group in found)
-        return {
-            name: group.bound * math.sqrt(most / group.portion) / 2**self.bits
-            for group in found
-            for name in group.names
-        }
+        return {n: g.bound * math.sqrt(most / g.portion) / 2**self.bits for g in found for n in g.names}
 
 
 class Shares(Stage):
@@ -116,6 +112,7 @@ class Shares(Stage):
         noise_multiplier: standard deviation of the noise of the honest over what one unit adds at most.
     """
 
+    event: ClassVar[type[events.Skellam]]
     protects: ClassVar[bool] = True
     noise_multiplier: Annotated[float, Limits(ge=1e-3)]
 
@@ -131,17 +128,10 @@ class Shares(Stage):
         if honest < 1:
             remedy = "Raise cohort.minimum above adversary.colluding"
             raise PipelineError(f"{self.kind}: no party's noise is sure to count", remedy=remedy)
-        variance = self.variance(signal)
-        l1 = signal.apart * min(math.sqrt(size), signal.apart)
-        event = _EVENTS[self.kind](
-            adjacency=signal.privacy.adjacency,
-            variance=variance,
-            shares=honest,
-            dimension=size,
-            l2=signal.apart,
-            l1=l1,
-            failure=min(0.5, noise.FAILURE * size * honest),
-        )
+        variance, l2, failure = self.variance(signal), signal.apart, min(0.5, noise.FAILURE * size * honest)
+        l1, near = l2 * min(math.sqrt(size), l2), signal.privacy.adjacency
+        more: dict[str, Any] = {"shares": honest, "dimension": size, "failure": failure}
+        event = self.event(adjacency=near, variance=variance, l2=l2, l1=l1, **more)
         most = signal.among.most if signal.among else 1
         tail = math.sqrt(2 * most * variance * math.log(2 * size / OVERFLOW))
         fields = tuple(_integer(f, 2**31 - 1, "int32") for f in signal.fields)
@@ -179,18 +169,14 @@ class Skellam(Shares):
     """The difference of two Poisson variables: sums of shares are of the same kind (Agarwal et al. 2021)."""
 
     kind: ClassVar[str] = "skellam"
+    event = events.Skellam
 
 
 class DiscreteGaussian(Shares):
     """Normal noise on the integers: sums of shares are nearly so (Kairouz, Liu and Steinke 2021)."""
 
     kind: ClassVar[str] = "discrete-gaussian"
-
-
-_EVENTS: dict[str, type[events.Skellam] | type[events.DiscreteGaussian]] = {
-    "skellam": events.Skellam,
-    "discrete-gaussian": events.DiscreteGaussian,
-}
+    event = events.DiscreteGaussian
 
 
 class Bucket(Stage):
@@ -209,7 +195,6 @@ class Bucket(Stage):
     minimum: Annotated[int, Limits(ge=2)] | None = None
 
     def bind(self, signal: Signal) -> Signal:
-        """Single contributions in and out; what comes after is of one bucket."""
         self.needs(signal, "any", vectors=False)
         size, stay, among, what = self.size, self.minimum or self.size, signal.among, ""
         colluding = among.colluding if among else 0

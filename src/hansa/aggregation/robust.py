@@ -27,14 +27,12 @@ class Robust(Reducer):
         return 3
 
     def bind(self, signal: Signal) -> Signal:
-        """A minority that it bears: of buckets, any in which one of those who may collude can be."""
-        bound, buckets = super().bind(signal), signal.buckets
-        if buckets is None:
-            return bound
+        if (buckets := signal.buckets) is None:
+            return super().bind(signal)
         if buckets.most < (least := max(self.least, buckets.least)):
             what = f"{self.kind} needs {least} buckets, and there are parties for {buckets.most:g} of {buckets.size}"
             raise PipelineError(what, remedy=f"Lower bucket.size, or have {least * buckets.size} parties")
-        return replace(bound, buckets=replace(buckets, least=least))
+        return replace(super().bind(signal), buckets=replace(buckets, least=least))
 
     def counted(self, arrays: dict[str, Array], context: Context) -> int:
         """How many parties or buckets there are; a RunError if they are too few."""
@@ -53,11 +51,9 @@ class Coordinatewise(Robust):
     def bind(self, signal: Signal) -> Signal:
         """Single contributions in whose entries mean the same at every party."""
         if signal.mixed:
-            raise PipelineError(
-                f"{self.kind} compares parties entry by entry, and after {signal.mixed} an entry is not "
-                "the same parameter of every party",
-                remedy=f"Put {self.kind} before rotate, or use geometric-median with {signal.mixed}",
-            )
+            what = f"compares parties entry by entry, and after {signal.mixed} these are not the same parameters"
+            remedy = f"Put {self.kind} before rotate, or use geometric-median with {signal.mixed}"
+            raise PipelineError(f"{self.kind} {what}", remedy=remedy)
         return super().bind(signal)
 
     @abstractmethod

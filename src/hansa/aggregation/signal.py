@@ -71,19 +71,12 @@ class Among:
 
 @dataclass(frozen=True)
 class Buckets:
-    """How the parties of a round are dealt into several sums.
+    """How the parties of a round are dealt into several sums."""
 
-    Args:
-        size: parties in one at least; it is never twice as large.
-        stay: as many of ``size`` must stay to the end, or a bucket's sum is not opened.
-        most: buckets in a round, at most.
-        least: without as many sums a round fails.
-    """
-
-    size: int
-    stay: int
-    most: float = math.inf
-    least: int = 1
+    size: int  # of one at least; it is never twice as large
+    stay: int  # as many of ``size`` must stay to the end, or a bucket's sum is not opened
+    most: float = math.inf  # in a round
+    least: int = 1  # sums without which a round fails
 
     def rules(self, whole: Rules) -> Rules:
         """What parties hold a bucket's sum to, from what they would hold the sum of all to."""

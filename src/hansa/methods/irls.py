@@ -80,15 +80,9 @@ class IRLS(Newton):
         if state.facts["converged"]:
             return None
         free = len(state.facts["free"])
-        fields = (
-            summed("gradient", free),
-            summed("hessian", free, free),
-            summed("deviance"),
-            summed("pearson", low=0.0),
-            summed("labels"),
-            summed("rows", low=0.0),
-        )
-        return Ask("", 0, 0, Values({"parameters": state.values["parameters"]}), fields, through="update")
+        fields = [summed("gradient", free), summed("hessian", free, free), summed("deviance")]
+        fields += [summed("pearson", low=0.0), summed("labels"), summed("rows", low=0.0)]
+        return Ask("", 0, 0, Values({"parameters": state.values["parameters"]}), tuple(fields), through="update")
 
     def work(self, at: At) -> Answer:
         family, free = FAMILIES[type(at.learner)], self.free(at.setup)
@@ -105,14 +99,8 @@ class IRLS(Newton):
         # The response that is worked on: the score, or in round 1 what leads from 0 to the first estimate.
         response = weights * eta if at.round == 1 else y - mu
         pearson = np.square(y - mu) / np.where(weights > 0, weights, 1.0)
-        sums = {
-            "gradient": design.T @ response,
-            "hessian": (design.T * weights) @ design,
-            "deviance": family.deviance(y, eta, mu).sum(),
-            "pearson": pearson.sum(),
-            "labels": y.sum(),
-            "rows": float(len(y)),
-        }
+        sums = {"gradient": design.T @ response, "hessian": (design.T * weights) @ design, "pearson": pearson.sum()}
+        sums |= {"deviance": family.deviance(y, eta, mu).sum(), "labels": y.sum(), "rows": float(len(y))}
         return Answer(Contribution(Values({k: np.asarray(v) for k, v in sums.items()})))
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:

@@ -111,14 +111,9 @@ class Newton(Method):
         there[facts["free"]] += step
         arrays = {"parameters": there, "previous": here, "step": step, "first": first}
         values = Values({**state.values, **arrays, "covariance": curve.dispersion * inverse})
-        known = {
-            "parties": parties,
-            "deviance": curve.deviance,
-            "converged": converged,
-            "lost": lost,
-            "reason": f"the estimates stand after {state.round + 1} rounds",
-            "more": {**curve.facts, "dispersion": curve.dispersion},
-        }
+        reason, more = f"the estimates stand after {state.round + 1} rounds", {"dispersion": curve.dispersion}
+        known: dict[str, Json] = {"parties": parties, "deviance": curve.deviance, "converged": converged, "lost": lost}
+        known |= {"reason": reason, "more": {**curve.facts, **more}}
         return State(state.round + 1, values, {**facts, **known})
 
     def facts(self, state: State, encoding: Encoding) -> dict[str, Json]:
@@ -142,9 +137,7 @@ class Newton(Method):
             "coefficients": coefficients.tolist(),
             "covariance": covariance.tolist(),
             "degrees": None,
-            "deviance": state.facts["deviance"],
-            "converged": state.facts["converged"],
-            "parties": state.facts["parties"],
+            **{name: state.facts[name] for name in ("deviance", "converged", "parties")},
             **state.facts["more"],
         }
         return {"inference": found}

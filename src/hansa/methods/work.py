@@ -163,13 +163,8 @@ class Work:
             fine = np.isfinite(np.vecdot(trained, trained))
         for i in np.flatnonzero(~fine).tolist():
             if not np.isfinite(trained[i]).all():
-                error = ContributionError(
-                    "training diverged: the parameters are no longer finite",
-                    party=self.parties[i],
-                    round=self.round,
-                    remedy="Lower the local learning rate",
-                )
-                self.fail(i, error)
+                what, remedy = "training diverged: the parameters are no longer finite", "Lower the local learning rate"
+                self.fail(i, ContributionError(what, party=self.parties[i], round=self.round, remedy=remedy))
         if self.alone:
             return Trained(trained[0], int(steps[0]), {n: v[0] for n, v in kept.items()})
         return Trained(trained, steps[:, None], kept)

@@ -36,6 +36,12 @@ class Observer:
         """Of everything together."""
         return self.spent.epsilon
 
+    def to_json(self) -> dict[str, Json]:
+        """The same as JSON values; an infinite epsilon is null."""
+        said: dict[str, Json] = {"sees": list(self.sees), "unprotected": list(self.exact)}
+        epsilon = self.epsilon if math.isfinite(self.epsilon) else None
+        return {"epsilon": epsilon, "accountant": self.spent.accountant, **said}
+
 
 @dataclass(frozen=True)
 class Guarantee:
@@ -62,15 +68,7 @@ class Guarantee:
             "delta": self.privacy.delta,
             "coordinator": self.adversary.coordinator,
             "colluding": self.adversary.colluding,
-            "observers": {
-                one.name: {
-                    "epsilon": one.epsilon if math.isfinite(one.epsilon) else None,
-                    "accountant": one.spent.accountant,
-                    "sees": list(one.sees),
-                    "unprotected": list(one.exact),
-                }
-                for one in self.observers
-            },
+            "observers": {one.name: one.to_json() for one in self.observers},
         }
 
     def __str__(self) -> str:
