@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import time
 from contextlib import closing
@@ -197,6 +198,27 @@ def test_a_store_that_cannot_be_written_is_bad(agent, monkeypatch):
     monkeypatch.setattr(doctor.os, "access", lambda path, how: path.name != "agent.db")
     (check,) = doctor.store(agent)
     assert (check.verdict, check.found) == ("bad", "it cannot be written")
+
+
+def test_a_database_and_storage_that_do_not_answer_are_bad_and_no_password_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    said = {"HANSA_DATABASE": "postgresql://me:secret@127.0.0.1:9/hansa", "HANSA_BLOBS": "s3://league/blobs"}
+    database, blobs = doctor.elsewhere(said)
+    assert [(check.name, check.verdict) for check in (database, blobs)] == [("database", "bad"), ("blobs", "bad")]
+    for check in (database, blobs):
+        assert check.remedy
+        assert "secret" not in check.found
+    assert list(doctor.elsewhere({"HANSA_BLOBS": "file:///srv/blobs"})) == []
+
+
+def test_a_database_that_answers_is_well_and_stays_as_it_is(tmp_path):
+    url = os.environ.get("HANSA_TEST_POSTGRESQL", f"sqlite:///{tmp_path / 'empty.db'}")
+    for _ in range(2):
+        (check,) = doctor.elsewhere({"HANSA_DATABASE": url})
+        assert check.verdict == "ok"
+        assert check.found == "revision none yet" or "postgresql" in url
 
 
 # --- the other side

@@ -7,8 +7,9 @@ import shutil
 import socket
 import sqlite3
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -75,6 +76,7 @@ def examine(port: int | None, home: Path) -> Iterator[Check]:
     yield writable(home)
     yield disk(home)
     yield proxies(os.environ)
+    yield from elsewhere(os.environ)
     for folder in homes:
         yield from certificates(folder, now)
         yield from store(folder)
@@ -147,6 +149,32 @@ def proxies(environment: Mapping[str, str]) -> Check:
     if not any(map(str.islower, bare)):
         remedy = "gRPC reads small names only: if an agent needs the proxy, set https_proxy and no_proxy."
     return Check("proxy", "note", ", ".join(found), remedy)
+
+
+def elsewhere(environment: Mapping[str, str]) -> Iterator[Check]:
+    """The database and the storage of large blobs that the environment names for a coordinator."""
+    url, blobs = environment.get("HANSA_DATABASE", ""), environment.get("HANSA_BLOBS", "")
+    if not url and not blobs.startswith("s3:"):
+        return
+    from hansa.coordinator.bucket import Bucket
+    from hansa.coordinator.store import HEAD, MIGRATIONS, metadata
+    from hansa.database import Database
+
+    class Looked(Database):
+        def _migrate(self) -> None:
+            """It changes nothing."""
+
+    def answering() -> str:
+        (at_once := threading.Event()).set()  # it waits for nobody
+        Bucket(blobs, at_once).drop("-")
+        return f"{blobs} answers"
+
+    if url:
+        yield _tried(
+            "database", lambda: f"revision {Looked(url, metadata, MIGRATIONS, HEAD)._revision() or 'none yet'}"
+        )
+    if blobs.startswith("s3:"):
+        yield _tried("blobs", answering)
 
 
 def certificates(home: Path, now: datetime) -> Iterator[Check]:
@@ -222,6 +250,13 @@ def coordinator(home: Path) -> Iterator[Check]:
 
 def _check(well: bool, name: str, found: str, remedy: str, otherwise: Verdict = "bad") -> Check:
     return Check(name, "ok", found) if well else Check(name, otherwise, found, remedy)
+
+
+def _tried(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, "ok", look())
+    except HansaError as error:
+        return Check(name, "bad", error.said, error.remedy)
 
 
 def _nearest(path: Path) -> Path:
