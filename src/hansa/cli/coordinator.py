@@ -80,9 +80,9 @@ async def _serve(
 
     coordinator = Coordinator(CoordinatorHome.open(folder, name), host, *stores)
     try:
-        bound = await coordinator.start(listen, port, out.say)
         if metrics:
             export(metrics, coordinator.gauges())
+        bound = await coordinator.start(listen, port, out.say)
         out.say(f"The coordinator {coordinator.home.name!r} listens on {listen}, port {bound}.")
         out.say(f"Parties reach it at {coordinator.address}. Its folder: {folder}")
         out.say("Next, in another terminal: hansa party invite NAME")

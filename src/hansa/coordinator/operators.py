@@ -127,10 +127,10 @@ class Operators:
 
     def gauges(self) -> dict[str, Callable[[], float]]:
         """What Prometheus may look at whenever it likes, from a thread of its own."""
-        guests, driver, inbox = self.driver.machine.guests, self.driver, self.inbox
+        driver, inbox = self.driver, self.inbox
         return {
-            "hansa_parties": lambda: sum(guest.state == "active" for guest in [*guests.values()]),
-            "hansa_parties_connected": lambda: sum(guest.listening for guest in [*guests.values()]),
+            "hansa_parties": lambda: sum(guest.state == "active" for guest in [*driver.machine.guests.values()]),
+            "hansa_parties_connected": lambda: sum(guest.listening for guest in [*driver.machine.guests.values()]),
             "hansa_runs_under_way": lambda: len(driver.machine.runs),
             "hansa_epoch": lambda: driver.store.epoch,
             "hansa_queue_depth": driver.queue.qsize,
