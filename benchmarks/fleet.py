@@ -29,6 +29,7 @@ from hansa.agent.offers import Offers
 from hansa.backends.remote import Remote
 from hansa.cli.operator import call
 from hansa.data.source import write_parquet
+from hansa.methods.course import Progress
 from hansa.run import Run
 from hansa.wire.rpcs import INVITE, PARTIES, SUBMIT
 
@@ -82,6 +83,8 @@ class Fleet:
         where = ("--address", self.address, "--port", str(self.port)) if name == COORDINATOR else ()
         command = (*self.before.get(name, ()), sys.executable, "-m", "hansa", kind, "start", *where)
         all_words = (*command, "--home", str(self.homes / name), *self.words.get(name, ()), *words)
+        # Where Python is told not to keep what it compiled, every start would compile everything anew.
+        kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
         with (self.folder / f"{name}.json").open("wb") as said, (self.folder / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(  # our own words, no shell
                 [*all_words, "--json", "--leash"],
@@ -89,7 +92,7 @@ class Fleet:
                 stdout=said,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, **self.env},
+                env={**kept, **self.env},
             )
 
     def document(self, name: str) -> dict[str, Any]:
@@ -113,6 +116,14 @@ class Fleet:
             process.wait(PATIENCE)
             if process.stdin:
                 process.stdin.close()
+
+    def gone(self, name: str) -> int:
+        """Wait until a program has ended by itself; its status."""
+        process = self.running.pop(name)
+        status = process.wait(PATIENCE)
+        if process.stdin:
+            process.stdin.close()
+        return status
 
     def freeze(self, *names: str) -> None:
         """Stop programs in their tracks, without ending them."""
@@ -181,6 +192,13 @@ class Fleet:
             query = "SELECT count(*) FROM event WHERE run = ? AND kind = 'arrived'"
             return int(database.execute(query, (run,)).fetchone()[0])
         return 0
+
+    def parameters(self, run: str) -> bytes:
+        """The bytes of a run's model, from the coordinator's own file, for a client whose clock is another."""
+        with closing(self._opened()) as database:
+            query = "SELECT body FROM blob WHERE run = ? AND name = 'checkpoint' ORDER BY version DESC"
+            (body,) = database.execute(query, (run,)).fetchone()
+        return Progress.unpack(body)[0].parameters.tobytes()
 
     def _opened(self) -> sqlite3.Connection:
         path = self.homes / COORDINATOR / "coordinator.db"
