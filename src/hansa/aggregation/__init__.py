@@ -7,7 +7,7 @@ from hansa.aggregation.low_rank import LowRank, low_rank
 from hansa.aggregation.matrix import Banded, Tree, banded, tree
 from hansa.aggregation.noise import Gaussian, LocalGaussian, LocalLaplace, gaussian, local_gaussian, local_laplace
 from hansa.aggregation.quantization import QSGD, Quantize, qsgd, quantize
-from hansa.aggregation.reduce import Reduction, weighted_mean
+from hansa.aggregation.reduce import Reduction
 from hansa.aggregation.ring import (
     Bucket,
     DiscreteGaussian,
@@ -56,5 +56,5 @@ __all__ = [
     "adaptive_clip", "banded", "bucket", "centered_clip", "clip", "discrete_gaussian", "gaussian",
     "geometric_median", "grid", "krum", "local_gaussian", "local_laplace", "low_rank", "median",
     "multi_krum", "norm_bound", "qsgd", "quantize", "random_k", "random_mask", "rotate", "secure_sum",
-    "skellam", "subsample", "top_k", "tree", "trimmed_mean", "weighted_mean",
+    "skellam", "subsample", "top_k", "tree", "trimmed_mean",
 ]  # fmt: skip

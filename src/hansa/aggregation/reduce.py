@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hansa.contribution import Algebra, Array, Contribution, Contributions, Dtype, Field, Total, Values, check
-from hansa.errors import ContributionError
+from hansa.contribution import Algebra, Array, Contribution, Contributions, Field, Total, Values, check
 
 BLOCK = 16
 """Parties in one block: a block is summed party by party, and then the blocks, both in roster order. The
@@ -173,31 +172,3 @@ def piecewise(
             whole[name][part] = value
         after()
     return replace(total, values=Values({f.name: whole[f.name].reshape(f.shape or ()) for f in fields}))
-
-
-def weighted_mean(models: Sequence[Mapping[str, Array]], weights: Sequence[float]) -> dict[str, Array]:
-    """The weighted mean of models, name by name: ``sum(w_i x_i) / sum(w_i)`` in float64.
-
-    Args:
-        models: one mapping of names to arrays per party; the same names and shapes in all.
-        weights: one positive number per model.
-
-    Raises:
-        ContributionError: if the lengths, the names or the shapes differ, or a value is not finite.
-
-    >>> weighted_mean([{"w": np.array([1.0])}, {"w": np.array([4.0])}], [2, 1])["w"]
-    array([2.])
-    """
-    if len(models) != len(weights):
-        raise ContributionError(f"{len(models)} models and {len(weights)} weights")
-    if not models:
-        raise ContributionError("no model was given")
-    single = all(np.asarray(value).dtype == np.float32 for value in models[0].values())
-    dtype: Dtype = "float32" if single else "float64"
-    fields = tuple(Field(n, shape=np.shape(value), dtype=dtype) for n, value in models[0].items())
-    names = [str(i) for i in range(len(models))]
-    reduction = Reduction(fields, names)
-    for i, (model, weight) in enumerate(zip(models, weights, strict=True)):
-        values = Values({name: np.asarray(v, dtype=dtype) for name, v in model.items()})
-        reduction.add(names[i], Contribution(values, float(weight)))
-    return dict(reduction.total(len(models)).values)
