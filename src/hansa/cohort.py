@@ -1,6 +1,6 @@
 """Who takes part in a round."""
 
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field as Limits
@@ -13,28 +13,6 @@ from hansa.part import Catalogue, Part
 from hansa.privacy import events
 
 
-class Pace(NamedTuple):
-    """When an exchange closes, and what becomes of answers that come later.
-
-    Args:
-        goal: answers that close it; None if it waits for all.
-        late: rounds by which an answer may be late and still count; 0 drops it.
-        staleness: exponent of the discount for one that is late.
-        concurrency: parties that train at a time; None for all that are asked.
-    """
-
-    goal: int | None = None
-    late: int = 0
-    staleness: float = 0.5
-    concurrency: int | None = None
-
-    def discount(self, lag: int) -> float:
-        """What an update counts for that began ``lag`` rounds ago: ``1 / (1 + lag)^staleness`` (Nguyen et al. 2022,
-        arXiv 2106.06639).
-        """
-        return float((1 + lag) ** -self.staleness)
-
-
 class All(Part):
     """Every party of the roster takes part in every round.
 
@@ -43,7 +21,7 @@ class All(Part):
         deadline: seconds after which a party that has not answered is left out of the round.
         goal: a training round or an evaluation closes as soon as so many have answered; None waits for all.
         late: rounds by which an update may be late: it then counts in the round in which it comes; 0 drops it.
-        staleness: exponent of the discount of late updates, as FedBuff's; 0 counts them in full.
+        staleness: a late update counts ``1 / (1 + rounds)^staleness`` times.
     """
 
     kind: ClassVar[str] = "all"
@@ -59,10 +37,9 @@ class All(Part):
             what = f"a round that closes with {self.goal} answers falls below its minimum of {self.minimum}"
             raise StudyError(what, remedy="Raise cohort.goal, or lower cohort.minimum")
 
-    @property
-    def pace(self) -> Pace:
-        """When its exchanges close."""
-        return Pace(self.goal, self.late, self.staleness)
+    def discount(self, lag: int) -> float:
+        """What an update counts for that is ``lag`` rounds late (Nguyen et al. 2022, arXiv 2106.06639)."""
+        return float((1 + lag) ** -self.staleness)
 
     def draw(self, setup: Setup, round: int) -> tuple[str, ...]:
         """The cohort of a round, in roster order."""

@@ -15,7 +15,7 @@ from pydantic import Field as Limits
 from hansa.aggregation.ring import SecureSum
 from hansa.aggregation.signal import Among, Buckets, Schedule, Signal
 from hansa.aggregation.stage import NO_STAGES, Aggregation, Reducer
-from hansa.cohort import All, AnyCohort, Pace
+from hansa.cohort import All, AnyCohort
 from hansa.contribution import canonical
 from hansa.data.contract import Contract
 from hansa.data.table import ColumnSchema
@@ -124,7 +124,12 @@ class Federation(Part):
         if not self.dataset:
             object.__setattr__(self, "dataset", self.name)
         self.method.require(self.task)
-        pace = self._checked_pace()
+        pace, kind = self.pace, self.method.kind
+        if kind == "fedbuff" and self.cohort.goal:
+            raise StudyError("cohort.goal: the rounds of fedbuff close with its buffer", remedy="Set method.buffer")
+        if pace.late and not isinstance(self.method, UpdateMethod):
+            what = f"cohort.late: {kind} adds up sums at the same parameters, and a late one is of others"
+            raise StudyError(what, remedy="Leave cohort.late out, or choose a method with updates")
         if self.method.exact and (self.aggregation.stages or type(self.cohort) is not All or pace.goal):
             raise PipelineError(
                 f"the method {self.method.kind} needs the exact sums of all parties, and so takes no "
@@ -149,9 +154,8 @@ class Federation(Part):
                 raise PipelineError(what, remedy="Leave the stage that rounds out, or set cohort.late = 0")
             for stage in self.aggregation.stages:
                 if stage.whole_rounds and pace.late:
-                    buffered = self.method.kind == "fedbuff"
-                    why = "fedbuff has none" if buffered else "cohort.late mixes them"
-                    remedy = f"Leave {stage.kind} out, or {'use another method' if buffered else 'set cohort.late = 0'}"
+                    why = "fedbuff has none" if kind == "fedbuff" else "cohort.late mixes them"
+                    remedy = f"Leave {stage.kind} out, or use another method and no cohort.late"
                     raise PipelineError(f"{stage.kind} goes by rounds, and {why}", remedy=remedy)
                 if isinstance(stage, Reducer) and not self.method.reducible:
                     raise PipelineError(
@@ -159,28 +163,17 @@ class Federation(Part):
                         "scales the update by a mean of its own",
                         remedy=f"Leave {stage.kind} out, or use another method",
                     )
+        if (pace.goal or pace.late) and self.rules(1):
+            what = "whoever is quick counts by cohort.goal and cohort.late, and in a secure sum who signed its set"
+            raise PipelineError(what, remedy="Leave these out: cohort.deadline and the threshold say who is needed")
 
     @property
-    def pace(self) -> Pace:
-        """When an exchange closes, and what becomes of late answers: the cohort's, or FedBuff's own."""
-        method, pace = self.method, self.cohort.pace
-        if not isinstance(method, FedBuff):
-            return pace
-        return Pace(method.buffer, pace.late or self.rounds, method.staleness, method.concurrency)
-
-    def _checked_pace(self) -> Pace:
-        """The same; a StudyError or PipelineError if it does not go with the rest."""
-        pace, kind = self.pace, self.method.kind
-        if kind == "fedbuff" and self.cohort.goal:
-            what = "cohort.goal says when a round closes, and the rounds of fedbuff close with its buffer"
-            raise StudyError(what, remedy="Leave cohort.goal out, and set method.buffer")
-        if pace.late and not isinstance(self.method, UpdateMethod):
-            what = f"cohort.late: {kind} adds up sums at the same parameters, and a late one is of others"
-            raise StudyError(what, remedy="Leave cohort.late out, or choose a method with updates")
-        if kind != "fedbuff" and any(pace[:2]) and self.rules(1):
-            what = "cohort.goal and cohort.late count whoever is quick; in a secure sum are those who signed its set"
-            raise PipelineError(what, remedy="Leave both out: cohort.deadline and the threshold say who is needed")
-        return pace
+    def pace(self) -> All:
+        """The cohort with its goal and what becomes of late answers; of FedBuff, as its buffer and staleness say."""
+        if not isinstance(method := self.method, FedBuff):
+            return self.cohort
+        own = {"goal": method.buffer, "late": self.cohort.late or self.rounds, "staleness": method.staleness}
+        return self.cohort.model_copy(update=own)
 
     def to_json(self) -> bytes:
         """The canonical form: the same federation, the same bytes."""
@@ -370,7 +363,7 @@ class Federation(Part):
             noise = tuple((noised.where, noised.event) for noised in bound.noise)
             sampling = None
             # Where whoever is quick is counted, or whoever is late, too, there is no sample.
-            if trains and not any(self.pace[:2]) and (setup or self.cohort.kind == "poisson"):
+            if trains and not (self.pace.goal or self.pace.late) and (setup or self.cohort.kind == "poisson"):
                 sampling = self.cohort.sampling(len(setup.parties) if setup else 0)
             held_out = work == "evaluate"
             least = bound.buckets.stay if bound.buckets else 0

@@ -213,6 +213,7 @@ def test_a_replay_of_a_buffered_run_needs_no_clock(tables, tmp_path):
     np.testing.assert_array_equal(resumed.parameters, run.parameters)
 
 
+EQUAL = hs.FedAvg(weights="equal")
 GRID = agg.clip(1.0) >> agg.grid(bits=10)
 CLOCK = Clock(seconds_per_example=(1.0, 1.0), jitter=0.3, dropout=0.05)
 
@@ -261,10 +262,10 @@ def test_late_updates_count_in_a_later_round_and_less(tables, goal, tmp_path):
     [
         ({"cohort": hs.All(late=2), "method": hs.methods.Histogram()}, "histogram adds up sums"),
         ({"cohort": hs.All(goal=2), "method": hs.methods.IRLS()}, "no cohort but all of them"),
-        ({"cohort": hs.All(goal=2), "method": FedBuff()}, "set method.buffer"),
+        ({"cohort": hs.All(goal=2), "method": FedBuff()}, "close with its buffer"),
         ({"cohort": hs.All(late=2), "aggregation": agg.adaptive_clip()}, "goes by rounds, and cohort.late mixes"),
-        ({"cohort": hs.All(goal=2), "aggregation": GRID >> agg.secure_sum()}, "signed its set"),
-        ({"cohort": hs.All(late=2), "aggregation": GRID, "method": hs.FedAvg(weights="equal")}, "a part of itself"),
+        ({"cohort": hs.All(goal=2), "aggregation": GRID >> agg.secure_sum(), "method": EQUAL}, "who signed its set"),
+        ({"cohort": hs.All(late=2), "aggregation": GRID, "method": EQUAL}, "a part of itself"),
     ],
 )
 def test_late_updates_are_refused_where_they_make_no_sense(parts, reason):

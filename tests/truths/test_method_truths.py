@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import hansa as hs
-from hansa.cohort import Pace
+from hansa.cohort import All
 from hansa.contribution import Values
 from hansa.errors import StudyError
 from hansa.methods import IFCA, Ditto, FedBuff, FedNova, FedPer, FedProx, FedRep, Scaffold
@@ -280,7 +280,7 @@ def test_what_a_method_cannot_be_is_refused_with_the_reason(body: dict[str, Any]
 
 
 def test_fedbuff_discounts_by_the_root_of_the_lag_unless_told_otherwise() -> None:
-    def pace(**method: float) -> Pace:
+    def pace(**method: float) -> All:
         return hs.Federation(task=TASK, method=FedBuff(**method)).pace
 
     assert [pace().discount(lag) for lag in (0, 3, 8)] == pytest.approx([1, 1 / 2, 1 / 3])

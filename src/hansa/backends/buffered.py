@@ -16,7 +16,6 @@ from hansa.contribution import Arrival, Ask, Contribution, Values
 from hansa.errors import RunError
 from hansa.federation import Federation
 from hansa.methods.base import State
-from hansa.methods.fedbuff import FedBuff
 from hansa.run import UNDER_WAY
 
 _TRIES = 1000  # draws of a party that is free and there, before a place stays empty
@@ -39,7 +38,7 @@ class BufferedExchange(LocalExchange):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._buffered, self._begun = isinstance(self.course.method, FedBuff), 0
+        self._most, self._begun = getattr(self.course.method, "concurrency", 0), 0
         self._reach = max((lag for made in self.decisions.values() for lag in made.lags.values()), default=0)
         self._flights: list[_Flight] = []
         self._asks: dict[int, Ask] = {}
@@ -48,7 +47,7 @@ class BufferedExchange(LocalExchange):
 
     def draw(self, federation: Federation, ask: Ask) -> Ask:
         """Nobody yet, in a buffered run: who begins when is decided on the way."""
-        return ask if ask.work == "train" and self._buffered else super().draw(federation, ask)
+        return ask if ask.work == "train" and self._most else super().draw(federation, ask)
 
     def under_way(self) -> State | None:
         """Who is at work since when, and the asks that they work on."""
@@ -103,7 +102,7 @@ class BufferedExchange(LocalExchange):
         excluded = {name: why for name, why in excluded.items() if name not in counted}
         total = reduction.total(len(self.course.setup.parties))
         lags = {party: lag for party, lag in lags.items() if lag and party in counted}
-        asked = replace(ask, parties=order) if self._buffered else ask
+        asked = replace(ask, parties=order) if self._most else ask
         return Arrival(asked, total, excluded, metrics, lags)
 
     def _turns(
@@ -114,17 +113,19 @@ class BufferedExchange(LocalExchange):
             excluded |= made.excluded
             rounds = {one.round: one for one in self._asks.values()}
             yield {party: rounds[ask.round - made.lags.get(party, 0)] for party in made.counted}
-        elif not self._buffered:
-            yield self._first(ask, excluded)
-        else:
-            # Who is refused fills no place; or, behind noise, fills it with nothing: who comes instead would be one
-            # contribution more by which two neighbours' sums differ, in this buffer and in all after it.
-            filling = began if self.course.aggregation.protects else counted
-            while (wanted := (self.pace.goal or 1) - len(filling)) > 0:
-                yield self._landed(ask, excluded, set(began), wanted)
+            return
+        if not self._most:
+            self._begin(ask, excluded)
+        # Who is refused fills no place; or, behind noise, fills it with nothing: who comes instead would be one
+        # contribution more by which two neighbours' sums differ, in this buffer and in all after it.
+        filling = counted if self._most and not self.course.aggregation.protects else began
+        closes, goal = self._now + self.deadline, self.pace.goal or math.inf
+        while (more := goal - len(filling)) > 0 and (landed := self._landed(ask, excluded, set(began), more, closes)):
+            yield landed
+        self._flights = self._flights if self.pace.late else []
 
-    def _first(self, ask: Ask, excluded: dict[str, str]) -> dict[str, Ask]:
-        """Let all who are asked and free begin, and wait for the goal, for all of them, or for the deadline."""
+    def _begin(self, ask: Ask, excluded: dict[str, str]) -> None:
+        """Let all who are asked, free and there begin, and wait no more for who is too late."""
         clock, seed, late = self.clock or Clock(), self.course.setup.seed, self.pace.late
         for flight in [f for f in self._flights if ask.round - self._asks[f.version].round > late]:
             self._flights.remove(flight)
@@ -139,32 +140,27 @@ class BufferedExchange(LocalExchange):
             else:
                 excluded[party] = "it was not available"
         heapq.heapify(self._flights)
-        landed, end, goal = dict[str, Ask](), self._now + self.deadline, self.pace.goal or math.inf
-        while self._flights and len(landed) < goal:
-            if goal == math.inf and landed and all(flight.version != ask.version for flight in self._flights):
-                break
-            if self._flights[0].end > end:
-                self._now = end
-                excluded |= {f.party: f"no answer within {self.deadline:g} s" for f in self._flights if not late}
-                break
-            flight = heapq.heappop(self._flights)
-            self._now = flight.end
-            if clock.fails([flight.party], seed, flight.version)[0]:
-                excluded[flight.party] = "it failed in the middle of its work"
-            else:
-                landed[flight.party] = self._asks[flight.version]
-        self._flights = self._flights if late else []
-        return landed
 
-    def _landed(self, ask: Ask, excluded: dict[str, str], before: set[str], number: int) -> dict[str, Ask]:
-        """Let parties begin and end until so many more, beside those before, have ended; a RunError if nobody
-        is left who could.
+    def _landed(
+        self, ask: Ask, excluded: dict[str, str], before: set[str], number: float, closes: float
+    ) -> dict[str, Ask]:
+        """Let parties begin and end until so many more, beside those before, have ended, or nobody is waited for; a
+        RunError if nobody is left who could fill a buffer.
         """
         landed: dict[str, Ask] = {}
         clock, seed, failed = self.clock, self.course.setup.seed, 0
         while len(landed) < number:
-            self._start(ask, before | set(landed))
+            if self._most:
+                self._start(ask, before | set(landed))
+            elif number == math.inf and (landed or before) and all(f.version < ask.version for f in self._flights):
+                break
+            elif self._flights and min(self._flights).end > closes:
+                self._now, late = closes, () if self.pace.late else self._flights
+                excluded |= {flight.party: f"no answer within {self.deadline:g} s" for flight in late}
+                break
             if not self._flights:
+                if not self._most:
+                    break
                 reasons = "; ".join(f"{party}: {why}" for party, why in sorted(excluded.items()))
                 raise RunError(
                     f"nobody is there to fill the buffer of {self.pace.goal}" + (f" ({reasons})" if reasons else ""),
@@ -178,7 +174,7 @@ class BufferedExchange(LocalExchange):
                 continue
             excluded[flight.party] = "it failed in the middle of its work"
             failed += 1
-            if failed > 100 * (self.pace.goal or 1):
+            if failed > 100 * (self.pace.goal or len(ask.parties)):
                 raise RunError("parties fail faster than they fill the buffer", round=ask.round)
         return landed
 
@@ -187,7 +183,7 @@ class BufferedExchange(LocalExchange):
         setup, clock = self.course.setup, self.clock
         busy = {flight.party for flight in self._flights} | waiting
         tries = 0
-        while len(self._flights) < (self.pace.concurrency or 1) and len(busy) < len(setup.parties):
+        while len(self._flights) < self._most and len(busy) < len(setup.parties):
             drawn = keyed.generator(setup.seed, "begins", self._begun, tries)
             party = setup.parties[int(drawn.integers(len(setup.parties)))]
             tries += 1

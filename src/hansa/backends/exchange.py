@@ -13,7 +13,7 @@ from hansa.backends.clock import Clock
 from hansa.backends.masks import Hidden
 from hansa.backends.memories import Latest, Memories
 from hansa.backends.room import Room
-from hansa.cohort import Pace
+from hansa.cohort import All
 from hansa.contribution import Array, Arrival, Ask, Total, Values
 from hansa.data.table import Table
 from hansa.errors import RunError, UsageError
@@ -37,7 +37,7 @@ class LocalExchange:
         deadline: virtual seconds after which a party is left out of its round.
         decisions: of another run, to be repeated, by the number of the exchange.
         masks: the rules of secure sums that are carried out as between machines.
-        pace: when an exchange closes.
+        pace: the cohort that says when an exchange closes.
 
     The others are those of `hansa.Local`.
     """
@@ -52,7 +52,7 @@ class LocalExchange:
     deadline: float = math.inf
     decisions: Mapping[int, Decision] = field(default_factory=dict)
     masks: Rules | None = None
-    pace: Pace = field(default_factory=Pace)
+    pace: All = field(default_factory=All)
 
     def __post_init__(self) -> None:
         run = self.run

@@ -138,14 +138,14 @@ class Local:
         Raises:
             StudyError: if the decisions to repeat are about somebody who is no party.
         """
-        parties, made_by = course.setup.parties, LocalExchange
+        parties, made_by, pace = course.setup.parties, LocalExchange, federation.pace
         made = decided(self.replay) if self.replay else {}
         asked = {name for decision in made.values() for name in (*decision.parties, *decision.counted)}
         if unknown := sorted(asked - set(parties)):
             what = f"the run to replay asked {unknown[0]!r}, who is not among the parties"
             remedy = "Replay with the parties of that run"
             raise StudyError(what, remedy=remedy)
-        if isinstance(course.method, FedBuff) or (any(federation.pace[:2]) and (self.clock or made)):
+        if isinstance(course.method, FedBuff) or ((pace.goal or pace.late) and (self.clock or made)):
             from hansa.backends.buffered import BufferedExchange  # which is a local one
 
             made_by = BufferedExchange
@@ -164,7 +164,7 @@ class Local:
             deadline=federation.cohort.deadline,
             decisions=made,
             masks=masks,
-            pace=federation.pace,
+            pace=pace,
         )
 
     def _room(self, here: Room, book: Book) -> Room:

@@ -64,16 +64,10 @@ class Inbox:
         since = time.monotonic() - STALL
         return [one.party for one in self.open.values() if one.exchange == (run, version) and one.moved > since]
 
-    def expel(self, party: str) -> None:
-        """Take nothing more of a party that was removed."""
-        for gathering in self.open.values():
-            if gathering.party == party:
-                gathering.close(STALE)
-
-    def settle(self, settled: Collection[tuple[str, int]], ended: Collection[str]) -> None:
-        """Nobody waits any more for answers to these exchanges, nor to those of these runs."""
+    def settle(self, settled: Collection[tuple[str, int]], ended: Collection[str], removed: str = "") -> None:
+        """Nobody waits any more for answers to these exchanges, nor to those of these runs, nor a removed party's."""
         for path, gathering in list(self.open.items()):
-            if gathering.exchange in settled or gathering.exchange[0] in ended:
+            if gathering.exchange in settled or gathering.exchange[0] in ended or gathering.party == removed:
                 del self.open[path]
                 gathering.close(STALE)
                 with contextlib.suppress(OSError):

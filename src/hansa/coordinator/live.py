@@ -99,19 +99,6 @@ class Past(Kept):
 
 
 @dataclass
-class Begun(Kept):
-    """Who works on which exchange, and at which attempt, where a round does not wait; durably.
-
-    Args:
-        parties: exchange and attempt of each whose answer has no fate yet.
-        asks: headers of these exchanges' asks, canonical JSON.
-    """
-
-    parties: dict[str, tuple[int, int]] = field(default_factory=dict)
-    asks: dict[int, str] = field(default_factory=dict)
-
-
-@dataclass
 class Live:
     """A run that the coordinator holds in memory.
 
@@ -122,11 +109,9 @@ class Live:
         desk: the attempt that is open.
         gone: parties that will say no more, though more could be used; after a restart they are asked again.
         past: what came of the attempts at this exchange.
-        begun: in a run that counts late answers, who works on which exchange, and at which attempt.
-        asks: of these exchanges.
+        begun: in a run that counts late answers, who works on which exchange, and at which attempt; its asks.
         late: answers to earlier exchanges that the next sum of updates counts.
-        told: who was told in this exchange, as far as this process knows.
-        summed: who is in the sum that is made.
+        told: in this exchange, as far as this process knows; summed: who is in the sum that is made.
     """
 
     id: str
@@ -226,7 +211,7 @@ class Live:
     @property
     def enough(self) -> bool:
         """Whether it need not wait for the others: the goal is reached, or those who still work are late already."""
-        if self.ask is None or self.rules or not any(self.federation.pace[:2]):
+        if self.ask is None or self.rules or not ((pace := self.federation.pace).goal or pace.late):
             return False
         wanted, taken = goal(self.federation, self.ask), sum(answer.taken for answer in self.answers.values())
         taken += len(self.late) * self.trains
@@ -279,13 +264,12 @@ def revived(
         return {party: answer for party, answer in found.items() if (answer.reason == LATE) == late}
 
     live.answers, live.late = read(answers, False), read(answers, True)
-    known = decode(begun, Begun) if begun else Begun()
-    live.begun, live.asks = known.parties, {live.ask.version: live.ask}
-    for version, header in known.asks.items():
-        if version != live.ask.version:
-            sent, rows = earlier(version)
-            live.asks[version] = Ask.from_header(json.loads(header), Values(tensors.read(sent)))
-            live.late |= read(rows, True)
+    known, headers = json.loads(begun or "[[], []]")
+    live.begun, live.asks = {party: (at, attempt) for party, at, attempt in known}, {live.ask.version: live.ask}
+    for header in headers:
+        sent, rows = earlier(header["version"])
+        live.asks[header["version"]] = Ask.from_header(header, Values(tensors.read(sent)))
+        live.late |= read(rows, True)
     open_: Table | None = decode(desk, Table) if desk else None
     if open_ is not None and open_.desks[0].terms.attempt == live.number:
         vectors = [name for name, answer in live.answers.items() if answer.taken]

@@ -283,7 +283,7 @@ class Coordinator(Operators):
 
     def _tell(self, party: str, notice: ev.Notice) -> None:
         if isinstance(notice, ev.RemovedNotice):
-            self.inbox.expel(party)
+            self.inbox.settle((), (), party)
         listener = self._listeners.get(party)
         if listener is not None and not listener.tell(notice, len(self.driver.machine.runs)):
             LOG.warning("it does not read what it is told", party=party)

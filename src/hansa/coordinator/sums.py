@@ -6,7 +6,7 @@ from itertools import product
 from hansa.aggregation.ring import sitting
 from hansa.contribution import Ask, Json, canonical
 from hansa.coordinator import events as ev
-from hansa.coordinator.live import Answered, Begun, Guest, Live
+from hansa.coordinator.live import Answered, Guest, Live
 from hansa.crypto.agreement import KEY
 from hansa.database import Drop, Put
 from hansa.errors import HansaError, RunError, StudyError
@@ -52,15 +52,15 @@ class Sums:
 
     def _begin(self, effects: ev.Effects, live: Live, always: bool = False) -> None:
         """Where late answers count, let those begin who are free, of those that train no more than the study says."""
-        if live.ask is None or not (pace := live.federation.pace).late:
+        if live.ask is None or not live.federation.pace.late:
             return
         known = {*live.told, *(live.begun if live.trains else ())}
         free = [p for p in live.due if p not in known and self.guests[p].listening]
-        if live.trains and pace.concurrency:
+        if live.trains and (most := getattr(live.federation.method, "concurrency", 0)):
             at_work = [p for p in live.begun if self.guests[p].listening and p not in {*live.late, *live.answers}]
             drawn = generator(live.course.setup.seed, "begins", live.ask.version).permutation(len(live.ask.parties))
             order = dict(zip(live.ask.parties, drawn.tolist(), strict=True))
-            free = sorted(free, key=order.__getitem__)[: max(0, pace.concurrency - len(at_work))]
+            free = sorted(free, key=order.__getitem__)[: max(0, most - len(at_work))]
         for party in free:
             if live.trains:
                 live.begun[party] = live.ask.version, live.attempt
@@ -69,8 +69,9 @@ class Sums:
             self._save_begun(effects, live)
 
     def _save_begun(self, effects: ev.Effects, live: Live) -> None:
-        headers = {version: canonical(ask.header()).decode() for version, ask in live.asks.items()}
-        effects.blobs.append(ev.Blob(live.id, live.progress.version, "begun", encode(Begun(live.begun, headers))))
+        begun, here = [(party, *place) for party, place in live.begun.items()], live.progress.version
+        body = canonical([begun, [ask.header() for version, ask in live.asks.items() if version != here]])
+        effects.blobs.append(ev.Blob(live.id, here, "begun", body))
 
     def _tell(self, effects: ev.Effects, live: Live, party: str) -> None:
         live.told.add(party)
@@ -271,10 +272,8 @@ class Sums:
         self._save_answer(effects, live, party, answer)
         self._event(effects, live, "refused", **live.about(party), reason=reason)
 
-    def _save_answer(
-        self, effects: ev.Effects, live: Live, party: str, answer: Answered, version: int | None = None
-    ) -> None:
-        key = {"run": live.id, "version": live.progress.version if version is None else version, "party": party}
+    def _save_answer(self, effects: ev.Effects, live: Live, party: str, answer: Answered, at: int = -1) -> None:
+        key = {"run": live.id, "version": live.progress.version if at < 0 else at, "party": party}
         effects.changes.append(Put("answer", {**key, **vars(answer)}))
 
     def _end(self, effects: ev.Effects, live: Live, status: str, reason: str) -> None:
