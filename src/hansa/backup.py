@@ -88,8 +88,8 @@ def restored(archive: Path, folder: Path, program: str) -> Iterator[tuple[Path, 
             found = {name: _hash(_opened(tar, m)) for name, m in members.items()}
             if wrong := [name for name, _ in found.items() ^ said["files"].items()]:
                 raise ValueError(f"{wrong[0]} is missing, or not what it was")
-            if said["program"] != program or any({"..", "/"} & set(Path(name).parts) for name in members):
-                raise ValueError(f"it is not of this program, but of the {said['program']}")
+            if said["program"] != program or any(Path(name).is_absolute() or ".." in name for name in members):
+                raise ValueError(f"it is the {said['program']}'s")
             for name, member in members.items():
                 with writing(part / name, private=True) as file:
                     shutil.copyfileobj(_opened(tar, member), file)
