@@ -44,6 +44,23 @@ def test_an_answer_is_a_row_before_it_is_sent_and_is_sent_again_as_it_was() -> N
     assert revived.handle(asked()).work == []
 
 
+def came_back(run: str, federation: str = "hash") -> Asked:
+    return replace(asked(7), run=run, federation=federation)
+
+
+def test_what_it_remembers_goes_on_with_a_run_from_a_backup_if_the_coordinator_forgot_nothing_of_it() -> None:
+    machine = Machine([], [{"run": "run", "body": MEMORY}], [vars(Latest("run", "hash", 4, "digest"))])
+    assert machine.memory(asked()) == MEMORY
+    assert machine.memory(came_back("run~5-0a1b2c")) == MEMORY
+    assert machine.memory(came_back("run~5-0a1b2c~7-0a1b2c")) == MEMORY
+    assert machine.memory(came_back("run~4-0a1b2c")) == b""
+    assert machine.memory(came_back("run~5-0a1b2c~4-0a1b2c")) == MEMORY  # it worked on none of those
+    assert machine.memory(came_back("run~5-0a1b2c", "another study")) == b""
+    assert machine.memory(came_back("run~5")) == machine.memory(came_back("other~5-0a1b2c")) == b""
+    machine.memories["run~5-0a1b2c"] = b"newer"
+    assert machine.memory(came_back("run~5-0a1b2c")) == machine.memory(came_back("run~5-0a1b2c~9-ffffff")) == b"newer"
+
+
 def test_a_new_attempt_is_worked_on_anew() -> None:
     machine = Machine()
     machine.handle(asked())
