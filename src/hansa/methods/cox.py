@@ -54,12 +54,8 @@ class Cox(Newton):
             return Ask("", 0, 0, Values(), (times,), through="update")
         free, count = len(state.facts["free"]), len(state.values["times"])
         wide = _width(free)
-        fields = [
-            summed("risk", count, wide),
-            summed("events", count, low=0.0, high=_MOST),
-            summed("observed", free),
-            summed("rows", low=0.0),
-        ]
+        fields = [summed("risk", count, wide), summed("events", count, low=0.0, high=_MOST)]
+        fields += [summed("observed", free), summed("rows", low=0.0)]
         if self.ties == "efron":
             fields.append(summed("tied", count, wide))
         send = {name: state.values[name] for name in ("parameters", "times")}
@@ -92,12 +88,9 @@ class Cox(Newton):
         terms = _terms(x, hazard)
         # A row whose time is the k-th is at risk at the first k times.
         left = _by(np.searchsorted(times, time, side="right"), terms, count + 1)[1:]
-        sums = {
-            "risk": left[::-1].cumsum(axis=0)[::-1],
-            "events": np.bincount(position, minlength=count).astype(np.float64),
-            "observed": x[event].sum(axis=0),
-            "rows": np.asarray(float(len(time))),
-        }
+        events = np.bincount(position, minlength=count).astype(np.float64)
+        sums = {"risk": left[::-1].cumsum(axis=0)[::-1], "events": events, "observed": x[event].sum(axis=0)}
+        sums["rows"] = np.asarray(float(len(time)))
         if self.ties == "efron":
             sums["tied"] = _by(position, terms[:, event], count)
         return Answer(Contribution(Values(sums)))

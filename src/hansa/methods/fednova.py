@@ -32,12 +32,9 @@ class FedNova(GradientMethod):
         """Refuse a local optimiser whose updates are no weighted sums of gradients."""
         super().model_post_init(context)
         if not isinstance(self.local, SGD) or self.local.moments == "keep":
-            raise StudyError(
-                "method.local: fednova knows the effective steps of SGD that begins afresh in "
-                "every round, with or without momentum, and of nothing else",
-                remedy='Write local = { optimizer = "sgd", lr = ..., momentum = ... }; adaptive '
-                "steps can be the server's",
-            )
+            knows = "the effective steps of SGD that begins afresh in every round, with or without momentum"
+            remedy = 'Write local = { optimizer = "sgd", lr = ..., momentum = ... }; the server may adapt steps'
+            raise StudyError(f"method.local: fednova knows {knows}, and of nothing else", remedy=remedy)
 
     def effective(self, steps: Any) -> Any:
         """``|a_i|`` for a number of local steps; elementwise."""

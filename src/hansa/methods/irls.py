@@ -116,12 +116,8 @@ class IRLS(Newton):
         if float(sums["labels"]) in extremes and not estimated:
             raise RunError("the target is the same in every row", remedy="Correct task.target, or its labels")
         pearson, known = float(sums["pearson"]), degrees if estimated else None
-        curve = Curve(
-            gradient=sums["gradient"],
-            hessian=sums["hessian"],
-            spread=np.diagonal(sums["hessian"]),
-            deviance=None if first else float(sums["deviance"]),
-            dispersion=pearson / degrees if estimated and not first else 1.0,
-            facts={"rows": int(rows), "degrees": known, "pearson": pearson},
-        )
+        hessian, deviance = sums["hessian"], None if first else float(sums["deviance"])
+        dispersion = pearson / degrees if estimated and not first else 1.0
+        facts = {"rows": int(rows), "degrees": known, "pearson": pearson}
+        curve = Curve(sums["gradient"], hessian, np.diagonal(hessian), deviance, dispersion, facts)
         return self.newton(state, total, curve)

@@ -208,12 +208,9 @@ def _dependent(names: list[str], round: int) -> RunError:
 
 
 def _no_estimate(names: list[str], round: int) -> RunError:
-    return RunError(
-        f"there is no finite estimate for {_and(names)}: the likelihood grows for ever with the "
-        "coefficient, as where a column separates those with an event from those without",
-        round=round,
-        remedy='Leave columns out, merge rare categories, or train with kind = "fedavg" and l2',
-    )
+    why = "the likelihood grows for ever with the coefficient, as where a column parts those with an event from others"
+    remedy = 'Leave columns out, merge rare categories, or train with kind = "fedavg" and l2'
+    return RunError(f"there is no finite estimate for {_and(names)}: {why}", round=round, remedy=remedy)
 
 
 def _and(names: list[str]) -> str:
