@@ -10,8 +10,9 @@ import pytest
 from tests.coordinator.test_machine import RUN, TABLES, Remembering, World, harm, study
 
 import hansa as hs
+from hansa import aggregation as agg
 from hansa.agent import desk
-from hansa.coordinator.events import Removed, Resumed
+from hansa.coordinator.events import Failed, Removed, Resumed
 from hansa.methods.base import METHODS
 from hansa.methods.course import Progress
 from hansa.run import Event, Run
@@ -224,6 +225,24 @@ def test_a_deadline_closes_a_round_of_enough_and_fails_one_of_fewer() -> None:
     world.finish()
     assert world.rows.rows("run")[0]["status"] == "finished"
     replayed(world)
+
+
+def test_behind_noise_a_party_that_cannot_work_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hs.Federation, "noised", False)  # here, where nobody has a key for it
+    private = {
+        "method": hs.FedAvg(local=hs.SGD(lr=0.1, batch_size="all"), weights="equal"),
+        "aggregation": agg.clip(1.0) >> agg.gaussian(noise_multiplier=1.0),
+        "cohort": hs.All(minimum=1, goal=2, late=2),
+    }
+    for late in (False, True):
+        world = World(study(**{**LATE, **private}))
+        if late:
+            work(world, "b", "c")
+        world.quietly(Failed(None, "a", RUN, 0, 1, "no light"))
+        work(world, "b")
+        arrived = world.events("arrived")[-1]
+        assert (arrived["counted"], arrived["excluded"]) == (["b"], {"a": "no light"})
+        assert world.fates["a", 0] == {False}
 
 
 def test_fedbuff_lets_so_many_train_at_a_time_and_another_begin_when_one_is_done() -> None:

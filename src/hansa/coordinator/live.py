@@ -170,7 +170,7 @@ class Live:
     @property
     def waiting(self) -> list[str]:
         """The parties for which the open ask waits."""
-        return [*self.due, *(p for p in self.begun if self.behind(p) and p not in self.late)]
+        return [*self.due, *(p for p in self.begun if self.behind(p) and p not in {**self.late, **self.answers})]
 
     @property
     def due(self) -> list[str]:
@@ -213,8 +213,9 @@ class Live:
         """Whether it need not wait for the others: the goal is reached, or those who still work are late already."""
         if self.ask is None or self.rules or not ((pace := self.federation.pace).goal or pace.late):
             return False
-        wanted, taken = goal(self.federation, self.ask), sum(answer.taken for answer in self.answers.values())
-        taken += len(self.late) * self.trains
+        # Behind noise, who is refused keeps its place: who comes instead would be one more that a neighbour moves.
+        keeps, wanted = self.trains and self.federation.aggregation.protects, goal(self.federation, self.ask)
+        taken = sum(answer.taken or keeps for answer in self.answers.values()) + len(self.late) * self.trains
         if wanted and taken >= wanted:
             return True
         return not (self.trains and wanted) and not self.due and taken >= needed(self.federation, self.ask)

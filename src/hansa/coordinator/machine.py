@@ -211,7 +211,7 @@ class Machine(Sums):
         if not refusal and event.weight >= rows:
             refusal = f"the weight is {event.weight:g}, and it offers fewer than {rows} rows"
         if refusal:
-            (self._drop if late else self._exclude)(effects, live, event.party, refusal)
+            (self._drop if late and not live.trains else self._exclude)(effects, live, event.party, refusal)
             effects.receipts.append((event.ticket, False, refusal))
             self._go_on(effects, live)
             return
@@ -234,7 +234,8 @@ class Machine(Sums):
         if (others := sorted(roster.intersection(event.about))[:ACCUSED]) and event.party not in live.answers:
             live.past.complaints += tuple((event.party, other) for other in others)
             self._save_past(effects, live)
-        (self._drop if event.version < live.progress.version else self._leave)(effects, live, event.party, event.reason)
+        leave = self._drop if live.behind(event.party) and not live.trains else self._leave
+        leave(effects, live, event.party, event.reason)
         effects.receipts.append((event.ticket, True, ""))
         self._go_on(effects, live)
 
@@ -285,9 +286,8 @@ class Machine(Sums):
             known = party in live.answers or party in live.summed
             if live.federation.pace.late and not known and (live.trains or live.busy(party)):
                 continue  # it works on, and will be late
-            if live.trains:
-                live.begun.pop(party, None)
-            begun, counted, why = late.get(party, ask).version, party in total.parties, excluded.get(party, "")
+            begun = live.begun.pop(party, (version, 0))[0] if live.trains else version
+            counted, why = party in total.parties, excluded.get(party, "")
             if counted:
                 self.guests[party].counted[live.id] = begun
             if party in late:
