@@ -23,7 +23,7 @@ from hansa.errors import StoreError
 from hansa.files import writing
 
 MANIFEST = "manifest.json"
-LEFT_OUT = re.compile(r"\..*|storage-key|serving\.lock|.*(-wal|-shm|-journal|\.part|\.damaged-[-0-9]+)")
+LEFT_OUT = re.compile(r"\..*|storage-key|serving\.lock|.*(-wal|-shm|-journal|\.part(\.\w+)?|\.damaged-[-0-9]+)")
 
 
 def backup(folder: Path, archive: Path, about: dict[str, str]) -> dict[str, str]:

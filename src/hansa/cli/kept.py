@@ -75,7 +75,7 @@ def _commands(program: str, home_of: Callable[[Path | None], Path]) -> tuple[Cal
                 store.rekey()
             for key in keys:
                 vault.write(key, vault.read(key))
-            for part in folder.rglob("*.part"):
+            for part in folder.rglob("*.part*"):
                 part.unlink()
         out.say(f"Everything in {folder} is encrypted under the first key, and needs no other.")
         out.finish({"home": folder})

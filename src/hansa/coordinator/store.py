@@ -184,7 +184,7 @@ class CoordinatorStore(Fenced):
 
     def spool(self, run: str, version: int, party: str) -> Path:
         """Where a party's large answer gathers; `sweep` removes what is left of it."""
-        return self._path(run, version, f"spool {party}")
+        return self._path(run, version, f"spool {party}").with_suffix(".part")
 
     def spooled(self, path: Path, size: int, digest: str) -> bytes | Spooled:
         """A body that is whole in its spool, which nobody adds to any more: in its file, if that is as a blob's."""
