@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,10 +29,7 @@ LEFT_OUT = re.compile(r"\..*|storage-key|serving\.lock|.*(-wal|-shm|-journal|\.p
 
 def backup(folder: Path, archive: Path, about: dict[str, str]) -> dict[str, str]:
     """Write what a program keeps into one tar file, private and whole, whether it runs or not; the hash of each file.
-
-    Raises:
-        StoreError: if a database is damaged, or busy for longer than a minute.
-        OSError: if the archive cannot be written.
+    Raises StoreError: a database is damaged, or busy for a minute; or OSError: the archive cannot be written.
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix=".backup-") as name, writing(archive, private=True) as file:
         frozen, hashes = Path(name), dict[str, str]()
@@ -73,10 +71,7 @@ def _freeze(folder: Path, frozen: Path) -> None:
 @contextmanager
 def restored(archive: Path, folder: Path, program: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """What was backed up, every hash checked first, in a folder that takes the place of ``folder`` at the end; and what
-    the archive says of itself.
-
-    Raises:
-        StoreError: if there is a folder, or the archive is not whole, or another program's.
+    the archive says of itself. Raises StoreError: there is a folder, or the archive is not whole, or another program's.
     """
     if folder.exists():
         raise StoreError(f"the folder {folder} exists already", remedy="Name a new one with --home")
@@ -84,15 +79,17 @@ def restored(archive: Path, folder: Path, program: str) -> Iterator[tuple[Path, 
     try:
         with tarfile.open(archive, "r:") as tar:
             members = {member.name: member for member in tar.getmembers()}
-            said = json.loads(_opened(tar, members.pop(MANIFEST)).read())
-            found = {name: _hash(_opened(tar, m)) for name, m in members.items()}
+            _read(tar, members[MANIFEST], text := BytesIO())
+            said = json.loads(text.getvalue())
+            del members[MANIFEST]
+            found = {name: _read(tar, member) for name, member in members.items()}
             if wrong := [name for name, _ in found.items() ^ said["files"].items()]:
                 raise ValueError(f"{wrong[0]} is missing, or not what it was")
             if said["program"] != program or any(Path(name).is_absolute() or ".." in name for name in members):
                 raise ValueError(f"it is the {said['program']}'s")
             for name, member in members.items():
                 with writing(part / name, private=True) as file:
-                    shutil.copyfileobj(_opened(tar, member), file)
+                    _read(tar, member, file)
         yield part, said
         part.rename(folder)
     except (OSError, KeyError, ValueError, tarfile.TarError) as error:
@@ -102,15 +99,10 @@ def restored(archive: Path, folder: Path, program: str) -> Iterator[tuple[Path, 
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _opened(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    file = tar.extractfile(member) if member.isfile() else None
-    if file is None:
-        raise ValueError(f"{member.name} is no file")
-    return file
-
-
-def _hash(file: IO[bytes]) -> str:
-    made = blake3()
-    while piece := file.read(1 << 20):
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, to: IO[bytes] | None = None) -> str:
+    """The hash of a member, which is copied if it is said where to."""
+    file, made = tar.extractfile(member) if member.isfile() else None, blake3()
+    while file and (piece := file.read(1 << 20)):
         made.update(piece)
+        (to or BytesIO()).write(piece)
     return made.hexdigest()

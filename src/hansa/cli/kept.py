@@ -14,11 +14,9 @@ from hansa.cli.serving import sole
 from hansa.errors import UsageError
 
 Folder = Annotated[Path | None, Parameter(help="folder of the program; the one in $HANSA_HOME if not given.")]
-KEYS = {
-    "agent": ("identity.key", "noise.key", "party.pem"),
-    "coordinator": ("noise.key", "lobby.seed", "authority.key"),
-}
-"""Files that are sealed; the last one when all else is."""
+KEYS = ("identity.key", "noise.key", "lobby.seed", "party.pem", "authority.key")
+"""Files that are sealed, if they are there; the last one when all else is."""
+_EXAMPLE = "\n\nFor example:\n\n    hansa"
 
 
 def _begun(folder: Path) -> Path:
@@ -68,7 +66,7 @@ def _commands(program: str, home_of: Callable[[Path | None], Path]) -> tuple[Cal
             if not vault:
                 remedy = "Make one with `openssl rand -base64 32`, and name its file with --key-file"
                 raise UsageError("there is no storage key", remedy=remedy)
-            keys = [folder / name for name in KEYS[program] if (folder / name).exists()]
+            keys = [folder / name for name in KEYS if (folder / name).exists()]
             vault.lenient = not any(key.read_bytes().startswith(MARK) for key in keys[-1:])
             with contextlib.closing((AgentStore if program == "agent" else CoordinatorStore)(folder)) as store:
                 store.vault.lenient = vault.lenient
@@ -80,31 +78,11 @@ def _commands(program: str, home_of: Callable[[Path | None], Path]) -> tuple[Cal
         out.say(f"Everything in {folder} is encrypted under the first key, and needs no other.")
         out.finish({"home": folder})
 
-    backup.__doc__ = f"""Copy what the {program} keeps into one file, also while it runs.
-
-    For example:
-
-        hansa {program} backup monday.tar
-
-    Args:
-        file: the copy, with a hash of everything in it. Keys are in it, too.
-    """
-    restore.__doc__ = f"""Make a folder from a backup; what the {program} did since is taken for lost, not undone.
-
-    For example:
-
-        hansa {program} restore monday.tar --home folder
-
-    Args:
-        file: what `hansa {program} backup` wrote.
-        home: a new folder.
-    """
-    rekey.__doc__ = f"""Encrypt everything that the {program} keeps, or encrypt it anew under another key.
-
-    For example:
-
-        hansa {program} rekey --key-file keys
-    """
+    kept, file = f"what the {program} keeps", "\n\nArgs:\n    file: the archive; keys are in it, too."
+    backup.__doc__ = f"Copy {kept} into one file, also while it runs.{_EXAMPLE} {program} backup monday.tar{file}"
+    made = f"Make a new folder from a backup of {kept}.{_EXAMPLE} {program} restore monday.tar --home folder"
+    restore.__doc__ = f"{made}{file}\n    home: the new folder."
+    rekey.__doc__ = f"Encrypt {kept}, or do so under another key.{_EXAMPLE} {program} rekey --key-file keys"
     return backup, restore, rekey
 
 

@@ -41,12 +41,8 @@ def _renamed(store: CoordinatorStore, old: str, row: dict[str, object], made: st
     new = f"{old}~{last}-{secrets.token_hex(3)}"
     structlog.get_logger("hansa.coordinator").warning("a run goes on from a backup", run=new, parent=old, made=made)
     events = store.rows("event", "seq", run=old)
-    said = {
-        "seq": len(events) + 1,
-        "at": now(),
-        "kind": "restored",
-        "body": {"parent": old, "run": new, "backup": made},
-    }
+    body = {"parent": old, "run": new, "backup": made}
+    said = {"seq": len(events) + 1, "at": now(), "kind": "restored", "body": body}
     reason = f"the coordinator came back from a backup of {made}; it goes on as {new}"
     stopped = {**said, "run": old, "kind": "stopped", "body": {"reason": reason, "round": row["round"]}}
     return [

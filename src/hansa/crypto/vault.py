@@ -49,10 +49,8 @@ class Vault:
 
     @classmethod
     def of(cls, folder: Path, file: Path | None = None) -> Vault:
-        """Under the keys for a folder: in a file, which the folder remembers, or in the environment (`VARIABLE`).
-
-        Raises:
-            UsageError: if the file cannot be read, or what it holds is not keys.
+        """Under the keys for a folder: in a file, which it remembers, or in the environment (`VARIABLE`); raises
+        UsageError: they cannot be read, or are none.
         """
         who, remembered = "coordinator" if (folder / "authority.key").exists() else "agent", folder / REMEMBERED
         said = "" if file else os.environ.get(VARIABLE, "")
@@ -71,21 +69,17 @@ class Vault:
 
     def seal(self, body: Buffer, *place: str | int) -> Iterator[Buffer]:
         """A body for its place, in pieces."""
+        for name, key in [*self._keys.items()][:1]:
+            yield (head := MARK + name + secrets.token_bytes(KEY))
+            own, rest = _own(key, head, place), memoryview(body)
+            for at in range(0, len(rest) or 1, CHUNK):
+                yield seal(own, _number(at, CHUNK, len(rest)), rest[at : at + CHUNK], head)
         if not self._keys:
             yield body
-            return
-        name, key = next(iter(self._keys.items()))
-        yield (head := MARK + name + secrets.token_bytes(KEY))
-        own, rest = _own(key, head, place), memoryview(body)
-        for at in range(0, len(rest) or 1, CHUNK):
-            yield seal(own, _number(at, CHUNK, len(rest)), rest[at : at + CHUNK], head)
 
     def open(self, sealed: Buffer, *place: str | int) -> Buffer:
-        """What :meth:`seal` sealed for this place.
-
-        Raises:
-            DamagedError: if it was not, or is no longer what it was.
-            StoreError: if it is under another key, or should be sealed and is not.
+        """What :meth:`seal` sealed for this place; raises DamagedError: it was not, or is no longer what it was; or
+        StoreError: it is under another key, or should be sealed and is not.
         """
         head, where = bytes(sealed[:_HEAD]), "/".join(map(str, place))
         if not head.startswith(MARK):
