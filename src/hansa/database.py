@@ -317,11 +317,12 @@ def _engine(url: str | Path, begun: Path | None) -> sa.Engine:
                 }  # a machine that is gone says nothing
                 address = address.set(drivername="postgresql+psycopg")
                 return sa.create_engine(address, poolclass=sa.NullPool, connect_args=given)
-            url = {"sqlite": address.database}[address.drivername] or ""
+            if address.drivername != "sqlite" or not (url := address.database or ""):
+                raise ValueError
         except ModuleNotFoundError as error:
             what = f"a database on PostgreSQL needs the package {error.name!r}"
             raise StoreError(what, remedy="pip install 'hansa[postgres]'") from None
-        except (sa.exc.ArgumentError, ValueError, KeyError):
+        except (sa.exc.ArgumentError, ValueError):
             remedy = "Write postgresql://USER@HOST/NAME, or sqlite:////FOLDER/FILE"
             raise UsageError("the database has an address that Hansa cannot use", remedy=remedy) from None
     path = Path(url)
