@@ -7,7 +7,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY src src
 RUN python -m venv /opt/hansa \
-    && /opt/hansa/bin/pip install --no-cache-dir -c constraints.txt '.[postgres,otel]' \
+    && /opt/hansa/bin/pip install --no-cache-dir -c constraints.txt '.[postgres,s3,otel]' \
     && /opt/hansa/bin/pip uninstall --yes pip
 
 FROM python:3.12-slim-bookworm
@@ -19,6 +19,6 @@ ENV PATH=/opt/hansa/bin:$PATH HANSA_HOME=/data PYTHONDONTWRITEBYTECODE=1 PYTHONU
 USER 10001:10001
 VOLUME /data
 EXPOSE 8443 9464
-HEALTHCHECK --interval=30s --timeout=10s --start-period=20s CMD ["hansa", "coordinator", "status"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=20s CMD ["sh", "-c", "hansa coordinator status || exit 1"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["hansa", "coordinator", "start", "--metrics", "0.0.0.0:9464"]
