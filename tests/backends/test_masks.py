@@ -157,3 +157,24 @@ def test_masks_that_could_not_hold_are_refused(
 ) -> None:
     with pytest.raises(error, match=says):
         study(chain, **more).run(hs.Local(population, masks=True))
+
+
+def test_the_guarantee_and_the_rules_are_those_of_a_bucket_with_all_who_collude_in_it(
+    population: hs.Population,
+) -> None:
+    chain = CHAIN >> agg.bucket(size=5, minimum=4) >> agg.skellam(noise_multiplier=2.0) >> agg.secure_sum()
+    whole = CHAIN >> agg.skellam(noise_multiplier=2.0) >> agg.secure_sum()
+    more: dict[str, Any] = {"cohort": hs.All(minimum=8), "adversary": hs.Adversary(colluding=1), "rounds": 1}
+    more |= {"evaluation": hs.Evaluate(every=0), "preprocessing": hs.Moments(standardise=False)}
+    federation, one = study(chain, **more), study(whole, **more)
+    setup = federation.resolve({population.names[0]: population.table.schema()}, population.names)
+    course = federation.course(setup)
+    signal = course.signals(course.ask(course.begin()))[-1]
+    assert federation.rules(10, signal.buckets) == Rules(1, 1 - 4 / 5, "curious", honest=2, bucket=5)
+    assert federation.rules(10) == Rules(1, 1 - 0.8, "curious", honest=6)  # of the study's other secure sums
+    [noised] = signal.noise
+    assert noised.event.shares == 3  # of the four that stay
+    apart, together = federation.guaranteed(setup), one.guaranteed(setup)
+    assert apart["public"].epsilon == pytest.approx(together["public"].epsilon, rel=0.01)
+    assert apart["coordinator"].sees == ("only totals over 4 or more parties each of the models of 1 rounds",)
+    assert apart["coordinator"].epsilon < 3
