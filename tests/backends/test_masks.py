@@ -159,9 +159,7 @@ def test_masks_that_could_not_hold_are_refused(
         study(chain, **more).run(hs.Local(population, masks=True))
 
 
-def test_the_guarantee_and_the_rules_are_those_of_a_bucket_with_all_who_collude_in_it(
-    population: hs.Population,
-) -> None:
+def test_guarantee_and_rules_are_those_of_a_bucket_with_all_who_collude_in_it(population: hs.Population) -> None:
     chain = CHAIN >> agg.bucket(size=5, minimum=4) >> agg.skellam(noise_multiplier=2.0) >> agg.secure_sum()
     whole = CHAIN >> agg.skellam(noise_multiplier=2.0) >> agg.secure_sum()
     more: dict[str, Any] = {"cohort": hs.All(minimum=8), "adversary": hs.Adversary(colluding=1), "rounds": 1}
