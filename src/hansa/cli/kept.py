@@ -1,6 +1,7 @@
 """``hansa coordinator`` and ``hansa agent``: ``backup``, ``restore`` and ``rekey``, the same for both."""
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -68,7 +69,9 @@ def _commands(program: str, home_of: Callable[[Path | None], Path]) -> tuple[Cal
                 raise UsageError("there is no storage key", remedy=remedy)
             keys = [folder / name for name in KEYS if (folder / name).exists()]
             vault.lenient = not any(key.read_bytes().startswith(MARK) for key in keys[-1:])
-            with contextlib.closing((AgentStore if program == "agent" else CoordinatorStore)(folder)) as store:
+            where = [os.environ.get(name, "") for name in ("HANSA_DATABASE", "HANSA_BLOBS")]
+            opened = AgentStore(folder) if program == "agent" else CoordinatorStore(folder, *where)
+            with contextlib.closing(opened) as store:
                 store.vault.lenient = vault.lenient
                 store.rekey()
             for key in keys:
