@@ -1,4 +1,4 @@
-"""Rounds that do not wait, in virtual time: k of n, late updates, and the schedule of FedBuff."""
+"""Rounds in virtual time: deadlines, k of n, late updates, and the schedule of FedBuff."""
 
 import heapq
 import math
@@ -67,8 +67,17 @@ class BufferedExchange(LocalExchange):
         for version, header in state.facts["asks"].items():
             self._asks[int(version)] = Ask.from_header(header, state.values.under(version))
 
+    def _absent(self, ask: Ask) -> dict[str, str]:
+        """Who is not counted, also by the clock, where nobody's answer counts later."""
+        if ask.work != "train" or ask.version in self.decisions:
+            return super()._absent(ask)
+        self._asks, excluded, began = {ask.version: ask}, dict[str, str](), dict[str, Ask]()
+        for more in self._turns(ask, excluded, began, {}):
+            began |= more
+        return {party: excluded.get(party, "others were first") for party in ask.parties if party not in began}
+
     def _one(self, ask: Ask) -> Arrival:
-        if ask.work != "train":
+        if ask.work != "train" or not self.pace.late:
             return super()._one(ask)
         self._asks[ask.version] = ask
         counted, proposed = dict[str, Contribution](), dict[str, Values]()

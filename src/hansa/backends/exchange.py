@@ -162,29 +162,10 @@ class LocalExchange:
         self._counted, self.memories = proposed, Latest(proposed, self._settled)
 
     def _absent(self, ask: Ask) -> dict[str, str]:
-        """Who is not counted, as recorded or by the clock, which goes on until the last one has answered."""
-        if ask.version in self.decisions:
-            made = self.decisions[ask.version]
-            return {p: made.excluded.get(p, "it was not counted") for p in ask.parties if p not in made.counted}
-        clock, seed = self.clock, self.course.setup.seed
-        if clock is None or ask.work != "train":
+        """Who is not counted, as recorded."""
+        if (made := self.decisions.get(ask.version)) is None:
             return {}
-        taken = self.durations(ask, ask.parties, ask.version)
-        there = clock.there(ask.parties, seed, ask.version, self._now)
-        fails = clock.fails(ask.parties, seed, ask.version)
-        deadline, absent, end = self.deadline, dict[str, str](), 0.0
-        for i, name in enumerate(ask.parties):
-            late = bool(taken[i] > deadline)
-            if not there[i]:
-                absent[name] = "it was not available"
-            elif fails[i]:
-                absent[name] = "it failed in the middle of the round"
-            elif late:
-                absent[name] = f"it would have taken {taken[i]:.4g} s, and the deadline is {deadline:g} s"
-            waited = deadline if there[i] and (fails[i] or late) else float(taken[i]) * there[i]
-            end = max(end, waited)
-        self._now += end
-        return absent
+        return {p: made.excluded.get(p, "it was not counted") for p in ask.parties if p not in made.counted}
 
     def durations(self, ask: Ask, parties: Sequence[str], turn: int) -> Array:
         """Virtual seconds that each party's work on the ask takes, ``[k]``."""

@@ -145,7 +145,7 @@ class Local:
             what = f"the run to replay asked {unknown[0]!r}, who is not among the parties"
             remedy = "Replay with the parties of that run"
             raise StudyError(what, remedy=remedy)
-        if isinstance(course.method, FedBuff) or ((pace.goal or pace.late) and (self.clock or made)):
+        if isinstance(course.method, FedBuff) or self.clock or (pace.late and made):
             from hansa.backends.buffered import BufferedExchange  # which is a local one
 
             made_by = BufferedExchange

@@ -287,7 +287,8 @@ class Machine(Sums):
             if live.federation.pace.late and not known and (live.trains or live.busy(party)):
                 continue  # it works on, and will be late
             begun = live.begun.pop(party, (version, 0))[0] if live.trains else version
-            counted, why = party in total.parties, excluded.get(party, "")
+            counted = party in total.parties
+            why = "" if counted else excluded.get(party, "others were first")
             if counted:
                 self.guests[party].counted[live.id] = begun
             if party in late:
