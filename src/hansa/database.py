@@ -159,7 +159,7 @@ class Database:
             query = query.order_by(of[order])
         query = query.limit(limit)
         found = self._transaction(lambda connection: connection.execute(query).mappings().all())
-        return [self._with(self.vault.open, table, dict(row)) for row in found]
+        return [self._with(self._opened, table, dict(row)) for row in found]
 
     def row(self, table: str, **where: Any) -> dict[str, Any] | None:
         """The one row, or None."""
@@ -177,6 +177,9 @@ class Database:
 
     def _seal(self, body: bytes, *place: str | int) -> bytes:
         return b"".join(self.vault.seal(body, *place))
+
+    def _opened(self, sealed: bytes, *place: str | int) -> Buffer:
+        return self.vault.open(sealed, *place)
 
     def _with(self, done: Callable[..., Buffer], table: str, row: Row) -> dict[str, Any]:
         """A row, and its bytes as ``done`` makes them of themselves and their place: table, column and key."""

@@ -80,7 +80,7 @@ class Cut:
 
     async def stream(self, rpc: Any, request: m.FetchRequest) -> AsyncIterator[m.Chunk]:
         self.offsets.append(request.offset)
-        for number, chunk in enumerate(chunks.split(self.body, request.offset)):
+        for number, chunk in enumerate(map(m.Chunk.FromString, chunks.split(self.body, request.offset))):
             if number:
                 raise UnreachableError("the link broke")
             yield chunk

@@ -8,13 +8,15 @@ import stat
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from hansa.agent.home import AgentHome
 from hansa.agent.left import Left
 from hansa.agent.machine import Settled
 from hansa.agent.service import Agent
-from hansa.agent.store import AgentStore
+from hansa.agent.store import LARGE, AgentStore
 from hansa.database import Drop, Put
+from hansa.errors import StoreError
 from hansa.secure.party import Seat
 from hansa.secure.terms import Rules, Work, encode
 
@@ -66,3 +68,28 @@ def test_nobody_else_may_read_a_folder_or_a_file_of_it(tmp_path: Path) -> None:
                 assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
     finally:
         os.umask(umask)
+
+
+def test_a_large_answer_lies_in_a_file_that_its_row_names_and_that_goes_with_it(tmp_path: Path) -> None:
+    def files() -> list[bytes]:
+        return [path.read_bytes() for path in (tmp_path / "large").glob("*")]
+
+    store, large, other = AgentStore(tmp_path), bytes(LARGE), bytes([7]) * LARGE
+    rest = {"attempt": 1, "round": 1, "weight": 1.0}
+    held = {"run": "run", "version": 1, **rest, "body": large, "memory": other}
+    store.apply([Put("answer", held)])
+    assert sorted(files()) == [large, other]
+    store.close()
+    assert (tmp_path / "agent.db").stat().st_size < LARGE
+    store = AgentStore(tmp_path)
+    assert store.rows("answer") == [held]
+    place = {"run": "run", "version": 1}
+    store.apply([Put("memory", {"run": "run", "body": other}), Drop("answer", place)])
+    assert files() == [other]
+    store.apply([Put("memory", {"run": "run", "body": b"small"})])
+    assert not files()
+    store.apply([Put("answer", {**held, "memory": b""})])
+    (tmp_path / "large" / blake3(large).hexdigest()).write_bytes(other)
+    with pytest.raises(StoreError, match="is damaged"):
+        store.rows("answer")
+    store.close()

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from hansa.agent.ledger import Ledger
 from hansa.agent.machine import Asked, Sitting, Worked
-from hansa.agent.policy import Offer, admit, company
+from hansa.agent.policy import Offer, admit, company, outlined
 from hansa.aggregation.ring import joined, sitting
 from hansa.contribution import Json, Values
 from hansa.data.contract import check
@@ -67,7 +67,7 @@ class Desk:
     def begins(self, run: str) -> int:
         """Bytes of all that a described study's methods begin with, several times: no ask brings more."""
         _, federation, setup = self._studies[run]
-        return 8 * sum(state.values.nbytes for state in federation.course(setup).begin().states.values())
+        return 8 * sum(state.values.nbytes for state in outlined(federation, setup).outline.states.values())
 
     def work(self, asked: Asked, memory: bytes) -> Worked:
         """Ask the gate, then do the work; ``memory`` is what this party remembers of the run, as tensors.

@@ -1,5 +1,6 @@
 """The one gate between a coordinator's wish and a party's data."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from hansa.data.table import Table
 from hansa.errors import ConsentError, HansaError
 from hansa.federation import Federation
 from hansa.methods.base import Setup
+from hansa.methods.course import Course
 from hansa.run import draw
 from hansa.secure.terms import Rules
 
@@ -51,7 +53,7 @@ def admit(federation: Federation, ask: Ask, setup: Setup, offers: Sequence[Offer
     if setup.bounds != federation.bounds(setup.numbers):
         raise ConsentError("the run moves numbers from other ranges than the study's contract declares")
     try:
-        course = federation.course(setup)
+        course = outlined(federation, setup)
         cohort, permitted = draw(federation, course, ask).parties, course.permits(ask)
     except HansaError as error:
         raise ConsentError(f"the study cannot be run here: {error.said}") from error
@@ -62,6 +64,18 @@ def admit(federation: Federation, ask: Ask, setup: Setup, offers: Sequence[Offer
         what = f"{ask.work!r} asks for other fields than the study declares ({fields}), or by another way"
         raise ConsentError(what, remedy="The coordinator is of another version, or not to be trusted")
     return offer
+
+
+_OUTLINED = deque[tuple[Federation, Setup, Course]](maxlen=8)
+
+
+def outlined(federation: Federation, setup: Setup) -> Course:
+    """The course of a federation among these, made once for what is asked again and again."""
+    for known, among, course in _OUTLINED:
+        if known is federation and among is setup:
+            return course
+    _OUTLINED.append((federation, setup, federation.course(setup)))
+    return _OUTLINED[-1][-1]
 
 
 def company(rules: Rules, honest: int) -> None:

@@ -1,12 +1,15 @@
 """What an agent remembers."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import sqlalchemy as sa
+from blake3 import blake3
 
 from hansa.agent.ledger import RESTORED, Budget, Ledger
-from hansa.crypto.vault import Vault
+from hansa.crypto.vault import Buffer, Vault
 from hansa.database import Database, Drop, Put, columns
+from hansa.errors import StoreError
 from hansa.privacy.events import EVENTS, Exact
 from hansa.secure.terms import Rules
 
@@ -29,11 +32,42 @@ sa.Table("member", metadata, *columns({"name": str}, identity=bytes | None, word
 sa.Table("rule", metadata, *columns({"name": str}, value=int))
 
 
+LARGE, APART = 1 << 20, b"\xffapart\n"
+"""Bytes from which on a value lies in a file beside the database, and what a row that names the file begins with."""
+
+
 class AgentStore(Database):
     """The agent's database in its folder, which is made if it is not there."""
 
     def __init__(self, home: Path) -> None:
+        self._large, self._named = home / "large", dict[tuple[str | int, ...], str]()
         super().__init__(home / "agent.db", metadata, MIGRATIONS, HEAD, Vault.of(home), home / "party.json")
+
+    def apply(self, changes: Iterable[Put | Drop], *, erase: bool = False) -> None:
+        """The same; files that no row names any more go when that is durable."""
+        before = {*self._named.values()}
+        super().apply(wanted := list(changes), erase=erase)
+        dropped = {(change.table, *change.values.values()) for change in wanted if isinstance(change, Drop)}
+        self._named = {place: n for place, n in self._named.items() if (place[0], *place[2:]) not in dropped}
+        for name in before.difference(self._named.values()):
+            (self._large / name).unlink(missing_ok=True)
+
+    def _seal(self, body: bytes, *place: str | int) -> bytes:
+        self._named.pop(place, None)
+        if len(body) >= LARGE and place[0] in ("answer", "memory"):  # and not the secrets of seats
+            name = self._named[place] = blake3(body).hexdigest()
+            self.vault.write(self._large / name, body)
+            body = APART + name.encode()
+        return super()._seal(body, *place)
+
+    def _opened(self, sealed: bytes, *place: str | int) -> Buffer:
+        body = super()._opened(sealed, *place)
+        if body[: len(APART)] == APART:
+            name = self._named[place] = str(body[len(APART) :], "ascii")
+            body = self.vault.read(self._large / name)
+            if blake3(body).hexdigest() != name:
+                raise StoreError(f"{self._large / name} is damaged", remedy="Restore the folder from a backup")
+        return body
 
     def ledger(self) -> Ledger:
         """What was charged, and the budget."""

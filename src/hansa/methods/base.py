@@ -28,6 +28,7 @@ from hansa.privacy.claim import Privacy
 from hansa.task import Task
 
 _OF_COLUMNS = {"categories", "arrays", "bounds"}
+_PIECE = 1 << 16  # parameters that the server's optimiser moves at once
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,20 @@ class State:
     facts: Mapping[str, Json] = field(default_factory=dict)
 
     def step(self, server: FirstOrder, update: Array, **values: Array) -> State:
-        """The next round's state: the server's optimiser moves the parameters along ``update``."""
-        parameters, moved = server.serve(self.values["parameters"], update, self.values.under("server"))
+        """The next round's state: the server's optimiser moves the parameters along ``update``, some at a time:
+        what is in between stays in the cache.
+        """
+        before, slots = self.values["parameters"], self.values.under("server")
+        parameters, moved = np.empty_like(before), dict[str, Array]()
+        for at in range(0, before.size, _PIECE):
+            part = slice(at, at + _PIECE)
+            few = {name: slot[part] if slot.shape == before.shape else slot for name, slot in slots.items()}
+            parameters[part], after = server.serve(before[part], update[part], few)
+            for name, slot in after.items():
+                if slot.shape == before[part].shape:
+                    moved.setdefault(name, np.empty(before.shape, slot.dtype))[part] = slot
+                else:  # the same for all
+                    moved[name] = slot
         kept = {**self.values, **values, **Values(moved).named("server"), "parameters": parameters}
         return replace(self, round=self.round + 1, values=Values(kept))
 

@@ -32,6 +32,7 @@ from hansa.privacy.noise import derived
 from hansa.task import Task
 from hansa.wire import tensors
 
+_LARGE = 1 << 20
 _KEPT = ("version", "phase", "best", "since", "reason")  # of a checkpoint, as it is
 Phase = Literal["moments", "train", "evaluate", "done"]
 
@@ -178,6 +179,15 @@ class Course:
         states["train"] = self._stored(states["train"])
         return self._enter(Progress(states={**states, "stages": State()}), "moments")
 
+    @cached_property
+    def outline(self) -> Progress:
+        """The beginning without the memory of its large arrays: of an ask that is made from it, only shapes matter."""
+        progress, states = self.begin(), dict[str, State]()
+        for of, state in progress.states.items():
+            large = {n: np.broadcast_to(v.dtype.type(0), v.shape) for n, v in state.values.items() if v.nbytes > _LARGE}
+            states[of] = replace(state, values=Values({**state.values, **large}))
+        return replace(progress, states=states)
+
     def ask(self, progress: Progress) -> Ask | None:
         """The next exchange, or None when the course is done; the cohort is still to be drawn."""
         phase = progress.phase
@@ -228,7 +238,7 @@ class Course:
 
     def _own(self, asked: Ask) -> Iterator[Ask]:
         """The asks that this course makes for that work in that round, but for their values."""
-        work, round, start = asked.work, asked.round, self.begin()
+        work, round, start = asked.work, asked.round, self.outline
         sums = self.moments.phases(start.states["moments"], asked)
         if work == "moments" and round == 0:
             for step, state in enumerate(sums):
