@@ -96,6 +96,7 @@ def test_no_color_and_a_pipe_are_plain(capsys, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     output = Output()
     output.say("well", style="green")
+    assert not output.live
     assert capsys.readouterr().out == "well\n"
 
 

@@ -1,6 +1,7 @@
 """A run as it happens, in lines for people."""
 
 import pytest
+from rich.console import Console
 
 from hansa.cli.output import Output
 from hansa.cli.plan import in_time
@@ -13,9 +14,9 @@ def shown(capsys):
     """What a view prints of events, one after the other."""
 
     def call(*events):
-        view = RoundsView(Output(), rounds=9)
-        for seq, (kind, body) in enumerate(events, start=1):
-            view(Event(seq, "2026-01-01T00:00:00.000+00:00", kind, body))
+        with RoundsView(Output(), rounds=9) as view:
+            for seq, (kind, body) in enumerate(events, start=1):
+                view(Event(seq, "2026-01-01T00:00:00.000+00:00", kind, body))
         return capsys.readouterr().out.splitlines()
 
     return call
@@ -66,10 +67,13 @@ def at(seconds):
 def timed(capsys):
     """What a view prints of events that happen at given seconds."""
 
-    def call(*events, rounds=9):
-        view = RoundsView(Output(), rounds=rounds)
-        for seq, (seconds, kind, body) in enumerate(events, start=1):
-            view(Event(seq, at(seconds), kind, body))
+    def call(*events, rounds=9, live=False):
+        out = Output()
+        if live:
+            out.console = Console(force_terminal=True, width=100)
+        with RoundsView(out, rounds=rounds) as view:
+            for seq, (seconds, kind, body) in enumerate(events, start=1):
+                view(Event(seq, at(seconds), kind, body))
         return capsys.readouterr().out
 
     return call
@@ -96,6 +100,11 @@ def test_the_first_round_says_how_long_the_others_will_take(timed):
 def test_a_run_that_is_soon_over_says_nothing_of_time(timed):
     lines = timed(*round_(1, 0, 1, loss=0.5), *round_(9, 1, 10, loss=0.4)).splitlines()
     assert lines == ["round 1/9: loss 0.5000 (2 parties)", "round 9/9: loss 0.4000 (2 parties)"]
+
+
+def test_a_terminal_shows_pace_and_rest_beneath_the_table(timed):
+    assert "round 3/9, 4 s a round, 24 s left" in timed(*round_(3, 0, 4), live=True)
+    assert timed(live=True).strip("\x1b[?25hl\n") == ""
 
 
 def test_the_spread_over_the_parties_is_a_table_of_its_own_at_the_end(timed):

@@ -78,8 +78,8 @@ def demo(
             out.say("What holds for each patient (one row of one hospital's table), whatever the rows are:")
             out.say("\n".join(f"  {line}" for line in str(guarantee).splitlines()[:-1]))  # the last: simulated
             document["guarantee"] = guarantee.to_json()
-        with programs.watched():
-            run = federation.run(Remote(programs.folder / "coordinator", follow=RoundsView(out, federation.rounds)))
+        with programs.watched(), RoundsView(out, federation.rounds) as view:
+            run = federation.run(Remote(programs.folder / "coordinator", follow=view))
         interrupts.check()
         results = stack.enter_context(_kept_if_whole(output / run.id))
         _results(results, run, programs, hospitals, study)

@@ -37,6 +37,12 @@ class Output:
         Output.finished = False
         self.json = json
         self.console = _console(sys.stderr if json else sys.stdout)
+        """Where chatter goes; for live views."""
+
+    @property
+    def live(self) -> bool:
+        """True when somebody watches a terminal, so that a view may redraw itself."""
+        return self.console.is_terminal and not self.console.is_dumb_terminal
 
     def say(self, text: str, *, style: str = "") -> None:
         """One line for people; ``style`` is one of rich's, such as ``bold`` or ``green``.

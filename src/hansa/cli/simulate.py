@@ -205,15 +205,15 @@ class _Bench:
             if federation.aggregation.protects or federation.statistics.protects:
                 self.out.say(str(federation.guaranteed(setup)))
 
-        view = RoundsView(self.out, federation.rounds, resolved)
-        backend = self.local(parties, folder=writable(self.output, "--output"), follow=view)
-        try:
-            run = federation.run(backend)
-        except KeyboardInterrupt:
-            if view.run:
-                again = f"hansa resume {self.output / view.run} --data ..., as it was dealt out"
-                self.out.say(f"To go on: {again}")
-            raise
+        with RoundsView(self.out, federation.rounds, resolved) as view:
+            backend = self.local(parties, folder=writable(self.output, "--output"), follow=view)
+            try:
+                run = federation.run(backend)
+            except KeyboardInterrupt:
+                if view.run:
+                    again = f"hansa resume {self.output / view.run} --data ..., as it was dealt out"
+                    self.out.say(f"To go on: {again}")
+                raise
         reached = rounds_to_target(run)
         if reached is not None:
             self.out.say(f"The target was first reached after round {reached}", style="green")

@@ -108,18 +108,18 @@ def _followed(out: Output, rounds: int, home: Path | None, output: Path, go: Cal
     from hansa.backends.remote import Remote
     from hansa.cli.view import RoundsView
 
-    view = RoundsView(out, rounds)
-    remote = Remote(coordinator_home(home), folder=writable(output, "--output"), follow=view)
-    try:
-        ended = go(remote)
-    except KeyboardInterrupt:
-        if view.run:
-            out.say(f"The run goes on without this command: hansa watch {view.run}")
-        raise
-    except UnreachableError as error:
-        if view.run:
-            error.remedy = f"The run goes on; to follow it again: hansa watch {view.run}"
-        raise
+    with RoundsView(out, rounds) as view:
+        remote = Remote(coordinator_home(home), folder=writable(output, "--output"), follow=view)
+        try:
+            ended = go(remote)
+        except KeyboardInterrupt:
+            if view.run:
+                out.say(f"The run goes on without this command: hansa watch {view.run}")
+            raise
+        except UnreachableError as error:
+            if view.run:
+                error.remedy = f"The run goes on; to follow it again: hansa watch {view.run}"
+            raise
     told(out, output, ended)
 
 

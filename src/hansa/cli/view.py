@@ -1,9 +1,15 @@
-"""A run as it happens, in lines that can be kept and searched."""
+"""A run as it happens: a table that redraws itself on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
 from hansa.cli.output import Output
 from hansa.cli.plan import Pace, few, in_time
@@ -12,25 +18,32 @@ if TYPE_CHECKING:
     from hansa.methods.base import Setup
     from hansa.run import Event
 
+SHOWN = 12
+"""Rounds that the live table shows; the latest ones."""
 WORTH_SAYING = 10.0
 """Seconds that a run must still take for a line to say so."""
 SPREAD = frozenset({"p10", "p50", "p90", "worst_decile"})
 """How a metric's name ends that says how another one is spread over the parties."""
 
 
-class RoundsView:
-    """Shows the events of a run of so many rounds at most: hand it to ``follow``.
+class RoundsView(ExitStack):
+    """Shows the events of a run of so many rounds at most; use it in a ``with`` block and hand it to ``follow``.
 
     ``resolved`` is called once it is known who takes part, before the first exchange.
     """
 
     def __init__(self, out: Output, rounds: int, resolved: Callable[[Setup], None] | None = None) -> None:
+        super().__init__()
         self._out, self._rounds, self._resolved, self._say = out, rounds, resolved, out.say
         self.run = ""
         """The name of the run, once its first event was seen."""
+        self._rows: list[tuple[str, ...]] = []
+        self._names: tuple[str, ...] = ()
         self._latest: dict[str, float] = {}
         self._counted, self._prepared = 0, False
         self._pace = Pace(rounds)
+        if out.live:
+            self.enter_context(Live(get_renderable=self._picture, console=out.console))
 
     def __call__(self, event: Event) -> None:
         body = event.body
@@ -89,10 +102,28 @@ class RoundsView:
             )
 
     def _metrics(self, metrics: dict[str, float], number: int) -> None:
-        self._latest, left = metrics, self._pace.left
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if not _of_parties(name))
-        ahead = f"; {in_time(left)} left" if left >= WORTH_SAYING else ""
-        self._say(f"round {number}/{self._rounds}: {shown} ({self._counted} parties{ahead})")
+        self._latest = metrics
+        self._names = tuple(name for name in metrics if not _of_parties(name))
+        values = tuple(f"{metrics[name]:.4f}" for name in self._names)
+        self._rows.append((f"{number}/{self._rounds}", str(self._counted), *values))
+        if not self._out.live:
+            shown = ", ".join(f"{n} {v}" for n, v in zip(self._names, values, strict=True))
+            left = self._pace.left
+            ahead = f"; {in_time(left)} left" if left >= WORTH_SAYING else ""
+            self._say(f"round {number}/{self._rounds}: {shown} ({self._counted} parties{ahead})")
+
+    def _picture(self) -> Group:
+        """What the live table shows, several times a second."""
+        if not self._rows and not self._pace.done:
+            return Group()
+        each, left = in_time(self._pace.each), in_time(self._pace.left)
+        each = f", {each} a round, {left} left" if self._pace.each else ""
+        drawn = Table(box=None, padding=(0, 2, 0, 0))
+        for name in ("round", "parties", *self._names):
+            drawn.add_column(name, justify="right", style="cyan" if name == "round" else "")
+        for row in self._rows[-SHOWN:]:
+            drawn.add_row(*(Text(cell) for cell in row))
+        return Group(drawn, Text(f"round {self._pace.at}/{self._rounds}{each}", style="dim"))
 
     def _spread(self) -> None:
         """How the last metrics are spread over the parties, if they say it."""
