@@ -35,9 +35,9 @@ def tree(kind: type[HansaError] = HansaError) -> list[type[HansaError]]:
 async def test_an_error_arrives_as_what_it_was(world, kind):
     world.desk.failure = kind("表不对", remedy="再试一次。", party="北京", round=3, field="coefficients")
     async with world.dial() as client:
-        with pytest.raises(kind) as caught:
+        with pytest.raises(HansaError) as caught:
             await client.unary(rpcs.DESCRIBE, m.Describe())
-    assert type(caught.value) is kind
+    assert type(caught.value) is next(known for known in kind.__mro__ if known.__module__ == "hansa.errors")
     assert str(caught.value) == str(world.desk.failure)
     assert caught.value.round == 3
 

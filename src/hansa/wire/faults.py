@@ -46,7 +46,8 @@ async def refuse(context: grpc.aio.ServicerContext[bytes, bytes], method: str, e
         error = HansaError("the coordinator failed", remedy="Its log says why.")
     codes = (_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
     said: dict[str, str] = {name: getattr(error, name)[:most] for name, most in _ROOM.items()}
-    trailer = ((_TRAILER, Problem(kind=type(error).__name__, round=error.round or 0, **said).SerializeToString()),)
+    known = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+    trailer = ((_TRAILER, Problem(kind=known, round=error.round or 0, **said).SerializeToString()),)
     await context.abort(next(codes, grpc.StatusCode.INTERNAL), error.message[:100], trailer)
 
 
