@@ -54,7 +54,7 @@ def test_who_is_late_absent_or_fails_is_left_out_with_the_reason(tables):
     study = federation(cohort={"kind": "all", "deadline": 100.0})
     run = study.run(hs.Local(tables, clock=clock))
     excluded = [body["excluded"] for body in arrived(run)]
-    assert all("deadline is 100 s" in one["party-12"] for one in excluded if "failed" not in one["party-12"])
+    assert all("no answer within 100 s" in one["party-12"] for one in excluded if "failed" not in one["party-12"])
     assert "party-01" not in excluded[0] or "failed" in excluded[0]["party-01"]
     assert all(one["party-01"] == "it was not available" for one in excluded[1:])
     failed = [n for one in excluded for n, why in one.items() if "failed in the middle" in why]
