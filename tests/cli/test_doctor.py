@@ -90,8 +90,9 @@ def test_little_disk_space_is_a_note_and_none_is_bad(tmp_path, monkeypatch, free
     assert doctor.disk(tmp_path).verdict == verdict
 
 
-def test_a_disk_that_holds_few_of_the_largest_model_is_told(tmp_path, monkeypatch):
-    body = tmp_path / "coordinator" / "blobs" / "run" / "3" / "body"
+@pytest.mark.parametrize("where", ["coordinator/blobs/run/3/body", "agent/large/body"])
+def test_a_disk_that_holds_few_of_the_largest_model_is_told(tmp_path, monkeypatch, where):
+    body = tmp_path / where
     body.parent.mkdir(parents=True)
     with body.open("wb") as file:
         file.truncate(1 << 30)  # a hole

@@ -131,7 +131,8 @@ def writable(home: Path) -> Check:
 def disk(home: Path) -> Check:
     """There is room for updates, checkpoints and databases: ten times the largest body that is kept."""
     free = shutil.disk_usage(_nearest(home)).free
-    largest = max((file.stat().st_size for file in home.glob("**/blobs/*/*/*")), default=0)
+    bodies = [*home.glob("**/blobs/*/*/*"), *home.glob("**/large/*")]
+    largest = max((file.stat().st_size for file in bodies), default=0)
     said = f"{decimal(free)} free at {home}" + (f", where a model has up to {decimal(largest)}" if largest else "")
     remedy = f"Free some space (du -xh {home} | sort -h), or set HANSA_HOME elsewhere."
     bad: Verdict = "bad" if free < max(SCARCE, 2 * largest) else "note"
