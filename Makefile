@@ -16,10 +16,10 @@ DECLARED := pyproject.toml constraints.txt
 BARE := .venv-core$(if $(PYTHON),-$(notdir $(PYTHON)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test attack chaos fuzz check format test-core test-lowest bench docs clean
+.PHONY: help demo test attack simulate-faults chaos fuzz check format test-core test-lowest bench docs clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 demo: $(CORE) ## Three hospitals learn one model on this machine
 	@$(BIN)/hansa demo $(ARGS)
@@ -29,6 +29,9 @@ test: $(DEV) ## Run the tests, with branch coverage of at least 90%
 
 attack: $(DEV) ## Attack what is promised about privacy, the long attacks included
 	HANSA_LONG=1 $(BIN)/python -m pytest tests/attacks $(ARGS)
+
+simulate-faults: $(DEV) ## Crashes, lost messages and cheats from 20,000 seeds (ARGS="--seed 4711 --verbose")
+	$(BIN)/python -m tests.faults $(ARGS)
 
 chaos: $(DEV) ## Kill, cut, fill up and confuse real processes, the long way
 	HANSA_LONG=1 $(BIN)/python -m pytest tests/chaos $(ARGS)

@@ -57,7 +57,7 @@ class Record:
     """What became durable, what left and what was told; each of its methods raises a `Violation`."""
 
     def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+        self._plan, self._changed = plan, False
         self.events: list[dict[str, Any]] = []
         self.answers: dict[tuple[int, str], dict[str, Any]] = {}
         self.status = ""
@@ -81,6 +81,7 @@ class Record:
 
     def committed(self, changes: Iterable[Change]) -> None:
         """The coordinator's changes of one transaction became durable."""
+        self._changed = True
         checkpoints = set[int]()
         arrived = list[int]()
         for change in changes:
@@ -199,7 +200,10 @@ class Record:
         require(self._summed.setdefault((version, attempt), value) == value, "a second sum from one attempt")
 
     def after(self) -> None:
-        """After every event."""
+        """After every event: if anything has changed, every answer that was acknowledged has its fate."""
+        if not self._changed:
+            return
+        self._changed = False
         for place in list(self._unsettled):
             self.fate(place)
 
@@ -231,16 +235,16 @@ class Record:
             return 0
         # An attempt may take a vector that was made for an earlier one, and charged then, and never given.
         for of in range(1, attempt + 1):
-            if np.array_equal(vector, self._vector(party, of)):
+            if np.array_equal(vector, self._vector(party, version, of)):
                 known = {n for (name, v, _), n in self._noise.items() if (name, v) == (party, version)}
                 require(len(known | {of}) <= len(charges), f"{party}: a vector for exchange {version} is not charged")
                 return of
         raise Violation(f"{party}: there is other noise in its answer to exchange {version}.{attempt} than it has")
 
-    def _vector(self, party: str, attempt: int) -> Array:
-        """What an honest party gives to the next sum in an attempt at it."""
+    def _vector(self, party: str, version: int, attempt: int) -> Array:
+        """What an honest party gives to the sum of an exchange in an attempt at it."""
         of = self._plan.kind, self._plan.parties
-        return given(*of, tuple(self.decisions), party, attempt)
+        return given(*of, tuple(self.decisions[:version]), party, attempt)
 
     def cheats(self, sent: Sent) -> None:
         """An answer leaves a cheat."""

@@ -1,4 +1,4 @@
-"""What production works out from its arguments alone is worked out once for all seeds, and so a seed takes milliseconds."""
+"""What production works out from its arguments alone is worked out once for all seeds: so a seed takes milliseconds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from functools import cache
 from typing import Any
 from unittest import mock
 
+from hansa import federation
 from hansa.agent import desk
 from hansa.contribution import Ask, Values, canonical
+from hansa.coordinator import inbox, live, machine
 from hansa.crypto import agreement
 from hansa.federation import Federation
 from hansa.methods.course import Course, Progress
@@ -18,6 +20,7 @@ from hansa.privacy.events import EVENTS
 from hansa.secure import coordinator as secure_coordinator
 from hansa.secure import party as secure_party
 from hansa.secure import terms as secure_terms
+from hansa.wire import tensors
 
 
 class Memo:
@@ -40,7 +43,17 @@ def _values(values: Values) -> tuple[Any, ...]:
 
 @contextmanager
 def remembered() -> Iterator[None]:
-    """While this is open, pure functions remember."""
+    """While this is open, pure functions remember, from one time to the next."""
+    with ExitStack() as stack:
+        for owner, names in _patches().items():
+            for name, made in names.items():
+                stack.enter_context(mock.patch.object(owner, name, made))
+        yield
+
+
+@cache
+def _patches() -> dict[Any, dict[str, Any]]:
+    """What stands for what, by its owner and name."""
     memo = Memo()
     from_json, to_json, course = Federation.from_json, Federation.to_json, Federation.course
     begin, asks, apply, permits = Course.begin, Course.ask, Course.apply, Course.permits
@@ -76,6 +89,31 @@ def remembered() -> Iterator[None]:
     known = {name: cache(getattr(agreement, name)) for name in ("signed", "derive", "public")}
     agreed = cache(lambda private, peers: agree(private, peers))
     known["agree"] = lambda private, peers: agreed(private, tuple(peers))
+    deploy = federation.deployed
+
+    def deployed(of: Federation, setup: Any, secret: bytes, run: str) -> Course:
+        made: Course = memo(
+            ("deployed", id(of), setup.parties, secret, run), lambda: deploy(of, setup, secret, run), of
+        )
+        return made
+
+    read, opened, refusal = tensors.read, Course.open, inbox.refusal
+
+    def read_once(data: Any, *limit: Any, **named: Any) -> Any:
+        if not isinstance(data, bytes):
+            return read(data, *limit, **named)
+        return dict(memo(("read", data, limit, *named.values()), lambda: read(data, *limit, **named)))
+
+    def refused(body: Any, head: Any, signal: Any) -> str:
+        key = "refused", bytes(body), head.digest, head.weight, head.size, id(signal)
+        said: str = memo(key, lambda: refusal(body, head, signal), signal)
+        return said
+
+    def open_once(self: Course, ask: Ask, stack: Any) -> Any:
+        said = _values(stack.values), stack.parties, stack.weights.tobytes()
+        made, excluded = memo(("open", id(self), ask.digest, said), lambda: opened(self, ask, stack), self)
+        return made, dict(excluded)
+
     ciphers = (secure_coordinator, secure_party, secure_terms)
 
     patches: dict[Any, dict[str, Any]] = {
@@ -95,6 +133,7 @@ def remembered() -> Iterator[None]:
             "permits": lambda self, ask: memo(("permits", id(self), ask.digest), lambda: permits(self, ask), self),
             "signals": lambda self, ask: memo(("signals", id(self), ask.digest), lambda: signals(self, ask), self),
             "apply": applied,
+            "open": open_once,
         },
         EVENTS: {"build": lambda body: memo(("event", canonical(body)), lambda: build(body))},
         Progress: {"pack": packed, "unpack": staticmethod(cache(unpack))},
@@ -102,7 +141,12 @@ def remembered() -> Iterator[None]:
             "answer": answered,
             "again": lambda self, attempt: memo(("again", id(self), attempt), lambda: again(self, attempt), self),
         },
+        tensors: {"read": read_once},
+        inbox: {"refusal": refused},
+        live: {"deployed": deployed},
+        machine: {"deployed": deployed},
         desk: {
+            "deployed": deployed,
             "Party": party_of,
             "admit": lambda federation, ask, setup, offers, party: memo(
                 ("admit", id(federation), ask.digest, repr(setup), id(offers[0]), party),
@@ -114,8 +158,4 @@ def remembered() -> Iterator[None]:
     }
     for module in (*ciphers, agreement):
         patches[module] = {name: made for name, made in known.items() if hasattr(module, name)}
-    with ExitStack() as stack:
-        for owner, names in patches.items():
-            for name, made in names.items():
-                stack.enter_context(mock.patch.object(owner, name, made))
-        yield
+    return patches

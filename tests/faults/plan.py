@@ -40,6 +40,8 @@ FAULTS = {
 RATES = (0.0, 0.0, 0.0, 0.003, 0.01, 0.04)
 """Of a fault, at each moment at which it may happen. Many seeds do without most of them: what goes wrong by itself
 would else hide behind what goes wrong all the time."""
+SELDOM = ("ghost", "apart")
+"""Those for which there is little occasion."""
 
 CHEATS = ("other", "nan", "weight", "shape", "negative", "unknown", "stale", "damaged", "silent", "babble")
 
@@ -63,7 +65,7 @@ class Kind:
     fewest: Callable[[int], int] = lambda parties: 2
     deadline: float = 8.0
     budget: float | None = None
-    parties: tuple[int, ...] = (3, 3, 4, 5)
+    parties: tuple[int, ...] = (3, 3, 3, 4, 5)
     repeats: bool = False  # without noise of its own, a vector is given to one sum, and to no other
     hidden: bool = False  # by a secure sum, in which another answer than the true one cannot be seen
 
@@ -101,6 +103,9 @@ KINDS: dict[str, Kind] = {
         hidden=True,
     ),
 }
+
+OFTEN = (3, 3, 2, 2, 2, 1, 1)
+"""How often each is drawn: a secure sum takes several times as long as the others."""
 
 
 @cache
@@ -160,9 +165,9 @@ class Plan:
     @classmethod
     def of(cls, seed: int) -> Plan:
         draw = generator(seed, "plan")
-        kind = draw.choice([*KINDS, "everyone", "some"])
+        kind = draw.choices(list(KINDS), OFTEN)[0]
         parties = draw.choice(KINDS[kind].parties)
-        rates = {fault: draw.choice(RATES) for fault in FAULTS}
+        rates = {fault: draw.choice(RATES) * (10 if fault in SELDOM else 1) for fault in FAULTS}
         spare = parties - KINDS[kind].fewest(parties)
         odd = draw.sample(NAMES[:parties], draw.randint(0, spare))
         cheats, leaves, back = {}, {}, {}

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hansa.agent.store import AgentStore
-from hansa.coordinator.store import CoordinatorStore
 from tests.faults.invariants import digest
 from tests.faults.memo import remembered
 from tests.faults.plan import Plan
-from tests.faults.stores import Folder
+from tests.faults.stores import Folder, quickly
 from tests.faults.world import Crash, World, stage
+
+from hansa.agent.store import AgentStore
+from hansa.coordinator.store import CoordinatorStore
 
 
 class Outcome(NamedTuple):
@@ -33,7 +34,7 @@ class Outcome(NamedTuple):
 
 def outcomes(seeds: Iterable[int], folder: Path | None = None) -> Iterator[Outcome]:
     """Run seeds one after the other, on simulated stores or on SQLite files in a folder."""
-    with remembered(), stage() as enter:
+    with remembered(), quickly(), stage() as enter:
         for seed in seeds:
             plan = Plan.of(seed)
             world = World(plan, None if folder is None else _files(folder / f"{seed}"))

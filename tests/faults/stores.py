@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import sqlalchemy as sa
 from blake3 import blake3
+from sqlalchemy.util import LRUCache
 
+from hansa import database
 from hansa.agent import store as agent
 from hansa.agent.store import AgentStore
 from hansa.coordinator import store as coordinator
@@ -21,6 +27,21 @@ Change = Put | Drop
 Key = tuple[Any, ...]
 
 
+Shape = dict[str, list[str]]
+
+
+@cache
+def _shape(metadata: sa.MetaData) -> tuple[Shape, Shape, Shape, Shape]:
+    """The columns of each table: all, those of its primary key, those that are never empty, those kept as JSON."""
+    tables = metadata.tables.items()
+    return (
+        {name: [c.name for c in table.columns] for name, table in tables},
+        {name: [c.name for c in table.primary_key] for name, table in tables},
+        {name: [c.name for c in table.columns if not c.nullable] for name, table in tables},
+        {name: [c.name for c in table.columns if isinstance(c.type, sa.JSON)] for name, table in tables},
+    )
+
+
 class Disk:
     """What outlives a process: tables and files, and what of them a crash would take back.
 
@@ -29,14 +50,8 @@ class Disk:
     """
 
     def __init__(self, metadata: sa.MetaData) -> None:
-        self.tables: dict[str, dict[Key, dict[str, Any]]] = {name: {} for name in metadata.tables}
-        self.columns = {name: [c.name for c in table.columns] for name, table in metadata.tables.items()}
-        self.primary = {name: [c.name for c in table.primary_key] for name, table in metadata.tables.items()}
-        self.needed = {name: [c.name for c in t.columns if not c.nullable] for name, t in metadata.tables.items()}
-        self.json = {
-            name: {c.name for c in table.columns if isinstance(c.type, sa.JSON)}
-            for name, table in metadata.tables.items()
-        }
+        self.columns, self.primary, self.needed, self.json = _shape(metadata)
+        self.tables: dict[str, dict[Key, dict[str, Any]]] = {name: {} for name in self.columns}
         self.files: dict[tuple[str, int, str, str], bytes] = {}
         self._undo: list[Callable[[], Any]] = []
 
@@ -194,16 +209,37 @@ class Memory:
 
 
 class Folder:
-    """A folder with a real SQLite file."""
+    """A folder with a real SQLite file, which begins as a copy of an empty one."""
 
     def __init__(self, kind: type[AgentStore] | type[CoordinatorStore], path: Path) -> None:
         self._kind, self._path = kind, path
+        name = "agent.db" if kind is AgentStore else "coordinator.db"
+        empty = path.parent.parent / f"empty {name}"
+        if not empty.exists():
+            kind(empty).close()
+        path.mkdir(parents=True)
+        shutil.copy(empty / name, path / name)
 
     def open(self) -> Any:
         return self._kind(self._path)
 
     def crash(self, store: Any) -> None:
         store.close()
+
+
+@contextmanager
+def quickly() -> Iterator[None]:
+    """While this is open, what SQLAlchemy works out for one file it knows for all."""
+    engine, compiled, dialects = database._engine, LRUCache(500), list[Any]()
+
+    def alike(*given: Any) -> sa.Engine:
+        made = engine(*given)
+        dialects.append(made.dialect)
+        made.dialect, made._compiled_cache = dialects[0], compiled
+        return made
+
+    with mock.patch.object(database, "_engine", alike):
+        yield
 
 
 class Guard:

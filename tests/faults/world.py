@@ -98,16 +98,15 @@ class World:
 
     def hits(self, fault: str) -> bool:
         """Whether a fault happens now."""
-        rate = self.plan.rates.get(fault, 0.0)
-        if (
-            rate
-            and self.now < self.calm
-            and (self.record.events or fault in ("before", "after"))
-            and self.draw() < rate
-        ):
-            self.note("fault", fault)
-            return True
-        return False
+        rate = self.plan.rates.get(fault)
+        if not rate or self.now >= self.calm:
+            return False
+        if not self.record.events and fault not in ("before", "after"):  # the study is yet to be handed in
+            return False
+        if self.draw() >= rate:
+            return False
+        self.note("fault", fault)
+        return True
 
     def soon(self, longest: float = 0.02) -> float:
         """Seconds that something takes; at times much longer."""
