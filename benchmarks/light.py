@@ -88,7 +88,7 @@ class Crowd:
         weight, data = self.bodies[key]
         where = {"run": work.run, "version": work.version, "attempt": work.attempt, "weight": weight}
         head = m.Head(**where, size=len(data), digest=chunks.digest(data))
-        head.data = data if len(data) <= chunks.CHUNK else b""
+        head.data = data if len(data) <= chunks.INLINE else b""
         return m.UploadPart(head=head)
 
     async def fetch(self, client: Client, digest: bytes, size: int) -> bytes:
@@ -97,8 +97,24 @@ class Crowd:
         async for chunk in client.stream(FETCH, m.FetchRequest(digest=digest)):
             receiver.accept(chunk)
         body = receiver.finish()
-        assert isinstance(body, bytes)
-        return body
+        return bytes(body)  # type: ignore[arg-type]
+
+    async def upload(self, client: Client, conversation: Any, part: m.UploadPart) -> m.UploadReply | None:
+        """Send an answer: in one message, or in chunks over a call of its own."""
+        if part.head.data:
+            await conversation.send(part)
+            reply: m.UploadReply | None = await conversation.receive()
+            return reply
+        body = self.bodies[part.head.run, part.head.version][1]
+        async with client.bidi(UPLOAD) as own:
+            await own.send(part)
+            reply = await own.receive()
+            if reply is not None and reply.WhichOneof("body") == "resume":
+                for chunk in chunks.split(body, reply.resume.offset):
+                    if not await own.send(chunks.uploaded(chunk)):
+                        break
+                reply = await own.receive()
+            return reply
 
     async def live(self, home: AgentHome, ready: asyncio.Semaphore) -> None:
         """One party, from its connection to the end."""
@@ -117,8 +133,7 @@ class Crowd:
                         if conversation is None:
                             conversation = await uploads.enter_async_context(client.bidi(UPLOAD))
                         began = time.monotonic()
-                        await conversation.send(part)
-                        reply = await conversation.receive()
+                        reply = await self.upload(client, conversation, part)
                         self.acknowledged.append(time.monotonic() - began)
                         if reply is None or not reply.receipt.accepted:
                             self.refused.append(str(reply))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from hansa.cli.output import Json, Output
 from hansa.cli.serving import Leash, Metrics, Verbose, log_to_stderr, serve, sole
 from hansa.errors import UsageError
 
+M_MMAP_THRESHOLD = -3
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -77,7 +79,10 @@ async def _serve(
     from hansa.coordinator.home import CoordinatorHome
     from hansa.coordinator.service import Coordinator
     from hansa.telemetry import export
+    from hansa.wire import chunks
 
+    with contextlib.suppress(AttributeError, TypeError):  # where glibc is: let it give back what large bodies took
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, chunks.INLINE)
     coordinator = Coordinator(CoordinatorHome.open(folder, name), host, *stores)
     try:
         if metrics:

@@ -28,6 +28,9 @@ _BROKEN_OFF = "the upload was broken off; it may be resumed"
 STALL = 30.0
 """Seconds without a chunk after which an upload makes no progress."""
 
+TURNS, TURN = 16, 0.5
+"""Large bodies that move at once, asks and answers; and seconds after which one that is slow lets others move, too."""
+
 SLACK = 1 << 16
 """Bytes that an answer may take beside its arrays: names, shapes, offsets."""
 
@@ -38,6 +41,17 @@ class Inbox:
     def __init__(self, store: CoordinatorStore) -> None:
         self._store = store
         self.open: dict[Path, Gathering] = {}
+        self._turns = asyncio.Semaphore(TURNS)
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """A turn to move a large body: however many want to, memory holds pieces of few."""
+        await self._turns.acquire()
+        with contextlib.ExitStack() as held:
+            held.callback(self._turns.release)
+            slow = asyncio.get_running_loop().call_later(TURN, held.close)
+            held.callback(slow.cancel)
+            yield
 
     @contextlib.contextmanager
     def gathering(self, head: m.Head, party: str) -> Iterator[Gathering]:

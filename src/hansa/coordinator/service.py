@@ -240,10 +240,11 @@ class Coordinator(Operators):
             body = await read(store.read_blob, rows[0]["run"], rows[0]["version"], rows[0]["name"])
         if body is None:
             raise RunError("nothing that this peer may fetch has that digest")
-        for chunk in chunks.split(body, request.offset):
-            if peer.role == pki.PARTY:  # it may be removed meanwhile
-                self._require_member(peer)
-            yield chunk
+        async with self.inbox.turn():
+            for chunk in chunks.split(body, request.offset):
+                if peer.role == pki.PARTY:  # it may be removed meanwhile
+                    self._require_member(peer)
+                yield chunk
 
     async def upload(self, requests: AsyncIterator[m.UploadPart], peer: pki.Identity) -> AsyncIterator[m.UploadReply]:
         """A party's answer: small in one message, large in chunks that resume where they broke off."""
@@ -256,8 +257,9 @@ class Coordinator(Operators):
             body: bytes | Spooled = bytes(head.data)
             if not refusal and len(body) < head.size:
                 with self.inbox.gathering(head, peer.name) as gathering:
-                    yield m.UploadReply(resume=m.Resume(offset=gathering.receiver.offset))
-                    body, refusal = await gathering.receive(requests, signal)
+                    async with self.inbox.turn():
+                        yield m.UploadReply(resume=m.Resume(offset=gathering.receiver.offset))
+                        body, refusal = await gathering.receive(requests, signal)
                 if isinstance(body, Spooled):
                     ticket.add_done_callback(body.discard)
             elif kind == "head":
@@ -325,7 +327,7 @@ class Coordinator(Operators):
             ask=canonical(ask.header()),
             digest=chunks.digest(body),
             size=len(body),
-            tensors=bytes(body) if len(body) <= chunks.CHUNK else b"",
+            tensors=bytes(body) if len(body) <= chunks.INLINE else b"",
         )
         self._latest = key, work
         self._told = {d: told for d, told in self._told.items() if told[0] in self.driver.machine.runs}

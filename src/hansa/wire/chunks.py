@@ -18,6 +18,9 @@ from hansa.errors import ContributionError, UnreachableError
 from hansa.wire.messages import Chunk
 from hansa.wire.tensors import Buffer
 
+INLINE = 1 << 16
+"""Bytes of a body that travels in one message with what is said of it; a larger one comes in chunks, in its turn."""
+
 CHUNK = 1 << 20
 """Bytes in a chunk; a body of at most this size travels inline instead."""
 
