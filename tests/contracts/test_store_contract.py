@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from tests.faults.stores import Disk, Memory, Simulated, SimulatedAgentStore, SimulatedCoordinatorStore
 
 from hansa.agent import store as agent
 from hansa.agent.store import AgentStore
@@ -22,6 +23,8 @@ from hansa.errors import StoreError
 
 Open = Callable[[], Any]
 PARTS = {"coordinator": coordinator, "agent": agent}
+SIMULATED = {"coordinator": SimulatedCoordinatorStore, "agent": SimulatedAgentStore}
+SQL = [(part, base) for part in PARTS for base in ("sqlite", "postgresql")]
 ROW = {
     "coordinator": ("answer", {"run": "r", "version": 3, "party": "诊所"}, "weight"),
     "agent": (
@@ -46,7 +49,7 @@ def postgresql(name: str) -> str:
     return f"{url}?options=-csearch_path%3D{name}"
 
 
-@pytest.fixture(params=[(part, base) for part in PARTS for base in ("sqlite", "postgresql")])
+@pytest.fixture(params=[*SQL, *((part, "simulated") for part in PARTS)])
 def kind(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param  # type: ignore[no-any-return]
 
@@ -64,6 +67,9 @@ def opened(kind: tuple[str, str], tmp_path: Path) -> Iterator[Open]:
     if kind[1] == "postgresql":
         url = postgresql(f"hansa_test_{kind[0]}")
     made: list[Database] = []
+    if kind[1] == "simulated":
+        yield Memory(SIMULATED[kind[0]]).open
+        return
 
     def open_it() -> Database:
         made.append(Database(url, module.metadata, module.MIGRATIONS, module.HEAD))
@@ -111,6 +117,7 @@ def test_a_drop_takes_the_rows_that_match_and_no_others(opened: Open, part: str)
     assert store.rows(table, columns=("run",), version=[0, 2]) == [{"run": "r"}, {"run": "r"}]
 
 
+@pytest.mark.parametrize("kind", SQL, indirect=True)
 def test_its_migrations_build_exactly_its_tables(opened: Open, part: str) -> None:
     store, module = opened(), PARTS[part]
     with store._connection.begin():
@@ -123,6 +130,7 @@ def test_its_migrations_build_exactly_its_tables(opened: Open, part: str) -> Non
     assert store._revision() == module.HEAD
 
 
+@pytest.mark.parametrize("kind", SQL, indirect=True)
 def test_a_database_of_a_newer_hansa_is_refused(opened: Open, part: str) -> None:
     store = opened()
     with store._connection.begin():
@@ -181,17 +189,54 @@ def blobs(tmp_path: Path) -> Iterator[CoordinatorStore]:
     store.close()
 
 
+@pytest.fixture(params=["files", "simulated"])
+def coordinators(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+    """Opens the coordinator's store, with its blobs, again and again."""
+    if request.param == "simulated":
+        yield Memory(SimulatedCoordinatorStore).open
+        return
+    made: list[CoordinatorStore] = []
+
+    def open_it() -> CoordinatorStore:
+        made.append(CoordinatorStore(tmp_path))
+        return made[-1]
+
+    yield open_it
+    for store in made:
+        store.close()
+
+
 @pytest.mark.parametrize("size", [0, 1, INLINE, INLINE + 1, 3 << 20])
-def test_a_blob_comes_back_as_it_was(blobs: CoordinatorStore, size: int, tmp_path: Path) -> None:
-    body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
-    blobs.apply([blobs.blob("r", 1, "answer 诊所", body)])
-    again = CoordinatorStore(tmp_path)
-    assert again.read_blob("r", 1, "answer 诊所") == body
-    again.close()
+def test_a_blob_comes_back_as_it_was(coordinators: Open, size: int) -> None:
+    body, store = bytes(range(256)) * (size // 256) + b"x" * (size % 256), coordinators()
+    store.apply([store.blob("r", 1, "answer 诊所", body)])
+    store.close()
+    assert coordinators().read_blob("r", 1, "answer 诊所") == body
+
+
+def test_who_was_counted_when_last_is_what_was_taken_and_applied(coordinators: Open) -> None:
+    store = coordinators()
+    rows = [("a", 0, True), ("a", 1, True), ("a", 2, True), ("b", 0, True), ("b", 1, False), ("c", 0, False)]
+    answers = [{"run": "r", "version": v, "party": name, "taken": taken} for name, v, taken in rows]
+    store.apply([Put("answer", row) for row in [*answers, {**answers[0], "run": "new"}]])
+    store.apply([store.blob("r", 2, "checkpoint", b"two")])
+    assert sorted(store.counted()) == [("a", "r", 1), ("b", "r", 0)]
+
+
+def test_the_simulated_store_loses_in_a_crash_what_was_not_synced_and_nothing_else() -> None:
+    disk = Disk(agent.metadata)
+    table, row, column = ROW["agent"]
+    Simulated(disk).apply([Put(table, {**row, column: 1.0})])
+    disk.write(Put(table, {**row, column: 2.0}))
+    disk.write(Put(table, {**row, "version": 4, column: 2.0}))
+    disk.write(Drop(table, {"version": 3}))
+    disk.crash()
+    assert [(kept["version"], kept[column]) for kept in Simulated(disk).rows(table)] == [(3, 1.0)]
 
 
 @pytest.mark.parametrize("size", [1, INLINE + 1])
-def test_a_blob_that_is_written_anew_is_the_old_one_until_its_row_is(blobs: CoordinatorStore, size: int) -> None:
+def test_a_blob_that_is_written_anew_is_the_old_one_until_its_row_is(coordinators: Open, size: int) -> None:
+    blobs = coordinators()
     blobs.apply([blobs.blob("r", 1, "desk", b"a" * size)])
     row = blobs.blob("r", 1, "desk", b"b" * size)  # a crash here takes nothing
     assert blobs.read_blob("r", 1, "desk") == b"a" * size

@@ -26,7 +26,7 @@ from hansa.wire import tensors
 RUN = "run"
 
 
-class Violation(AssertionError):
+class ViolationError(AssertionError):
     """A promise that was broken."""
 
 
@@ -50,11 +50,11 @@ class Decided(NamedTuple):
 
 def require(holds: object, what: str) -> None:
     if not holds:
-        raise Violation(what)
+        raise ViolationError(what)
 
 
 class Record:
-    """What became durable, what left and what was told; each of its methods raises a `Violation`."""
+    """What became durable, what left and what was told; each of its methods raises a `ViolationError`."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan, self._changed = plan, False
@@ -100,7 +100,7 @@ class Record:
                     for place in [p for p, kept in self.answers.items() if _matches(kept, row)]:
                         del self.answers[place]
                 case Drop("event"):
-                    raise Violation("an event was taken back")
+                    raise ViolationError("an event was taken back")
         for version in arrived:
             require(version + 1 in checkpoints, f"exchange {version} arrived without its checkpoint")
 
@@ -239,7 +239,7 @@ class Record:
                 known = {n for (name, v, _), n in self._noise.items() if (name, v) == (party, version)}
                 require(len(known | {of}) <= len(charges), f"{party}: a vector for exchange {version} is not charged")
                 return of
-        raise Violation(f"{party}: there is other noise in its answer to exchange {version}.{attempt} than it has")
+        raise ViolationError(f"{party}: there is other noise in its answer to exchange {version}.{attempt} than it has")
 
     def _vector(self, party: str, version: int, attempt: int) -> Array:
         """What an honest party gives to the sum of an exchange in an attempt at it."""

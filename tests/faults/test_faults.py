@@ -45,7 +45,7 @@ def test_two_hundred_seeds_on_real_files_break_no_promise(first: int) -> None:
 def test_a_planted_bug_is_found_within_two_hundred_seeds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     PLANTS[name](monkeypatch)
     failure = next(one.failure for one in outcomes(range(200)) if one.failure)
-    assert failure.startswith("Violation: ")
+    assert failure.startswith("ViolationError: ")
 
 
 def test_the_same_seed_is_the_same_to_the_last_event() -> None:

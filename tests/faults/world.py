@@ -18,7 +18,7 @@ from unittest import mock
 
 import numpy as np
 from tests.faults import plan as plans
-from tests.faults.invariants import RUN, Record, Sent, Violation, require
+from tests.faults.invariants import RUN, Record, Sent, ViolationError, require
 from tests.faults.plan import IDENTITIES, NAMES, PINS, SECRET, Plan, generator
 from tests.faults.stores import Change, Guard, Memory, SimulatedAgentStore, SimulatedCoordinatorStore
 
@@ -915,4 +915,4 @@ class _Silent:
         return lambda *_, **__: None
 
 
-__all__ = ["Ask", "Crash", "Values", "Violation", "World", "stage"]
+__all__ = ["Ask", "Crash", "Values", "ViolationError", "World", "stage"]
