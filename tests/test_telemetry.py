@@ -1,5 +1,6 @@
 """Telemetry says what is listed, to whom asked for it, and nothing else."""
 
+import ast
 import re
 import socket
 import urllib.request
@@ -175,6 +176,18 @@ def test_every_event_of_a_run_is_listed():
     assert {"asked", "refused"} <= events
     for event in events:
         assert allowed({"event": event}) == {"event": event}
+
+
+def test_every_line_of_a_log_about_a_run_says_its_round_or_its_exchange():
+    found = []
+    for file in Path(telemetry.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("LOG."):
+                keys = {keyword.arg for keyword in node.keywords}
+                if "run" in keys:
+                    found.append(ast.unparse(node))
+                    assert keys & {"round", "version", None}, found[-1]  # None: several at once
+    assert len(found) >= 5
 
 
 def test_every_kind_of_work_is_listed(study):

@@ -244,9 +244,9 @@ class Engine:
     def _give_up(self, run: str, why: str) -> None:
         """Let a run that cannot be restored end, so that its operator learns why."""
         reason = f"it cannot be restored: {why}"
-        LOG.error("run failed", run=run, reason=reason)
         seq = len(self.store.rows("event", columns=("seq",), run=run)) + 1
         row = self.store.run(run)
+        LOG.error("failed", run=run, round=row["round"], reason=reason)
         body = {"reason": reason, "round": row["round"]}
         event = {"run": run, "seq": seq, "at": now(), "kind": "failed", "body": body}
         failed = {"id": run, "status": "failed", "reason": reason}
