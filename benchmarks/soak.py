@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,12 @@ def anonymous_mb(pid: int) -> float:
     raise OSError(pid)
 
 
+def cpu_s(pid: int) -> float:
+    """Seconds of a processor that a process has had."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def study(rounds: int) -> hs.Federation:
     """SCAFFOLD, so that parties remember something, and nothing beside it."""
     return tiny(rounds, evaluation=hs.Evaluate(every=0, holdout=0.25))
@@ -43,11 +50,13 @@ def deployed(rounds: int = 10_000) -> dict[str, Any]:
             fleet.join(tables(PARTIES))
             run = fleet.submit(study(rounds))
             memory: dict[str, list[tuple[int, float]]] = {name: [] for name in fleet.running}
+            spent: list[tuple[int, float]] = []
             step = max(SETTLED // 2, rounds // 40)
             for mark in range(step, rounds, step):
                 assert fleet.reach(run, mark)
                 for name, process in fleet.running.items():
                     memory[name].append((mark, anonymous_mb(process.pid)))
+                spent.append((mark, sum(cpu_s(process.pid) for process in fleet.running.values())))
                 print(mark, {n: round(m[-1][1], 1) for n, m in memory.items()}, file=sys.stderr, flush=True)
             ended = fleet.ended(run)
             homes = {name: fleet.homes / name for name in memory}
@@ -72,6 +81,7 @@ def deployed(rounds: int = 10_000) -> dict[str, Any]:
         "memory_mb": memory,
         "grew_mb": {name: grown(samples) for name, samples in memory.items()},
         **_compared(costs),
+        "cpu_ms": _slopes(spent),
         "kb_a_round": {name: size * 1024 / rounds for name, size in sizes.items()},
         "restart_s": restart,
     }
@@ -81,6 +91,14 @@ def grown(samples: list[tuple[int, float]]) -> float:
     """MB between the first sample after `SETTLED` rounds and the last."""
     after = [mb for mark, mb in samples if mark >= SETTLED]
     return after[-1] - after[0]
+
+
+def _slopes(spent: list[tuple[int, float]]) -> list[float]:
+    """Milliseconds of a processor that a round took, of all processes: soon after `SETTLED`, and at the end."""
+    after = [at for at in spent if at[0] >= SETTLED]
+    some = max(1, len(after) // 10)
+    pairs = (after[0], after[some]), (after[-1 - some], after[-1])
+    return [(end - begin) / (last - first) * 1e3 for (first, begin), (last, end) in pairs]
 
 
 def _mb(folder: Path, pattern: str) -> float:
