@@ -14,6 +14,7 @@ import hansa as hs
 from hansa.contribution import Ask, Values
 from hansa.coordinator import hello as limits
 from hansa.coordinator.events import WorkNotice
+from hansa.coordinator.inbox import RESERVE
 from hansa.coordinator.listener import ASKS
 from hansa.errors import TrustError, UnreachableError
 from hansa.wire import chunks, tensors
@@ -114,6 +115,54 @@ async def test_an_upload_whose_folder_is_gone_is_sent_again_and_costs_nobody_the
         assert reply.receipt.accepted
         ended = await town.watch(run)
     assert not [event for event in ended.events if event.kind == "refused"]
+
+
+async def test_large_uploads_take_turns_which_a_stalled_one_loses_and_small_ones_do_not_wait(
+    town: Town, harvests: Tables, study: Study, puppet: Puppets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = study(
+        rounds=1, cohort=hs.All(minimum=2), preprocessing=hs.Moments(standardise=False), evaluation=hs.Evaluate(every=0)
+    )
+    monkeypatch.setattr("hansa.coordinator.inbox.TURN", 1.0)
+    town.running.inbox._turns = asyncio.Semaphore(1)
+    async with puppet(town, MALLORY, harvests["bremen"]) as slow, puppet(town, "eve", harvests["bremen"]) as other:
+        run = await town.submit(federation)
+        first, part = begun(await slow.work(), BODY)
+        rest = m.UploadPart(chunk=m.Chunk(offset=40, data=BODY[40:]))
+        async with slow.client.bidi(UPLOAD) as stalled, other.client.bidi(UPLOAD) as waiting:
+            await stalled.send(first)
+            assert (await stalled.receive()).resume.offset == 0
+            await stalled.send(part)
+            await waiting.send(first)
+            turn = asyncio.ensure_future(waiting.receive())
+            stale = m.UploadPart(failure=m.Failure(run="no run", version=0, attempt=1, reason="it is busy"))
+            assert not (await other.upload(stale)).receipt.accepted
+            assert not turn.done()
+            assert (await turn).resume.offset == 0
+            for party in (waiting, stalled):
+                if party is waiting:
+                    await party.send(part)
+                await party.send(rest)
+                assert (await party.receive()).receipt.accepted
+        assert (await town.watch(run)).status == "finished"
+
+
+async def test_an_upload_for_which_the_disk_has_no_room_is_told_to_come_back_later(
+    town: Town, harvests: Tables, study: Study, puppet: Puppets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = study(rounds=1, preprocessing=hs.Moments(standardise=False), evaluation=hs.Evaluate(every=0))
+    await town.settle(harvests)
+    async with puppet(town, MALLORY, harvests["bremen"]) as party:
+        run = await town.submit(federation)
+        first, part = begun(await party.work(), BODY)
+        rest = m.UploadPart(chunk=m.Chunk(offset=40, data=BODY[40:]))
+        full = shutil.disk_usage(".")._replace(free=RESERVE + len(BODY) - 1)
+        with monkeypatch.context() as patched:
+            patched.setattr("hansa.coordinator.inbox.shutil.disk_usage", lambda path: full)
+            with pytest.raises(UnreachableError, match="cannot be kept now: No space left"):
+                await party.upload(first)
+        assert (await party.upload(first, part, rest)).receipt.accepted
+        assert (await town.watch(run)).status == "finished"
 
 
 def offer(dataset: str = "tumours", columns: int = 1, column: str = "age") -> m.Offer:

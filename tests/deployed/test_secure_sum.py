@@ -16,8 +16,8 @@ from hansa.agent.offers import Offers
 from hansa.coordinator import engine as coordinator_engine
 from hansa.coordinator.events import Effects
 from hansa.crypto.agreement import Identity, words
-from hansa.errors import RunError
 from hansa.crypto.vault import kept_key
+from hansa.errors import RunError
 from hansa.wire import tensors
 
 Study = Callable[..., hs.Federation]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import math
+import os
+import shutil
 import time
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +33,10 @@ STALL = 30.0
 """Seconds without a chunk after which an upload makes no progress."""
 
 TURNS, TURN = 16, 0.5
-"""Large bodies that move at once, asks and answers; and seconds after which one that is slow lets others move, too."""
+"""Large bodies that move at once, asks and answers; and seconds without a chunk of one after which another moves, too."""
+
+RESERVE = 1 << 28
+"""Bytes of the disk that large answers leave free."""
 
 SLACK = 1 << 16
 """Bytes that an answer may take beside its arrays: names, shapes, offsets."""
@@ -44,14 +51,20 @@ class Inbox:
         self._turns = asyncio.Semaphore(TURNS)
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """A turn to move a large body: however many want to, memory holds pieces of few."""
+    async def turn(self) -> AsyncIterator[Callable[[], None]]:
+        """A turn to move a large body: however many want to, memory holds pieces of few. To be told of each chunk."""
         await self._turns.acquire()
+        loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as held:
             held.callback(self._turns.release)
-            slow = asyncio.get_running_loop().call_later(TURN, held.close)
-            held.callback(slow.cancel)
-            yield
+            slow = [loop.call_later(TURN, held.close)]
+            held.callback(lambda: slow[0].cancel())
+
+            def moved() -> None:
+                slow[0].cancel()
+                slow[0] = loop.call_later(TURN, held.close)
+
+            yield moved
 
     @contextlib.contextmanager
     def gathering(self, head: m.Head, party: str) -> Iterator[Gathering]:
@@ -65,6 +78,10 @@ class Inbox:
             self.open.pop(path).close(_BROKEN_OFF)
         with _kept():
             gathering = Gathering(head, path, party, self._store)
+            coming = sum(one.receiver.size - one.receiver.offset for one in (gathering, *self.open.values()))
+            if coming + RESERVE > shutil.disk_usage(path.parent).free:
+                gathering.close(_BROKEN_OFF)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.open[path] = gathering
         try:
             yield gathering
@@ -93,7 +110,7 @@ class Gathering:
 
     def __init__(self, head: m.Head, path: Path, party: str, store: CoordinatorStore) -> None:
         self._head, self._store, self._path = head, store, path
-        self.party, self.moved = party, 0.0
+        self.party, self.moved = party, math.inf  # until it is its turn, it is not the party that stalls
         self.receiver = chunks.Receiver(head.size, head.digest, path)
         self.exchange = head.run, head.version
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -106,14 +123,14 @@ class Gathering:
             self.receiver.close()
 
     async def receive(
-        self, requests: AsyncIterator[m.UploadPart], signal: Signal | None
+        self, requests: AsyncIterator[m.UploadPart], signal: Signal | None, moved: Callable[[], None]
     ) -> tuple[bytes | Spooled, str]:
         """The body, or why it is not what was declared.
 
         Raises:
             UnreachableError: if the link breaks before it is whole, or it cannot be kept; it may be resumed.
         """
-        receiver, away = self.receiver, asyncio.to_thread
+        receiver, away, self.moved = self.receiver, asyncio.to_thread, time.monotonic()
         try:
             while receiver.offset < receiver.size:
                 part = await self._next(requests)
@@ -124,6 +141,7 @@ class Gathering:
                 with _kept(self._closed):
                     await away(receiver.accept, part.chunk)
                 self.moved = time.monotonic()
+                moved()
             if not self._closed.done():
                 with _kept(self._closed):
                     await away(receiver.finish)

@@ -240,11 +240,12 @@ class Coordinator(Operators):
             body = await read(store.read_blob, rows[0]["run"], rows[0]["version"], rows[0]["name"])
         if body is None:
             raise RunError("nothing that this peer may fetch has that digest")
-        async with self.inbox.turn():
+        async with self.inbox.turn() as moved:
             for chunk in chunks.split(body, request.offset):
                 if peer.role == pki.PARTY:  # it may be removed meanwhile
                     self._require_member(peer)
                 yield chunk
+                moved()
 
     async def upload(self, requests: AsyncIterator[m.UploadPart], peer: pki.Identity) -> AsyncIterator[m.UploadReply]:
         """A party's answer: small in one message, large in chunks that resume where they broke off."""
@@ -257,9 +258,9 @@ class Coordinator(Operators):
             body: bytes | Spooled = bytes(head.data)
             if not refusal and len(body) < head.size:
                 with self.inbox.gathering(head, peer.name) as gathering:
-                    async with self.inbox.turn():
+                    async with self.inbox.turn() as moved:
                         yield m.UploadReply(resume=m.Resume(offset=gathering.receiver.offset))
-                        body, refusal = await gathering.receive(requests, signal)
+                        body, refusal = await gathering.receive(requests, signal, moved)
                 if isinstance(body, Spooled):
                     ticket.add_done_callback(body.discard)
             elif kind == "head":
