@@ -45,27 +45,32 @@ def backup(folder: Path, archive: Path, about: dict[str, str]) -> dict[str, str]
 
 
 def _freeze(folder: Path, frozen: Path) -> None:
-    """Copy the databases and link all else, while their writers wait: a file that a row speaks of comes before the row
-    and goes after it.
+    """Link all files while writers to the databases wait, for milliseconds, and copy the databases as they stood then:
+    a file that a row speaks of comes before the row and goes after it.
     """
     own = folder / "noise.key" if (folder / "agent.db").exists() else None
-    with ExitStack() as held:
+    with ExitStack() as opened, ExitStack() as held:
         try:
-            for path in sorted(folder.glob("*.db")):
+            for path in (databases := sorted(folder.glob("*.db"))):
                 holder = held.enter_context(closing(sqlite3.connect(path, timeout=60, isolation_level=None)))
                 holder.execute("BEGIN IMMEDIATE")
-                with closing(sqlite3.connect(path)) as reader, closing(sqlite3.connect(frozen / path.name)) as copy:
+            readers = [opened.enter_context(closing(sqlite3.connect(path, isolation_level=None))) for path in databases]
+            for reader in readers:
+                reader.execute("BEGIN").execute("SELECT count(*) FROM sqlite_master").fetchall()
+            for path in folder.rglob("*"):
+                out = any(map(LEFT_OUT.fullmatch, path.relative_to(folder).parts)) or path == own
+                if not (out or path.is_dir() or path.suffix in (".db", ".jsonl")):
+                    (to := frozen / path.relative_to(folder)).parent.mkdir(exist_ok=True, parents=True)
+                    with suppress(FileNotFoundError):  # no row speaks of it any more, or yet
+                        os.link(path, to)
+            held.close()
+            for path, reader in zip(databases, readers, strict=True):
+                with closing(sqlite3.connect(frozen / path.name)) as copy:
                     reader.backup(copy)
         except sqlite3.Error as error:
-            raise StoreError(f"the database {path} cannot be copied: {error}") from error
-        for path in folder.rglob("*"):
-            to = frozen / path.relative_to(folder)
-            out = any(map(LEFT_OUT.fullmatch, path.relative_to(folder).parts)) or path == own
-            if path.is_dir() or path.suffix == ".db" or out:
-                continue
-            to.parent.mkdir(exist_ok=True, parents=True)
-            with suppress(FileNotFoundError):  # no row speaks of it any more, or yet
-                (shutil.copyfile if path.suffix == ".jsonl" else os.link)(path, to)  # a record grows
+            raise StoreError(f"a database of {folder} cannot be copied: {error}") from error
+    for path in folder.glob("*.jsonl"):  # a record, which grows
+        shutil.copyfile(path, frozen / path.name)
 
 
 @contextmanager
