@@ -148,10 +148,7 @@ class Federation(Part):
                 raise StudyError(said, remedy="Raise evaluation.sample, or lower cohort.minimum")
         if isinstance(self.method, UpdateMethod):
             fields = self.method.declared(1)
-            end = self.aggregation.bind(Signal(fields, weights=self.method.weights, privacy=self.privacy))[-1]
-            if pace.late and end.view == "party" and end.domain != "real":
-                what = "a late update counts a part of itself, and these are whole numbers that no stage unpacks"
-                raise PipelineError(what, remedy="Leave the stage that rounds out, or set cohort.late = 0")
+            self.aggregation.bind(Signal(fields, weights=self.method.weights, privacy=self.privacy))
             for stage in self.aggregation.stages:
                 if stage.whole_rounds and pace.late:
                     why = "fedbuff has none" if kind == "fedbuff" else "cohort.late mixes them"

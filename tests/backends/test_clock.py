@@ -265,7 +265,7 @@ def test_late_updates_count_in_a_later_round_and_less(tables, goal, tmp_path):
         ({"cohort": hs.All(goal=2), "method": FedBuff()}, "close with its buffer"),
         ({"cohort": hs.All(late=2), "aggregation": agg.adaptive_clip()}, "goes by rounds, and cohort.late mixes"),
         ({"cohort": hs.All(goal=2), "aggregation": GRID >> agg.secure_sum(), "method": EQUAL}, "who signed its set"),
-        ({"cohort": hs.All(late=2), "aggregation": GRID, "method": EQUAL}, "a part of itself"),
+        ({"cohort": hs.All(late=2), "aggregation": GRID, "method": EQUAL}, "grid goes by rounds"),
     ],
 )
 def test_late_updates_are_refused_where_they_make_no_sense(parts, reason):
@@ -337,5 +337,5 @@ def test_behind_noise_a_step_is_along_the_mean_of_its_buffer(tables):
 
 def test_a_secure_sum_of_asks_of_several_rounds_is_refused():
     chain = agg.clip(1.0) >> agg.grid(bits=10) >> agg.secure_sum()
-    with pytest.raises(PipelineError, match="secure-sum goes by rounds, and fedbuff has none"):
+    with pytest.raises(PipelineError, match="goes by rounds, and fedbuff has none"):
         noised(None, aggregation=chain)

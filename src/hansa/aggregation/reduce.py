@@ -131,9 +131,7 @@ class Reduction:
 
 
 def discounted(stack: Contributions, fields: Sequence[Field], factor: float) -> Contributions:
-    """Late contributions: their parameter-like values count ``factor`` times, in means; sums stay whole, as a
-    control variate must.
-    """
+    """Late contributions: what is like parameters counts ``factor`` times; sums stay whole, as controls must."""
     means = {f.name for f in fields if f.like == "parameters" and f.algebra is not Algebra.SUM}
     if factor == 1.0 or not stack.parties:
         return stack

@@ -40,6 +40,7 @@ class Grid(Stage):
     """
 
     kind: ClassVar[str] = "grid"
+    whole_rounds: ClassVar[bool] = True  # its whole numbers cannot count in part, as late ones would
     bits: Annotated[int, Limits(ge=1, le=24)] = 16
     examples: Annotated[int, Limits(ge=1)] | None = None
 

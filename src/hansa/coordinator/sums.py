@@ -98,9 +98,7 @@ class Sums:
         effects.alarms.append((passed, live.federation.cohort.deadline))
 
     def _go_on(self, effects: ev.Effects, live: Live, over: bool = False) -> None:
-        """Once nobody is waited for, or the time is ``over``: sum, or the next phase of a secure sum; fail if too few
-        can be counted.
-        """
+        """Once nobody is waited for, or the time is ``over``: sum, or its next phase; fail if too few are counted."""
         if live.ask is None or live.reducing:
             return
         if live.waiting and not live.enough and not (over and not live.rules):
