@@ -12,7 +12,7 @@ from tests.coordinator.test_machine import RUN, TABLES, Remembering, World, harm
 import hansa as hs
 from hansa import aggregation as agg
 from hansa.agent import desk
-from hansa.coordinator.events import Failed, Removed, Resumed
+from hansa.coordinator.events import Failed, Removed, Resumed, SettledNotice
 from hansa.methods.base import METHODS
 from hansa.methods.course import Progress
 from hansa.run import Event, Run
@@ -265,6 +265,33 @@ def test_fedbuff_lets_so_many_train_at_a_time_and_another_begin_when_one_is_done
     world.link(slow)
     work(world, slow, done, third)
     assert world.events("arrived")[1].get("lags", {slow: 1}) == {slow: 1}
+    world.finish()
+    fates(world)
+    replayed(world)
+
+
+def test_who_is_late_and_done_scores_the_model_meanwhile_and_hears_of_each_answer_by_itself() -> None:
+    world = World(study(**{**LATE, "evaluation": hs.Evaluate(every=1, holdout=0.25)}))
+    world.hear("c")
+    for name in "ab":
+        world.hear(name)
+        world.toil(name)
+        world.land(0)
+    world.think()
+    assert world.machine.runs[RUN].due == ["a", "b"]  # to score it; the third is still at work
+    world.toil("c")
+    world.land(0)
+    assert world.machine.runs[RUN].due == ["a", "b", "c"]
+    world.hear("c")
+    world.toil("c")
+    world.land(0)
+    world.unlink("c")  # it does not hear what became of that
+    work(world, "a")
+    assert world.events("arrived")[-1]["counted"] == ["a", "c"]
+    world.link("c")
+    assert world.guilds["c"].inbox == [SettledNotice(RUN, 1, True)] * 2  # and nothing of its update, which waits
+    work(world, "a")
+    assert world.events("arrived")[-1]["lags"] == {"c": 1}
     world.finish()
     fates(world)
     replayed(world)

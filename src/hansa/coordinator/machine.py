@@ -67,7 +67,8 @@ class Machine(Sums):
         for said in event.pending:
             live = self.runs.get(said.run)
             applied = live.progress.version if live else self._applied.get(said.run, said.applied)
-            if live is None or said.version < min(applied, *live.begun.get(event.party, (applied,))[:1]):
+            due = live.begun.get(event.party, (-1, 0))[0] if live else -1
+            if live is None or due != said.version < applied:
                 counted = said.taken and said.version < applied
                 notice = ev.SettledNotice(said.run, said.version, counted)
                 effects.notices.append((event.party, notice))
