@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 import urllib.request
 from pathlib import Path
 
@@ -72,3 +74,13 @@ def test_every_alert_has_its_row_in_the_manual():
     manual = (DEPLOY.parent / "docs" / "operations.md").read_text("utf-8")
     for name, _ in alerts():
         assert f"`{name}`" in manual
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is missing")
+def test_prometheus_itself_reads_the_rules_and_the_queries(tmp_path):
+    queries = [query.replace("$__rate_interval", "5m") for _, query in board()]
+    rules = [{"record": f"panel:{number}", "expr": query} for number, query in enumerate(queries)]
+    (tmp_path / "board.yml").write_text(json.dumps({"groups": [{"name": "board", "rules": rules}]}), "utf-8")
+    for file in (DEPLOY / "prometheus" / "alerts.yml", tmp_path / "board.yml"):
+        answer = subprocess.run(["promtool", "check", "rules", str(file)], capture_output=True, text=True, timeout=60)
+        assert answer.returncode == 0, answer.stderr
