@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -94,7 +95,7 @@ class Database:
         self._metadata, self._migrations, self._head = metadata, migrations, head
         self._engine, self.stopping = _engine(url, begun), threading.Event()
         self.server = self._engine.dialect.name != "sqlite"
-        self._statements: dict[tuple[type, str, tuple[str, ...]], Any] = {}
+        self._statement: Callable[..., Any] = cache(self._stated)
         try:
             self._require_whole()
             if self._reach():
@@ -112,18 +113,14 @@ class Database:
 
     def apply(self, changes: Iterable[Put | Drop], *, erase: bool = False) -> None:
         """All changes in one transaction; when this returns they are durable. To ``erase`` leaves nothing of what
-        they replace in SQLite's file or journal.
-
-        Raises:
-            StoreError: if the database refuses; nothing was changed then.
+        they replace in SQLite's file or journal. Raises StoreError if the database refuses; nothing was changed then.
         """
         wanted = list(changes)
 
         def write(connection: sa.Connection) -> None:
             self._fence(connection)
             for change in wanted:
-                row = self._with(self._seal, change.table, change.values)
-                connection.execute(self._statement(change), row)
+                self._execute(connection, change)
 
         self._transaction(write, "refuses to write", "Check its free space, and that it may be written")
         if erase and not self.server:
@@ -138,15 +135,8 @@ class Database:
         columns: Sequence[str] = (),
         **where: Any,
     ) -> list[dict[str, Any]]:
-        """Rows of a table whose columns have these values, where a list means any of them.
-
-        Args:
-            table: its name.
-            order: a column to sort by.
-            after: a column and the number that it must exceed.
-            limit: rows at most.
-            columns: which ones; all if empty.
-            where: columns and their values.
+        """Rows of a table whose columns have the values of ``where``, a list meaning any of them: all columns or some,
+        sorted by the column ``order``, ``limit`` at most; ``after`` is a column and the number that it must exceed.
         """
         of = self._metadata.tables[table].c
         query = sa.select(*(of[name] for name in columns) if columns else of)
@@ -227,27 +217,20 @@ class Database:
                 self._connection.close()
                 LOG.warning("waiting for the database", reason=what)
 
-    def _statement(self, change: Put | Drop) -> Any:
-        """The statement of a change; made once for each table and set of columns."""
-        columns = tuple(change.values)
-        key = (type(change), change.table, columns)
-        if key not in self._statements:
-            table = self._metadata.tables[change.table]
-            values = {name: sa.bindparam(name, type_=table.c[name].type) for name in columns}
-            if isinstance(change, Put):
-                self._statements[key] = self._upsert(table, values)
-            else:
-                matches = (table.c[name] == value for name, value in values.items())
-                self._statements[key] = sa.delete(table).where(*matches)
-        return self._statements[key]
+    def _execute(self, connection: sa.Connection, change: Put | Drop) -> None:
+        row = self._with(self._seal, change.table, change.values)
+        connection.execute(self._statement(type(change), change.table, *row), row)
 
-    def _upsert(self, table: sa.Table, values: Mapping[str, Any]) -> Any:
-        insert: Any = sqlite.insert
+    def _stated(self, kind: type[Put | Drop], table: str, *columns: str) -> Any:
+        """The statement of changes of a kind to these columns; it is made once."""
+        of, insert = self._metadata.tables[table], sqlite.insert
+        values: Any = {name: sa.bindparam(name, type_=of.c[name].type) for name in columns}
+        if kind is Drop:
+            return sa.delete(of).where(*(of.c[name] == value for name, value in values.items()))
         if self.server:
-            from sqlalchemy.dialects.postgresql import insert
-        statement = insert(table).values(dict(values))
-        primary = [column.name for column in table.primary_key]
-        kept = {name: statement.excluded[name] for name in values if name not in primary}
+            from sqlalchemy.dialects.postgresql import insert  # type: ignore[assignment]
+        statement, primary = insert(of).values(values), [column.name for column in of.primary_key]
+        kept = {name: statement.excluded[name] for name in columns if name not in primary}
         if not kept:
             return statement.on_conflict_do_nothing()
         return statement.on_conflict_do_update(index_elements=primary, set_=kept)
@@ -280,11 +263,7 @@ class Database:
 
 
 def upgrade(engine: sa.Engine, migrations: Path) -> None:
-    """Run the migrations that a database has not seen yet, in one transaction.
-
-    Raises:
-        StoreError: if a newer Hansa wrote it.
-    """
+    """Run the migrations that a database has not seen yet, in one transaction; StoreError if a newer Hansa wrote it."""
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError

@@ -54,15 +54,17 @@ class Fenced(Database):
     def _next(self, connection: sa.Connection, row: dict[str, str]) -> int:
         """End the newest epoch, whose number becomes negative, and begin the next: compare and swap."""
         numbers = sa.select(sa.func.max(sa.func.abs(self._metadata.tables["epoch"].c.number)))
-        newest = connection.execute(numbers).scalar() or 0
+        newest: int = connection.execute(numbers).scalar() or 0
         self._swap(connection, newest, -newest)
         if self._sole:  # still: the connection may have been lost
-            begins = Put("epoch", {**row, "number": newest + 1})
-            connection.execute(self._statement(begins), begins.values)
+            self._execute(connection, Put("epoch", {**row, "number": newest + 1}))
         return newest + 1 if self._sole else 0
 
     def _reach(self) -> bool:
+        again = "_connection" in vars(self)
         super()._reach()
+        if again and not self.epoch:
+            self.stopping.wait(5.0)  # who was at work tries every 4 s, and comes first
         with self._connection.begin():
             self._sole = self._lock(self._connection)
             if self.epoch and not self._sole:
