@@ -236,11 +236,9 @@ class SecureSum(Stage):
         most = signal.among.most if signal.among else 1
         largest = signal.reach or most * signal.norm
         if largest >= 2**31:
-            over = math.ceil(math.log2(largest / 2**31))
-            raise PipelineError(
-                f"{self.kind}: the sum of {most} parties may be as large as {largest:.3g}, and the ring ends at 2^31",
-                remedy=f"Lower the grid's bits by {max(1, over)}, or the noise",
-            )
+            remedy = f"Lower the grid's bits by {max(1, math.ceil(math.log2(largest / 2**31)))}, or the noise"
+            what = f"the sum of {most} parties may be as large as {largest:.3g}, and the ring ends at 2^31"
+            raise PipelineError(f"{self.kind}: {what}", remedy=remedy)
         fields = tuple(_integer(f, 2**32 - 1, "uint32") for f in signal.fields)
         view: Any = "buckets" if signal.buckets else "sum"
         return replace(signal, fields=fields, norm=math.inf, view=view, domain=2**32, hidden=True)

@@ -106,12 +106,9 @@ class LocalExchange:
             try:
                 arrival = self._one(ask)
             except MemoryError:
-                raise RunError(
-                    "the machine's memory does not hold the round",
-                    round=ask.round,
-                    remedy="Lower cohort.size, method.local.batch_size or the number of workers, or "
-                    'say task.precision = "float32"',
-                ) from None
+                what, few = "the machine's memory does not hold the round", "cohort.size, method.local.batch_size"
+                remedy = f'Lower {few} or the number of workers, or say task.precision = "float32"'
+                raise RunError(what, round=ask.round, remedy=remedy) from None
             clock = {"clock": self._now} if self.clock else {}
             yield replace(arrival, metrics={**arrival.metrics, "seconds": time.perf_counter() - started, **clock})
 

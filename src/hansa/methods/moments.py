@@ -50,16 +50,11 @@ class Moments(Method):
         numbers, categories = state.facts["numbers"], state.facts["categories"]
         width = len(numbers)
         counted = sum(len(values) + 1 for values in categories.values())
-        each, more = math.sqrt(width), []
-        if "bounds" in state.facts:
-            more = [_field("squares", width, low=0.0, example=each)]
-        fields = (
-            _field("rows", low=0.0, example=1.0),
-            _field("missing", width, low=0.0, example=each),
-            _field("total", width, example=each if more else math.inf),
-            _field("categories", counted, low=0.0, example=math.sqrt(len(categories))),
-            *more,
-        )
+        each, more = math.sqrt(width), "bounds" in state.facts
+        fields = [_field("rows", low=0.0, example=1.0), _field("missing", width, low=0.0, example=each)]
+        fields.append(_field("total", width, example=each if more else math.inf))
+        fields.append(_field("categories", counted, low=0.0, example=math.sqrt(len(categories))))
+        fields += [_field("squares", width, low=0.0, example=each)] if more else []
         return Ask("", 0, 0, Values(), tuple(f for f in fields if not more or 0 not in (f.shape or ())))
 
     def work(self, at: At) -> Answer:

@@ -62,14 +62,9 @@ class Guarantee:
 
     def to_json(self) -> dict[str, Json]:
         """The same as JSON values; an infinite epsilon is null."""
-        return {
-            "unit": self.privacy.unit,
-            "adjacency": self.privacy.adjacency,
-            "delta": self.privacy.delta,
-            "coordinator": self.adversary.coordinator,
-            "colluding": self.adversary.colluding,
-            "observers": {one.name: one.to_json() for one in self.observers},
-        }
+        said: dict[str, Json] = {name: getattr(self.privacy, name) for name in ("unit", "adjacency", "delta")}
+        said |= {name: getattr(self.adversary, name) for name in ("coordinator", "colluding")}
+        return {**said, "observers": {one.name: one.to_json() for one in self.observers}}
 
     def __str__(self) -> str:
         unit = "a party with all its rows" if self.privacy.unit == "party" else "one example"

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from hansa.crypto import masks, shares
 from hansa.crypto.agreement import KEY, SIGNATURE, agree, derive, digest, public, signed
 from hansa.errors import StudyError, TrustError
-from hansa.secure import graph
-from hansa.secure.graph import edges
+from hansa.secure.graph import buckets, edges
 from hansa.secure.party import BLIND, DEALT, MASKING, Certificate, promises
 from hansa.secure.terms import Envelope, Kept, Out, Phase, Terms, encode
 
@@ -209,7 +208,7 @@ class Table(Kept):
 def seated(terms: Terms) -> Table:
     """Begin an attempt: in buckets, if the rules say so, which follow from all that the roster's members advertised."""
     size = terms.rules.bucket or len(terms.roster) or 1
-    parts = graph.buckets(len(terms.roster), size, digest(b"buckets", encode(terms)))
+    parts = buckets(len(terms.roster), size, digest(b"buckets", encode(terms)))
     rosters = (tuple(terms.roster[i] for i in part) for part in parts)
     return Table(tuple(opening(replace(terms, roster=roster))[0] for roster in rosters))
 
