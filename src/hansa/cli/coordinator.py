@@ -14,7 +14,7 @@ from hansa.cli.output import Json, Output
 from hansa.cli.serving import Leash, Metrics, Verbose, log_to_stderr, serve, sole
 from hansa.errors import UsageError
 
-M_MMAP_THRESHOLD = -3
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -48,8 +48,7 @@ def start(
         listen: address of this machine to listen on; all of them, or loopback for a loopback address.
         name: of the federation, the first time.
         database: postgresql://USER@HOST/NAME instead of a file in the folder, or the variable HANSA_DATABASE.
-        blobs: s3://BUCKET/PREFIX or file:///FOLDER for what is large, or the variable HANSA_BLOBS.
-    """
+        blobs: s3://BUCKET/PREFIX or file:///FOLDER for what is large, or the variable HANSA_BLOBS."""
     from hansa.crypto.vault import Vault
 
     out = Output(json)
@@ -83,6 +82,7 @@ async def _serve(
 
     with contextlib.suppress(AttributeError, TypeError):  # where glibc is: let it give back what large bodies took
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, chunks.INLINE)
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
     coordinator = Coordinator(CoordinatorHome.open(folder, name), host, *stores)
     try:
         if metrics:
