@@ -52,7 +52,7 @@ class Sums:
 
     def _begin(self, effects: ev.Effects, live: Live, always: bool = False) -> None:
         """Where late answers count, let those begin who are free, of those that train no more than the study says."""
-        if live.ask is None or not live.federation.pace.late:
+        if live.ask is None or live.reducing or not live.federation.pace.late:
             return
         known = {*live.told, *(live.begun if live.trains else ())}
         free = [p for p in live.due if p not in known and self.guests[p].listening]
