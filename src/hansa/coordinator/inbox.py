@@ -18,6 +18,7 @@ from hansa.aggregation.signal import Signal
 from hansa.contribution import Contribution, Values
 from hansa.coordinator.live import Live
 from hansa.coordinator.store import CoordinatorStore, Spooled
+from hansa.crypto import masks
 from hansa.errors import ContributionError, UnreachableError
 from hansa.files import mapped
 from hansa.wire import chunks, tensors
@@ -111,7 +112,8 @@ class Gathering:
     def __init__(self, head: m.Head, path: Path, party: str, store: CoordinatorStore) -> None:
         self._head, self._store, self._path = head, store, path
         self.party, self.moved = party, math.inf  # until it is its turn, it is not the party that stalls
-        self.receiver = chunks.Receiver(head.size, head.digest, path)
+        self._key = store.vault.passing(str(path), head.digest.hex())
+        self.receiver = chunks.Receiver(head.size, head.digest, path, self._key)
         self.exchange = head.run, head.version
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -147,11 +149,12 @@ class Gathering:
                     await away(receiver.finish)
             if not self._closed.done():
                 with _kept():
-                    refused = await away(refusal, mapped(self._path), self._head, signal, whole=True)
-                    if not refused:
+                    body = masks.opened(self._key).update(mapped(self._path)) if self._key else mapped(self._path)
+                    refused = await away(refusal, body, self._head, signal, whole=True)
+                    if not refused and not self._key:
                         return self._store.spooled(self._path, receiver.size, self._head.digest.hex()), ""
                     receiver.discard()
-                    return b"", refused
+                    return b"" if refused else bytes(body), refused
         except ContributionError as error:
             return b"", error.said
         if self._closed.result() == STALE:

@@ -188,7 +188,7 @@ class CoordinatorStore(Fenced):
 
     def spooled(self, path: Path, size: int, digest: str) -> bytes | Spooled:
         """A body that is whole in its spool, which nobody adds to any more: in its file, if that is as a blob's."""
-        if size > self._inline and not self.vault:
+        if size > self._inline:
             return Spooled(path.replace(path.with_name(f"{path.stem}.{secrets.token_hex(4)}.part")), size, digest)
         body = path.read_bytes()
         path.unlink()

@@ -22,7 +22,7 @@ _ZEROS = bytes(BLOCK)
 
 def stream(key: bytes, length: int) -> bytes:
     """The first ``length`` bytes of the key stream under a key of 32 bytes."""
-    return _opened(key).update(bytes(length))
+    return opened(key).update(bytes(length))
 
 
 def apply(vector: NDArray[Any], masks: Iterable[tuple[bytes, bool]]) -> None:
@@ -31,7 +31,7 @@ def apply(vector: NDArray[Any], masks: Iterable[tuple[bytes, bool]]) -> None:
     buffer = bytearray(BLOCK + 15)  # older releases of `cryptography` ask for a block more
     made = np.frombuffer(buffer, vector.dtype, count=step)
     while streams := [
-        (_opened(key).update_into, np.add if added else np.subtract)
+        (opened(key).update_into, np.add if added else np.subtract)
         for key, added in islice(waiting, 1024)  # open at a time
     ]:
         for begin in range(0, len(vector), step):
@@ -42,5 +42,6 @@ def apply(vector: NDArray[Any], masks: Iterable[tuple[bytes, bool]]) -> None:
                 put(part, mask, out=part)
 
 
-def _opened(key: bytes) -> CipherContext:
+def opened(key: bytes) -> CipherContext:
+    """The key stream under a key, which is added to whatever passes: as well to hide it as to see it again."""
     return Cipher(AES256(key), GCM(bytes(12))).encryptor()

@@ -42,6 +42,7 @@ class Vault:
 
     def __init__(self, keys: Iterable[bytes] = (), who: str = "agent") -> None:
         self._keys = {digest(b"name of a storage key", key)[:8]: key for key in keys}
+        self._passing = secrets.token_bytes(KEY)
         self._who, self.lenient = who, not self._keys  # about what is not sealed: while it is to be
 
     def __bool__(self) -> bool:
@@ -100,6 +101,10 @@ class Vault:
                 raise DamagedError(f"{where} is damaged, or was put in the place of another", remedy=remedy)
             text.write(part)
         return text.getvalue()
+
+    def passing(self, *place: str | int) -> bytes:
+        """A key for what only passes a place on the disk, known to this program alone; without keys it is empty."""
+        return _own(self._passing, b"", place) if self else b""
 
     def read(self, path: Path) -> bytes:
         """The bytes of a file, which is bound to its name."""

@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
+from hansa.crypto import masks
 from hansa.errors import ContributionError, UnreachableError
+from hansa.files import mapped
 from hansa.wire.messages import Chunk
 from hansa.wire.tensors import Buffer
 
@@ -66,15 +68,17 @@ class Receiver:
         size: bytes of the whole body, as declared; whether so many are allowed, the caller checks.
         digest: BLAKE3 of the whole body, as declared.
         path: the file; None for memory, which is taken as bytes arrive.
+        key: hides what is in the file, and is not to come twice with another body (`hansa.crypto.masks.opened`).
     """
 
-    def __init__(self, size: int, digest: bytes, path: Path | None = None) -> None:
+    def __init__(self, size: int, digest: bytes, path: Path | None = None, key: bytes = b"") -> None:
         self.size, self._digest, self._path = size, digest, path
         self.offset, self._resumed = 0, False
         self._hash: Any = blake3()
         self._memory = np.empty(0 if path else size, np.uint8).data
         self._file: FileIO | None = None
         self._lock = threading.Lock()
+        self._hide: Callable[[Buffer], Buffer] = masks.opened(key).update if key else lambda data: data
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(0o600)
@@ -83,7 +87,7 @@ class Receiver:
             if found > self.size:  # of another body: begin again
                 self._file.truncate(0)
             elif found:
-                self._hash.update_mmap(path)
+                self._hash.update(self._hide(mapped(path)))
                 self.offset, self._resumed = found, True
 
     def accept(self, chunk: Chunk) -> None:
@@ -101,7 +105,7 @@ class Receiver:
         with self._lock:
             if not self._path:
                 self._memory[self.offset : end] = data
-            elif self._file is None or self._file.write(data) < len(data):
+            elif self._file is None or self._file.write(self._hide(data)) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._hash.update(data)
             self.offset = end
