@@ -22,6 +22,7 @@ from hansa.backup import backup, restored
 from hansa.coordinator import store
 from hansa.crypto.vault import MARK, VARIABLE
 from hansa.errors import RunError, TrustError, UnreachableError
+from hansa.wire import chunks
 
 Tables = dict[str, hs.Table]
 
@@ -240,3 +241,37 @@ async def test_an_agent_that_is_started_anew_takes_its_own_place(town: Any, harv
         town.begin(name)
         await town.until(lambda before=before: town.running._listeners.get(name) not in (None, before))
     assert not town.tasks[name].done()
+
+
+async def test_a_large_answer_is_hidden_on_the_disk_while_it_arrives(
+    town: Any, harvests: Tables, study: Callable[..., hs.Federation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "INLINE", 16)
+    for small in ("CHUNK", "INLINE"):  # all that leaves a party leaves it in chunks
+        monkeypatch.setattr(chunks, small, 64)
+    await town.kill()
+    shutil.rmtree(tmp_path / "coordinator")
+    monkeypatch.setenv(VARIABLE, base64.b64encode(secrets.token_bytes(32)).decode())
+    town.port, passed, arrived = 0, list[bytes](), list[bytes]()
+    finish, accept = chunks.Receiver.finish, chunks.Receiver.accept
+
+    def spy(receiver: chunks.Receiver) -> Any:
+        if receiver._path:
+            passed.append(receiver._path.read_bytes())
+        return finish(receiver)
+
+    def heard(receiver: chunks.Receiver, chunk: Any) -> None:
+        if receiver._path:
+            arrived.append(chunk.data)
+        accept(receiver, chunk)
+
+    monkeypatch.setattr(chunks.Receiver, "finish", spy)
+    monkeypatch.setattr(chunks.Receiver, "accept", heard)
+    await town.open()
+    await town.settle(harvests)
+    federation = study(rounds=2, evaluation=hs.Evaluate(every=2))
+    ended = await town.run(federation)
+    assert ended.parameters.tobytes() == federation.run(hs.Local(harvests)).parameters.tobytes()
+    assert len(passed) >= 6
+    assert not [chunk for chunk in arrived if len(chunk) == 64 and any(chunk in body for body in passed)]
+    assert not list((tmp_path / "coordinator").rglob("*.part"))

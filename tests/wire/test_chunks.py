@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hansa.crypto.masks import opened
 from hansa.errors import ContributionError, UnreachableError
 from hansa.wire import chunks
 from hansa.wire.chunks import CHUNK, Receiver, digest, uploaded
@@ -35,6 +36,20 @@ def test_chunks_are_the_bytes_that_protobuf_would_write(offset: int, size: int):
     chunk = Chunk(offset=offset, data=bytes([7]) * size)
     assert written == chunk.SerializeToString()
     assert uploaded(written) == UploadPart(chunk=chunk).SerializeToString()
+
+
+def test_what_gathers_in_a_file_can_be_hidden(tmp_path: Path):
+    key, path, body = bytes(range(32)), tmp_path / "body", bytes(range(250)) * 40
+    for begin in range(0, len(body), 2500):  # each receiver goes on where the one before broke off
+        receiver = Receiver(len(body), digest(body), path, key)
+        assert receiver.offset == begin
+        receiver.accept(Chunk(offset=begin, data=body[begin : begin + 2500]))
+        receiver.close()
+        assert body[begin : begin + 20] not in path.read_bytes()
+    assert Receiver(len(body), digest(body), path, key).finish() == path
+    assert opened(key).update(path.read_bytes()) == body
+    with pytest.raises(UnreachableError, match="begin anew"):  # as after a restart, when the key is another
+        Receiver(len(body), digest(body), path, bytes(32)).finish()
 
 
 @pytest.mark.parametrize("body", [b"", b"x", BODY])
