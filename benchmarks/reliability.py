@@ -81,6 +81,26 @@ def _times(seconds: list[float]) -> dict[str, Any]:
     return {"restarts": len(seconds), "median_s": statistics.median(seconds), "longest_s": max(seconds)}
 
 
+# --- simulated faults
+
+
+def simulate(seeds: int = 20_000) -> dict[str, Any]:
+    """So many seeds of faults on the simulated store, and a tenth of them on SQLite's own files."""
+    return {"simulated": _seeds(str(seeds)), "sqlite": _seeds(str(seeds // 10), "--sqlite")}
+
+
+def _seeds(count: str, *words: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.faults", "--seeds", count, *words]
+    return seeded(subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout)  # noqa: S603
+
+
+def seeded(said: str) -> dict[str, Any]:
+    """What the last line of `make simulate-faults` says."""
+    found = re.search(r"(\d+) seeds in (\d+) s on (\d+) processes, (\d+) failed", said)
+    assert found, said
+    return dict(zip(("seeds", "seconds", "cores", "failed"), map(int, found.groups()), strict=True))
+
+
 # --- fuzzed
 
 
@@ -109,6 +129,18 @@ def fuzzed(log: str) -> dict[str, Any]:
 
 
 # --- the page
+
+
+def _faulted(r: dict[str, Any]) -> Iterator[Row]:
+    for where, reach in (("simulated", "20,000, and none fails"), ("sqlite", "none fails")):
+        of = r[where]
+        store = "on the simulated store" if where == "simulated" else "on SQLite's files"
+        measured = f"{of['seeds']:,} seeds, {of['failed']} with a violation"
+        enough = where == "sqlite" or of["seeds"] >= 20_000
+        yield f"seeded faults {store}", measured, reach, not of["failed"] and enough
+        pace = of["seeds"] / max(1, of["seconds"]) / of["cores"]
+        fast = pace >= 100 if where == "simulated" else None
+        yield f"seeds a second a core, {store}", f"{pace:.0f}", "100" if where == "simulated" else "", fast
 
 
 def _killed(r: dict[str, Any]) -> Iterator[Row]:
@@ -168,6 +200,7 @@ def _fuzzed(r: dict[str, Any]) -> Iterator[Row]:
 
 
 PARTS: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], Iterator[Row]]]] = {
+    "faults": (simulate, _faulted),
     "kills": (kills, _killed),
     "restart": (restart, _restarted),
     "load": (load.measure, _loaded),
