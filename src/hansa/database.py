@@ -108,7 +108,9 @@ class Database:
             if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise _damaged(Path(self._engine.url.database or ""), str(error.orig)) from error
             what = f"the database {self._engine.url!r} cannot be opened: {_said(error)}"
-            remedy = "Check its permissions and the disk, or restore it; of a server, all that HANSA_DATABASE says"
+            remedy = (
+                "Check its permissions and the disk, or a server's URL (HANSA_DATABASE), or restore it from a backup"
+            )
             raise StoreError(what, remedy=remedy) from error
 
     def apply(self, changes: Iterable[Put | Drop], *, erase: bool = False) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
 
+import hansa as hs
 from hansa.coordinator import bucket
+from hansa.coordinator.service import Coordinator
 from hansa.coordinator.store import INLINE, CoordinatorStore
 from hansa.database import Drop
 from hansa.errors import StoreError, UsageError
@@ -142,6 +145,34 @@ def test_a_shared_folder_serves_both(tmp_path: Path) -> None:
     assert bytes(second.read_blob("r", 1, "ask")) == BODY
     first.close()
     second.close()
+
+
+async def test_a_run_goes_on_from_the_bucket_alone_with_the_simulated_bits(
+    s3: str,
+    town: Any,
+    harvests: dict[str, hs.Table],
+    study: Callable[..., hs.Federation],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hansa.coordinator.store.INLINE", -1)  # every blob is a large one
+    await town.settle(harvests)
+    home, port = town.running.home, town.port
+
+    async def opened() -> None:
+        await town.kill()
+        shutil.rmtree(home.folder / "blobs", ignore_errors=True)
+        town.coordinator = Coordinator(home, "127.0.0.1", "", URL)
+        await town.coordinator.start("127.0.0.1", port)
+        await town.present(*harvests)
+
+    await opened()
+    federation = study(rounds=6)
+    run = await town.submit(federation)
+    await town.until(lambda: town.running.driver.commits > 6)
+    await opened()
+    ended = await town.watch(run)
+    assert ended.parameters.tobytes() == federation.run(hs.Local(harvests)).parameters.tobytes()
+    assert f"<Key>hansa/{run}/" in listed(s3)
 
 
 @pytest.mark.parametrize("blobs", ["s3://", "file://folder", "gs://bucket", "/folder"])
