@@ -48,7 +48,7 @@ def test_importing_the_package_imports_no_library() -> None:
     assert not heavy & set(result.stdout.split())
 
 
-@pytest.mark.parametrize("name", ["hansa", "hansa.errors", "hansa.aggregation.reduce"])
+@pytest.mark.parametrize("name", ["hansa", "hansa.errors"])
 def test_examples_in_docstrings_are_true(name: str) -> None:
     failed, tried = doctest.testmod(importlib.import_module(name))
     assert tried

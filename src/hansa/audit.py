@@ -2,8 +2,7 @@
 
 - A lower bound on epsilon from one training run: Steinke, Nasr and Jagielski 2023, arXiv 2305.08846.
 - Rows read off updates: Phong et al. 2018, doi 10.1109/TIFS.2017.2787987; Geiping et al. 2020, arXiv 2003.14053.
-- Was a row learnt from? Watson et al. 2022, arXiv 2111.08440; Carlini et al. 2022, arXiv 2112.03570.
-"""
+- Was a row learnt from? Watson et al. 2022, arXiv 2111.08440; Carlini et al. 2022, arXiv 2112.03570."""
 
 from __future__ import annotations
 
@@ -52,8 +51,7 @@ SIGHTS = ("unprotected", "coordinator", "public", "blind")
 @dataclass(frozen=True, eq=False)
 class Bare:
     """A federation that neither standardises nor evaluates, with one array column of features: those, encoded,
-    ``[n, ...]``, the target as it is written, the number of each row's party, ascending, and what is held out.
-    """
+    ``[n, ...]``, the target as it is written, the number of each row's party, ascending, and what is held out."""
 
     federation: Federation
     x: Array
@@ -144,9 +142,7 @@ def inverted(layout: Layout, update: Array, width: int) -> Array:
 
     Exact for one row, however many steps were taken; of several, a weighted mean of them; zeros if nothing moved.
 
-    Raises:
-        StudyError: if no dense layer with a bias sees the features.
-    """
+    Raises StudyError if no dense layer with a bias sees the features."""
     for (_, weight), (_, bias) in pairwise(layout.split(update).items()):
         if weight.shape[-1:] == (width,) and weight.shape[:-1] == bias.shape:
             unit = int(np.abs(bias).argmax())
@@ -162,8 +158,7 @@ def psnr(found: Array, row: Array, span: Array | float = 1.0) -> float:
 
 def read_rows(bare: Bare, victims: int = VICTIMS) -> dict[str, float]:
     """How well a party's only row is read, in dB, the median over rows: off an unprotected update, off what the
-    coordinator sees, off two models a round apart, and blindly: the mean of all rows. Errors as for `inverted`.
-    """
+    coordinator sees, off two models a round apart, and blindly: the mean of all rows. Errors as for `inverted`."""
     x, federation = bare.x.reshape(len(bare.owner), -1), bare.federation
     span, others = np.ptp(x, axis=0), bare.parties(np.ones(len(x), bool))
     span[span == 0] = 1.0
@@ -199,8 +194,7 @@ def membership(bare: Bare, models: int = 8) -> float:
 
     Args:
         bare: the federation; every run has a seed, and so a noise, of its own.
-        models: how many runs, 4 or more; each row is in half of them.
-    """
+        models: how many runs, 4 or more; each row is in half of them."""
     federation, y = bare.federation, bare.federation.task.labels(bare.holding(bare.x, bare.target))
     drawn = keyed.generator(federation.seed, "members").random((models, len(y)))
     members = np.argsort(np.argsort(drawn, axis=0), axis=0) < models // 2
@@ -221,8 +215,7 @@ def p_value(correct: int, guesses: int, canaries: int, epsilon: float, delta: fl
     """The chance, at most, of so many right guesses or more, if training is (epsilon, delta)-private.
 
     ``P[W >= v] + 2 m delta max_i P[v > W >= v - i] / i``: ``v`` right ones of ``r`` guesses about ``m`` canaries,
-    and ``W`` binomial with ``r`` trials of chance ``e^epsilon / (1 + e^epsilon)`` (Steinke et al., theorem 5.2).
-    """
+    and ``W`` binomial with ``r`` trials of chance ``e^epsilon / (1 + e^epsilon)`` (Steinke et al., theorem 5.2)."""
     from scipy.stats import binom
 
     right, i = 1 / (1 + math.exp(-epsilon)), np.arange(1, correct + 1)
@@ -263,10 +256,7 @@ def one_run(bare: Bare, canaries: int = 1000, confidence: float = 0.95) -> tuple
 
     Each has one more feature, its own: its gradient points where no other does.
 
-    Raises:
-        UsageError: for fewer canaries than a bound needs.
-        StudyError: if the model is not linear.
-    """
+    Raises UsageError for fewer canaries than a bound needs; StudyError if the model is not linear."""
     federation, x, target = bare.federation, bare.x, bare.target
     learner, parties = federation.task.learner(x[0].size), int(bare.owner[-1]) + 1
     if canaries < CANARIES:

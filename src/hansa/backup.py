@@ -1,8 +1,7 @@
 """A program's folder as it stood at one moment, in one file with the hash of every member.
 
 The key that a party's noise is drawn under is left out: who comes back from a backup draws another, and no noise twice.
-A coordinator, which may share its key with one that stands by, lets its runs go on under new names.
-"""
+A coordinator, which may share its key with one that stands by, lets its runs go on under new names."""
 
 import json
 import os
@@ -29,8 +28,7 @@ LEFT_OUT = re.compile(r"\..*|storage-key|serving\.lock|.*(-wal|-shm|-journal|\.p
 
 def backup(folder: Path, archive: Path, about: dict[str, str]) -> dict[str, str]:
     """Write what a program keeps into one tar file, private and whole, whether it runs or not; the hash of each file.
-    Raises StoreError: a database is damaged, or busy for a minute; or OSError: the archive cannot be written.
-    """
+    Raises StoreError: a database is damaged, or busy for a minute; or OSError: the archive cannot be written."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".backup-") as name, writing(archive, private=True) as file:
         frozen, hashes = Path(name), dict[str, str]()
         _freeze(folder, frozen)
@@ -46,8 +44,7 @@ def backup(folder: Path, archive: Path, about: dict[str, str]) -> dict[str, str]
 
 def _freeze(folder: Path, frozen: Path) -> None:
     """Link all files while writers to the databases wait, for milliseconds, and copy the databases as they stood then:
-    a file that a row speaks of comes before the row and goes after it.
-    """
+    a file that a row speaks of comes before the row and goes after it."""
     own = folder / "noise.key" if (folder / "agent.db").exists() else None
     with ExitStack() as opened, ExitStack() as held:
         try:

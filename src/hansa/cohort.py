@@ -21,8 +21,7 @@ class All(Part):
         deadline: seconds after which a party that has not answered is left out of the round.
         goal: a training round or an evaluation closes as soon as so many have answered; None waits for all.
         late: rounds by which an update may be late: it then counts in the round in which it comes; 0 drops it.
-        staleness: a late update counts ``1 / (1 + rounds)^staleness`` times.
-    """
+        staleness: a late update counts ``1 / (1 + rounds)^staleness`` times."""
 
     kind: ClassVar[str] = "all"
     minimum: Annotated[int, Limits(ge=1)] = 2
@@ -67,8 +66,7 @@ class Fixed(All):
     """A sample of fixed size, drawn anew each round by (seed, round), without replacement.
 
     Args:
-        size: parties a round.
-    """
+        size: parties a round."""
 
     kind: ClassVar[str] = "fixed"
     size: Annotated[int, Limits(ge=1)]
@@ -105,8 +103,7 @@ class Poisson(All):
     A round may be small, or empty; it then moves the model by little, or by its noise.
 
     Args:
-        rate: the chance, above 0 and at most 1.
-    """
+        rate: the chance, above 0 and at most 1."""
 
     kind: ClassVar[str] = "poisson"
     rate: Annotated[float, Limits(gt=0, le=1)]
@@ -129,8 +126,7 @@ class Cyclic(All):
     """Groups of about the same size take turns; who is in which is drawn by the seed, once.
 
     Args:
-        groups: how many; each party takes part in every so many-th round.
-    """
+        groups: how many; each party takes part in every so many-th round."""
 
     kind: ClassVar[str] = "cyclic"
     groups: Annotated[int, Limits(ge=1)]

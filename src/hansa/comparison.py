@@ -2,8 +2,7 @@
 
 The baselines are not crippled: the same features, the same epochs, the same optimiser, the best of several
 learning rates, and no clip. The rate is chosen by the log loss on the very rows that everybody is scored on,
-which favours them; the federated model gets no such choice.
-"""
+which favours them; the federated model gets no such choice."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,19 +29,12 @@ RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 @dataclass(frozen=True)
 class Scored:
-    """One row of the comparison.
+    """One row of the comparison."""
 
-    Args:
-        name: a party's name, ``federated`` or ``pooled``.
-        rows: how many rows it learnt from.
-        metrics: on all parties' held-out rows.
-        rate: the learning rate that was chosen; None for the federation, and where a method needs none.
-    """
-
-    name: str
-    rows: int
-    metrics: Mapping[str, float]
-    rate: float | None
+    name: str  # a party's name, ``federated`` or ``pooled``
+    rows: int  # how many rows it learnt from
+    metrics: Mapping[str, float]  # on all parties' held-out rows
+    rate: float | None  # the learning rate that was chosen; None for the federation, and where a method needs none
 
 
 def compare(federation: Federation, tables: Mapping[str, Table], model: Model) -> list[Scored]:
@@ -50,9 +42,7 @@ def compare(federation: Federation, tables: Mapping[str, Table], model: Model) -
 
     Only possible where somebody may see all the parties' tables.
 
-    Raises:
-        StudyError: if no row is held out.
-    """
+    Raises StudyError if no row is held out."""
     course = federation.course(federation.resolve({name: table.schema() for name, table in tables.items()}))
     splits = {name: Party(name, table, course).split for name, table in sorted(tables.items())}
     held_out = [test for _, test in splits.values()]
@@ -78,17 +68,11 @@ def bare(federation: Federation) -> Federation:
 
 @dataclass(frozen=True, eq=False)
 class Crossed:
-    """Models on the rows that parties hold out; NaN where a party holds out none.
+    """Models on the rows that parties hold out; NaN where a party holds out none."""
 
-    Args:
-        parties: their names, sorted.
-        shared: before personalisation: the global model on each party's rows, ``[parties]``.
-        own: after it: the model of party ``i`` on the rows of party ``j``, ``[parties, parties]``.
-    """
-
-    parties: tuple[str, ...]
-    shared: Array
-    own: Array
+    parties: tuple[str, ...]  # their names, sorted
+    shared: Array  # before personalisation: the global model on each party's rows, ``[parties]``
+    own: Array  # after it: the model of party ``i`` on the rows of party ``j``, ``[parties, parties]``
 
 
 def cross_matrix(run: Run, parties: Mapping[str, Table], metric: str = "accuracy") -> Crossed:
@@ -99,11 +83,8 @@ def cross_matrix(run: Run, parties: Mapping[str, Table], metric: str = "accuracy
         parties: their tables; only possible where somebody may see them all.
         metric: of the task.
 
-    Raises:
-        StudyError: if parties have no models, or with a central evaluation no rows, of their own; or the
-            task has no such metric.
-        RunError: if the run has no model yet.
-    """
+    Raises StudyError if parties have no models, or with a central evaluation no rows, of their own; or the task has no
+    such metric; RunError if the run has no model yet."""
     method, task, evaluation = run.federation.method, run.federation.task, run.federation.evaluation
     if not method.personalises or evaluation.central:
         what = f"no party has a model and rows of its own: {method.kind}, central={evaluation.central}"

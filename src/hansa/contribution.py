@@ -2,8 +2,7 @@
 
 A method declares `Field`s. A party answers an `Ask` with a `Contribution` whose fields are exactly the declared ones;
 `check` is what both sides call before they send and before they believe. Parameter-like values are flat vectors in the
-learner's layout, so that a method's arithmetic, a clip, a codec or a mask is the same for every model.
-"""
+learner's layout, so that a method's arithmetic, a clip, a codec or a mask is the same for every model."""
 
 from __future__ import annotations
 
@@ -22,26 +21,21 @@ from numpy.typing import NDArray
 from hansa.errors import ContributionError, StudyError
 
 Array: TypeAlias = NDArray[Any]
-Json: TypeAlias = Any
-"""A JSON value. A recursive alias would ask for casts wherever a list or dict is built."""
+Json: TypeAlias = Any  # a JSON value. A recursive alias would ask for casts wherever a list or dict is built
 
 Dtype = Literal["float64", "float32", "uint8", "uint16", "uint32", "int8", "int32"]
 
-WEIGHT_LIMIT = float(2**40)
-"""No party has more examples than this; a larger weight is absurd and is refused."""
+WEIGHT_LIMIT = float(2**40)  # no party has more examples than this; a larger weight is absurd and is refused
 
-VALUE_LIMIT = float(2**900)
-"""Nor a larger value: no sum of as many of them, times their weights, overflows."""
+VALUE_LIMIT = float(2**900)  # nor a larger value: no sum of as many of them, times their weights, overflows
 
 
 class Algebra(StrEnum):
     """How the parties' values of one field become the value that the method gets."""
 
     SUM = "sum"
-    MEAN = "mean"
-    """Weighted by the contributions' weights."""
-    GATHER = "gather"
-    """Stacked in the order of the roster, shape ``[parties, *shape]``."""
+    MEAN = "mean"  # weighted by the contributions' weights
+    GATHER = "gather"  # stacked in the order of the roster, shape ``[parties, *shape]``
 
 
 class Values(Mapping[str, Array]):
@@ -105,8 +99,7 @@ class Rows(Mapping[str, Values]):
 
     Args:
         parties: their names.
-        arrays: ``[k, *shape]`` each; row ``i`` is that of the party at place ``i``.
-    """
+        arrays: ``[k, *shape]`` each; row ``i`` is that of the party at place ``i``."""
 
     def __init__(self, parties: Sequence[str], arrays: Mapping[str, Array]) -> None:
         self.parties, self.arrays = parties, arrays
@@ -136,8 +129,7 @@ class Field:
         low, high: the declared range of every entry; the contribution is refused outside it.
         example: what one example adds to it at most, in L2 norm; infinite if there is no bound.
         secrecy: ``"party"`` if one party's value says something about its data (nearly always),
-            ``"public"`` if it may be seen by everyone.
-    """
+            ``"public"`` if it may be seen by everyone."""
 
     name: str
     like: Literal["", "parameters"] = ""
@@ -180,8 +172,7 @@ class Contribution:
 
     Args:
         values: one array for every declared field.
-        weight: what the party counts for in a weighted mean; positive.
-    """
+        weight: what the party counts for in a weighted mean; positive."""
 
     values: Values
     weight: float = 1.0
@@ -189,17 +180,11 @@ class Contribution:
 
 @dataclass(frozen=True, eq=False)
 class Contributions:
-    """What several parties answer to one ask: a stack.
+    """What several parties answer to one ask: a stack."""
 
-    Args:
-        parties: their names; nobody's unless said.
-        values: one array ``[parties, *shape]`` for every declared field.
-        weights: what each counts for, float64 ``[parties]``.
-    """
-
-    parties: tuple[str, ...] = ()
-    values: Values = field(default_factory=Values)
-    weights: Array = field(default_factory=lambda: np.empty(0))
+    parties: tuple[str, ...] = ()  # their names; nobody's unless said
+    values: Values = field(default_factory=Values)  # one array ``[parties, *shape]`` for every declared field
+    weights: Array = field(default_factory=lambda: np.empty(0))  # what each counts for, float64 ``[parties]``
 
     @classmethod
     def of(cls, party: str, contribution: Contribution) -> Contributions:
@@ -225,21 +210,13 @@ class Contributions:
 
 @dataclass(frozen=True, eq=False)
 class Total:
-    """What the method gets: the parties' contributions, aggregated.
+    """What the method gets: the parties' contributions, aggregated."""
 
-    Args:
-        values: one array for every declared field.
-        parties: names of the parties that were counted, in roster order.
-        population: how many parties take part in the run, counted this time or not.
-        weight: sum of the weights of the counted.
-        buckets: who of them was summed with whom, if that was seen of several sums.
-    """
-
-    values: Values
-    parties: tuple[str, ...]
-    population: int
-    weight: float
-    buckets: tuple[tuple[str, ...], ...] = ()
+    values: Values  # one array for every declared field
+    parties: tuple[str, ...]  # names of the parties that were counted, in roster order
+    population: int  # how many parties take part in the run, counted this time or not
+    weight: float  # sum of the weights of the counted
+    buckets: tuple[tuple[str, ...], ...] = ()  # who of them was summed with whom, if that was seen of several sums
 
 
 _MANY = 1 << 23  # bytes that are worth several threads
@@ -250,26 +227,17 @@ _PLAIN = ("work", "version", "round", "through")  # what JSON says of an ask as 
 class Ask:
     """One logical exchange: what is sent to the parties, and what may come back.
 
-    Asks are hashable by content (`digest`), so that a repeated ask is known as the same one.
+    Asks are hashable by content (`digest`), so that a repeated ask is known as the same one."""
 
-    Args:
-        work: name of the work that a party does, a key of the federation's methods.
-        version: how many exchanges were applied before this one; it numbers the asks of a run.
-        round: number of the training round it belongs to, from 1; 0 before the first.
-        send: what the parties receive.
-        fields: what they may answer, shapes bound.
-        through: which of the federation's chains the answer goes through: ``"update"`` for the
-            study's aggregation, ``"statistics"`` for its statistics, ``"plain"`` for none.
-        parties: who is asked, in roster order; empty until the cohort has been drawn.
-    """
-
-    work: str
-    version: int
-    round: int
-    send: Values
-    fields: tuple[Field, ...]
+    work: str  # name of the work that a party does, a key of the federation's methods
+    version: int  # how many exchanges were applied before this one; it numbers the asks of a run
+    round: int  # number of the training round it belongs to, from 1; 0 before the first
+    send: Values  # what the parties receive
+    fields: tuple[Field, ...]  # what they may answer, shapes bound
+    # which of the federation's chains the answer goes through: ``"update"`` for the study's aggregation,
+    # ``"statistics"`` for its statistics, ``"plain"`` for none
     through: Literal["update", "plain", "statistics"] = "plain"
-    parties: tuple[str, ...] = ()
+    parties: tuple[str, ...] = ()  # who is asked, in roster order; empty until the cohort has been drawn
 
     def header(self) -> dict[str, Json]:
         """Everything but the arrays, as canonical JSON values."""
@@ -303,35 +271,26 @@ class Ask:
 
 @dataclass(frozen=True, eq=False)
 class Arrival:
-    """What came back for one ask.
+    """What came back for one ask."""
 
-    Args:
-        ask: the ask it answers.
-        total: the aggregate of those that were counted.
-        excluded: party names with the reason why they were not counted.
-        metrics: what the exchange cost: bytes each way, seconds.
-        lags: of the counted, who answered an earlier round's ask, and how many rounds earlier.
-    """
-
-    ask: Ask
-    total: Total
-    excluded: Mapping[str, str] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    ask: Ask  # the ask it answers
+    total: Total  # the aggregate of those that were counted
+    excluded: Mapping[str, str] = field(default_factory=dict)  # party names with the reason why they were not counted
+    metrics: Mapping[str, float] = field(default_factory=dict)  # what the exchange cost: bytes each way, seconds
+    # of the counted, who answered an earlier round's ask, and how many rounds earlier
     lags: Mapping[str, int] = field(default_factory=dict)
 
 
 def canonical(body: Json | Mapping[str, Json]) -> bytes:
     """JSON with sorted keys, no spaces, UTF-8: one value, one string of bytes; raises ValueError for NaN or infinity,
-    which JSON does not have.
-    """
+    which JSON does not have."""
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def check(contribution: Contribution, fields: tuple[Field, ...]) -> None:
     """Refuse a contribution that is not what was declared; raises ContributionError with the field and the reason:
     missing or extra field, another shape (broadcastable ones too), another dtype, NaN, infinity or an absurd value,
-    outside the range, a weight that is zero, negative, not finite or absurd.
-    """
+    outside the range, a weight that is zero, negative, not finite or absurd."""
     names = {declared.name for declared in fields}
     if extra := sorted(set(contribution.values) - names):
         raise ContributionError("this field was not declared", field=extra[0])
@@ -348,9 +307,8 @@ def check(contribution: Contribution, fields: tuple[Field, ...]) -> None:
 
 def _check_array(array: Array, declared: Field) -> None:
     if array.shape != declared.shape:
-        raise ContributionError(
-            f"shape {list(array.shape)} where {list(declared.shape or ())} was declared", field=declared.name
-        )
+        what = f"shape {list(array.shape)} where {list(declared.shape or ())} was declared"
+        raise ContributionError(what, field=declared.name)
     if array.dtype != np.dtype(declared.dtype):
         raise ContributionError(f"dtype {array.dtype} where {declared.dtype} was declared", field=declared.name)
     largest = float(max(array.max(initial=0), -array.min(initial=0)))

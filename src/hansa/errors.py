@@ -15,8 +15,7 @@
     └── PrivacyError               10   a promise about privacy cannot be given, or its budget is spent
 
 An error says what is wrong, where (``party``, ``round``, ``field``) and, in ``remedy``, the way out.
-A failure that is none of these is a defect of Hansa and exits with status 1.
-"""
+A failure that is none of these is a defect of Hansa and exits with status 1."""
 
 import difflib
 from collections.abc import Iterable
@@ -30,8 +29,7 @@ class HansaError(Exception):
         remedy: what the reader can do about it, as one sentence.
         party: name of the party concerned, if there is one.
         round: number of the round concerned, from 1.
-        field: name of the declared field concerned.
-    """
+        field: name of the declared field concerned."""
 
     exit_status = 1
     about: tuple[str, ...] = ()  # in a secure sum: the other parties of whom one complains

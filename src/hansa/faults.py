@@ -33,8 +33,7 @@ WANTED = {
 """What a value must be, by pydantic's name for the fault, or by the first word of that name."""
 BRANCH = re.compile(r"constrained-\w+|literal\[.*\]|int|float|str|bool")
 """How pydantic marks, as the last part of a place, which alternative of a union it speaks of."""
-SHOWN = 60
-"""Characters of a wrong value that a message quotes."""
+SHOWN = 60  # characters of a wrong value that a message quotes
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> StudyError:
@@ -45,8 +44,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Study
     Args:
         error: what pydantic raised.
         model: which model it was reading.
-        where: the place in the study at which the model stands.
-    """
+        where: the place in the study at which the model stands."""
     faults = error.errors(include_url=False)
     first = min(faults, key=lambda fault: fault["type"] != "extra_forbidden")
     path = first["loc"]
@@ -72,8 +70,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Study
 def mistaken(annotation: Any, value: object) -> Fault | None:
     """Pydantic's name of the fault, if a value is one that pydantic reads as what it is not.
 
-    It takes ``true`` and ``"3"`` for numbers, and 1 for ``true``; a study that says so is in error.
-    """
+    It takes ``true`` and ``"3"`` for numbers, and 1 for ``true``; a study that says so is in error."""
     kinds = list(_alternatives(annotation))
     numeric = [kind for kind in kinds if kind in (int, float)]
     if bool in kinds and not numeric:

@@ -43,8 +43,7 @@ _ROWS = Signal((counted("rows", example=1.0),), weights="equal")
 
 def deployed(federation: Federation, setup: Setup, secret: bytes, run: str) -> Course:
     """The course of a run between machines, with noise from a key of this one's own; raises PrivacyError if there is to
-    be noise, and no key.
-    """
+    be noise, and no key."""
     if secret:
         return federation.course(setup, derived(secret, "run", run))
     if federation.noised:
@@ -59,8 +58,7 @@ class BundledFile(Written):
     Args:
         path: relative to the study file, with forward slashes.
         size: bytes.
-        sha256: of every byte.
-    """
+        sha256: of every byte."""
 
     path: str
     size: int
@@ -95,8 +93,7 @@ class Federation(Part):
         privacy: what a guarantee speaks of, and what it may cost.
         adversary: against whom.
         seed: of all public randomness.
-        bundle: the study's files, by content. A federation with code names them here.
-    """
+        bundle: the study's files, by content. A federation with code names them here."""
 
     name: Annotated[str, Limits(min_length=1)] = "study"
     dataset: str = ""
@@ -205,10 +202,8 @@ class Federation(Part):
     def require_no_code(self) -> None:
         """Refuse a study with code, or for simulation only, as every agent does.
 
-        Raises:
-            ConsentError: if running it means running its author's code.
-            StudyError: if its evaluation is central: nobody but a simulation holds the test table.
-        """
+        Raises ConsentError if running it means running its author's code; StudyError if its evaluation is central:
+        nobody but a simulation holds the test table."""
         if self.evaluation.central:
             remedy = "Leave evaluation.central out, or `hansa simulate`"
             raise StudyError("evaluation.central is of a test table, which only a simulation has", remedy=remedy)
@@ -219,8 +214,7 @@ class Federation(Part):
     def rules(self, parties: int, buckets: Buckets | None = None) -> Rules | None:
         """What each of so many parties holds a secure sum to: the study's adversary, the largest of its
         thresholds, and the minimum, on whose shares of noise its guarantee counts; of a bucket's sum, what its own
-        minimum says. None if nothing is so summed.
-        """
+        minimum says. None if nothing is so summed."""
         chains = (*self.aggregation.stages, *self.statistics.stages)
         thresholds = [stage.threshold for stage in chains if isinstance(stage, SecureSum)]
         if not thresholds:
@@ -239,10 +233,8 @@ class Federation(Part):
             offers: each party's name with the columns of its table.
             roster: the parties, where one offer stands for all of them.
 
-        Raises:
-            StudyError: if there are fewer parties than the study or its cohort needs.
-            PrivacyError: if it costs more than its own ``privacy.epsilon``.
-            DataError: naming the party whose columns do not fit, and which columns it has.
+        Raises StudyError if there are fewer parties than the study or its cohort needs; PrivacyError if it costs more
+        than its own ``privacy.epsilon``; DataError naming the party whose columns do not fit, and which columns it has.
         """
         parties = tuple(sorted(offers))
         roster = parties if roster is None else roster
@@ -291,18 +283,16 @@ class Federation(Part):
 
     def bounds(self, numbers: Sequence[str]) -> dict[str, tuple[float, float]] | None:
         """The declared range of each number column, if sums pass stages, which need bounds; else None; raises
-        StudyError if a column has none.
-        """
+        StudyError if a column has none."""
         if not (self.method.statistics or (self.preprocessing.standardise and self.statistics.stages)):
             return None
         bounds = {}
         for name in numbers:
             rule = self.contract.columns.get(name)
             if rule is None or rule.low is None or rule.high is None or rule.low == rule.high:
-                raise StudyError(
-                    f"sums of the column {name!r} pass [statistics], and nothing bounds its numbers",
-                    remedy=f"Declare low and high of contract.columns.{name}, or set preprocessing.standardise = false",
-                )
+                what = f"sums of the column {name!r} pass [statistics], and nothing bounds its numbers"
+                remedy = f"Declare low and high of contract.columns.{name}, or set preprocessing.standardise = false"
+                raise StudyError(what, remedy=remedy)
             bounds[name] = (rule.low, rule.high)
         return bounds
 
@@ -311,8 +301,7 @@ class Federation(Part):
 
         Args:
             setup: who they are, and their columns.
-            secret: a key of the one who adds noise, 32 bytes; in simulation noise comes from the seed.
-        """
+            secret: a key of the one who adds noise, 32 bytes; in simulation noise comes from the seed."""
         return Course(
             task=self.task,
             method=self.method,
@@ -340,8 +329,7 @@ class Federation(Part):
     @property
     def guarantee(self) -> Guarantee:
         """What is protected, from whom, and what it costs: derived from everything that leaves a party; raises
-        PrivacyError if it depends on the parties, which `guaranteed` is told.
-        """
+        PrivacyError if it depends on the parties, which `guaranteed` is told."""
         return self.guaranteed(None)
 
     def guaranteed(self, setup: Setup | None, forked: str = "") -> Guarantee:

@@ -16,8 +16,7 @@ class Estimate(NamedTuple):
         coefficient: the estimate; ``error``: its standard error.
         statistic: ``coefficient / error``: Student's t for a linear model, else z.
         p: of the two-sided test that the coefficient is 0.
-        low, high: the ends of the confidence interval.
-    """
+        low, high: the ends of the confidence interval."""
 
     name: str
     coefficient: float
@@ -40,9 +39,7 @@ def estimates(facts: Mapping[str, Json], level: float = 0.95) -> list[Estimate]:
         facts: of a `hansa.Model`.
         level: of the confidence intervals, between 0 and 1.
 
-    Raises:
-        RunError: if the model was trained by a method that gives no standard errors.
-        UsageError: if the level is none.
+    Raises RunError if the model was trained by a method that gives no standard errors; UsageError if the level is none.
     """
     if not 0 < level < 1:
         raise UsageError(f"a confidence level of {level}", remedy="Say one between 0 and 1")

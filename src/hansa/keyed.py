@@ -2,8 +2,7 @@
 
 Batches, cohorts, partitions and initial weights are drawn from generators that depend on nothing but
 their key: the seed of the study and the purpose (round, party, name). Whoever knows the key draws the
-same numbers, on whichever machine and in whatever order; nobody who needs a secret may use this module.
-"""
+same numbers, on whichever machine and in whatever order; nobody who needs a secret may use this module."""
 
 import json
 from collections.abc import Sequence
@@ -30,8 +29,7 @@ def generator(seed: int, *purpose: str | int) -> np.random.Generator:
         purpose: what the numbers are for, such as ``("batches", 3, "north")``.
 
     Returns:
-        Philox (Salmon et al. 2011), a counter-based generator, with a 128-bit key made of the purpose.
-    """
+        Philox (Salmon et al. 2011), a counter-based generator, with a 128-bit key made of the purpose."""
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key(seed, *purpose)[:16], "little")))
 
 
@@ -47,8 +45,7 @@ def bits(keys: NDArray[np.uint64], count: int, skip: int = 0) -> NDArray[np.uint
     """The next ``count`` numbers of 64 bits of each key, ``[*keys.shape, count]``, after ``skip`` others.
 
     SplitMix64 (Steele, Lea and Flood 2014) with the key as its state: a party's numbers do not depend
-    on whose are drawn beside them, and a whole stack is drawn at once.
-    """
+    on whose are drawn beside them, and a whole stack is drawn at once."""
     return _mixed(keys[..., None] + np.arange(skip + 1, skip + count + 1, dtype=np.uint64) * _GOLDEN)
 
 
@@ -69,8 +66,7 @@ def order(key: np.uint64, rows: int, number: int = 0) -> NDArray[Any]:
 
 def orders(keys: NDArray[np.uint64], sizes: NDArray[np.int64], number: int = 0) -> NDArray[np.int64]:
     """`order` of several keys at once: permutations of so many rows each, one after the other, each counted
-    on from where its own begin.
-    """
+    on from where its own begin."""
     begins, rows = np.cumsum(sizes) - sizes, np.arange(sizes.max(initial=0))
     if rows.size * sizes.size > 4 * sizes.sum():  # a table of them would be mostly empty
         each = zip(keys, sizes.tolist(), begins, strict=True)

@@ -27,8 +27,7 @@ class Model:
         task: what was learnt.
         encoding: what turns a table into features.
         parameters: the flat vector ``[d]`` in the learner's layout.
-        facts: where it comes from: run, federation hash, rounds, metrics.
-    """
+        facts: where it comes from: run, federation hash, rounds, metrics."""
 
     task: Task
     encoding: Encoding
@@ -37,8 +36,7 @@ class Model:
 
     def predict(self, table: Table) -> Array:
         """A value or a probability per row ``[n]``, or probabilities ``[n, classes]``; a DataError if a feature
-        column is missing or holds text.
-        """
+        column is missing or holds text."""
         learner = self.task.learner(self.encoding.width)
         x = self.encoding.matrix(table) if self.task.flat else self.encoding.features(table)
         return learner.predict(self.parameters, x)
@@ -57,9 +55,7 @@ class Model:
         Args:
             level: of the confidence intervals.
 
-        Raises:
-            RunError: if the method that trained it gives no standard errors.
-        """
+        Raises RunError if the method that trained it gives no standard errors."""
         return estimates(self.facts, level)
 
     def to_bytes(self) -> bytes:
@@ -82,10 +78,7 @@ class Model:
     def load(cls, path: str | Path) -> Model:
         """Read what `save` wrote.
 
-        Raises:
-            DataError: if there is no such file.
-            StoreError: if it is not a model of Hansa.
-        """
+        Raises DataError if there is no such file; StoreError if it is not a model of Hansa."""
         path = Path(path)
         if not path.is_file():
             raise DataError(f"no such file: {path}", remedy="Give the path of a model.safetensors")
@@ -97,7 +90,6 @@ class Model:
             arrays = {n: np.asarray(a) for n, a in tensors.read(data).items()}
             parameters = task.learner(encoding.width).layout.join(arrays)
         except (HansaError, KeyError, ValueError, TypeError) as error:
-            raise StoreError(
-                f"{path} is not a model that Hansa wrote ({error})", remedy="Give the model.safetensors of a run"
-            ) from error
+            what = f"{path} is not a model that Hansa wrote ({error})"
+            raise StoreError(what, remedy="Give the model.safetensors of a run") from error
         return cls(task, encoding, parameters, facts["facts"])

@@ -1,8 +1,7 @@
 """Parts: the frozen, named pieces of which a federation is made, and the catalogues they are found in.
 
 A study file names parts by their kind; a catalogue turns the name into a class that was built in or
-registered in this process. Nothing is ever imported because a study says so.
-"""
+registered in this process. Nothing is ever imported because a study says so."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -85,8 +84,7 @@ class Catalogue(Generic[P]):
         parts: those that are built in.
         tag: the key under which a study file names the kind.
         default: the kind of a part that does not name its own.
-        later: kind to ``"module:Class"`` of others; the module is imported when the kind is first used.
-    """
+        later: kind to ``"module:Class"`` of others; the module is imported when the kind is first used."""
 
     def __init__(
         self,

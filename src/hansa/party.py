@@ -39,8 +39,7 @@ class Party:
     Args:
         name: as in the roster.
         table: its rows, target included.
-        course: the run's.
-    """
+        course: the run's."""
 
     def __init__(self, name: str, table: Table, course: Course) -> None:
         self.name, self.table, self.course = name, table, course
@@ -61,9 +60,7 @@ class Party:
             ask: what is asked.
             memory: what this party remembers of the run; unchanged by this call.
 
-        Raises:
-            HansaError: naming this party and the round, if the work cannot be done.
-        """
+        Raises HansaError naming this party and the round, if the work cannot be done."""
         try:
             answer = self.unchecked(ask, memory)
             self.course.signals(ask)[-1].check(answer.contribution)
@@ -126,8 +123,7 @@ class Crowd:
 
     Args:
         parties: each one's table; a `Population` encodes its shared table once.
-        course: the run's.
-    """
+        course: the run's."""
 
     def __init__(self, parties: Mapping[str, Table], course: Course) -> None:
         self._tables, self.course = parties, course
@@ -259,19 +255,12 @@ class Crowd:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What came of asking some parties.
+    """What came of asking some parties."""
 
-    Args:
-        counted: their contributions, unpacked, in no order.
-        memory: what each of them proposes to remember.
-        excluded: who is not counted, and why.
-        leaving: bytes that left the parties.
-    """
-
-    counted: Contributions = field(default_factory=Contributions)
-    memory: Mapping[str, Values] = field(default_factory=dict)
-    excluded: Mapping[str, str] = field(default_factory=dict)
-    leaving: int = 0
+    counted: Contributions = field(default_factory=Contributions)  # their contributions, unpacked, in no order
+    memory: Mapping[str, Values] = field(default_factory=dict)  # what each of them proposes to remember
+    excluded: Mapping[str, str] = field(default_factory=dict)  # who is not counted, and why
+    leaving: int = 0  # bytes that left the parties
 
 
 def _told(course: Course, ask: Ask) -> dict[str, Any]:

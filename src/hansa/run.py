@@ -1,8 +1,7 @@
 """What happened: events, decisions, metrics, checkpoints, and the model at the end.
 
 A run is its record. Whatever chance or timing decided is an event in it, so that it can be resumed, replayed and
-read by console, command line and notebook alike.
-"""
+read by console, command line and notebook alike."""
 
 import json
 import secrets
@@ -34,20 +33,14 @@ Status = Literal["running", "finished", "failed", "stopped"]
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened.
+    """One thing that happened."""
 
-    Args:
-        seq: its number in the run, from 1.
-        at: when, ISO 8601 in UTC.
-        kind: ``created``, ``resolved``, ``asked``, ``arrived``, ``refused``, ``metrics``, ``resumed``,
-            ``finished``, ``failed`` and more; readers pass over kinds they do not know.
-        body: its facts.
-    """
-
-    seq: int
-    at: str
+    seq: int  # its number in the run, from 1
+    at: str  # when, ISO 8601 in UTC
+    # ``created``, ``resolved``, ``asked``, ``arrived``, ``refused``, ``metrics``, ``resumed``, ``finished``, ``failed``
+    # and more; readers pass over kinds they do not know
     kind: str
-    body: Mapping[str, Any]
+    body: Mapping[str, Any]  # its facts
 
     def to_json(self) -> dict[str, Json]:
         """One line of ``events.jsonl``."""
@@ -136,8 +129,7 @@ def arrived(arrival: Arrival) -> dict[str, Json]:
 @dataclass(frozen=True)
 class Decision:
     """What was decided of one exchange: who was asked, who was not counted, and why, who was summed with whom, and
-    who was counted, with how many rounds they were late.
-    """
+    who was counted, with how many rounds they were late."""
 
     parties: tuple[str, ...]
     excluded: Mapping[str, str] = field(default_factory=dict)
@@ -149,8 +141,7 @@ class Decision:
 def decided(run: "Run") -> dict[int, Decision]:
     """The decisions of a run by the number of the exchange, from its events: they fix its bits.
 
-    An exchange that was repeated after a crash counts as it ended.
-    """
+    An exchange that was repeated after a crash counts as it ended."""
     cohorts: dict[int, tuple[str, ...]] = {}
     made: dict[int, Decision] = {}
     for event in run.events:
@@ -176,8 +167,7 @@ class Run:
         reason: why it ended.
         events: what happened.
         progress: the latest checkpoint.
-        memories: what each simulated party remembers.
-    """
+        memories: what each simulated party remembers."""
 
     id: str
     federation: Federation
@@ -232,8 +222,7 @@ class Run:
         An evaluation that was interrupted before its checkpoint is repeated on resume: the last one of a round counts.
 
         Args:
-            form: ``"rows"`` gives a list of dicts; the others need the library of that name.
-        """
+            form: ``"rows"`` gives a list of dicts; the others need the library of that name."""
         measured = [dict(event.body) for event in self.events if event.kind == "metrics"]
         rows = list({row["round"]: row for row in measured}.values())
         if form == "rows":
@@ -249,8 +238,7 @@ class Run:
             keep: the checkpoint of this round is kept when later ones are written, to fork from.
 
         Returns:
-            the folder.
-        """
+            the folder."""
         folder = Path(folder)
         write_whole(folder / "federation.json", self.federation.to_json())
         lines = b"".join(canonical(event.to_json()) + b"\n" for event in self.events)
@@ -274,9 +262,7 @@ class Run:
             folder: as `save` was told.
             round: its state after this round, to fork from; the latest if None.
 
-        Raises:
-            StoreError: if the folder holds no run, or no checkpoint of that round.
-        """
+        Raises StoreError if the folder holds no run, or no checkpoint of that round."""
         folder = Path(folder)
         checkpoint = folder / "checkpoint.safetensors"
         if round is not None:

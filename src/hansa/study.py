@@ -14,10 +14,8 @@ from hansa.federation import BundledFile, Federation
 from hansa.methods.base import METHODS
 from hansa.task import CodeTask, Task
 
-MOVED = ("rounds", "stop")
-"""Keys of [method] that are the federation's own."""
-PREFIX = "hansa_study_"
-"""Of the names of the modules that studies are written in."""
+MOVED = ("rounds", "stop")  # keys of [method] that are the federation's own
+PREFIX = "hansa_study_"  # of the names of the modules that studies are written in
 STUDY_KEYS = frozenset({"name", "dataset", "seed", "files"})
 TABLES = {"study", *Federation.model_fields} - {*STUDY_KEYS, *MOVED, "bundle"}
 IN_FILE = {
@@ -29,8 +27,7 @@ IN_FILE = {
 
 def load(path: str | Path) -> Federation:
     """Read a study: a ``.toml`` file, or a ``.py`` file that exposes ``federation``; raises StudyError with the file,
-    the place in it, and the nearest known word.
-    """
+    the place in it, and the nearest known word."""
     path = Path(path)
     if path.is_dir():
         raise StudyError(f"{path} is a folder", remedy="Name the study file in it")
@@ -47,8 +44,7 @@ def load(path: str | Path) -> Federation:
 
 def from_mapping(body: Mapping[str, Any], folder: Path) -> Federation:
     """A federation from the tables of a study file; ``folder`` is where its files lie; raises StudyError with the
-    place, and the nearest known word.
-    """
+    place, and the nearest known word."""
     _known(body, TABLES, "table [{}]")
     for name in body:
         if not isinstance(body[name], Mapping):
@@ -76,8 +72,7 @@ def from_mapping(body: Mapping[str, Any], folder: Path) -> Federation:
 
 def build(values: Mapping[str, Any]) -> Federation:
     """A federation from its fields, each a part or the table of a study file that says it; raises StudyError with the
-    place in a study file.
-    """
+    place in a study file."""
     try:
         return Federation(**values)
     except StudyError as error:

@@ -1,8 +1,7 @@
 """What is learnt: which column is predicted from which others, by which model, judged how.
 
 A task knows columns and labels; the mathematics is its learner's. What it counts on held-out rows are
-sums (`tallies`), so that a metric of the federation is computed from totals and never from rows.
-"""
+sums (`tallies`), so that a metric of the federation is computed from totals and never from rows."""
 
 import bisect
 import fnmatch
@@ -32,14 +31,11 @@ class Task(Part):
 
     Args:
         target: the column that is predicted.
-        features: the columns it is predicted from; shell patterns, ``"*"`` for all but the target.
-    """
+        features: the columns it is predicted from; shell patterns, ``"*"`` for all but the target."""
 
-    flat: ClassVar[bool] = True
-    """Whether the model sees a row as a vector; else an array column keeps its shape."""
+    flat: ClassVar[bool] = True  # whether the model sees a row as a vector; else an array column keeps its shape
 
-    additive: ClassVar[bool] = True
-    """Whether its loss is a mean over rows, so that each row has a gradient of its own."""
+    additive: ClassVar[bool] = True  # whether its loss is a mean over rows, so that each row has a gradient of its own
 
     made_of: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """The sums, beside ``rows``, of each metric that `metrics` can give by itself."""
@@ -49,8 +45,7 @@ class Task(Part):
 
     def select(self, columns: Sequence[str], where: str) -> tuple[str, ...]:
         """The feature columns among those that a party has, in the party's order; a DataError if the target or
-        a named feature is not there, naming what is.
-        """
+        a named feature is not there, naming what is."""
         if self.target not in columns:
             raise _absent("target", f"the target column {self.target!r} is missing", columns, where)
         rest = [name for name in columns if name != self.target]
@@ -66,8 +61,7 @@ class Task(Part):
     @abstractmethod
     def labels(self, table: Table) -> Array:
         """The target as the learner wants it, ``[rows]``; raises DataError with the row (from 1) that holds no valid
-        label.
-        """
+        label."""
 
     @abstractmethod
     def tallies(self) -> tuple[Field, ...]:
@@ -79,8 +73,7 @@ class Task(Part):
 
         Args:
             predicted: what the learner predicts, ``[n]`` or ``[n, k]``.
-            y: labels, ``[n]``.
-        """
+            y: labels, ``[n]``."""
 
     @abstractmethod
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
@@ -118,8 +111,7 @@ def _summed(**sums: Any) -> Values:
 
 _LEAST = 1e-12  # of a probability in a log loss
 _HITS = (*(counted(name, example=1.0) for name in ("rows", "correct")), counted("loss", example=-math.log(_LEAST)))
-SIDES = tuple(counted(name, BINS, example=1.0) for name in ("positives", "negatives"))
-"""What `histograms` gives."""
+SIDES = tuple(counted(name, BINS, example=1.0) for name in ("positives", "negatives"))  # what `histograms` gives
 
 
 def histograms(scores: Array, y: Array) -> dict[str, Array]:
@@ -218,8 +210,7 @@ class LogisticRegression(_Glm):
     """Two classes. Metrics: log loss, accuracy at one half, AUC.
 
     Args:
-        positive: the label that counts as 1, if the target is text; a target of numbers is 0 or 1.
-    """
+        positive: the label that counts as 1, if the target is text; a target of numbers is 0 or 1."""
 
     kind: ClassVar[str] = "logistic-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "auc")
@@ -258,8 +249,7 @@ class SoftmaxRegression(_Glm):
     """More than two classes. Metrics: log loss, accuracy.
 
     Args:
-        classes: the labels, distinct, as text or numbers, in the order of the model's outputs.
-    """
+        classes: the labels, distinct, as text or numbers, in the order of the model's outputs."""
 
     kind: ClassVar[str] = "softmax-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
@@ -299,8 +289,7 @@ class PoissonRegression(_Glm):
     """Counts, with mean ``exp(x w + b)``. Metrics: deviance, mae.
 
     The loss is minus the log likelihood but for what the model cannot change; the deviance of a row is
-    ``2 (y log(y / mu) - y + mu)``.
-    """
+    ``2 (y log(y / mu) - y + mu)``."""
 
     kind: ClassVar[str] = "poisson-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "deviance", "mae")
@@ -341,8 +330,7 @@ class CoxRegression(_Glm):
     came first had the larger hazard, ties counting half (Harrell 1982).
 
     Args:
-        event: the column that is 1 where the event was seen at that time, 0 where the row was last seen without it.
-    """
+        event: the column that is 1 where the event was seen at that time, 0 where the row was last seen without it."""
 
     kind: ClassVar[str] = "cox-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("concordance",)
@@ -401,8 +389,7 @@ class CodeTask(Task):
     """A task written by the study's author, in simulation only.
 
     Args:
-        module: ``"file:object"``, beside the study; the object is a `Task`.
-    """
+        module: ``"file:object"``, beside the study; the object is a `Task`."""
 
     kind: ClassVar[str] = "code"
     module: str

@@ -1,7 +1,6 @@
 """Tasks whose model is code: ``hansa.tasks.torch(Net, ...)`` makes one of a PyTorch module.
 
-PyTorch itself is imported when a model is needed, and no sooner.
-"""
+PyTorch itself is imported when a model is needed, and no sooner."""
 
 import copy
 import hashlib
@@ -61,9 +60,7 @@ def torch(
         start: from weights keyed by the federation's seed, or from those that the module has.
         arguments: of the class or the function: numbers, text, lists.
 
-    Raises:
-        StudyError: if an argument is not what it must be.
-    """
+    Raises StudyError if an argument is not what it must be."""
     if not callable(module):
         raise StudyError(f"a module was wanted, not {type(module).__name__}")
     live = not inspect.isclass(module) and not inspect.isfunction(module)
@@ -110,8 +107,7 @@ class Torch(Task):
         arguments: of the class.
         loss: a name, or ``"package.file:function"``.
         measures: the metrics, likewise.
-        source: digest of the code, so that a federation with other code is another federation.
-    """
+        source: digest of the code, so that a federation with other code is another federation."""
 
     kind: ClassVar[str] = "torch"
     flat: ClassVar[bool] = False
@@ -140,10 +136,8 @@ class Torch(Task):
     def load(self) -> Self:
         """The same task with its code imported, in another process of the same owner.
 
-        Raises:
-            UsageError: if the code lives in the process that made the task.
-            StudyError: if it cannot be imported, or is not what it was there.
-        """
+        Raises UsageError if the code lives in the process that made the task; StudyError if it cannot be imported, or
+        is not what it was there."""
         code = [r for r in (self.module, self.loss, *self.measures) if ":" in r]
         for reference in code:
             module, _, name = reference.partition(":")
@@ -164,8 +158,7 @@ class Torch(Task):
 
     def learner(self, width: int) -> Learner:
         """`hansa.learners.torch.Torch`; raises StudyError if PyTorch is not installed, or the module's code is not in
-        this process.
-        """
+        this process."""
         if self._learner is None:
             try:
                 from hansa.learners.torch import Torch as Module

@@ -74,8 +74,7 @@ def traced() -> Any:
 
 def export(where: str, gauges: Mapping[str, Callable[[], float]]) -> Any:
     """Answer Prometheus at ``[ADDRESS:]PORT``, on loopback if no address is said; returns the server. Raises
-    UsageError: that is no place; UnreachableError: it is taken.
-    """
+    UsageError: that is no place; UnreachableError: it is taken."""
     import prometheus_client
 
     address, port = split_address(where if ":" in where else f"127.0.0.1:{where}")

@@ -9,8 +9,7 @@ _SHOWN = {**_CONTROLS, 0x0D: " ", **dict.fromkeys((*range(0x202A, 0x202F), *rang
 def without_controls(text: str) -> str:
     """``text`` without what only a terminal would obey.
 
-    Tabs and line breaks stay: a column's header may hold them, and is looked up as it is.
-    """
+    Tabs and line breaks stay: a column's header may hold them, and is looked up as it is."""
     return text.translate(_CONTROLS)
 
 

@@ -18,8 +18,7 @@ from hansa.part import Catalogue
 from hansa.study import IN_FILE, build
 from hansa.task import TASKS
 
-PREFERRED = "method.local."
-"""Where a short key is looked for first: ``lr`` is what the parties train with."""
+PREFERRED = "method.local."  # where a short key is looked for first: ``lr`` is what the parties train with
 
 _AT: Mapping[str, Catalogue[Any]] = {"task": TASKS, "method": METHODS, "cohort": COHORTS}
 _CATALOGUES: tuple[Catalogue[Any], ...] = (*_AT.values(), STAGES, OPTIMIZERS)
@@ -32,8 +31,7 @@ def vary(federation: Federation, changes: Mapping[str, Any]) -> Federation:
         federation: what is changed.
         changes: keys of a study file, dotted (``method.local.lr``, ``aggregation.stages.0.norm``), or the end of
             one (``rounds``), with the new values. Of several keys with that end the one in ``method.local`` is
-            meant. An unknown one is a StudyError with its place, and the nearest known key.
-    """
+            meant. An unknown one is a StudyError with its place, and the nearest known key."""
     if not changes:
         return federation
     values = {name: getattr(federation, name) for name in federation.model_fields_set}

@@ -72,9 +72,7 @@ class Desk:
     def work(self, asked: Asked, memory: bytes) -> Worked:
         """Ask the gate, then do the work; ``memory`` is what this party remembers of the run, as tensors.
 
-        Raises:
-            HansaError: if it may not or cannot be done.
-        """
+        Raises HansaError if it may not or cannot be done."""
         self._ledger.require_whole()
         hashed, federation, setup = study = self._studies[asked.run]
         if hashed != asked.federation:

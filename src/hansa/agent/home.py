@@ -30,8 +30,7 @@ class AgentHome:
         key_pem, certificate_pem: its own.
         root_pem: the coordinator's authority.
         joined_with: hash of the token that it joined with.
-        others: where else to look for the coordinator, or for one that took over.
-    """
+        others: where else to look for the coordinator, or for one that took over."""
 
     folder: Path
     party: str
@@ -47,9 +46,7 @@ class AgentHome:
     def require_free(cls, folder: Path) -> None:
         """Refuse a coordinator's folder: both keep an ``authority.pem``, and it must not lose its own.
 
-        Raises:
-            StoreError: if a coordinator lives there.
-        """
+        Raises StoreError if a coordinator lives there."""
         if (folder / "authority.key").exists():
             remedy = "Give the agent a folder of its own with --home"
             raise StoreError(f"the folder {folder} is a coordinator's", remedy=remedy)
@@ -63,10 +60,7 @@ class AgentHome:
     def open(cls, folder: Path) -> AgentHome:
         """Read the folder of a party that joined.
 
-        Raises:
-            TrustError: if none did.
-            StoreError: if it cannot be read, or is a coordinator's.
-        """
+        Raises TrustError if none did; StoreError if it cannot be read, or is a coordinator's."""
         cls.require_free(folder)
         if not cls.joined(folder):
             remedy = "Give the token that the coordinator's operator sent: --token T"
@@ -87,11 +81,8 @@ class AgentHome:
 
         ``record`` is told of every message that leaves.
 
-        Raises:
-            TrustError: if the coordinator is not the token's, or does not accept it.
-            UnreachableError: if it is not there.
-            StoreError: if the folder is a coordinator's; the token is still good then.
-        """
+        Raises TrustError if the coordinator is not the token's, or does not accept it; UnreachableError if it is not
+        there; StoreError if the folder is a coordinator's; the token is still good then."""
         cls.require_free(folder)
         knocking, key = keys.new_key(), keys.new_key()
         leaf = pki.lobby_leaf(token.lobby_seed, knocking)
@@ -115,9 +106,7 @@ class AgentHome:
     def save(self) -> None:
         """Write everything; the last file makes it a party that joined.
 
-        Raises:
-            StoreError: if the folder is a coordinator's.
-        """
+        Raises StoreError if the folder is a coordinator's."""
         self.require_free(self.folder)
         write_whole(self.folder / "authority.pem", self.root_pem, private=True)
         Vault.of(self.folder).write(self.folder / "party.pem", self.key_pem + self.certificate_pem)

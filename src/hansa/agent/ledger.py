@@ -8,8 +8,7 @@ If the coordinator counted an answer that has no row, the ledger was restored fr
 nothing until its owner confirms that, and what is missing may have cost anything.
 
 Under a budget it also allows nothing more after work that failed, or was refused for what is in the rows: a bit
-that no noise hides. Asked again and again such bits spell a maximum, so an owner looks at each.
-"""
+that no noise hides. Asked again and again such bits spell a maximum, so an owner looks at each."""
 
 import math
 from collections import Counter
@@ -35,16 +34,11 @@ its owner came back from, as the run."""
 
 @dataclass(frozen=True)
 class Budget:
-    """What an owner allows, for one row, for ever.
+    """What an owner allows, for one row, for ever."""
 
-    Args:
-        epsilon: of everything together.
-        delta: at which it is taken.
-        kept: the order of the first budget, if this is a later one: moved after answers, it would be no filter.
-    """
-
-    epsilon: float
-    delta: float = 1e-5
+    epsilon: float  # of everything together
+    delta: float = 1e-5  # at which it is taken
+    # the order of the first budget, if this is a later one: moved after answers, it would be no filter
     kept: int | None = None
 
     @cached_property
@@ -62,8 +56,7 @@ class Ledger:
 
     Args:
         rows: of the table ``charge``, in the order in which they were made.
-        budget: None lets everything through, and writes it down.
-    """
+        budget: None lets everything through, and writes it down."""
 
     def __init__(self, rows: Iterable[Mapping[str, Any]] = (), budget: Budget | None = None) -> None:
         self.budget = budget
@@ -131,8 +124,7 @@ class Ledger:
 
     def spent(self, delta: float = 1e-5, more: Event | None = None, by: accountant.Accountant = "rdp") -> float:
         """The epsilon of everything, and of one event more, at the best of all orders or at one; infinite if
-        something left without noise.
-        """
+        something left without noise."""
         events = (self._events + Counter([more] if more else [])).items()
         all_ = [event.model_copy(update={"times": event.times * count}) for event, count in events]
         return accountant.epsilon(all_, delta, by) if all_ else 0.0
@@ -150,9 +142,7 @@ class Ledger:
             hidden: whether only a secure sum of it is seen, in which others' shares of noise count. Another
                 party knows its own, so that one is not counted.
 
-        Raises:
-            PrivacyError: if it would cost more than is left, protects something else, or charges are missing.
-        """
+        Raises PrivacyError if it would cost more than is left, protects something else, or charges are missing."""
         self.require_whole()
         own = [noised.event for noised in noise if noised.where == "party"]
         shares = [noised.event for noised in noise if hidden and noised.where == "shares"]

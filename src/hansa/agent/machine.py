@@ -2,8 +2,7 @@
 
 An answer is durable before it is sent, and only those bytes are ever sent again. What the work wants to
 remember is proposed with the answer, and becomes the party's memory when it hears that it was counted.
-That an answer was not taken settles nothing: an earlier sending of the same bytes may have been.
-"""
+That an answer was not taken settles nothing: an earlier sending of the same bytes may have been."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ Key = tuple[str, int]
 CAME_BACK = re.compile(r"(.+)~(\d{1,15})-[0-9a-f]{6}")
 """The name of a run that goes on from a backup: of which run, and from which exchange on."""
 
-READY = 8
-"""Vectors that are kept for an attempt to take; another is worked out again when it is asked for."""
+READY = 8  # vectors that are kept for an attempt to take; another is worked out again when it is asked for
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,7 @@ class Sitting(NamedTuple):
 @dataclass(frozen=True)
 class Worked:
     """The work is done: the contribution, and what to remember if it is counted, if anything; both as tensors;
-    and what it costs, for the ledger. In place of the contribution what goes into a secure sum.
-    """
+    and what it costs, for the ledger. In place of the contribution what goes into a secure sum."""
 
     asked: Asked
     weight: float
@@ -121,8 +118,7 @@ class Effects:
 @dataclass(frozen=True)
 class Latest:
     """The latest ask of a run that this party worked on: a later one has a higher number, and the same
-    number is the same ask of the same study, to the bit.
-    """
+    number is the same ask of the same study, to the bit."""
 
     run: str
     federation: str
@@ -168,8 +164,7 @@ class Machine:
 
     def memory(self, asked: Asked) -> bytes:
         """What this party remembers of a run; of one that goes on from a backup (`hansa.coordinator.restored`), what it
-        remembers of the run before, if it worked on no exchange that the coordinator forgot.
-        """
+        remembers of the run before, if it worked on no exchange that the coordinator forgot."""
         run = asked.run
         while run not in self.memories and (name := CAME_BACK.fullmatch(run)):
             run, latest = name[1], self.latest.get(name[1])

@@ -17,8 +17,7 @@ from hansa.database import Drop, Put
 from hansa.errors import DataError, TrustError, UsageError, did_you_mean
 from hansa.task import BUILT_IN
 
-WORDS = re.compile(r"([a-z]{5} ){7}[a-z]{5}")
-"""How `hansa.crypto.agreement.words` says an identity."""
+WORDS = re.compile(r"([a-z]{5} ){7}[a-z]{5}")  # how `hansa.crypto.agreement.words` says an identity
 
 
 class Offers:
@@ -33,10 +32,7 @@ class Offers:
     def add(self, dataset: str, source: Source, allow: Sequence[str]) -> Offer:
         """Offer a table under a name; it is read once, to be sure that it can be.
 
-        Raises:
-            DataError: if it cannot be read.
-            UsageError: if nothing is allowed on it, now or before.
-        """
+        Raises DataError if it cannot be read; UsageError if nothing is allowed on it, now or before."""
         table = read(source)
         source = _anchored(source)
         known = self._store.row("offer", dataset=dataset)
@@ -66,10 +62,8 @@ class Offers:
     def confirm(self, name: str, said: str) -> None:
         """Remember the words of another party's identity, as its people said them.
 
-        Raises:
-            UsageError: if they are not the words of an identity.
-            TrustError: if the coordinator shows another identity under that name.
-        """
+        Raises UsageError if they are not the words of an identity; TrustError if the coordinator shows another identity
+        under that name."""
         spelt = _spelt(said)
         row = self._store.row("member", name=name)
         if row and row["identity"] and words(row["identity"]) != spelt:
@@ -86,9 +80,7 @@ class Offers:
     def remove(self, dataset: str) -> None:
         """Take a table off the offer.
 
-        Raises:
-            UsageError: if none is offered under that name.
-        """
+        Raises UsageError if none is offered under that name."""
         known = [row["dataset"] for row in self._store.rows("offer")]
         if dataset not in known:
             raise UsageError(f"no table is offered as {dataset!r}", remedy=did_you_mean(dataset, known))
@@ -97,9 +89,7 @@ class Offers:
     def read(self) -> list[Offer]:
         """All offers, with their tables.
 
-        Raises:
-            DataError: naming the data set whose table cannot be read.
-        """
+        Raises DataError naming the data set whose table cannot be read."""
         offers = []
         for row in self._store.rows("offer", order="dataset"):
             try:
@@ -163,9 +153,7 @@ def _shown(source: Source) -> str:
 def named(word: str, encoding: str = "utf-8") -> tuple[str, Source]:
     """``NAME=FILE`` as a name and a source.
 
-    Raises:
-        UsageError: if there is no name.
-    """
+    Raises UsageError if there is no name."""
     name, equals, text = word.partition("=")
     if not equals or not name.strip():
         raise UsageError(f"{word!r} names no data set", remedy="Write --data NAME=FILE")
@@ -192,9 +180,7 @@ def _spelt(said: Any) -> str:
 def checked_kinds(words: Iterable[str]) -> tuple[str, ...]:
     """Kinds of task, several in one word if commas stand between them.
 
-    Raises:
-        UsageError: naming an unknown one, and the nearest known.
-    """
+    Raises UsageError naming an unknown one, and the nearest known."""
     kinds = [kind.strip() for word in words for kind in word.split(",") if kind.strip()]
     for kind in kinds:
         if kind not in BUILT_IN:

@@ -13,8 +13,7 @@ from hansa.errors import ConsentError, TrustError
 from hansa.secure.party import Party, Seat
 from hansa.secure.terms import Envelope, Out, Phase, Rules, Step, Terms, Work, decode, encode
 
-ATTEMPTS = 1 << 16
-"""Attempts at one exchange that can be told apart."""
+ATTEMPTS = 1 << 16  # attempts at one exchange that can be told apart
 
 Changes = list[Put | Drop]
 
@@ -60,8 +59,7 @@ class Seats:
             work: what the vector is given for.
             rules: what the coordinator is held to.
             fresh: whether the vector has noise that no other attempt's has. That helps with a coordinator that is
-                no worse than curious: what it says has failed, it has not opened.
-        """
+                no worse than curious: what it says has failed, it has not opened."""
         run, last = place.run, self.latest(place.run)
         if last is not None and last.attempt >= place.number:
             if (last.attempt, last.session, last.work) != (place.number, session, work) or last.ended:
@@ -133,8 +131,7 @@ class Seats:
 
 def seen(step: Step, names: Collection[str], pins: Mapping[str, str]) -> Changes:
     """Identities in a roster that was refused, to be shown to the owner: of those whom the ask names (``names``),
-    and none in the place of one that was confirmed.
-    """
+    and none in the place of one that was confirmed."""
     shown = [one for one in decode(step.payload, Terms).roster if one.name in names and one.name not in pins]
     fit = (one for one in shown if len(one.name) <= 200 and len(one.identity) == KEY)
     return [Put("member", {"name": one.name, "identity": one.identity}) for one in fit]

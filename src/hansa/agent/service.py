@@ -37,27 +37,21 @@ from hansa.wire.rpcs import ATTEND, DESCRIBE, FETCH, PENDING, PROTOCOL, RENEW, U
 
 LOG = structlog.get_logger("hansa.agent")
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
-"""Seconds between two attempts to reach a coordinator that is down, at most."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds between two attempts to reach a coordinator that is down, at most
 
-LASTED = 10.0
-"""Seconds that a session lasts if it does not fail at once, and again whenever it begins anew."""
+LASTED = 10.0  # seconds that a session lasts if it does not fail at once, and again whenever it begins anew
 
-COUNTABLE = 1 << 47
-"""Numbers below this one are those that a database can keep, with that of an attempt behind them."""
+COUNTABLE = 1 << 47  # numbers below this one are those that a database can keep, with that of an attempt behind them
 
-ROOM = 64 << 20
-"""Bytes that any ask may bring; a larger one is compared with what the study begins with."""
+ROOM = 64 << 20  # bytes that any ask may bring; a larger one is compared with what the study begins with
 
-RENEWAL_CHECK = 60.0
-"""Seconds between two looks at the clock: it may be set, or the machine may have slept."""
+RENEWAL_CHECK = 60.0  # seconds between two looks at the clock: it may be set, or the machine may have slept
 
 
 class Agent:
     """A party's agent in its folder, with what its owner offers.
 
-    ``say`` is told what a person should know: connected, waiting, removed.
-    """
+    ``say`` is told what a person should know: connected, waiting, removed."""
 
     def __init__(self, home: AgentHome, offers: Sequence[Offer], say: Callable[[str], None] = LOG.info) -> None:
         self.home, self._offers, self._say = home, tuple(offers), say
@@ -86,9 +80,7 @@ class Agent:
     async def run(self) -> None:
         """Serve until cancelled.
 
-        Raises:
-            TrustError: if the coordinator removed this party or does not know it any more.
-        """
+        Raises TrustError if the coordinator removed this party or does not know it any more."""
         structlog.contextvars.bind_contextvars(party=self.home.party)
         try:
             while True:
@@ -280,8 +272,7 @@ class Agent:
 
     def _failed(self, asked: Asked, error: Exception, charge: Mapping[str, Any]) -> CouldNot:
         """A defect of ours at one party is that party's excuse; the run goes on without it. What a stray
-        exception says may quote the data, so the coordinator hears its kind only.
-        """
+        exception says may quote the data, so the coordinator hears its kind only."""
         where = {"run": asked.run, "round": asked.ask.round, "work": asked.ask.work}
         if isinstance(error, HansaError):
             LOG.warning("work refused", **where, reason=str(error))
@@ -432,8 +423,7 @@ def coordinators_own() -> Iterator[None]:
 def excuse(error: HansaError) -> str:
     """What the coordinator is told when work could not be done: never a word of the data.
 
-    An error about a table quotes cells, and one about a contribution its values; they are for the owner's own log.
-    """
+    An error about a table quotes cells, and one about a contribution its values; they are for the owner's own log."""
     if isinstance(error, ConsentError | PrivacyError):
         return error.message
     if isinstance(error, ContributionError):

@@ -14,8 +14,7 @@ from hansa.errors import ConsentError, PipelineError
 
 INSIDE = Field("inside", shape=(), low=-0.5, high=0.5, example=1.0)
 """Half one if the norm was within the clip, else minus that: around 0 a sum moves half as far as by 0 or 1."""
-_LOGS = -69, 69
-"""Of the smallest and the largest clip."""
+_LOGS = -69, 69  # of the smallest and the largest clip
 
 
 class AdaptiveClip(Stage):
@@ -29,8 +28,7 @@ class AdaptiveClip(Stage):
         quantile: the share of norms that is to be within the clip.
         lr: of the geometric steps.
         portion: of what the noise protects (the square of one over its multiplier), spent on the fraction: its
-            noise multiplier is ``z / sqrt(portion)``, and the vectors' ``z / sqrt(1 - portion)`` (theorem 1).
-    """
+            noise multiplier is ``z / sqrt(portion)``, and the vectors' ``z / sqrt(1 - portion)`` (theorem 1)."""
 
     kind: ClassVar[str] = "adaptive-clip"
     whole_rounds: ClassVar[bool] = True

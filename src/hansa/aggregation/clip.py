@@ -19,8 +19,7 @@ class Clip(Stage):
     ``x <- x * min(1, norm / |x|)`` (Abadi et al. 2016, arXiv 1607.00133, per party).
 
     Args:
-        norm: the bound, positive.
-    """
+        norm: the bound, positive."""
 
     kind: ClassVar[str] = "clip"
     norm: Annotated[float, Limits(gt=0)]
@@ -43,8 +42,7 @@ class NormBound(Stage):
     norm at most, in whatever direction it likes: no fraction of liars is withstood for ever.
 
     Args:
-        norm: the bound, positive.
-    """
+        norm: the bound, positive."""
 
     kind: ClassVar[str] = "norm-bound"
     norm: Annotated[float, Limits(gt=0)]

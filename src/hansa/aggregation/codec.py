@@ -47,8 +47,7 @@ class Codec(Stage):
     """A stage that changes how parameter-like fields travel, and not what they are.
 
     A part that is parameter-like itself (some of the entries, say, with the norm they have once opened) is
-    what the next stage clips or packs in its turn: codecs nest.
-    """
+    what the next stage clips or packs in its turn: codecs nest."""
 
     remembers: ClassVar[bool] = False
     """Whether a party keeps what did not get through, and adds it the next time (error feedback)."""
@@ -129,8 +128,7 @@ def pack_bits(codes: Array, bits: int) -> Array:
 
     Returns:
         uint16 ``[k, d]`` for 16 bits, else uint8 ``[k, ceil(d bits / 8)]``: eight codes in so many bytes, the
-        first one lowest. Above 8 bits the upper 8 of each code come first, and the lower ones after them.
-    """
+        first one lowest. Above 8 bits the upper 8 of each code come first, and the lower ones after them."""
     if bits in (8, 16):
         return codes
     if bits > 8:

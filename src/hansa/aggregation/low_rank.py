@@ -24,8 +24,7 @@ class LowRank(Codec):
     its mean shrinks to ``rank / rows`` of itself in expectation, which the server's learning rate may make good.
 
     Args:
-        rank: of the update, at least 1.
-    """
+        rank: of the update, at least 1."""
 
     kind: ClassVar[str] = "low-rank"
     rank: Annotated[int, Limits(ge=1)] = 8

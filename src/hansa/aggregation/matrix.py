@@ -4,8 +4,7 @@ The sum of round ``t`` gets ``w_t = z_t - sum_{s<t} C_ts w_s``, with a lower tri
 diagonal and no negative entry. So ``C w = z``, all rounds together release ``C x + z`` and nothing else, which is
 one Gaussian release (Denisov et al. 2022, arXiv 2202.08312), and a model that adds the sums up holds the noise
 ``B z``, ``B = A C^-1``, where ``A`` has ones on and below its diagonal. What ``z_t`` is added to is rounded by
-itself, given the rounds before, so it may be of integers as other noise.
-"""
+itself, given the rounds before, so it may be of integers as other noise."""
 
 import math
 from abc import abstractmethod
@@ -30,8 +29,7 @@ class Matrix(Gaussian):
     """What factorisations share. The state holds noise: whoever sees it can take that away again.
 
     Args:
-        noise_multiplier: standard deviation of the entries of ``z`` over what one unit adds to one round at most.
-    """
+        noise_multiplier: standard deviation of the entries of ``z`` over what one unit adds to one round at most."""
 
     whole_rounds: ClassVar[bool] = True
 
@@ -42,8 +40,7 @@ class Matrix(Gaussian):
     @abstractmethod
     def step(self, step: int) -> Step:
         """Of round ``step + 1``: what each kept noise counts for in the sum, where those that stay are kept from
-        now on, where the new one is, and whether with what was recalled.
-        """
+        now on, where the new one is, and whether with what was recalled."""
 
     def release(self, signal: Signal, failure: float) -> events.Event:
         z, c, failure = self.noise_multiplier, self.sensitivity(signal.schedule), failure * signal.schedule.rounds
@@ -78,8 +75,7 @@ class Banded(Matrix):
 
     Args:
         bands: a band more is a vector more that the coordinator keeps; 1 is independent noise. Best is the
-            number of groups of a cyclic cohort.
-    """
+            number of groups of a cyclic cohort."""
 
     kind: ClassVar[str] = "banded"
     bands: Annotated[int, Limits(ge=1, le=10_000)] = 8
@@ -103,8 +99,7 @@ class Tree(Matrix):
     prefix are released: row ``t`` has ones for as many rounds as the largest power of two that divides ``t``.
 
     Args:
-        restart: rounds after which a new tree begins; all rounds are in one by default.
-    """
+        restart: rounds after which a new tree begins; all rounds are in one by default."""
 
     kind: ClassVar[str] = "tree"
     restart: Annotated[int, Limits(ge=1)] | None = None

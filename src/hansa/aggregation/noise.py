@@ -2,8 +2,7 @@
 
 In simulation it is drawn from the run's seed, so that it repeats, on other rows too, and is worth as much as the
 seed is secret and one run's. A coordinator or an agent draws it as integers from a key of its own, and from what
-it is put on: the same numbers get the same noise however often they are sent, other numbers other noise.
-"""
+it is put on: the same numbers get the same noise however often they are sent, other numbers other noise."""
 
 import math
 from collections.abc import Mapping
@@ -26,19 +25,12 @@ _ABSURD = 2.0**40  # a bound that is none: it is there to refuse nonsense
 
 @dataclass(frozen=True)
 class Group:
-    """Fields that one unit moves by a bounded L2 norm, jointly.
+    """Fields that one unit moves by a bounded L2 norm, jointly."""
 
-    Args:
-        names: of the fields.
-        bound: on the norm of what one unit adds to them.
-        size: how many numbers they have.
-        portion: of what noise protects, spent on them: of the square of one over its multiplier.
-    """
-
-    names: tuple[str, ...]
-    bound: float
-    size: int
-    portion: float = 1.0
+    names: tuple[str, ...]  # of the fields
+    bound: float  # on the norm of what one unit adds to them
+    size: int  # how many numbers they have
+    portion: float = 1.0  # of what noise protects, spent on them: of the square of one over its multiplier
 
 
 def groups(signal: Signal, kind: str) -> tuple[Group, ...]:
@@ -79,8 +71,7 @@ class Noise(Stage):
 
     Args:
         noise_multiplier: the standard deviation of the noise (Laplace: its scale) over what one unit adds at
-            most. Fields of different bounds are scaled to the same before, and so share it.
-    """
+            most. Fields of different bounds are scaled to the same before, and so share it."""
 
     protects: ClassVar[bool] = True
     noise_multiplier: Annotated[float, Limits(ge=1e-3)]
@@ -100,8 +91,7 @@ class Gaussian(Noise):
     """Normal noise on the sum, at the coordinator (Dwork et al. 2006; central differential privacy).
 
     It hides a unit from whoever sees only the models: not from the coordinator. The mean is over the expected
-    number of parties, since how many came says something, too.
-    """
+    number of parties, since how many came says something, too."""
 
     kind: ClassVar[str] = "gaussian"
 
@@ -167,8 +157,7 @@ class LocalGaussian(Noise):
 
 class LocalLaplace(LocalGaussian):
     """Laplace noise on each contribution, at its party: pure epsilon. Its scale is the L1 norm of what a unit
-    adds, at most ``sqrt(d)`` times the L2 norm, times the noise multiplier (the scale is sensitivity / epsilon).
-    """
+    adds, at most ``sqrt(d)`` times the L2 norm, times the noise multiplier (the scale is sensitivity / epsilon)."""
 
     kind: ClassVar[str] = "local-laplace"
     event = events.Laplace

@@ -90,8 +90,7 @@ class Quantize(Grid):
 
     Args:
         bits: of one code, 1 to 16.
-        rounding: ``"random"`` is unbiased; ``"nearest"`` is not, and errs by half as much at most.
-    """
+        rounding: ``"random"`` is unbiased; ``"nearest"`` is not, and errs by half as much at most."""
 
     kind: ClassVar[str] = "quantize"
     bits: Annotated[int, Limits(ge=1, le=16)] = 8
@@ -113,8 +112,7 @@ class QSGD(Grid):
 
     Args:
         bits: of one code, 2 to 16.
-        bucket: entries that share a norm.
-    """
+        bucket: entries that share a norm."""
 
     kind: ClassVar[str] = "qsgd"
     bits: Annotated[int, Limits(ge=2, le=16)] = 4
@@ -135,8 +133,7 @@ def dithered(draw: Draw, count: int, zero: float, dtype: type[np.floating]) -> A
     """Numbers ``[k, count]``, uniform from ``zero`` (a power of two) to ``zero + 1``.
 
     Their mantissas are bits that all parties share, flipped by bits that each party has for every run of
-    entries: as few draws as that make any two of the numbers independent.
-    """
+    entries: as few draws as that make any two of the numbers independent."""
     width = np.dtype(dtype).itemsize
     whole, half = np.dtype(f"u{width}"), f"u{width // 2}"
     shift = whole.type(np.finfo(dtype).nmant - round(math.log2(zero)) - 4 * width)

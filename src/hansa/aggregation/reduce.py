@@ -18,8 +18,7 @@ class Block:
     """The sums of up to `BLOCK` parties that stand next to each other in the roster.
 
     Args:
-        fields: what every contribution holds.
-    """
+        fields: what every contribution holds."""
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self.parties: list[str] = []
@@ -55,8 +54,7 @@ def _add(total: Array, values: Array, order: Sequence[int], times: Array) -> Non
     """Add rows of ``values [k, d]`` to ``total [d]``, in place, in float64 and one after the other.
 
     The first axis of an array is reduced row by row, so the sum has the same bits whether rows are added
-    by themselves or at once.
-    """
+    by themselves or at once."""
     step = max(1, _CHUNK // max(4, len(order)))
     for at in range(0, total.size, step):
         part = total[at : at + step]
@@ -78,8 +76,7 @@ class Reduction:
 
     Args:
         fields: what every contribution holds.
-        asked: who was asked, in roster order; it says which block a party belongs to.
-    """
+        asked: who was asked, in roster order; it says which block a party belongs to."""
 
     def __init__(self, fields: Sequence[Field], asked: Sequence[str]) -> None:
         self._fields = tuple(fields)
@@ -117,8 +114,7 @@ class Reduction:
         """The aggregate of those added; without a value if there is none.
 
         Args:
-            population: how many parties take part in the run.
-        """
+            population: how many parties take part in the run."""
         self._close()
         summed = self._sum
         if not summed.parties:
@@ -156,8 +152,7 @@ def piecewise(
         asked: who was asked, in roster order.
         given: those who are counted, in that order.
         population: how many parties take part in the run.
-        after: called after every piece.
-    """
+        after: called after every piece."""
     whole = {field.name: np.empty(field.size) for field in fields}
     flat = {party: {name: v.reshape(-1) for name, v in one.values.items()} for party, one in given.items()}
     for at in range(0, max(map(len, whole.values())), PIECE):

@@ -1,8 +1,7 @@
 """Integers that add up: a public grid, noise in shares on it, and sums of which nobody sees a part.
 
 ``clip >> rotate >> grid >> skellam >> secure_sum`` is the distributed mechanism of Agarwal, Kairouz and Liu 2021
-(arXiv 2110.04995), and with ``discrete_gaussian`` that of Kairouz, Liu and Steinke 2021 (arXiv 2102.06387).
-"""
+(arXiv 2110.04995), and with ``discrete_gaussian`` that of Kairouz, Liu and Steinke 2021 (arXiv 2102.06387)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,8 +19,7 @@ from hansa.errors import PipelineError
 from hansa.privacy import events, mechanisms, noise
 from hansa.secure.terms import Work
 
-BETA = math.exp(-0.5)
-"""The chance with which rounding is drawn again; it buys a smaller norm."""
+BETA = math.exp(-0.5)  # the chance with which rounding is drawn again; it buys a smaller norm
 OVERFLOW = 2.0**-40
 """The chance that noise takes any sum of a round out of the ring: it is then wrong, and no less private."""
 
@@ -36,8 +34,7 @@ class Grid(Stage):
 
     Args:
         bits: the step is one over this power of two.
-        examples: so many may be in one party's sums, if examples are protected; more are scaled down.
-    """
+        examples: so many may be in one party's sums, if examples are protected; more are scaled down."""
 
     kind: ClassVar[str] = "grid"
     whole_rounds: ClassVar[bool] = True  # its whole numbers cannot count in part, as late ones would
@@ -110,8 +107,7 @@ class Shares(Stage):
     are enough for the claim.
 
     Args:
-        noise_multiplier: standard deviation of the noise of the honest over what one unit adds at most.
-    """
+        noise_multiplier: standard deviation of the noise of the honest over what one unit adds at most."""
 
     event: ClassVar[type[events.Skellam]]
     protects: ClassVar[bool] = True
@@ -187,8 +183,7 @@ class Bucket(Stage):
 
     Args:
         size: parties in a bucket at least; it is never twice as large, and no two differ by more than one.
-        minimum: as many of ``size`` must stay to the end, or the bucket is left out; all if None.
-    """
+        minimum: as many of ``size`` must stay to the end, or the bucket is left out; all if None."""
 
     kind: ClassVar[str] = "bucket"
     whole_rounds: ClassVar[bool] = True
@@ -220,8 +215,7 @@ class SecureSum(Stage):
     A simulation computes the same sum without the masks.
 
     Args:
-        threshold: share of the cohort without which a round fails, above one half.
-    """
+        threshold: share of the cohort without which a round fails, above one half."""
 
     kind: ClassVar[str] = "secure-sum"
     protects: ClassVar[bool] = True
@@ -279,8 +273,7 @@ def parted(vector: Array, fields: Sequence[Field]) -> Values:
 
 def pooled(sums: Mapping[tuple[str, ...], Values], signal: Signal, ask: Ask, population: int) -> Total:
     """What sums under masks, by who is in each, make together: of buckets the mean of each for a robust stage that
-    gathers them, ``[buckets, d]``, and else their sum.
-    """
+    gathers them, ``[buckets, d]``, and else their sum."""
     inside, values = {name for names in sums for name in names}, {}
     parties = tuple(name for name in ask.parties if name in inside)
     for field in signal.fields if sums else ():

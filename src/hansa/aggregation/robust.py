@@ -80,8 +80,7 @@ class TrimmedMean(Coordinatewise):
     It withstands that many of ``n`` parties.
 
     Args:
-        fraction: that is cut off at either end, above 0 and below one half.
-    """
+        fraction: that is cut off at either end, above 0 and below one half."""
 
     kind: ClassVar[str] = "trimmed-mean"
     fraction: Annotated[float, Limits(gt=0, lt=0.5)] = 0.2
@@ -99,8 +98,7 @@ class Mixture(Robust):
 
     All parameter-like fields of a party are one point. The shares follow from the inner products of the
     points, so the parties' values are read twice, however many iterations the shares take. Turning all
-    points alike changes nothing: a rotation may come before.
-    """
+    points alike changes nothing: a rotation may come before."""
 
     @abstractmethod
     def shares(self, gram: Array) -> Array:
@@ -108,8 +106,7 @@ class Mixture(Robust):
 
     def centre(self, x: Array, name: str, state: Values) -> Array:
         """Where the differences begin, ``[d]``: the coordinate median, from which no honest point is far, so
-        that no far one costs the others their digits.
-        """
+        that no far one costs the others their digits."""
         return trimmed(x, (len(x) - 1) // 2)
 
     def reduce(self, arrays: dict[str, Array], state: Values, context: Context) -> Reduced:
@@ -126,8 +123,7 @@ class Krum(Mixture):
     1703.02757). It withstands ``f`` of ``n >= 2 f + 3`` parties.
 
     Args:
-        byzantine: how many parties may lie, ``f``.
-    """
+        byzantine: how many parties may lie, ``f``."""
 
     kind: ClassVar[str] = "krum"
     byzantine: Annotated[int, Limits(ge=0)]
@@ -154,8 +150,7 @@ class Krum(Mixture):
 
 class MultiKrum(Krum):
     """The mean of the ``n - f - 2`` contributions with the best scores of `Krum`: less noise, and the same
-    ``f`` of ``n >= 2 f + 3`` (Blanchard et al. 2017; El-Mhamdi et al. 2019, arXiv 1905.04374).
-    """
+    ``f`` of ``n >= 2 f + 3`` (Blanchard et al. 2017; El-Mhamdi et al. 2019, arXiv 1905.04374)."""
 
     kind: ClassVar[str] = "multi-krum"
 
@@ -173,8 +168,7 @@ class GeometricMedian(Mixture):
 
     Args:
         iterations: at most; it ends before when the shares stand still.
-        smoothing: ``nu``, as a share of the median distance from the start.
-    """
+        smoothing: ``nu``, as a share of the median distance from the start."""
 
     kind: ClassVar[str] = "geometric-median"
     iterations: Annotated[int, Limits(ge=1)] = 100
@@ -203,8 +197,7 @@ class CenteredClip(Mixture):
 
     Args:
         radius: how far from the centre a contribution is believed.
-        iterations: of the clipping, in each round.
-    """
+        iterations: of the clipping, in each round."""
 
     kind: ClassVar[str] = "centered-clip"
     radius: Annotated[float, Limits(gt=0)]

@@ -19,8 +19,7 @@ class Rotate(Stage):
 
     All parties turn their vectors the same way, so the coordinator turns back only the total. The largest
     entry of what comes out is about ``|x| sqrt(2 ln d / d)`` whatever ``x`` was, which is what a quantiser
-    after it needs. One rotation is drawn for a whole run: updates of several rounds may be in one total.
-    """
+    after it needs. One rotation is drawn for a whole run: updates of several rounds may be in one total."""
 
     kind: ClassVar[str] = "rotate"
 
@@ -60,8 +59,7 @@ def turned(x: Array, minus: Array) -> Array:
     """``x [k, d]`` with some signs changed and then rotated, in its dtype.
 
     A Hadamard transform needs a power of two. One of the largest, ``p``, that fits into ``d`` is done on the
-    first ``p`` entries and then on the last ``p``: orthogonal, and no entry more than before.
-    """
+    first ``p`` entries and then on the last ``p``: orthogonal, and no entry more than before."""
     y = np.empty_like(x)
     change = np.where(minus, x.dtype.type(-1), x.dtype.type(1))
     for rows in blocks(x):
@@ -86,8 +84,7 @@ def hadamard(x: Array) -> None:
 
     ``H_p`` is the Kronecker product of small ones. Each product of matrices transforms one digit of the
     index and moves it to the end; after all of them every digit is where it was. Small matrix products are
-    faster here than the ``log2 p`` passes of butterflies.
-    """
+    faster here than the ``log2 p`` passes of butterflies."""
     p = x.shape[-1]
     y, digits = x, _digits(p)
     for number, base in enumerate(digits, start=1):

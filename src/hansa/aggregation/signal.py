@@ -18,8 +18,7 @@ def joint_norms(arrays: Sequence[Array]) -> Array:
     """The L2 norms ``[k]`` of all entries of each party together, in float64 and without overflow.
 
     Args:
-        arrays: each ``[k, ...]``.
-    """
+        arrays: each ``[k, ...]``."""
     flat = [array.reshape(len(array), -1) for array in arrays]
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         norms: Array = np.sqrt(np.asarray(sum(_squared(rows) for rows in flat)))
@@ -35,8 +34,7 @@ def joint_norms(arrays: Sequence[Array]) -> Array:
 
 def _squared(rows: Array) -> Array:
     """Sums of squares ``[k]`` of rows ``[k, d]`` in float64; of float32, in runs so short that their own sums
-    do not lose what 1e-6 of the norm would notice.
-    """
+    do not lose what 1e-6 of the norm would notice."""
     if rows.dtype != np.float32:
         rows = rows.astype(np.float64, copy=False)
         return np.asarray(np.vecdot(rows, rows))
@@ -50,19 +48,12 @@ _RUN = 512
 
 @dataclass(frozen=True)
 class Among:
-    """How many parties are in one sum: public numbers.
+    """How many parties are in one sum: public numbers."""
 
-    Args:
-        most: at most.
-        expected: the denominator of a mean behind a claim.
-        honest: at least so many that keep to the protocol, and whose shares of noise count.
-        colluding: as many as may collude.
-    """
-
-    most: int
-    expected: float
-    honest: int
-    colluding: int = 0
+    most: int  # at most
+    expected: float  # the denominator of a mean behind a claim
+    honest: int  # at least so many that keep to the protocol, and whose shares of noise count
+    colluding: int = 0  # as many as may collude
 
     def all_of(self, parties: int) -> "Among":
         """The same where so many are asked, whoever is drawn for training."""
@@ -97,17 +88,12 @@ ONCE = Schedule()
 
 @dataclass(frozen=True)
 class Noised:
-    """Noise that a stage adds.
+    """Noise that a stage adds."""
 
-    Args:
-        where: at each ``"party"``, in ``"shares"`` that count together, or at the ``"coordinator"``.
-        event: what its release costs once, without sampling; a matrix mechanism's, what all of them cost.
-        stage: the kind of the stage.
-    """
-
+    # at each ``"party"``, in ``"shares"`` that count together, or at the ``"coordinator"``
     where: Literal["party", "shares", "coordinator"]
-    event: Event
-    stage: str
+    event: Event  # what its release costs once, without sampling; a matrix mechanism's, what all of them cost
+    stage: str  # the kind of the stage
 
 
 @dataclass(frozen=True)
@@ -132,8 +118,7 @@ class Signal:
         hidden: whether nobody, the coordinator included, sees a single contribution.
         portions: fields that take a part of their own of what noise protects; the others share the rest evenly.
         schedule: how often this is summed.
-        buckets: how parties are dealt into several sums, if they are; ``among`` is then of one.
-    """
+        buckets: how parties are dealt into several sums, if they are; ``among`` is then of one."""
 
     fields: tuple[Field, ...]
     view: Literal["party", "buckets", "sum"] = "party"
@@ -171,8 +156,7 @@ class Signal:
     def check(self, contribution: Contribution, opened: bool = False) -> None:
         """Refuse what arrives, or is about to leave, if it breaks what its party's stages promise; a
         ContributionError if it is not what was declared, if its joint norm is above the bound, or if its weight
-        is not 1 where all count the same. The same of what a codec has ``opened``.
-        """
+        is not 1 where all count the same. The same of what a codec has ``opened``."""
         check(contribution, self.fields if opened else self.wire)
         weight = contribution.weight
         if self.weights == "equal" and weight != 1:

@@ -20,17 +20,15 @@ class Sparse(Codec):
     """A codec that sends ``ceil(fraction d)`` of ``d`` entries; the others arrive as 0.
 
     Args:
-        fraction: of the entries, above 0 and at most 1.
-    """
+        fraction: of the entries, above 0 and at most 1."""
 
     fraction: Annotated[float, Limits(gt=0, le=1)]
 
     def bind(self, signal: Signal) -> Signal:
         """Entries in; what other parties sent zero for is no longer comparable."""
         if not signal.linear:
-            raise PipelineError(
-                f"{self.kind} comes before a robust reducer, and not after it", remedy=f"Put {self.kind} first"
-            )
+            what = f"{self.kind} comes before a robust reducer, and not after it"
+            raise PipelineError(what, remedy=f"Put {self.kind} first")
         return replace(super().bind(signal), mixed=self.kind)
 
     @abstractmethod
@@ -57,8 +55,7 @@ class TopK(Sparse):
     """The entries of largest magnitude, with error feedback (Stich et al. 2018, arXiv 1809.07599).
 
     A party remembers the entries that it did not send and adds them to its next contribution, so that what
-    was sent and what is remembered always add up to what was to be sent. Indices travel too.
-    """
+    was sent and what is remembered always add up to what was to be sent. Indices travel too."""
 
     kind: ClassVar[str] = "top-k"
     remembers: ClassVar[bool] = True
@@ -84,8 +81,7 @@ class RandomK(Sparse):
 
     The vector, as a ring that begins at a random place, is cut into as many runs as entries are kept, and
     one entry of each run is drawn: every entry has the same chance, and drawing costs what is sent. The
-    draw is keyed by the exchange and the party, so whoever opens it knows it.
-    """
+    draw is keyed by the exchange and the party, so whoever opens it knows it."""
 
     kind: ClassVar[str] = "random-k"
     remembers: ClassVar[bool] = True
@@ -104,8 +100,7 @@ class RandomMask(RandomK):
 
     The mask is applied to the finished update, which is the paper's training under the mask to first order
     in the step size. Nothing is scaled up: the mean shrinks to ``fraction`` of itself in expectation, which
-    the server's learning rate may make good.
-    """
+    the server's learning rate may make good."""
 
     kind: ClassVar[str] = "random-mask"
     remembers: ClassVar[bool] = False
@@ -116,8 +111,7 @@ class Subsample(RandomK):
     """A sketched update: random entries, scaled up without bias (Konecny et al. 2016, arXiv 1610.05492).
 
     What is sent is divided by its chance of being sent, so the expectation is the update and the norm may
-    grow by ``d / kept``.
-    """
+    grow by ``d / kept``."""
 
     kind: ClassVar[str] = "subsample"
     remembers: ClassVar[bool] = False

@@ -16,46 +16,31 @@ from hansa.part import Catalogue, Part, Written
 P = ParamSpec("P")
 Encoded: TypeAlias = tuple[Contributions, Values]
 """What goes on to the next stage, and what parties are to remember, ``[k, ...]``."""
-Decoded: TypeAlias = tuple[Total, Values]
-"""The total for the stage before, and the stage's next state."""
-Reduced: TypeAlias = tuple[dict[str, Array], Values]
-"""A value for each field, and the next state."""
+Decoded: TypeAlias = tuple[Total, Values]  # the total for the stage before, and the stage's next state
+Reduced: TypeAlias = tuple[dict[str, Array], Values]  # a value for each field, and the next state
 
 
 @dataclass(frozen=True)
 class Context:
-    """Where in which run a stage works, for keyed randomness and for errors.
+    """Where in which run a stage works, for keyed randomness and for errors."""
 
-    Args:
-        seed: the run's seed.
-        round: number of the training round.
-        version: number of the exchange.
-        parties: whose contributions are encoded or opened; empty after the sum.
-        signal: what the stage was bound to.
-        bound: what it made of that.
-        secret: a key of whoever adds noise; empty in simulation, where noise comes from the seed.
-    """
-
-    seed: int
-    round: int
-    version: int
-    parties: tuple[str, ...]
-    signal: Signal
-    bound: Signal
-    secret: bytes = b""
+    seed: int  # the run's seed
+    round: int  # number of the training round
+    version: int  # number of the exchange
+    parties: tuple[str, ...]  # whose contributions are encoded or opened; empty after the sum
+    signal: Signal  # what the stage was bound to
+    bound: Signal  # what it made of that
+    secret: bytes = b""  # a key of whoever adds noise; empty in simulation, where noise comes from the seed
 
 
 class Stage(Part):
     """One typed step, forward at the parties and back at the coordinator.
 
     A stage overrides what it needs; one that overrides nothing changes nothing. At the parties it sees
-    stacks ``[k, *shape]``; a party that works alone is a stack of one.
-    """
+    stacks ``[k, *shape]``; a party that works alone is a stack of one."""
 
-    protects: ClassVar[bool] = False
-    """Whether it is there to hide something, so that a guarantee is worth reading."""
-    whole_rounds: ClassVar[bool] = False
-    """Whether all that it sums must answer the same ask, and no party twice."""
+    protects: ClassVar[bool] = False  # whether it is there to hide something, so that a guarantee is worth reading
+    whole_rounds: ClassVar[bool] = False  # whether all that it sums must answer the same ask, and no party twice
 
     def bind(self, signal: Signal) -> Signal:
         """What it does to the type of the values; a PipelineError with a remedy if it cannot hold."""
@@ -63,8 +48,7 @@ class Stage(Part):
 
     def needs(self, signal: Signal, form: Literal["any", "real", "whole"] = "real", vectors: bool = True) -> None:
         """Refuse (PipelineError) a signal without single contributions in that form: real numbers in some form,
-        or whole ones that no codec has packed; parameter-like ones, if ``vectors`` are needed.
-        """
+        or whole ones that no codec has packed; parameter-like ones, if ``vectors`` are needed."""
         packed = signal.domain != "real" or (vectors and not signal.carriers)
         if signal.view != "party":
             reason, before = "works on single contributions, and only their sum exists here", "sums"
@@ -126,8 +110,7 @@ class Reducer(Stage):
     @abstractmethod
     def reduce(self, arrays: dict[str, Array], state: Values, context: Context) -> Reduced:
         """One value ``[d]`` for each array ``[k, d]`` (float64), and the next state; a RunError if there are too
-        few parties for what it promises.
-        """
+        few parties for what it promises."""
 
 
 STAGES: Catalogue[Stage] = Catalogue("aggregation stage", Stage)
@@ -137,8 +120,7 @@ AnyStage = Annotated[Stage, STAGES]
 class Aggregation(Written):
     """Stages in the order in which a party's contribution passes them; join them with ``>>``.
 
-    The memory and the state of stage number ``i`` are kept under names that begin with ``i``.
-    """
+    The memory and the state of stage number ``i`` are kept under names that begin with ``i``."""
 
     stages: tuple[AnyStage, ...] = ()
 
@@ -200,8 +182,7 @@ NO_STAGES = Aggregation()
 
 def chain(stage: Callable[P, Stage]) -> Callable[P, Aggregation]:
     """A stage's public function: it takes the stage's keys, by name, and makes a chain of one. Studies may name
-    the stage from then on.
-    """
+    the stage from then on."""
     STAGES.register(cast(type[Stage], stage))
 
     @wraps(stage, updated=())

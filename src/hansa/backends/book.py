@@ -11,21 +11,13 @@ from hansa.run import Event, Run, now
 
 @dataclass
 class Book:
-    """Writes a run down.
+    """Writes a run down."""
 
-    Args:
-        run: whose record it is.
-        folder: under which the run is kept; nowhere if None.
-        every: exchanges between two checkpoints that are written; rounds, if all are kept.
-        follow: told each event as it happens.
-        keep: each checkpoint that is written is kept.
-    """
-
-    run: Run
-    folder: str | Path | None
-    every: int
-    follow: Callable[[Event], None] | None
-    keep: bool
+    run: Run  # whose record it is
+    folder: str | Path | None  # under which the run is kept; nowhere if None
+    every: int  # exchanges between two checkpoints that are written; rounds, if all are kept
+    follow: Callable[[Event], None] | None  # told each event as it happens
+    keep: bool  # each checkpoint that is written is kept
 
     def event(self, kind: str, **body: Json) -> None:
         """Append an event and tell whoever follows."""

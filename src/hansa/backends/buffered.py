@@ -27,14 +27,12 @@ class _Flight(NamedTuple):
     end: float
     number: int
     party: str
-    version: int
-    """Of the ask that it began from."""
+    version: int  # of the ask that it began from
 
 
 class BufferedExchange(LocalExchange):
     """Parties begin and end when the clock says; an arrival is of those who landed, whatever they began from. Or
-    all of that is as it was decided before.
-    """
+    all of that is as it was decided before."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,8 +152,7 @@ class BufferedExchange(LocalExchange):
         self, ask: Ask, excluded: dict[str, str], before: set[str], number: float, closes: float
     ) -> dict[str, Ask]:
         """Let parties begin and end until so many more, beside those before, have ended, or nobody is waited for; a
-        RunError if nobody is left who could fill a buffer.
-        """
+        RunError if nobody is left who could fill a buffer."""
         landed: dict[str, Ask] = {}
         clock, seed, failed = self.clock, self.course.setup.seed, 0
         while len(landed) < number:
@@ -171,11 +168,9 @@ class BufferedExchange(LocalExchange):
                 if not self._most:
                     break
                 reasons = "; ".join(f"{party}: {why}" for party, why in sorted(excluded.items()))
-                raise RunError(
-                    f"nobody is there to fill the buffer of {self.pace.goal}" + (f" ({reasons})" if reasons else ""),
-                    round=ask.round,
-                    remedy="Lower method.buffer, or let parties be available more often",
-                )
+                what = f"nobody is there to fill the buffer of {self.pace.goal}" + (f" ({reasons})" if reasons else "")
+                remedy = "Lower method.buffer, or let parties be available more often"
+                raise RunError(what, round=ask.round, remedy=remedy)
             flight = heapq.heappop(self._flights)
             self._now = flight.end
             if clock is None or not clock.fails([flight.party], seed, flight.number)[0]:

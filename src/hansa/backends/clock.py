@@ -37,8 +37,7 @@ class Clock(Part):
         available: chance that a party is there when it is asked; or, by name, the intervals
             ``(from, to)`` in virtual seconds at which it is, as a trace has them (others always are).
         dropout: chance that a party fails in the middle of a round.
-        period: after so many seconds the intervals repeat, such as 86400 for days.
-    """
+        period: after so many seconds the intervals repeat, such as 86400 for days."""
 
     seconds_per_example: Spread = 1.0
     bandwidth: Rate = math.inf
@@ -52,10 +51,7 @@ class Clock(Part):
     def read(cls, path: str | Path) -> Self:
         """A clock from a TOML file with these keys.
 
-        Raises:
-            UsageError: if it cannot be read.
-            StudyError: if a key or a value in it is wrong.
-        """
+        Raises UsageError if it cannot be read; StudyError if a key or a value in it is wrong."""
         try:
             return cls(**tomllib.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
@@ -79,8 +75,7 @@ class Clock(Part):
             turn: number of the exchange, for the jitter.
             work: examples times epochs of each, ``[k]``.
             down: bytes to each.
-            up: bytes from each.
-        """
+            up: bytes from each."""
         rate = self._each(self.bandwidth, "bandwidth", parties, seed)
         taken = work * self._each(self.seconds_per_example, "speed", parties, seed)
         taken += self._each(self.latency, "latency", parties, seed) + (down + up) / rate

@@ -30,29 +30,20 @@ from hansa.secure.terms import Rules
 class LocalExchange:
     """Asks in, arrivals out: stacks of parties, or one after the other, on the cores of this machine.
 
-    Args:
-        course: the run's.
-        crowd: its parties.
-        run: what happened before: what parties remember, how late it is, and what was under way.
-        deadline: virtual seconds after which a party is left out of its round.
-        decisions: of another run, to be repeated, by the number of the exchange.
-        masks: the rules of secure sums that are carried out as between machines.
-        pace: the cohort that says when an exchange closes.
+    The others are those of `hansa.Local`."""
 
-    The others are those of `hansa.Local`.
-    """
-
-    course: Course
-    crowd: Crowd
-    run: Run | None = None
+    course: Course  # the run's
+    crowd: Crowd  # its parties
+    run: Run | None = None  # what happened before: what parties remember, how late it is, and what was under way
     engine: Engine = "resident"
     workers: int = 1
     test: Table | None = None
     clock: Clock | None = None
-    deadline: float = math.inf
+    deadline: float = math.inf  # virtual seconds after which a party is left out of its round
+    # of another run, to be repeated, by the number of the exchange
     decisions: Mapping[int, Decision] = field(default_factory=dict)
-    masks: Rules | None = None
-    pace: All = field(default_factory=All)
+    masks: Rules | None = None  # the rules of secure sums that are carried out as between machines
+    pace: All = field(default_factory=All)  # the cohort that says when an exchange closes
 
     def __post_init__(self) -> None:
         run = self.run
@@ -76,9 +67,7 @@ class LocalExchange:
         Returns:
             the last progress.
 
-        Raises:
-            RunError: if too few parties could be counted, or the model is no longer finite.
-        """
+        Raises RunError if too few parties could be counted, or the model is no longer finite."""
         while (ask := self.course.ask(progress)) is not None:
             made = self.decisions.get(ask.version)
             ask = replace(ask, parties=made.parties) if made else self.draw(federation, ask)
@@ -152,8 +141,7 @@ class LocalExchange:
         """Settle what the counted propose to remember.
 
         What the latest checkpoint refers to stays readable until the next: an exchange that is broken off
-        changes nothing.
-        """
+        changes nothing."""
         for memories in self._counted:
             self._settled.settle(memories)
         self._counted, self.memories = proposed, Latest(proposed, self._settled)

@@ -13,20 +13,15 @@ from hansa.run import UNDER_WAY, Run
 def forked(course: Course, run: Run, fork: Run) -> Progress:
     """The progress to begin a run with; the run gets what the parties of the other one remember.
 
-    Raises:
-        StudyError: if its model is another one.
-        PrivacyError: if the rounds of both share their noise.
-    """
+    Raises StudyError if its model is another one; PrivacyError if the rounds of both share their noise."""
     begun, kept, there = course.begin(), fork.progress, fork.federation
     if kept is None or kept.parameters.shape != begun.parameters.shape:
         remedy = "Fork with the task and the features that it was started with"
         raise StudyError("the run to fork has no model of this shape", remedy=remedy)
     # Taken up, the noise would cancel out between the two runs; begun anew, no event covers both.
     if all(any(isinstance(s, Matrix) for s in one.stages) for one in (there.aggregation, course.aggregation)):
-        raise PrivacyError(
-            "the rounds of the run to fork share their noise, and so would the fork's: what hides them would not",
-            remedy="Run the study from its beginning, or put gaussian in the fork's aggregation",
-        )
+        what = "the rounds of the run to fork share their noise, and so would the fork's: what hides them would not"
+        raise PrivacyError(what, remedy="Run the study from its beginning, or put gaussian in the fork's aggregation")
     states = {**begun.states, "moments": kept.states["moments"]}
     theirs, ours = kept.states["train"], begun.states["train"]
     if not _alike(there.method, course.method):  # what other methods know means nothing to this one

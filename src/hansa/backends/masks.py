@@ -24,8 +24,7 @@ class Hidden:
         signal: what travels, integers modulo 2^32.
         masks: what the parties hold the coordinator to; without, the same sums are computed.
         seed: of the run, which deals the buckets.
-        dealt: the buckets, as they are recorded.
-    """
+        dealt: the buckets, as they are recorded."""
 
     def __init__(
         self, ask: Ask, signal: Signal, masks: Rules | None, seed: int, dealt: Sequence[tuple[str, ...]] = ()

@@ -52,8 +52,7 @@ class Memories(Mapping[str, Values]):
     """Each party's memory, by name; what is taken out is a view, and holds until more is settled.
 
     Args:
-        memories: to begin with.
-    """
+        memories: to begin with."""
 
     def __init__(self, memories: Mapping[str, Values] | None = None) -> None:
         self._columns: dict[tuple[str, Any], _Column] = {}

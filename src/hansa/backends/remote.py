@@ -30,8 +30,7 @@ class Remote:
     Args:
         home: the coordinator's folder, which holds its address and the operator's key.
         folder: under which runs are kept; nowhere if None.
-        follow: called with each event as it happens.
-    """
+        follow: called with each event as it happens."""
 
     def __init__(
         self, home: str | Path, *, folder: str | Path | None = None, follow: Callable[[Event], None] | None = None
@@ -47,11 +46,8 @@ class Remote:
         Args:
             federation: what to run; each party's agent must admit it.
 
-        Raises:
-            ConsentError: if it brings code, or a party does not allow it.
-            UnreachableError: if the coordinator is not there.
-            RunError: if the run fails.
-        """
+        Raises ConsentError if it brings code, or a party does not allow it; UnreachableError if the coordinator is not
+        there; RunError if the run fails."""
         federation.require_no_code()
         return complete(self._to_the_end("", SUBMIT, m.SubmitRequest(federation=federation.to_json())))
 
@@ -84,9 +80,8 @@ class Remote:
         if self._folder is not None:
             run.save(self._folder / name)
         if run.status != "finished":
-            raise RunError(
-                f"the run {name} {run.status}: {run.reason}", remedy=f"Mend the cause, then `hansa resume {name}`"
-            )
+            what = f"the run {name} {run.status}: {run.reason}"
+            raise RunError(what, remedy=f"Mend the cause, then `hansa resume {name}`")
         return run
 
 
@@ -104,8 +99,7 @@ def complete(doing: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, whether or not an event loop runs in this thread.
 
     It runs in a thread of its own: a notebook has a loop already, and a Ctrl-C that falls into gRPC's
-    own code can be lost there, or abort the interpreter. Here it falls into a wait, and ends the coroutine.
-    """
+    own code can be lost there, or abort the interpreter. Here it falls into a wait, and ends the coroutine."""
     under_way: list[asyncio.Task[T]] = []
 
     async def noted() -> T:

@@ -17,8 +17,7 @@ _LARGE = 1 << 23  # parameters of a model of which one at a time is under way, f
 _STACKED = 1 << 19  # parameters of all parties of a stack together
 A = TypeVar("A")
 B = TypeVar("B")
-Summed = tuple[Sequence[Block], Outcome]
-"""Whole blocks of a cohort, and what else there is to say of some parties."""
+Summed = tuple[Sequence[Block], Outcome]  # whole blocks of a cohort, and what else there is to say of some parties
 
 
 class Room:
@@ -27,8 +26,7 @@ class Room:
     Args:
         crowd: the parties.
         engine: ``"stacked"`` trains blocks of parties at once, ``"resident"`` one party after the other.
-        workers: threads.
-    """
+        workers: threads."""
 
     def __init__(self, crowd: Crowd, engine: Engine, workers: int) -> None:
         self.crowd, self.engine, self._workers = crowd, engine, workers
@@ -40,8 +38,7 @@ class Room:
     def outcomes(self, ask: Ask, blocks: Sequence[Sequence[str]], memories: Mapping[str, Values]) -> Iterator[Summed]:
         """The answers of some blocks of a cohort, summed block by block, in roster order.
 
-        What is under way at once is bounded by the workers, so that memory is, too.
-        """
+        What is under way at once is bounded by the workers, so that memory is, too."""
         if not blocks:
             return
         crowd, course = self.crowd, self.crowd.course
@@ -101,8 +98,7 @@ class Room:
         self, work: Callable[[A], B], items: Sequence[A], threads: int, cost: Callable[[A], int] = lambda _: 0
     ) -> Iterator[B]:
         """The results in order, at most a window of them ahead of who takes them; of a window what costs
-        most is begun first, so that no thread is left with it at the end.
-        """
+        most is begun first, so that no thread is left with it at the end."""
         if threads < 2 or len(items) < 2:
             yield from map(work, items)
             return

@@ -1,8 +1,7 @@
 """The command line: ``hansa COMMAND``.
 
 This file stays light: pages that list commands are printed before a parser is imported, and a
-command's own module is imported only when that command runs.
-"""
+command's own module is imported only when that command runs."""
 
 import sys
 from collections.abc import Sequence

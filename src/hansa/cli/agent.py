@@ -57,8 +57,7 @@ def start(
         delta: at which the budget is taken, 1e-05 if not said.
         honest: honest parties that must be beside this one in a secure sum, 3 if never said; remembered.
         roster: a file of lines NAME = "WORDS", the identities of others, from whom you trust to know them.
-        metrics_epsilon: let the metrics tell what its rows have cost, too.
-    """
+        metrics_epsilon: let the metrics tell what its rows have cost, too."""
     from hansa.agent.offers import Offers, checked_kinds, named, pinned
     from hansa.crypto.vault import Vault
 
@@ -127,10 +126,8 @@ async def _join(out: Output, folder: Path, token: str) -> AgentHome:
         try:
             pki.pinned_authority(earlier.root_pem, decoded.authority_key)
         except TrustError:
-            raise TrustError(
-                f"{earlier.party} has joined another coordinator in {folder}, and the token is of a different one",
-                remedy="Leave --token out, or choose another folder with --home",
-            ) from None
+            what = f"{earlier.party} has joined another coordinator in {folder}, and the token is of a different one"
+            raise TrustError(what, remedy="Leave --token out, or choose another folder with --home") from None
         if earlier.joined_with == secret_hash(decoded.secret).hex():
             out.say(f"{earlier.party} has joined already; the token is not needed any more.")
             return earlier
@@ -178,8 +175,7 @@ def status(*, confirm: bool = False, home: AgentFolder = None, json: Json = Fals
         hansa agent status
 
     Args:
-        confirm: go on, after a refusal that told of rows, or from an old backup, whose ledger is taken as spent.
-    """
+        confirm: go on, after a refusal that told of rows, or from an old backup, whose ledger is taken as spent."""
     from cryptography import x509
 
     from hansa.agent.home import AgentHome
@@ -246,8 +242,7 @@ def confirm(name: str, *words: str, home: AgentFolder = None, json: Json = False
 
     Args:
         name: the other party.
-        words: the eight words that its own `hansa agent status` shows.
-    """
+        words: the eight words that its own `hansa agent status` shows."""
     from hansa.agent.home import AgentHome
     from hansa.agent.offers import Offers
 

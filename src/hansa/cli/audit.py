@@ -25,8 +25,7 @@ def privacy(
     Args:
         study: a study file, TOML or Python.
         canaries: rows or parties that are made up, and put in by the toss of a coin.
-        output: the page that is written.
-    """
+        output: the page that is written."""
     from hansa import audit
     from hansa import study as studies
 

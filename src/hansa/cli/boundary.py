@@ -48,8 +48,7 @@ def run(words: Sequence[str]) -> int:
 
 def require_known(words: Sequence[str]) -> None:
     """Refuse words that begin no command; cyclopts would import every command to suggest one; raises UsageError: no
-    command has this name, or an option stands before the command.
-    """
+    command has this name, or an option stands before the command."""
     first, *rest = words
     if first.startswith("-"):
         if first != "--version":

@@ -1,7 +1,6 @@
 """Every command by name: where its function lies, and what it does in one line.
 
-The table is plain data, so that the start page costs no import. ``tests/cli/test_help.py`` walks it.
-"""
+The table is plain data, so that the start page costs no import. ``tests/cli/test_help.py`` walks it."""
 
 from typing import NamedTuple
 

@@ -35,8 +35,7 @@ def add(
 
     Args:
         word: NAME=FILE (CSV or Parquet), or NAME=URL#SELECT ... for a database.
-        allow: a kind of task that may run on it; may be given several times.
-    """
+        allow: a kind of task that may run on it; may be given several times."""
     from hansa.agent.offers import Offers, checked_kinds, named
 
     out = Output(json)
@@ -73,8 +72,7 @@ def remove(name: str, /, *, home: AgentFolder = None, json: Json = False) -> Non
         hansa data remove tumours
 
     Args:
-        name: under which it is offered; `hansa data list` names them.
-    """
+        name: under which it is offered; `hansa data list` names them."""
     from hansa.agent.offers import Offers
 
     out = Output(json)
@@ -96,8 +94,7 @@ def check(source: str, /, *, study: Path | None = None, encoding: Encoding = "ut
 
     Args:
         source: a CSV or Parquet file, or URL#SELECT ... for a database.
-        study: a study whose contract, features and target it must keep.
-    """
+        study: a study whose contract, features and target it must keep."""
     from hansa import study as studies
 
     out = Output(json)
@@ -139,8 +136,7 @@ def read_table(data: str, encoding: str) -> Table:
 
 def keep(table: Table, federation: Federation) -> None:
     """Everything that a party would refuse, said here first; raises DataError naming the column and, where one cell is
-    to blame, its row.
-    """
+    to blame, its row."""
     from hansa.cohort import All
     from hansa.data import contract
 
@@ -157,8 +153,7 @@ def require_numbers(table: Table, federation: Federation) -> None:
     A coordinator sees types only, and can say which column holds text; here its row is known.
 
     Raises:
-        ContractError: naming the column and the row.
-    """
+        ContractError: naming the column and the row."""
     from hansa.data import contract
 
     rules = federation.contract.columns

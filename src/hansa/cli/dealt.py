@@ -35,8 +35,7 @@ class Dealt:
         partition: instead: deal the rows out by chance, in one of these ways: iid, dirichlet:0.5 (skewed labels),
             shards:2 (of rows sorted by label), quantity:0.5 (skewed sizes), shares:0.6,0.3,0.1.
         parties: among so many parties; not with shares.
-        test: the test table, for a study with evaluation.central.
-    """
+        test: the test table, for a study with evaluation.central."""
 
     data: str
     by: str = ""

@@ -50,8 +50,7 @@ def demo(
         seed: of the partition, the batches and the initial weights.
         output: folder under which the results are kept.
         keep: leave the programs running, to try commands on them.
-        no_privacy: learn without noise and secure sums.
-    """
+        no_privacy: learn without noise and secure sums."""
     from hansa import study as studies
     from hansa.backends.remote import Remote
     from hansa.cli.view import RoundsView

@@ -24,8 +24,7 @@ from hansa.cli.output import Json, Output
 from hansa.errors import HansaError
 
 PROXIES = ("http_proxy", "https_proxy", "grpc_proxy")
-WRITTEN_ON = datetime(2026, 1, 1, tzinfo=UTC)
-"""A clock that stands before this day is wrong: the code is younger."""
+WRITTEN_ON = datetime(2026, 1, 1, tzinfo=UTC)  # a clock that stands before this day is wrong: the code is younger
 SCARCE, TIGHT, SLOW, OFF = 200 << 20, 2 << 30, 0.05, 60.0
 """Free bytes below which a run fails, or may; seconds of a slow fsync; and those by which two clocks may differ."""
 
@@ -53,8 +52,7 @@ def doctor(*, port: int | None = None, home: Path | None = None, json: Json = Fa
 
     Args:
         port: a port that a coordinator is to listen on; checks that it is free, or that it listens there.
-        home: the folder where Hansa keeps its keys and runs; $HANSA_HOME or ~/.hansa if not given.
-    """
+        home: the folder where Hansa keeps its keys and runs; $HANSA_HOME or ~/.hansa if not given."""
     out = Output(json)
     checks = list(examine(port, home or hansa_home()))
     for check in checks:

@@ -41,9 +41,8 @@ def writable(folder: Path, option: str) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UsageError(
-            f"{folder} cannot be written: {error.strerror}", remedy=f"Choose a folder of yours with {option}."
-        ) from None
+        what = f"{folder} cannot be written: {error.strerror}"
+        raise UsageError(what, remedy=f"Choose a folder of yours with {option}.") from None
     return folder
 
 

@@ -43,8 +43,7 @@ def new(
         kind: what is learnt.
         dataset: the name under which each party offers its table; the study's name if not given.
         output: the file to write.
-        force: overwrite a file that is there.
-    """
+        force: overwrite a file that is there."""
     for label, word in (("NAME", name), ("--target", target), ("--dataset", dataset or name)):
         if not word.strip() or not word.isprintable():
             raise UsageError(f"{label} must be a name, not {word!r}", remedy="Use printable letters.")

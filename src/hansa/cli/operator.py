@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
 def call(home: Path | None, rpc: Rpc[Q, R], *, timeout: float = 30, **request: Any) -> R:
     """One call to the coordinator whose folder is here, within ``timeout`` seconds; ``request`` says its fields; raises
-    HansaError: what the coordinator raised, or UnreachableError if it is not there.
-    """
+    HansaError: what the coordinator raised, or UnreachableError if it is not there."""
     from hansa.backends.remote import Remote, complete
 
     async def ask() -> R:

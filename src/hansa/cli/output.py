@@ -1,8 +1,7 @@
 """The one way in which commands talk.
 
 With ``--json`` a command prints exactly one JSON document on standard output, and everything else on standard error.
-Without it standard output is for people: in colour on a terminal, plain elsewhere and under ``NO_COLOR``.
-"""
+Without it standard output is for people: in colour on a terminal, plain elsewhere and under ``NO_COLOR``."""
 
 import json
 import os
@@ -36,8 +35,7 @@ class Output:
     def __init__(self, json: bool = False) -> None:
         Output.finished = False
         self.json = json
-        self.console = _console(sys.stderr if json else sys.stdout)
-        """Where chatter goes; for live views."""
+        self.console = _console(sys.stderr if json else sys.stdout)  # where chatter goes; for live views
 
     @property
     def live(self) -> bool:
@@ -47,8 +45,7 @@ class Output:
     def say(self, text: str, *, style: str = "") -> None:
         """One line for people; ``style`` is one of rich's, such as ``bold`` or ``green``.
 
-        It is never broken: a command or a token must survive being copied from a narrow terminal.
-        """
+        It is never broken: a command or a token must survive being copied from a narrow terminal."""
         self.console.print(Text(legible(text), style=style), highlight=False, soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:

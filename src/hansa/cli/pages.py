@@ -1,7 +1,6 @@
 """Help pages. Those that list commands are drawn from the table, without importing a parser.
 
-``hansa --help`` is the first thing a newcomer types: it answers almost as fast as Python starts.
-"""
+``hansa --help`` is the first thing a newcomer types: it answers almost as fast as Python starts."""
 
 import os
 import shutil

@@ -17,8 +17,7 @@ def invite(name: str, /, *, hours: float = 48.0, home: CoordinatorFolder = None,
 
     Args:
         name: what the party will be called, in any script.
-        hours: how long the token can be used.
-    """
+        hours: how long the token can be used."""
     from hansa.wire.rpcs import INVITE
 
     if not hours > 0:
@@ -66,8 +65,7 @@ def remove(name: str, /, *, reason: str = "", home: CoordinatorFolder = None, js
 
     Args:
         name: of the party.
-        reason: what its agent is told.
-    """
+        reason: what its agent is told."""
     from hansa.wire.rpcs import REMOVE
 
     out = Output(json)

@@ -16,14 +16,12 @@ if TYPE_CHECKING:
     from hansa.run import Event
 
 _NAMED = 10
-_COPIES = 4
-"""Of the parameters, while a party trains: themselves, the gradient, and what arithmetic holds."""
+_COPIES = 4  # of the parameters, while a party trains: themselves, the gradient, and what arithmetic holds
 
 
 class Plan(NamedTuple):
     """What a run will take: registered parties, those of a round, the model's parameters; bytes to each party
-    of a training round, bytes from each, and bytes of memory, a rough estimate.
-    """
+    of a training round, bytes from each, and bytes of memory, a rough estimate."""
 
     parties: int
     cohort: int
@@ -65,8 +63,7 @@ class Pace:
 
     def __init__(self, rounds: int) -> None:
         self._rounds, self._begun, self._seen = rounds, 0.0, 0.0
-        self.at = self.done = 0
-        """The latest round, and how many were seen."""
+        self.at = self.done = 0  # the latest round, and how many were seen
 
     def begin(self, event: Event) -> None:
         """A round is asked for; only the first one seen is looked at."""

@@ -26,8 +26,7 @@ def predict(
     Args:
         model: the model.safetensors of a run.
         data: the table: a CSV or Parquet file, or URL#SELECT ...
-        output: a CSV file for the table with its predictions; a summary is shown without it.
-    """
+        output: a CSV file for the table with its predictions; a summary is shown without it."""
     from hansa.data.source import write_csv
     from hansa.model import Model
 

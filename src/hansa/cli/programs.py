@@ -18,23 +18,16 @@ from hansa.errors import HansaError, RunError, UnreachableError
 
 INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
-PATIENCE = 60.0
-"""Seconds after which a program that has not come up is given up."""
+PATIENCE = 60.0  # seconds after which a program that has not come up is given up
 
 
 @dataclass
 class Programs:
-    """The programs of a demo, each in its own process.
+    """The programs of a demo, each in its own process."""
 
-    Args:
-        folder: their homes and logs.
-        leash: whether they stop when this process ends, however it ends.
-        kept: whether they go on when `close` is called.
-    """
-
-    folder: Path
-    leash: bool
-    kept: bool = False
+    folder: Path  # their homes and logs
+    leash: bool  # whether they stop when this process ends, however it ends
+    kept: bool = False  # whether they go on when `close` is called
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     ended: list[str] = field(default_factory=list)
     _starter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "start"))
@@ -82,8 +75,7 @@ class Programs:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """End everything when one program ends: a coordinator waits for its parties, a demo need not; raises RunError
-        about the program that ended, instead of what followed from it.
-        """
+        about the program that ended, instead of what followed from it."""
         over = threading.Event()
 
         def watch() -> None:

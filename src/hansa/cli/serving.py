@@ -45,8 +45,7 @@ def sole(folder: Path) -> Iterator[None]:
 
     Raises:
         UnreachableError: if another one serves from it.
-        UsageError: if it cannot be written.
-    """
+        UsageError: if it cannot be written."""
     # SQLite has the one file lock that is in the standard library on every system.
     lock = sqlite3.connect(writable(folder, "--home") / "serving.lock", timeout=0)
     with contextlib.closing(lock):
@@ -60,8 +59,7 @@ def sole(folder: Path) -> Iterator[None]:
 
 async def serve(program: Coroutine[Any, Any, None], *, leash: bool) -> None:
     """Run a program until it ends, is told to stop (SIGTERM), or is interrupted; on a leash also until
-    standard input closes, so that it never outlives a parent that died.
-    """
+    standard input closes, so that it never outlives a parent that died."""
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(program)
     with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers in its loop

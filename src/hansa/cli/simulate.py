@@ -66,8 +66,7 @@ def simulate(
         clock: a TOML file with the virtual clock: how long parties take, when they are there, and fail.
         engine: stacked or resident, instead of what is faster here.
         device: where PyTorch trains, such as cuda.
-        replay: the folder of a run whose decisions are repeated.
-    """
+        replay: the folder of a run whose decisions are repeated."""
     from hansa import study as studies
     from hansa.backends.clock import Clock
     from hansa.run import Run

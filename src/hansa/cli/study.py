@@ -28,8 +28,7 @@ def run(study: Path, /, *, output: Kept = RUNS, home: CoordinatorFolder = None, 
         hansa run study.toml
 
     Args:
-        study: a study file, TOML or Python; built-in parts only.
-    """
+        study: a study file, TOML or Python; built-in parts only."""
     from hansa import study as studies
 
     out = Output(json)
@@ -45,8 +44,7 @@ def watch(name: str, /, *, output: Kept = RUNS, home: CoordinatorFolder = None, 
         hansa watch 20260101-120000-tumours-a1b2c3
 
     Args:
-        name: of the run; `hansa runs` lists them.
-    """
+        name: of the run; `hansa runs` lists them."""
     _followed(Output(json), _rounds(home, name), home, output, lambda remote: remote.watch(name))
 
 
@@ -69,8 +67,7 @@ def resume(
 
     Args:
         name: of a run of the coordinator, or the folder of a simulated run.
-        study: of a simulated run with code: its study file.
-    """
+        study: of a simulated run with code: its study file."""
     out = Output(json)
     if (Path(name) / "federation.json").exists():
         resume_simulated(out, Path(name), dealt, study)

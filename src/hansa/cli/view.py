@@ -18,10 +18,8 @@ if TYPE_CHECKING:
     from hansa.methods.base import Setup
     from hansa.run import Event
 
-SHOWN = 12
-"""Rounds that the live table shows; the latest ones."""
-WORTH_SAYING = 10.0
-"""Seconds that a run must still take for a line to say so."""
+SHOWN = 12  # rounds that the live table shows; the latest ones
+WORTH_SAYING = 10.0  # seconds that a run must still take for a line to say so
 SPREAD = frozenset({"p10", "p50", "p90", "worst_decile"})
 """How a metric's name ends that says how another one is spread over the parties."""
 
@@ -29,14 +27,12 @@ SPREAD = frozenset({"p10", "p50", "p90", "worst_decile"})
 class RoundsView(ExitStack):
     """Shows the events of a run of so many rounds at most; use it in a ``with`` block and hand it to ``follow``.
 
-    ``resolved`` is called once it is known who takes part, before the first exchange.
-    """
+    ``resolved`` is called once it is known who takes part, before the first exchange."""
 
     def __init__(self, out: Output, rounds: int, resolved: Callable[[Setup], None] | None = None) -> None:
         super().__init__()
         self._out, self._rounds, self._resolved, self._say = out, rounds, resolved, out.say
-        self.run = ""
-        """The name of the run, once its first event was seen."""
+        self.run = ""  # the name of the run, once its first event was seen
         self._rows: list[tuple[str, ...]] = []
         self._names: tuple[str, ...] = ()
         self._latest: dict[str, float] = {}

@@ -17,8 +17,7 @@ from hansa.telemetry import note, span
 from hansa.wire import tensors
 from hansa.wire.tensors import Buffer
 
-PULSE = 2.0
-"""Seconds between two looks at who coordinates."""
+PULSE = 2.0  # seconds between two looks at who coordinates
 
 
 class Driver(Engine):
@@ -26,8 +25,7 @@ class Driver(Engine):
 
     Whatever waits when a commit begins goes into it (group commit). All access to the database is
     in one thread. If the database refuses, nothing more is acknowledged and `failed` is set: a
-    coordinator that cannot remember stops, and its restart stands where the last commit stood.
-    """
+    coordinator that cannot remember stops, and its restart stands where the last commit stood."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
@@ -63,10 +61,7 @@ class Driver(Engine):
     async def put(self, event: ev.MachineEvent | Resume, *also: Put) -> None:
         """Hand over an event, with further rows for its transaction; returns when all is durable.
 
-        Raises:
-            HansaError: what the machine raised.
-            UnreachableError: if the coordinator has stopped.
-        """
+        Raises HansaError: what the machine raised; UnreachableError if the coordinator has stopped."""
         if self.failed.done():
             raise UnreachableError("the coordinator has stopped")
         await self.post(event, *also)

@@ -1,8 +1,7 @@
 """The machine with its store: events in, one transaction for all that are waiting, then the effects.
 
 Nothing here waits or knows the time. Whoever runs an engine gives it the hands: `Driver` those of production, and a
-simulator of faults its own.
-"""
+simulator of faults its own."""
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
@@ -27,11 +26,9 @@ from hansa.telemetry import span
 from hansa.wire import tensors
 from hansa.wire.tensors import Buffer
 
-PAGE = 256
-"""Events that are handed out at once, and that are kept at hand of each run under way."""
+PAGE = 256  # events that are handed out at once, and that are kept at hand of each run under way
 
-Key = tuple[str, int, str]
-"""A blob: run, version, name."""
+Key = tuple[str, int, str]  # a blob: run, version, name
 
 Tell = Callable[[str, ev.Notice], None]
 Over = Callable[[Collection[tuple[str, int]], Collection[str]], None]
@@ -57,8 +54,7 @@ class Engine:
         store: the coordinator's.
         tell: hands a notice to a party, if it listens.
         over: hears of the exchanges that settled and the runs that ended, before their files go.
-        secret: the key that the noise of all runs is derived from.
-    """
+        secret: the key that the noise of all runs is derived from."""
 
     read: Callable[..., Awaitable[Any]]  # runs a query where the database may be used
     post: Callable[..., object]  # puts an event, with further rows for its transaction, into the queue
@@ -112,8 +108,7 @@ class Engine:
 
     def _sum_at_once(self, effects: ev.Effects) -> None:
         """Make the sums whose answers are all at hand, so that the last answer and the end of its round
-        are one transaction; whatever is acknowledged is durable all the same.
-        """
+        are one transaction; whatever is acknowledged is durable all the same."""
         later = []
         while effects.reduce:
             run, version, parties = effects.reduce.pop(0)
@@ -152,8 +147,7 @@ class Engine:
 
     def _remember(self, effects: ev.Effects) -> None:
         """Which runs are under way as far as it is committed (the machine is a commit ahead), and what the
-        open exchanges and those who follow will need, as far as it is small.
-        """
+        open exchanges and those who follow will need, as far as it is small."""
         for run in effects.ended:
             self._tails.pop(run, None)
         for change in effects.changes:
@@ -183,8 +177,7 @@ class Engine:
 
     def _reduce(self, run: str, version: int, parties: tuple[str, ...], at_hand: Mapping[Key, Buffer]) -> ev.Reduced:
         """Sum the answers in roster order: large ones a piece of all at a time, or one after the other if a stage
-        has to open them.
-        """
+        has to open them."""
         live = self.machine.runs[run]
         assert live.ask is not None
         course, ask = live.course, live.ask

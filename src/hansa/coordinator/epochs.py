@@ -17,8 +17,7 @@ LOCK = sa.text(
 class Fenced(Database):
     """A database that the coordinator of the newest epoch alone may change; ``epoch`` is 0 for who took none.
 
-    On a server, who has the lock takes the next epoch, and all others stand by. On a file, who starts takes it.
-    """
+    On a server, who has the lock takes the next epoch, and all others stand by. On a file, who starts takes it."""
 
     epoch, _sole = 0, False
 
@@ -26,8 +25,7 @@ class Fenced(Database):
         """Take the next epoch; False while another one has the lock, behind which this one stands by.
 
         ``holder`` says who this is to people, and ``keys`` is a fingerprint of what all coordinators of one database
-        keep beside it; TrustError if those before kept something else.
-        """
+        keep beside it; TrustError if those before kept something else."""
         self._sole = self._sole or self._transaction(self._lock)
         if self._sole:
             self._migrate()
@@ -77,8 +75,7 @@ class Fenced(Database):
 
     def _fence(self, connection: sa.Connection) -> None:
         """Its row, changed into what it is, is locked until the commit: who ends the epoch waits for that and finds
-        all of it, and who comes later finds no such row.
-        """
+        all of it, and who comes later finds no such row."""
         self._swap(connection, self.epoch, self.epoch)
 
     def _swap(self, connection: sa.Connection, number: int, becomes: int) -> None:

@@ -42,17 +42,12 @@ class Offered:
 
 @dataclass(frozen=True)
 class Unsettled:
-    """An answer of which a party has not heard what became, and what the store says of it.
-
-    Args:
-        taken: whether it was taken.
-        applied: how many exchanges of its run were applied at the run's last commit.
-    """
+    """An answer of which a party has not heard what became, and what the store says of it."""
 
     run: str
     version: int
-    taken: bool = False
-    applied: int = 0
+    taken: bool = False  # whether it was taken
+    applied: int = 0  # how many exchanges of its run were applied at the run's last commit
 
 
 @dataclass(frozen=True)
@@ -101,21 +96,16 @@ class Removed:
 
 @dataclass(frozen=True)
 class Delivered:
-    """A party's answer is here, whole; ``refusal`` if it is not what was declared.
+    """A party's answer is here, whole; ``refusal`` if it is not what was declared."""
 
-    Args:
-        ticket: whatever the driver needs to acknowledge it.
-        body: the tensors, for the store; or the file in which they came.
-    """
-
-    ticket: object
+    ticket: object  # whatever the driver needs to acknowledge it
     party: str
     run: str
     version: int
     attempt: int
     weight: float
     digest: str
-    body: bytes | Spooled
+    body: bytes | Spooled  # the tensors, for the store; or the file in which they came
     refusal: str = ""
 
 
@@ -158,25 +148,20 @@ class Resumed:
 
 @dataclass(frozen=True)
 class Reduced:
-    """The sum that `Effects.reduce` asked for.
-
-    Args:
-        excluded: parties whose answers could not be added, with the reason.
-        failure: why there is no sum at all; empty if there is one.
-    """
+    """The sum that `Effects.reduce` asked for."""
 
     run: str
     version: int
     total: Total
+    # parties whose answers could not be added, with the reason
     excluded: Mapping[str, str] = field(default_factory=dict)
-    failure: str = ""
+    failure: str = ""  # why there is no sum at all; empty if there is one
 
 
 @dataclass(frozen=True)
 class DeadlinePassed:
     """The time of an ask is over, or of a phase of its secure sum; ``moving`` are those whose upload makes progress,
-    to whom more was given ``again`` times.
-    """
+    to whom more was given ``again`` times."""
 
     run: str
     version: int
@@ -235,27 +220,19 @@ class Blob:
 
 @dataclass
 class Effects:
-    """What one event leads to.
+    """What one event leads to."""
 
-    Args:
-        changes: rows, to be committed first.
-        blobs: kept with them.
-        notices: then told to parties that listen.
-        receipts: then acknowledged: ticket, taken, reason.
-        reduce: then summed: run, version, and the parties in roster order.
-        alarms: then waited for: events, and after how many seconds.
-        settled: exchanges whose files may go once the changes are committed.
-        ended: runs that ended.
-    """
-
-    changes: list[Put | Drop] = field(default_factory=list)
-    blobs: list[Blob] = field(default_factory=list)
-    notices: list[tuple[str, Notice]] = field(default_factory=list)
-    receipts: list[tuple[object, bool, str]] = field(default_factory=list)
+    changes: list[Put | Drop] = field(default_factory=list)  # rows, to be committed first
+    blobs: list[Blob] = field(default_factory=list)  # kept with them
+    notices: list[tuple[str, Notice]] = field(default_factory=list)  # then told to parties that listen
+    receipts: list[tuple[object, bool, str]] = field(default_factory=list)  # then acknowledged: ticket, taken, reason
+    # then summed: run, version, and the parties in roster order
     reduce: list[tuple[str, int, tuple[str, ...]]] = field(default_factory=list)
+    # then waited for: events, and after how many seconds
     alarms: list[tuple[DeadlinePassed, float]] = field(default_factory=list)
+    # exchanges whose files may go once the changes are committed
     settled: list[tuple[str, int]] = field(default_factory=list)
-    ended: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)  # runs that ended
 
     def extend(self, more: Effects) -> None:
         """Add what a later event leads to."""

@@ -25,22 +25,18 @@ from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
 from hansa.wire.tensors import Buffer
 
-STALE = "stale"
-"""Why an answer is not taken that nobody waits for; the machine says more."""
+STALE = "stale"  # why an answer is not taken that nobody waits for; the machine says more
 
 _BROKEN_OFF = "the upload was broken off; it may be resumed"
 
-STALL = 30.0
-"""Seconds without a chunk after which an upload makes no progress."""
+STALL = 30.0  # seconds without a chunk after which an upload makes no progress
 
 TURNS, TURN = 16, 0.5
-"""Large bodies that move at once, asks and answers; and seconds without a chunk of one after which another moves, too."""
+"""Large bodies that move at once, asks and answers; and seconds without a chunk after which another one moves, too."""
 
-RESERVE = 1 << 28
-"""Bytes of the disk that large answers leave free."""
+RESERVE = 1 << 28  # bytes of the disk that large answers leave free
 
-SLACK = 1 << 16
-"""Bytes that an answer may take beside its arrays: names, shapes, offsets."""
+SLACK = 1 << 16  # bytes that an answer may take beside its arrays: names, shapes, offsets
 
 
 class Inbox:
@@ -71,9 +67,7 @@ class Inbox:
     def gathering(self, head: m.Head, party: str) -> Iterator[Gathering]:
         """Where the chunks of an answer gather; an earlier call that still sends it is cut off.
 
-        Raises:
-            UnreachableError: if they cannot be kept.
-        """
+        Raises UnreachableError if they cannot be kept."""
         path = self._store.spool(head.run, head.version, f"{head.attempt} {party}")
         if path in self.open:
             self.open.pop(path).close(_BROKEN_OFF)
@@ -129,9 +123,7 @@ class Gathering:
     ) -> tuple[bytes | Spooled, str]:
         """The body, or why it is not what was declared.
 
-        Raises:
-            UnreachableError: if the link breaks before it is whole, or it cannot be kept; it may be resumed.
-        """
+        Raises UnreachableError if the link breaks before it is whole, or it cannot be kept; it may be resumed."""
         receiver, away, self.moved = self.receiver, asyncio.to_thread, time.monotonic()
         try:
             while receiver.offset < receiver.size:
@@ -176,8 +168,7 @@ class Gathering:
 @contextlib.contextmanager
 def _kept(closed: asyncio.Future[str] | None = None) -> Iterator[None]:
     """What the disk refuses is no fault of the party's, which may send it again; nor is it one that the file was
-    closed.
-    """
+    closed."""
     try:
         yield
     except OSError as error:

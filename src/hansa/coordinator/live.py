@@ -20,8 +20,7 @@ from hansa.secure.terms import Kept, Phase, Rules, decode, numbered
 from hansa.wire import tensors
 from hansa.wire.tensors import Buffer
 
-ANY = "*"
-"""Among a party's serial numbers: one was forgotten, so that until it renews any of its certificates will do."""
+ANY = "*"  # among a party's serial numbers: one was forgotten, so that until it renews any of its certificates will do
 
 
 @dataclass
@@ -56,8 +55,7 @@ class Guest:
         return cls(row["state"], row["serial"], row["expires"], offers, identity=row["identity"] or b"")
 
 
-LATE = "it came late, and counts in the next sum"
-"""Of a late answer that was taken, until it has counted."""
+LATE = "it came late, and counts in the next sum"  # of a late answer that was taken, until it has counted
 
 
 @dataclass
@@ -74,23 +72,18 @@ class Answered:
 
 @dataclass
 class Past(Kept):
-    """What the coordinator remembers of the attempts at one secure sum, durably.
+    """What the coordinator remembers of the attempts at one secure sum, durably."""
 
-    Args:
-        failures: that came to nothing since the exchange began, or its run was resumed.
-        complaints: who complained of whom; the first ``heeded`` of them in attempts that are over.
-        proofs: of each attempt, or bucket of one, that has provably no sum: who was at it and their signatures.
-    """
-
-    failures: int = 0
+    failures: int = 0  # that came to nothing since the exchange began, or its run was resumed
+    # who complained of whom; the first ``heeded`` of them in attempts that are over
     complaints: tuple[tuple[str, str], ...] = ()
     heeded: int = 0
+    # of each attempt, or bucket of one, that has provably no sum: who was at it and their signatures
     proofs: tuple[tuple[int, tuple[str, ...], bytes], ...] = ()
 
     def blamed(self) -> dict[str, str]:
         """Those without whom no complaint is left, with the author of one: whoever has been in the most, and of
-        two alike who is named. So one that accuses all costs nobody its place, nor does one that all accuse.
-        """
+        two alike who is named. So one that accuses all costs nobody its place, nor does one that all accuse."""
         weight, found = Counter(name for pair in self.complaints for name in pair), dict[str, str]()
         for one, other in sorted(self.complaints[self.heeded :], key=lambda pair: -max(weight[n] for n in pair)):
             if not {one, other} & set(found):
@@ -100,19 +93,7 @@ class Past(Kept):
 
 @dataclass
 class Live:
-    """A run that the coordinator holds in memory.
-
-    Args:
-        missing: parties of which was said, in this exchange, that it waits for them; whether it still does.
-        rules: of the secure sum that the open ask ends in; None if its answers are seen.
-        adverts: of parties for the roster of an attempt that is about to open.
-        desk: the attempt that is open.
-        gone: parties that will say no more, though more could be used; after a restart they are asked again.
-        past: what came of the attempts at this exchange.
-        begun: in a run that counts late answers, who works on which exchange, and at which attempt; its asks.
-        late: answers to earlier exchanges that the next sum of updates counts.
-        told: in this exchange, as far as this process knows; summed: who is in the sum that is made.
-    """
+    """A run that the coordinator holds in memory."""
 
     id: str
     federation: Federation
@@ -124,16 +105,22 @@ class Live:
     attempt: int = 1
     ask: Ask | None = None
     answers: dict[str, Answered] = field(default_factory=dict)
+    # parties of which was said, in this exchange, that it waits for them; whether it still does
     missing: dict[str, bool] = field(default_factory=dict)
     reducing: bool = False
-    rules: Rules | None = None
+    rules: Rules | None = None  # of the secure sum that the open ask ends in; None if its answers are seen
+    # of parties for the roster of an attempt that is about to open
     adverts: dict[str, bytes] = field(default_factory=dict)
-    desk: Table | None = None
+    desk: Table | None = None  # the attempt that is open
+    # parties that will say no more, though more could be used; after a restart they are asked again
     gone: set[str] = field(default_factory=set)
-    past: Past = field(default_factory=Past)
+    past: Past = field(default_factory=Past)  # what came of the attempts at this exchange
+    # in a run that counts late answers, who works on which exchange, and at which attempt; its asks
     begun: dict[str, tuple[int, int]] = field(default_factory=dict)
     asks: dict[int, Ask] = field(default_factory=dict)
+    # answers to earlier exchanges that the next sum of updates counts
     late: dict[str, Answered] = field(default_factory=dict)
+    # in this exchange, as far as this process knows; summed: who is in the sum that is made
     told: set[str] = field(default_factory=set)
     summed: tuple[str, ...] = ()
 
@@ -242,9 +229,7 @@ def revived(
     and the rows of the exchange that was open and of the answers to it; and what an ``earlier`` one sent, with the
     rows of answers to it, if some still work on that.
 
-    Raises:
-        StoreError: if an ask that is made again is not the one that parties were given.
-    """
+    Raises StoreError if an ask that is made again is not the one that parties were given."""
     federation = Federation.from_json(row["federation"])
     course = deployed(federation, Setup.from_json(row["setup"]), secret, row["id"])
     progress, _ = Progress.unpack(packed)

@@ -2,8 +2,7 @@
 
 Whoever drives it (a server, a simulator, a test) commits `Effects.changes` in one transaction and only then carries out
 the rest: an acknowledgement that was sent is durable. Killed anywhere, `Machine` on what `revived` makes of what was
-committed stands where it stood; the ask that is open is made again from the checkpoint, to the bit.
-"""
+committed stands where it stood; the ask that is open is made again from the checkpoint, to the bit."""
 
 from dataclasses import replace
 
@@ -19,11 +18,9 @@ from hansa.run import arrived, asked, draw, now, too_few
 from hansa.secure.terms import Phase
 from hansa.wire import tensors
 
-GRACE = 10
-"""Parts of a deadline that one whose upload makes progress is given beyond it, one after the other."""
+GRACE = 10  # parts of a deadline that one whose upload makes progress is given beyond it, one after the other
 
-ACCUSED = 16
-"""Parties that one complaint may name: enough to tell that it is about who complains."""
+ACCUSED = 16  # parties that one complaint may name: enough to tell that it is about who complains
 
 
 class Machine(Sums):
@@ -46,10 +43,8 @@ class Machine(Sums):
     def handle(self, event: ev.MachineEvent) -> ev.Effects:
         """One step.
 
-        Raises:
-            HansaError: for what cannot be: `Joined`, `Renewed`, `Removed`, `Submitted`, `Resumed`;
-                nothing changed then.
-        """
+        Raises HansaError for what cannot be: `Joined`, `Renewed`, `Removed`, `Submitted`, `Resumed`; nothing changed
+        then."""
         effects = ev.Effects()
         getattr(self, f"_{type(event).__name__.lower()}")(effects, event)
         return effects

@@ -25,8 +25,7 @@ from hansa.wire import messages as m
 
 class Operators:
     """The operators' calls of a coordinator: its folder, its machine at work, the address under which parties
-    reach it, and since when it is up.
-    """
+    reach it, and since when it is up."""
 
     home: CoordinatorHome
     driver: Driver

@@ -2,8 +2,7 @@
 
 So no number of a run comes twice: what had not finished goes on from its checkpoint under a new name, ``RUN~V-CHANCE``,
 with noise, secure sums and charges of its own. V is the exchange that comes next: by that a party knows whether what it
-remembers of RUN is what the run remembers of it.
-"""
+remembers of RUN is what the run remembers of it."""
 
 import secrets
 from contextlib import suppress
@@ -20,8 +19,7 @@ from hansa.run import now
 
 def come_back(store: CoordinatorStore, folder: Path) -> None:
     """Take over from a backup, if this folder was made from one and has not been used since; a database on a server may
-    have been, too.
-    """
+    have been, too."""
     marker = folder / "restored"
     if not marker.exists():
         return

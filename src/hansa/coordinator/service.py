@@ -38,15 +38,13 @@ from hansa.wire.service import handlers
 
 LOG = structlog.get_logger("hansa.coordinator")
 
-REPLACED = 8
-"""Programs of a party that are remembered: each left its place to another, and does not come back for it."""
+REPLACED = 8  # programs of a party that are remembered: each left its place to another, and does not come back for it
 
 
 class Coordinator(Operators):
     """A coordinator in its folder.
 
-    ``host`` is the name or address under which parties reach it; it goes into certificate and tokens.
-    """
+    ``host`` is the name or address under which parties reach it; it goes into certificate and tokens."""
 
     def __init__(self, home: CoordinatorHome, host: str, database: str = "", blobs: str = "") -> None:
         self.home, self.host, self.address, self.active = home, host, "", False
@@ -70,11 +68,8 @@ class Coordinator(Operators):
         """Listen on an address of this machine, such as ``0.0.0.0``, stand by while another one coordinates, which
         ``say`` is told, restore, and return the port; 0 takes a free one.
 
-        Raises:
-            UnreachableError: if the port is in use.
-            TrustError: if the database belongs to a coordinator with other keys.
-            StoreError: if what was kept cannot be read.
-        """
+        Raises UnreachableError if the port is in use; TrustError if the database belongs to a coordinator with other
+        keys; StoreError if what was kept cannot be read."""
         pair = self.home.authority.server_certificate(self.home.name, host=self.host)
         self._certificate = pair[1]
         self._server, bound = await serve(
@@ -114,11 +109,8 @@ class Coordinator(Operators):
     def authorise(self, certificate_pem: bytes, call: str) -> pki.Identity:
         """The peer behind a certificate, at every call: a removal takes effect at once.
 
-        Raises:
-            TrustError: unless the authority or the lobby signed it, it is valid, and its party is
-                a member with this certificate.
-            UnreachableError: if this coordinator stands by; it only says how it is.
-        """
+        Raises TrustError unless the authority or the lobby signed it, it is valid, and its party is a member with this
+        certificate; UnreachableError if this coordinator stands by; it only says how it is."""
         peer = self._identities.get(certificate_pem)
         if peer is None or peer.expires <= dt.datetime.now(dt.UTC):
             peer = pki.identify(certificate_pem, self.home.authority.public_key, self._lobby_key)

@@ -17,8 +17,7 @@ from hansa.errors import StoreError, StudyError, UsageError, did_you_mean
 from hansa.files import mapped, set_aside, sync_folder, unload, writing
 from hansa.wire.tensors import Buffer
 
-INLINE = 1 << 16
-"""Blobs up to this size lie in the database, larger ones in files beside it."""
+INLINE = 1 << 16  # blobs up to this size lie in the database, larger ones in files beside it
 
 HEAD = "0003"
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -81,8 +80,7 @@ class CoordinatorStore(Fenced):
 
     It is the SQLite file in the coordinator's folder, which is made, unless a ``url`` names another. They lie in that
     folder, or in ``file:///FOLDER``, or both there and in ``s3://BUCKET/PREFIX``, as ``blobs`` says; or, if a server is
-    all that is named, in the database.
-    """
+    all that is named, in the database."""
 
     _ready = False
 
@@ -110,9 +108,7 @@ class CoordinatorStore(Fenced):
     def run(self, run: str) -> dict[str, Any]:
         """The row of a run.
 
-        Raises:
-            StudyError: if there is none of that name.
-        """
+        Raises StudyError if there is none of that name."""
         row: dict[str, Any] | None = self.row("run", id=run)
         if row is None:
             known = [kept["id"] for kept in self.rows("run", columns=("id",))]
@@ -130,8 +126,7 @@ class CoordinatorStore(Fenced):
 
     def blob(self, run: str, version: int, name: str, body: Buffer | Spooled) -> Put:
         """The row of a blob; a large one is written to its file, durably, before this returns, and one that is in
-        a file becomes the blob's.
-        """
+        a file becomes the blob's."""
         digest = body.digest if isinstance(body, Spooled) else blake3(body).hexdigest()
         row = {"run": run, "version": version, "name": name, "digest": digest, "body": None}
         path = self._path(run, version, f"{name} {digest}")  # until the row is there, what was is to be found
@@ -151,9 +146,7 @@ class CoordinatorStore(Fenced):
     def read_blob(self, run: str, version: int, name: str) -> Buffer:
         """A blob's bytes, checked; those of a file are mapped, unless they are sealed.
 
-        Raises:
-            StoreError: if it is missing or damaged.
-        """
+        Raises StoreError if it is missing or damaged."""
         row = self.row("blob", run=run, version=version, name=name)
         if row is None:
             raise StoreError(f"the blob {run}/{version}/{name} is missing")

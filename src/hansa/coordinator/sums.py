@@ -1,6 +1,7 @@
 """Attempts at an exchange: who is asked and left out, and a secure sum by its phases."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from itertools import product
 
 from hansa.aggregation.ring import sitting
@@ -15,11 +16,9 @@ from hansa.run import goal, now, too_few
 from hansa.secure.coordinator import Desk, Table, seated, unfit
 from hansa.secure.terms import Envelope, Member, Phase, Rules, Step, Terms, encode
 
-LONGEST_REASON = 600
-"""Characters of a party's own words that are kept."""
+LONGEST_REASON = 600  # characters of a party's own words that are kept
 
-ATTEMPTS = 5
-"""At the secure sum of one exchange, before the run fails."""
+ATTEMPTS = 5  # at the secure sum of one exchange, before the run fails
 
 
 class Sums:
@@ -275,6 +274,11 @@ class Sums:
         effects.changes.append(Put("answer", {**key, **vars(answer)}))
 
     def _end(self, effects: ev.Effects, live: Live, status: str, reason: str) -> None:
+        for party, late in live.late.items():
+            version, why = live.begun[party][0], "it came late, and the run ended before it counted"
+            self._save_answer(effects, live, party, replace(late, reason=why), version)
+            where = {"party": party, "round": live.asks[version].round, "work": "train"}
+            self._event(effects, live, "refused", **where, reason=why)
         hidden = live.ask.parties if live.ask and live.rules else ()
         taken = hidden or [party for party, answer in live.answers.items() if answer.taken]
         owed = {(party, live.progress.version) for party in taken}

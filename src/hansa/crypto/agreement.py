@@ -1,8 +1,7 @@
 """Keys that two parties agree on, what they seal with them, and identities that sign.
 
 X25519 (RFC 7748), HKDF-SHA256 (RFC 5869) bound to what both must see alike, AES-256-GCM for what one sends the
-other through a coordinator, Ed25519 (RFC 8032) for who is who. Keys and digests have 32 bytes.
-"""
+other through a coordinator, Ed25519 (RFC 8032) for who is who. Keys and digests have 32 bytes."""
 
 import hashlib
 from collections.abc import Iterable
@@ -81,8 +80,7 @@ def signed(identity: bytes, signature: bytes, purpose: bytes, *parts: bytes) -> 
 def words(identity: bytes) -> str:
     """The fingerprint of a public key, eight words to read out over a telephone, 128 bits.
 
-    Proquints (Wilkerson 2009, arXiv 0901.4016): consonant, vowel, consonant, vowel, consonant for 16 bits.
-    """
+    Proquints (Wilkerson 2009, arXiv 0901.4016): consonant, vowel, consonant, vowel, consonant for 16 bits."""
     mark = digest(b"fingerprint", identity)
     said = [int.from_bytes(mark[i : i + 2], "big") for i in range(0, 16, 2)]
     c, v = "bdfghjklmnprstvz", "aiou"

@@ -28,8 +28,7 @@ def uri(role: str, name: str) -> x509.UniformResourceIdentifier:
 
 def host_name(host: str) -> x509.GeneralName:
     """A host as it stands in a certificate: an IP address, or a DNS name in its ASCII form; raises UsageError: it can
-    be neither.
-    """
+    be neither."""
     with suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host))
     try:

@@ -1,7 +1,6 @@
 """P-256 keys: made where they are used, kept in files that only their owner reads.
 
-P-256 and not Ed25519, because gRPC's BoringSSL does not accept Ed25519 certificates by default.
-"""
+P-256 and not Ed25519, because gRPC's BoringSSL does not accept Ed25519 certificates by default."""
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -27,8 +26,7 @@ def derived_key(seed: bytes, *, purpose: str) -> PrivateKey:
     """The P-256 key that ``seed`` and ``purpose`` determine.
 
     HKDF-SHA256 to 48 bytes, reduced to [1, n-1]: extra random bits, FIPS 186-5 appendix A.2.1, so
-    the bias is below 2^-128.
-    """
+    the bias is below 2^-128."""
     wide = HKDF(hashes.SHA256(), length=48, salt=None, info=purpose.encode()).derive(seed)
     return ec.derive_private_key(int.from_bytes(wide, "big") % (_ORDER - 1) + 1, ec.SECP256R1())
 
@@ -52,8 +50,7 @@ def key_from_pem(pem: bytes) -> PrivateKey:
 
 def split_pem(pem: bytes) -> tuple[bytes, bytes]:
     """A file that holds a private key and then its certificate, as key and certificate; raises ValueError: there is no
-    certificate in it.
-    """
+    certificate in it."""
     begin = pem.index(b"-----BEGIN CERTIFICATE")
     return pem[:begin], pem[begin:]
 
@@ -81,8 +78,7 @@ def request(key: PrivateKey) -> bytes:
 
 def requested_key(csr_pem: bytes) -> PublicKey:
     """The public key of a signing request, its signature checked; the rest of it is not believed; raises TrustError: it
-    is no request, is not signed by its own key, or the key is not P-256.
-    """
+    is no request, is not signed by its own key, or the key is not P-256."""
     try:
         csr = x509.load_pem_x509_csr(csr_pem)
         key, signed = csr.public_key(), csr.is_signature_valid

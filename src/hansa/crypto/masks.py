@@ -2,8 +2,7 @@
 
 A mask is the key stream under a key of 256 bits for this one mask, its counter from 2, as little-endian
 integers. GCM with a nonce of zeros makes it (SP 800-38D), whose tag nobody asks for: OpenSSL has wide
-instructions for it, and none for CTR alone, half as fast. It is added in blocks that stay in a cache.
-"""
+instructions for it, and none for CTR alone, half as fast. It is added in blocks that stay in a cache."""
 
 from collections.abc import Iterable
 from itertools import islice

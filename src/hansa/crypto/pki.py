@@ -7,8 +7,7 @@ token carries, so a token's holder can make itself the client certificate that t
 for. Such a peer has proved nothing but that it once saw a token, and may only call Join.
 
 Because any holder of a token can forge any name under the lobby, TLS alone says nothing about who a
-peer is: :func:`identify` does. It believes a name only under the authority's own signature.
-"""
+peer is: :func:`identify` does. It believes a name only under the authority's own signature."""
 
 from __future__ import annotations
 
@@ -49,14 +48,11 @@ def canonical_name(name: str) -> str:
 
     Two spellings of one name that look the same (macOS decomposes accents) must not become two identities.
 
-    Raises:
-        UsageError: it is empty, longer than 100 characters, or holds what cannot be printed.
-    """
+    Raises UsageError: it is empty, longer than 100 characters, or holds what cannot be printed."""
     text = unicodedata.normalize("NFC", name).strip()
     if not text or len(text) > _LONGEST_NAME or not text.isprintable():
-        raise UsageError(
-            f"{name!r} cannot be a name", remedy=f"Use 1 to {_LONGEST_NAME} printable characters of any script."
-        )
+        what = f"{name!r} cannot be a name"
+        raise UsageError(what, remedy=f"Use 1 to {_LONGEST_NAME} printable characters of any script.")
     return text
 
 
@@ -68,8 +64,7 @@ class Identity:
         role: ``party``, ``operator``, ``coordinator``; ``lobby`` for a token's holder.
         name: as the operator invited it; empty in the lobby.
         serial: the certificate's serial number, hexadecimal.
-        expires: end of its validity, UTC.
-    """
+        expires: end of its validity, UTC."""
 
     role: str
     name: str
@@ -82,8 +77,7 @@ class Authority:
     """A key and the self-signed certificate that stands for it.
 
     The certificate's subject follows from the public key alone, which is what lets
-    :func:`trust_anchor` rebuild it from the 33 bytes in a token.
-    """
+    :func:`trust_anchor` rebuild it from the 33 bytes in a token."""
 
     key: PrivateKey
     certificate: x509.Certificate
@@ -114,8 +108,7 @@ class Authority:
     @classmethod
     def load(cls, folder: Path) -> Authority:
         """Read what :meth:`save` wrote; raises StoreError: a file is missing or damaged, or the two do not belong
-        together.
-        """
+        together."""
         try:
             key = keys.key_from_pem(Vault.of(folder).read(folder / "authority.key"))
             certificate = x509.load_pem_x509_certificate((folder / "authority.pem").read_bytes())
@@ -137,10 +130,7 @@ class Authority:
         requester's. Backdated by 5 minutes, with a random serial number. ``host`` is for the
         coordinator only: the name or address under which it is reached.
 
-        Raises:
-            TrustError: the request is damaged or not signed by its own key.
-            UsageError: the name cannot be one.
-        """
+        Raises TrustError: the request is damaged or not signed by its own key; UsageError: the name cannot be one."""
         if role not in ROLES:
             raise UsageError(f"a certificate cannot be for the role {role!r}")
         names: list[x509.GeneralName] = [certificates.uri(role, canonical_name(name))]
@@ -160,8 +150,7 @@ class Authority:
         """A fresh key and certificate for the coordinator itself, both PEM.
 
         ``host`` is the name or address under which it is reached; it stands in the certificate
-        beside the name that Hansa's own clients expect.
-        """
+        beside the name that Hansa's own clients expect."""
         key = keys.new_key()
         leaf = self.issue(keys.request(key), role=COORDINATOR, name=name, host=host, lifetime=lifetime)
         return keys.key_to_pem(key), leaf
@@ -171,8 +160,7 @@ def lobby_authority(seed: bytes) -> Authority:
     """The lobby that a token's 16-byte seed determines: the same key at both ends.
 
     A server keeps its root as long as it runs, and TLS checks a root's dates: it lives as long as the
-    authority's. What lasts half an hour is a leaf.
-    """
+    authority's. What lasts half an hour is a leaf."""
     key = keys.derived_key(seed, purpose="hansa lobby")
     root = certificates.root(key.public_key(), "lobby", _AUTHORITY_LIFETIME)
     return Authority(key, root.sign(key, hashes.SHA256()))
@@ -195,16 +183,14 @@ def trust_anchor(key: PublicKey) -> bytes:
     because nothing is proved by it: a trust anchor is trusted for being in the list, and TLS libraries do not check its
     self-signature (RFC 5280 section 6.1: the anchor is an input to path validation, and no part of the path). What must
     verify, under the pinned key, is the signature on the server's certificate, and only the authority can make that
-    one. Python's own ``ssl`` and gRPC's BoringSSL both behave so; a test holds them to it.
-    """
+    one. Python's own ``ssl`` and gRPC's BoringSSL both behave so; a test holds them to it."""
     root = certificates.root(key, "authority", _AUTHORITY_LIFETIME)
     return root.sign(keys.new_key(), hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
 def pinned_authority(certificate_pem: bytes, pinned: bytes) -> PublicKey:
     """The public key in an authority's certificate, if it is the one that a token pinned; raises TrustError: it cannot
-    be read, or holds another key.
-    """
+    be read, or holds another key."""
     try:
         key = x509.load_pem_x509_certificate(certificate_pem).public_key()
     except ValueError:
@@ -226,10 +212,8 @@ def identify(
 
     Not a chain, and not whatever TLS trusted: one signature, by this key. About 0.1 ms.
 
-    Raises:
-        TrustError: it cannot be read, somebody else signed it, it is outside its validity, it names no
-            role and name, or the lobby signed it in somebody's name.
-    """
+    Raises TrustError: it cannot be read, somebody else signed it, it is outside its validity, it names no role and
+    name, or the lobby signed it in somebody's name."""
     try:
         certificate = x509.load_pem_x509_certificate(certificate_pem)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

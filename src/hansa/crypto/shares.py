@@ -2,8 +2,7 @@
 
 The field is GF(2^31 - 1). A secret is nine limbs of 30 bits, each the value at 0 of a polynomial of its own,
 of degree t - 1 with uniform coefficients; a share is the nine values at its holder's point. Any t shares give the
-secret back, by Lagrange's weights at 0, the same for all secrets of the same holders; fewer say nothing.
-"""
+secret back, by Lagrange's weights at 0, the same for all secrets of the same holders; fewer say nothing."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -23,8 +22,7 @@ Numbers: TypeAlias = NDArray[np.uint64]
 def split(secrets: Sequence[bytes], points: NDArray[np.int64], threshold: int, key: bytes) -> NDArray[np.uint8]:
     """Shares ``[m, s, 36]`` of s secrets of 32 bytes, of which ``threshold`` give one back.
 
-    ``points``: ``[m]``, each holder's, from 1 to 2^31 - 2. ``key``: 32 bytes, for the coefficients alone.
-    """
+    ``points``: ``[m]``, each holder's, from 1 to 2^31 - 2. ``key``: 32 bytes, for the coefficients alone."""
     whole = [int.from_bytes(secret, "little") for secret in secrets]
     limbs = [[n >> 30 * i & (1 << 30) - 1 for i in range(LIMBS)] for n in whole]
     count = (threshold - 1) * LIMBS * len(secrets)

@@ -4,8 +4,7 @@
 
 A token pins the coordinator's CA by its public key, so the party knows whom it joins before it says anything; the lobby
 seed lets it make the client certificate that the server demands; the secret is spent by joining. Whoever reads a token
-before its party uses it can join in its place: send it as you would send a password.
-"""
+before its party uses it can join in its place: send it as you would send a password."""
 
 from __future__ import annotations
 
@@ -27,8 +26,7 @@ _REMEDY = "Ask the coordinator's operator for a new token: hansa party invite NA
 
 def split_address(address: str) -> tuple[str, int]:
     """Host and port of ``host:port`` or ``[::1]:port``; the host comes without brackets; raises UsageError: there is no
-    port in it, or more than one address.
-    """
+    port in it, or more than one address."""
     host, colon, port = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     bare = host[1:-1] if bracketed else host
@@ -56,9 +54,7 @@ class Token:
         lobby_seed: 16 bytes from which the lobby's key is derived.
         secret: 16 random bytes, accepted once.
 
-    Raises:
-        TrustError: a part has the wrong length, or the key is no point of P-256.
-        UsageError: the address is not one.
+    Raises TrustError: a part has the wrong length, or the key is no point of P-256; UsageError: the address is not one.
     """
 
     address: str
@@ -89,8 +85,7 @@ class Token:
     @classmethod
     def decode(cls, text: str) -> Token:
         """The token that ``text`` spells; spaces and line breaks of a mail are forgiven; raises TrustError: it is no
-        token, or one that was truncated or mistyped.
-        """
+        token, or one that was truncated or mistyped."""
         packed = "".join(text.split())
         if not packed.startswith(PREFIX):
             newer = packed.startswith("hansa") and packed[5:6].isdigit()

@@ -3,8 +3,7 @@
 A sealed body is a mark, the name of the key, 32 random bytes, and chunks under a key of this body's own: HKDF of the
 storage key, bound to those bytes and to the body's place (its row and column, or its file). A chunk's nonce is its
 number and whether it is the last: STREAM (Hoang, Reyhanitabar, Rogaway and Vizár 2015, eprint 2015/189). So no nonce
-comes twice under a key, and what is cut, swapped or changed does not open. An older body of the same place does.
-"""
+comes twice under a key, and what is cut, swapped or changed does not open. An older body of the same place does."""
 
 from __future__ import annotations
 
@@ -22,8 +21,7 @@ from hansa.files import write_whole
 Buffer = bytes | bytearray | memoryview
 
 VARIABLE = "HANSA_STORAGE_KEY"
-REMEMBERED = "storage-key"
-"""A file in a folder that says where the file with its keys lies."""
+REMEMBERED = "storage-key"  # a file in a folder that says where the file with its keys lies
 MARK, CHUNK = b"\xffhansa1\n", 1 << 20
 _NAME, _HEAD = len(MARK) + 8, len(MARK) + 8 + KEY
 
@@ -37,8 +35,7 @@ class Vault:
 
     Args:
         keys: 32 bytes each.
-        who: the program that it is for, to name its commands.
-    """
+        who: the program that it is for, to name its commands."""
 
     def __init__(self, keys: Iterable[bytes] = (), who: str = "agent") -> None:
         self._keys = {digest(b"name of a storage key", key)[:8]: key for key in keys}
@@ -51,8 +48,7 @@ class Vault:
     @classmethod
     def of(cls, folder: Path, file: Path | None = None) -> Vault:
         """Under the keys for a folder: in a file, which it remembers, or in the environment (`VARIABLE`); raises
-        UsageError: they cannot be read, or are none.
-        """
+        UsageError: they cannot be read, or are none."""
         who, remembered = "coordinator" if (folder / "authority.key").exists() else "agent", folder / REMEMBERED
         said = "" if file else os.environ.get(VARIABLE, "")
         try:
@@ -80,8 +76,7 @@ class Vault:
 
     def open(self, sealed: Buffer, *place: str | int) -> Buffer:
         """What :meth:`seal` sealed for this place; raises DamagedError: it was not, or is no longer what it was; or
-        StoreError: it is under another key, or should be sealed and is not.
-        """
+        StoreError: it is under another key, or should be sealed and is not."""
         head, where = bytes(sealed[:_HEAD]), "/".join(map(str, place))
         if not head.startswith(MARK):
             if self.lenient:

@@ -13,8 +13,7 @@ from hansa.data.table import Table, missing_column
 from hansa.errors import ContractError, did_you_mean
 from hansa.part import Written
 
-OTHER = "other"
-"""What rare and undeclared categories are counted as; no category may be declared by this name."""
+OTHER = "other"  # what rare and undeclared categories are counted as; no category may be declared by this name
 
 
 class ColumnRule(Written):
@@ -26,8 +25,7 @@ class ColumnRule(Written):
         low: least number allowed.
         high: greatest number allowed.
         categories: the texts allowed in a ``category`` column.
-        missing: whether cells may be missing.
-    """
+        missing: whether cells may be missing."""
 
     type: Literal["number", "integer", "category", "text"]
     unit: str = ""
@@ -61,9 +59,7 @@ def check(table: Table, contract: Contract) -> None:
 
     A message may quote one cell, so it is for the table's owner; it must not leave the party.
 
-    Raises:
-        ContractError: names the column and the data row (the first is row 1) of the first breach.
-    """
+    Raises ContractError: names the column and the data row (the first is row 1) of the first breach."""
     for name, rule in contract.columns.items():
         _check_column(table, name, rule)
     if table.rows < contract.minimum_rows:
@@ -72,8 +68,7 @@ def check(table: Table, contract: Contract) -> None:
 
 def numbers(table: Table, name: str) -> NDArray[np.float64]:
     """A column as numbers, shape [rows], NaN where missing; text that spells numbers is converted; raises
-    ContractError: there is no such column, or a cell is text (its row and value are named).
-    """
+    ContractError: there is no such column, or a cell is text (its row and value are named)."""
     values = _values(table, name)
     if table.kind(name) == "number":
         return values
@@ -92,8 +87,7 @@ def numbers(table: Table, name: str) -> NDArray[np.float64]:
 
 def texts(table: Table, name: str) -> NDArray[np.object_]:
     """A column as text, shape [rows], ``None`` where missing; 1.0 becomes ``"1"``, 0.5 ``"0.5"``; raises ContractError:
-    there is no such column.
-    """
+    there is no such column."""
     values = _values(table, name)
     if table.kind(name) == "text":
         return values
@@ -114,8 +108,7 @@ def count_categories(
 
     Returns:
         float64 of shape [len(categories) + 1], in declared order, the last being `OTHER`; the sum is the
-        number of rows that are not missing.
-    """
+        number of rows that are not missing."""
     position = {category: i for i, category in enumerate(categories)}
     counts = np.zeros(len(categories) + 1)
     for value in values:

@@ -84,9 +84,7 @@ def write_parquet(path: str | Path, columns: Mapping[str, Sequence[float | None]
         path: of the file.
         columns: of one length each; those of nothing but integers stay integers.
 
-    Raises:
-        DataError: the file cannot be written.
-    """
+    Raises DataError: the file cannot be written."""
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     kinds = ("BIGINT" if all(isinstance(v, int) for v in values) else "DOUBLE" for values in columns.values())

@@ -2,8 +2,7 @@
 
 Every way of dividing works on row numbers (``..._rows``), so that it serves arrays of any size;
 `hansa.Population.of_rows` makes parties of them. The seed alone decides who gets what. What cannot be divided
-so (too few rows, a share that is not positive) is a DataError with a remedy.
-"""
+so (too few rows, a share that is not positive) is a DataError with a remedy."""
 
 import heapq
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,7 @@ from hansa.data.table import Table
 from hansa.errors import DataError
 from hansa.keyed import generator
 
-Rows: TypeAlias = NDArray[np.intp]
-"""Numbers of rows from 0, ascending: one party's."""
+Rows: TypeAlias = NDArray[np.intp]  # numbers of rows from 0, ascending: one party's
 
 _FEW = 10
 _LISTED = 8
@@ -26,15 +24,13 @@ _LISTED = 8
 
 def by_column(table: Table, column: str) -> dict[str, Table]:
     """A party for each value of a column, which is then dropped; names sorted, rows in order; raises DataError: there
-    is no such column, or a value is missing (its row is named).
-    """
+    is no such column, or a value is missing (its row is named)."""
     table.column(column)
     names = texts(table, column)
     for row, name in enumerate(names):
         if name is None:
-            raise DataError(
-                f"column {column!r}, row {row + 1}: the value that names the party is missing", field=column
-            )
+            what = f"column {column!r}, row {row + 1}: the value that names the party is missing"
+            raise DataError(what, field=column)
     rest = table.drop(column)
     return {str(name): rest.take(rows) for name, rows in _alike(names)}
 
@@ -58,8 +54,7 @@ def share_rows(rows: int, fractions: Sequence[float], seed: int) -> list[Rows]:
 def quantity_rows(rows: int, parties: int, alpha: float, seed: int, minimum: int = 1) -> list[Rows]:
     """Quantity skew: the parties' shares of the rows are one draw from ``Dir(alpha, ..., alpha)``.
 
-    Li et al. 2021 (arXiv 2102.02079, section 4.3). The smaller ``alpha``, the more unequal the sizes.
-    """
+    Li et al. 2021 (arXiv 2102.02079, section 4.3). The smaller ``alpha``, the more unequal the sizes."""
     _positive("alpha", alpha)
     _enough(rows, parties, minimum)
     random = generator(seed, "partition", "quantity")
@@ -79,8 +74,7 @@ def dirichlet_rows(labels: ArrayLike, parties: int, alpha: float, seed: int, min
         parties: how many; their sizes differ.
         alpha: the smaller, the fewer labels a party has; 100 is nearly IID.
         seed: the study's.
-        minimum: rows that each party has at least.
-    """
+        minimum: rows that each party has at least."""
     _positive("alpha", alpha)
     groups = [part for _, part in _alike(labels)]
     rows = sum(map(len, groups))
@@ -105,8 +99,7 @@ def dirichlet_rows(labels: ArrayLike, parties: int, alpha: float, seed: int, min
 def shard_rows(labels: ArrayLike, parties: int, per_party: int, seed: int) -> list[Rows]:
     """Label skew by shards: rows sorted by label, cut into equal shards, ``per_party`` dealt to each.
 
-    McMahan et al. 2017 (arXiv 1602.05629, section 3): two shards leave most parties two digits.
-    """
+    McMahan et al. 2017 (arXiv 1602.05629, section 3): two shards leave most parties two digits."""
     order = np.argsort(np.unique(np.asarray(labels), return_inverse=True)[1], kind="stable")
     if per_party < 1:
         raise DataError(f"{per_party} shards for each party", remedy="Say 1 or more")
@@ -123,9 +116,7 @@ def describe(parts: Mapping[str, Table], target: str | None = None) -> list[Sequ
     A target with more than ten values over all parties is summed up by its mean. Of more than ten
     parties the first are listed, then the least, the median and the most of each column.
 
-    Raises:
-        DataError: a party lacks the target column.
-    """
+    Raises DataError: a party lacks the target column."""
     header = ["party", "rows"]
     columns: list[list[int] | list[float]] = [[part.rows for part in parts.values()]]
     if target is not None:

@@ -62,9 +62,7 @@ class Population(Mapping[str, Table]):
         starts: the first row of each party, ``[parties]``. Parties may share rows.
         stops: the row after its last one.
 
-    Raises:
-        DataError: if the ranges do not lie within the table, or there is no party.
-    """
+    Raises DataError if the ranges do not lie within the table, or there is no party."""
 
     def __init__(self, columns: Table | Mapping[str, NDArray[Any]], starts: ArrayLike, stops: ArrayLike) -> None:
         self.table = columns if isinstance(columns, Table) else Table(columns)
@@ -97,8 +95,7 @@ class Population(Mapping[str, Table]):
 
     def ranges(self, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The first row of each of these parties, and the row after its last one, ``[k]`` each; raises DataError if
-        there is no such party.
-        """
+        there is no such party."""
         try:
             at = [self.names.index(name) for name in names]
         except ValueError as error:

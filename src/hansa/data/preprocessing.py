@@ -30,10 +30,8 @@ class Encoding:
         categories: names of the category columns, and the values of each.
         arrays: names of the array columns, and their shapes; they are taken as they are.
 
-    Raises:
-        DataError: shapes differ, a mean or scale is not finite, a scale is negative, a column or a
-            category is named twice.
-    """
+    Raises DataError: shapes differ, a mean or scale is not finite, a scale is negative, a column or a category is named
+    twice."""
 
     numbers: tuple[str, ...]
     mean: NDArray[np.float64]
@@ -45,9 +43,8 @@ class Encoding:
         mean = np.array(self.mean, dtype=np.float64)
         scale = np.array(self.scale, dtype=np.float64)
         if mean.shape != (len(self.numbers),) or scale.shape != mean.shape:
-            raise DataError(
-                f"{len(self.numbers)} number columns, means of shape {mean.shape}, scales of shape {scale.shape}"
-            )
+            what = f"{len(self.numbers)} number columns, means of shape {mean.shape}, scales of shape {scale.shape}"
+            raise DataError(what)
         if not (np.isfinite(mean).all() and np.isfinite(scale).all() and (scale >= 0).all()):
             raise DataError("a mean or a scale is not a finite number, or a scale is negative")
         for names in ((*self.numbers, *self.categories, *self.arrays), *self.categories.values()):
@@ -78,8 +75,7 @@ class Encoding:
 
     def matrix(self, table: Table) -> NDArray[np.float64]:
         """The features of every row, float64 of shape [rows, width]; raises ContractError: a column is missing, or a
-        number column holds text (row and value named).
-        """
+        number column holds text (row and value named)."""
         features = np.zeros((table.rows, self.width))
         for i, name in enumerate(self.numbers):
             standard = (numbers(table, name) - self.mean[i]) / self.scale[i]

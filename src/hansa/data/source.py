@@ -29,8 +29,7 @@ class Source(Written):
         path: a CSV or Parquet file.
         encoding: of the CSV file, any that Python knows.
         sql: a query.
-        url: the database that runs it, as an SQLAlchemy URL.
-    """
+        url: the database that runs it, as an SQLAlchemy URL."""
 
     path: str | None = None
     encoding: str = "utf-8"
@@ -46,8 +45,7 @@ class Source(Written):
     @classmethod
     def parse(cls, text: str, encoding: str = "utf-8") -> Source:
         """A source from one word of the command line: ``FILE``, which has an encoding, or ``URL#SELECT ...``; raises
-        DataError: nothing is named, or a URL comes without its query.
-        """
+        DataError: nothing is named, or a URL comes without its query."""
         if not text.strip():
             raise DataError("no file is named", remedy="Write NAME=FILE.")
         if "://" not in text.partition("#")[0]:
@@ -63,8 +61,7 @@ class Source(Written):
 
 def read(source: Source | str | Path) -> Table:
     """Read a table; text is taken as on the command line (`Source.parse`); raises DataError: nothing there, not
-    readable, empty, or a cell is infinite; it says where.
-    """
+    readable, empty, or a cell is infinite; it says where."""
     if not isinstance(source, Source):
         source = Source.parse(source) if isinstance(source, str) else Source(path=str(source))
     if source.path is not None:

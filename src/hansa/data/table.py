@@ -32,9 +32,7 @@ class Table:
             of text holds ``str``, and ``None`` for a missing cell. Anything else of numbers, ``[rows, ...]``, is a
             column of arrays (images, tokens, labels as integers) and is taken as it is.
 
-    Raises:
-        DataError: two columns differ in length, or a column holds neither numbers nor text.
-    """
+    Raises DataError: two columns differ in length, or a column holds neither numbers nor text."""
 
     columns: Mapping[str, NDArray[Any]]
 
@@ -55,8 +53,7 @@ class Table:
     @classmethod
     def of(cls, columns: Mapping[str, ArrayLike]) -> Table:
         """A table of a copy of anything column-like; bools and integers in one dimension become float64; raises
-        DataError: a column mixes numbers and text, or holds something else.
-        """
+        DataError: a column mixes numbers and text, or holds something else."""
         return cls({str(name): _column(str(name), values) for name, values in columns.items()})
 
     @property

@@ -15,8 +15,7 @@ TRAINING = {"north": (4, 80), "harbour": (60, 8), "river": (25, 35)}
 
 The skew is on purpose: north screens the healthy and has hardly seen a tumour, harbour is sent the
 cases that others suspect, river stands between them. All that remains, 123 malignant and 234 benign
-rows, is held out, a third at each hospital: 41 and 78.
-"""
+rows, is held out, a third at each hospital: 41 and 78."""
 
 
 _BESIDE = resources.files("hansa.data").joinpath("wisconsin")
@@ -37,8 +36,7 @@ def study(seed: int = 0, private: bool = False) -> str:
 def hospitals(seed: int = 0) -> dict[str, Table]:
     """Every row given to one of three hospitals, by `TRAINING` and keyed by the seed.
 
-    Their tables have a further text column ``split``: ``train`` or ``test``.
-    """
+    Their tables have a further text column ``split``: ``train`` or ``test``."""
     whole = table()
     random = generator(seed, "wisconsin", "hospitals")
     labels = whole.column(TARGET)

@@ -19,13 +19,9 @@ from hansa.learners.optimizer import SGD, FirstOrder
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each named array of a model lies in its flat parameter vector.
+    """Where each named array of a model lies in its flat parameter vector."""
 
-    Args:
-        leaves: names and shapes, in the order in which they lie.
-    """
-
-    leaves: tuple[tuple[str, tuple[int, ...]], ...]
+    leaves: tuple[tuple[str, tuple[int, ...]], ...]  # names and shapes, in the order in which they lie
 
     @property
     def size(self) -> int:
@@ -64,8 +60,7 @@ class Shared(Sequence[tuple[Array, Array]]):
         x: features of all rows.
         y: labels of all rows.
         starts: each party's first row, ``[k]``.
-        stops: the row after its last one, ``[k]``.
-    """
+        stops: the row after its last one, ``[k]``."""
 
     def __init__(self, x: Array, y: Array, starts: Array, stops: Array) -> None:
         self.x, self.y, self.starts, self.stops = x, y, starts, stops
@@ -90,21 +85,14 @@ class Feed:
     """The rows of a stack's parties, in the order in which local training reads them.
 
     Batches have one of few canonical shapes, padded with rows of weight 0, so that a party's bits do not
-    depend on whose rows lie beside its own.
+    depend on whose rows lie beside its own."""
 
-    Args:
-        rows: each party's features ``[n, ...]`` and labels ``[n, ...]``; those with more rows come first.
-        epochs: passes over the rows.
-        keys: of each party's chance in this round, uint64 ``[k]``.
-        batch_size: rows in one step; 0 for all of them.
-        shuffle: whether rows are shuffled, anew in each epoch.
-    """
-
+    # each party's features ``[n, ...]`` and labels ``[n, ...]``; those with more rows come first
     rows: Sequence[tuple[Array, Array]]
-    keys: Array
-    epochs: int = 1
-    batch_size: int = 0
-    shuffle: bool = True
+    keys: Array  # of each party's chance in this round, uint64 ``[k]``
+    epochs: int = 1  # passes over the rows
+    batch_size: int = 0  # rows in one step; 0 for all of them
+    shuffle: bool = True  # whether rows are shuffled, anew in each epoch
 
     @cached_property
     def sizes(self) -> Array:
@@ -143,8 +131,7 @@ class Feed:
 
         Yields:
             which parties ``[m]``, features ``[m, b, ...]``, labels ``[m, b, ...]`` and row weights
-            ``[m, b]``, valid until the next step.
-        """
+            ``[m, b]``, valid until the next step."""
         width = math.prod(self.rows[0][0].shape[1:])
         canonical = {int(size): self._canonical(int(size), width) for size in np.unique(self.sizes)}
         shapes = [canonical[size] for size in self.sizes.tolist()]
@@ -158,8 +145,7 @@ class Feed:
 
     def _canonical(self, size: int, width: int) -> int:
         """Rows of a party's padded batch: the batch size; if it has fewer, up to 1.25 times its own, so that
-        more parties share a shape, unless they are many and would have to be copied for it.
-        """
+        more parties share a shape, unless they are many and would have to be copied for it."""
         unit = 1 if size * width > _LARGE else 1 << max(0, size.bit_length() - 3)
         rounded = -(-size // unit) * unit
         return min(self.batch_size, rounded) if self.batch_size else rounded
@@ -239,15 +225,10 @@ class Feed:
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """A correction of gradients that costs what an addition costs: ``g + pull * parameters + shift``.
+    """A correction of gradients that costs what an addition costs: ``g + pull * parameters + shift``."""
 
-    Args:
-        shift: ``[d]``, the same for all, or ``[k, d]``; NumPy's, or the learner's own.
-        pull: the factor of the parameters.
-    """
-
-    shift: Any
-    pull: float = 0.0
+    shift: Any  # ``[d]``, the same for all, or ``[k, d]``; NumPy's, or the learner's own
+    pull: float = 0.0  # the factor of the parameters
 
     @classmethod
     def towards(cls, centre: Array, strength: float) -> Affine:
@@ -275,14 +256,11 @@ class Learner(ABC):
     """A model as functions of a flat parameter vector; leading axes are a stack of parties.
 
     Shapes: ``parameters [..., d]``, ``x [..., n, p]``, ``y [..., n]``, ``weights [..., n]``. Row weights
-    add up to 1; None counts every row the same.
-    """
+    add up to 1; None counts every row the same."""
 
-    dtype: Dtype = "float64"
-    """Of parameters and gradients, and of what leaves a party in their likeness."""
+    dtype: Dtype = "float64"  # of parameters and gradients, and of what leaves a party in their likeness
 
-    threads: ClassVar[bool] = True
-    """Whether several threads may train at once, each its own parties."""
+    threads: ClassVar[bool] = True  # whether several threads may train at once, each its own parties
 
     @property
     @abstractmethod
@@ -318,8 +296,7 @@ class Learner(ABC):
             parameters: one model's, ``[d]``.
             x: features of the rows, ``[n, ...]``.
             y: labels of the rows, ``[n, ...]``.
-            norm: the bound, positive.
-        """
+            norm: the bound, positive."""
         total = np.zeros(parameters.size)
         for i in range(len(y)):
             with np.errstate(over="ignore", invalid="ignore"):
@@ -386,8 +363,7 @@ class Learner(ABC):
             stacked: whether they are trained at once; else the feed has one party. Without effect here.
 
         Returns:
-            where it ended, ``[k, d]``, and the optimiser's state.
-        """
+            where it ended, ``[k, d]``, and the optimiser's state."""
         count = len(feed.rows)
         parameters = np.empty((count, start.shape[-1]), self.dtype)
         parameters[:] = start

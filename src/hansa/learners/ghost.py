@@ -4,8 +4,7 @@ A linear layer's gradient of a row is ``l^T r``: what came back to its outputs `
 ``[t, p]``. Its squared norm, the sum of ``(l l^T) * (r r^T)`` (Goodfellow 2015, arXiv 1510.01799; Li et al. 2022,
 arXiv 2110.05679), and the clipped sum (Bu et al. 2023, arXiv 2210.00038) need one backward pass. An embedding's
 ``l`` are rows of the unit matrix; for other layers each row's gradient is made. A row is a batch of its own under
-`torch.func.vmap`, and only what was measured is added: the bound holds for any module.
-"""
+`torch.func.vmap`, and only what was measured is added: the bound holds for any module."""
 
 import logging
 from contextlib import ExitStack
@@ -42,8 +41,7 @@ def unable(learner: Any, one_by_one: Any, x: Array, y: Array) -> str:
 
 def clipped(learner: Any, theta: Array, x: Any, y: Any, norm: float) -> Array:
     """As `Learner.clipped`, of a `hansa.learners.torch.Torch`; a StudyError if a weight does more than that.
-    There it is a constant, so a gradient that reaches it came another way: under vmap, for all rows or for none.
-    """
+    There it is a constant, so a gradient that reaches it came another way: under vmap, for all rows or for none."""
     calls, probes = dict[str, Any](), dict[str, Any]()
 
     def note(name: str, layer: Any, inputs: Any, out: Any = None) -> Any:

@@ -1,8 +1,7 @@
 """Generalised linear models in NumPy: linear, logistic and softmax regression with an L2 penalty.
 
 All three have the same shape: ``eta = x w + b``, a mean function ``mu(eta)`` and a loss whose gradient in
-``eta`` is ``mu(eta) - y`` (McCullagh and Nelder 1989, canonical links). The intercept is not penalised.
-"""
+``eta`` is ``mu(eta) - y`` (McCullagh and Nelder 1989, canonical links). The intercept is not penalised."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -17,19 +16,12 @@ from hansa.learners.base import Layout, Learner, factors
 
 @dataclass(frozen=True)
 class Glm(Learner):
-    """What the models share. ``eta`` is ``[..., outputs, n]``: the rows lie last, where NumPy is fastest.
+    """What the models share. ``eta`` is ``[..., outputs, n]``: the rows lie last, where NumPy is fastest."""
 
-    Args:
-        width: number of features ``p``.
-        outputs: number of rows of ``eta``: 1, or the number of classes.
-        l2: strength of the penalty ``l2 / 2 * |w|^2``.
-        dtype: of parameters and gradients.
-    """
-
-    width: int
-    outputs: int = 1
-    l2: float = 0.0
-    dtype: Dtype = "float64"
+    width: int  # number of features ``p``
+    outputs: int = 1  # number of rows of ``eta``: 1, or the number of classes
+    l2: float = 0.0  # strength of the penalty ``l2 / 2 * |w|^2``
+    dtype: Dtype = "float64"  # of parameters and gradients
 
     @property
     def layout(self) -> Layout:
@@ -177,8 +169,7 @@ class Hazard(Glm):
     It is the hazard relative to a row whose features are all 0. The intercept is the baseline's.
 
     Its likelihood compares rows with each other, so no row has a loss or a gradient of its own: only a method
-    that adds up the rows at risk at each time can fit it.
-    """
+    that adds up the rows at risk at each time can fit it."""
 
     @property
     def layout(self) -> Layout:

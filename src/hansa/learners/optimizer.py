@@ -1,8 +1,7 @@
 """First-order optimisers, at a party and at the server.
 
 A step is elementwise and made of plain operators only, so that ``parameters`` and ``update`` may be one party's
-``[d]`` or a stack ``[k, d]``, in NumPy or in PyTorch.
-"""
+``[d]`` or a stack ``[k, d]``, in NumPy or in PyTorch."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -15,15 +14,13 @@ from hansa.contribution import Array
 from hansa.errors import StudyError
 from hansa.part import Catalogue, Part
 
-BATCH_SIZE = 32
-"""Rows in one local step, if a study does not say."""
+BATCH_SIZE = 32  # rows in one local step, if a study does not say
 
 Positive = Annotated[float, Limits(gt=0)]
 Decay = Annotated[float, Limits(ge=0, lt=1)]
 Slots = Mapping[str, Array]
 """An optimiser's state; each is like the parameters, or ``[..., 1]``, and absent before the first step."""
-Stepped: TypeAlias = tuple[Array, dict[str, Array]]
-"""The new parameters, and the new state."""
+Stepped: TypeAlias = tuple[Array, dict[str, Array]]  # the new parameters, and the new state
 
 
 class FirstOrder(Part):
@@ -37,8 +34,7 @@ class FirstOrder(Part):
         moments: what a party does with the optimiser's state when a round ends: it begins the next one
             afresh (``"reset"``, unless said), or remembers it (``"keep"``); at a party only.
         shuffle: whether rows are shuffled in each epoch, unless said, or taken in the party's own order;
-            at a party only.
-    """
+            at a party only."""
 
     lr: Positive
     epochs: Annotated[int, Limits(ge=1, le=10_000)] | None = None
@@ -61,8 +57,7 @@ class SGD(FirstOrder):
     ``v <- momentum * v + u``, then ``theta <- theta + lr * v``.
 
     Args:
-        momentum: from 0 (none) to below 1.
-    """
+        momentum: from 0 (none) to below 1."""
 
     kind: ClassVar[str] = "sgd"
     momentum: Decay = 0.0
@@ -85,8 +80,7 @@ class Adagrad(FirstOrder):
     ``epsilon^2``, which is the paper's ``tau^2``.
 
     Args:
-        epsilon: keeps the divisor from 0; 1e-8 at a party and 1e-3 at the server, unless said.
-    """
+        epsilon: keeps the divisor from 0; 1e-8 at a party and 1e-3 at the server, unless said."""
 
     kind: ClassVar[str] = "adagrad"
     epsilon: Positive | None = None
@@ -121,8 +115,7 @@ class Adam(FirstOrder):
     Args:
         beta1: decay of the mean.
         beta2: decay of the mean of squares; 0.999 at a party and 0.99 at the server, unless said.
-        epsilon: keeps the divisor from 0; 1e-8 at a party and 1e-3 at the server, unless said.
-    """
+        epsilon: keeps the divisor from 0; 1e-8 at a party and 1e-3 at the server, unless said."""
 
     kind: ClassVar[str] = "adam"
     beta1: Decay = 0.9
@@ -133,8 +126,7 @@ class Adam(FirstOrder):
         """One step at a party; the state is ``first``, ``second`` and, ``[..., 1]``, their masses.
 
         The mass is the moving mean of ones: it is a party's own, so that parties of a stack may be at
-        different steps, and as exact in float32 as in float64, which ``1 - beta^t`` is not.
-        """
+        different steps, and as exact in float32 as in float64, which ``1 - beta^t`` is not."""
         beta2 = 0.999 if self.beta2 is None else self.beta2
         ones = update[..., :1] * 0.0 + 1.0
         kept = {
@@ -163,8 +155,7 @@ class AdamW(Adam):
     ``theta <- (1 - lr * weight_decay) * theta`` before every step of Adam.
 
     Args:
-        weight_decay: strength of the decay, 0 or more.
-    """
+        weight_decay: strength of the decay, 0 or more."""
 
     kind: ClassVar[str] = "adamw"
     weight_decay: Annotated[float, Limits(ge=0)] = 0.01
@@ -180,8 +171,7 @@ class Yogi(Adam):
     """Adam whose mean of squares moves by no more than the new square (Zaheer et al. 2018).
 
     ``v <- v - (1 - beta2) * sign(v - u^2) * u^2``; all else is Adam's, at a party and at the server, where it
-    is FedYogi (Reddi et al. 2021, arXiv 2003.00295, algorithm 2).
-    """
+    is FedYogi (Reddi et al. 2021, arXiv 2003.00295, algorithm 2)."""
 
     kind: ClassVar[str] = "yogi"
 
@@ -205,8 +195,7 @@ class Private(FirstOrder):
         rate: the chance of a row to join a step.
         steps: in one round.
         batch_size: what the sum is divided by: about ``rate`` times the rows of a party, and public, as
-            the exact number is a secret, too.
-    """
+            the exact number is a secret, too."""
 
     clip: Positive
     noise_multiplier: Positive
@@ -245,8 +234,7 @@ class DPAdam(Private, Adam):
         beta1: decay of the mean.
         beta2: decay of the mean of squares, 0.999 unless said.
         epsilon: of what is left of the mean of squares, the root is at least this; unless said, a tenth of the
-            noise's standard deviation.
-    """
+            noise's standard deviation."""
 
     kind: ClassVar[str] = "dp-adam"
 

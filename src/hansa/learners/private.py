@@ -34,8 +34,7 @@ def train_privately(
         local: the optimiser.
         correct: of NumPy's arrays ``[1, d]``.
         slots: state of the optimiser to start from, each ``[k, ...]``.
-        chance_of: where a party's sample and noise come from, by its position.
-    """
+        chance_of: where a party's sample and noise come from, by its position."""
     trained = np.empty((len(rows), start.shape[-1]), learner.dtype)
     trained[:] = start
     kept: Slots = {}

@@ -3,8 +3,7 @@
 Two engines train it. *Stacked*: the parameters of many parties as ``[k, d]``, the forward pass vectorised over parties
 (`torch.func`), one backward pass for all. *Resident*: one module whose parameters are views into a party's row of the
 result, updated in place, without padding; convolutions run channels-last. A party trains on one core, and parties share
-the cores, so that neither their number nor whose rows lie beside a party's own changes its bits.
-"""
+the cores, so that neither their number nor whose rows lie beside a party's own changes its bits."""
 
 import copy
 import threading
@@ -70,9 +69,7 @@ class Torch(Learner):
         given: whether training starts from the weights that ``build`` gives, instead of keyed ones.
         device: where it runs.
 
-    Raises:
-        StudyError: if it is no module, has nothing to learn, or its buffers are refused.
-    """
+    Raises StudyError if it is no module, has nothing to learn, or its buffers are refused."""
 
     def __init__(
         self,
@@ -191,8 +188,7 @@ class Torch(Learner):
 
     def gradient(self, parameters: Array, x: Array, y: Array, weights: Array | None = None) -> Array:
         """The gradient of the loss in training mode, ``[..., d]``; what it draws depends on what it is given; raises
-        StudyError if running statistics are averaged: they move by training alone.
-        """
+        StudyError if running statistics are averaged: they move by training alone."""
         if self.running:
             remedy = "Use a method that trains locally, such as FedAvg, or GroupNorm in the module"
             raise StudyError("BatchNorm's running statistics have no gradient to send", remedy=remedy)
@@ -222,8 +218,7 @@ class Torch(Learner):
 
     def predict(self, parameters: Array, x: Array) -> Array:
         """Probabilities of classes ``[..., n, ..., k]``, a probability or a value ``[..., n, ...]``; the
-        module's outputs, if the loss is a function.
-        """
+        module's outputs, if the loss is a function."""
         if parameters.ndim > 1:
             return np.stack([self.predict(p, rows) for p, rows in zip(parameters, x, strict=True)])
         if not len(x):
@@ -365,8 +360,7 @@ class Torch(Learner):
         self, theta: Array | None = None, training: bool = False, key: int | None = None, few: bool = True
     ) -> Iterator["_Resident"]:
         """A resident module, of which there are as many as threads that ask at once; with these parameters,
-        drawing under this key if it draws, and on one core unless it has more than a few rows.
-        """
+        drawing under this key if it draws, and on one core unless it has more than a few rows."""
         with _failures(), _keyed(key if self.draws else None), _one_core() if few else nullcontext():
             resident = self._free.pop() if self._free else _Resident(self)
             try:
@@ -430,8 +424,7 @@ class Torch(Learner):
 
     def _tried(self, x: Array) -> Any:
         """The outputs for some rows, with the weights of the template; a StudyError if the module cannot take
-        them, or changes a buffer.
-        """
+        them, or changes a buffer."""
         rows, known = self.features(x), ("running_mean", "running_var", "num_batches_tracked")
         start = self.flat(self.template)
         with _keyed(0), self._at_work(start, training=True) as resident, torch.no_grad():

@@ -1,8 +1,7 @@
 """The contract of a method: it asks, parties work, it applies what arrives.
 
 A method is a set of pure functions with explicit state. It never sees a party's rows: `Method.work` runs at
-the party and touches data only through `At`.
-"""
+the party and touches data only through `At`."""
 
 from __future__ import annotations
 
@@ -33,22 +32,16 @@ _PIECE = 1 << 16  # parameters that the server's optimiser moves at once
 
 @dataclass(frozen=True)
 class Setup:
-    """What everybody knows before the first ask.
+    """What everybody knows before the first ask."""
 
-    Args:
-        parties: the roster, sorted by name.
-        numbers: feature columns that hold numbers.
-        categories: feature columns that hold categories, each with its declared values.
-        seed: of all public randomness.
-        arrays: feature columns that hold an array in each row, with its shape.
-        bounds: of each number column, there may be none, where sums pass stages; None where they do not.
-    """
-
-    parties: Sequence[str]
-    numbers: tuple[str, ...]
+    parties: Sequence[str]  # the roster, sorted by name
+    numbers: tuple[str, ...]  # feature columns that hold numbers
+    # feature columns that hold categories, each with its declared values
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    seed: int = 0
+    seed: int = 0  # of all public randomness
+    # feature columns that hold an array in each row, with its shape
     arrays: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    # of each number column, there may be none, where sums pass stages; None where they do not
     bounds: Mapping[str, tuple[float, float]] | None = None
 
     @property
@@ -79,22 +72,15 @@ class Setup:
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What a method knows between exchanges; all of it is checkpointed.
+    """What a method knows between exchanges; all of it is checkpointed."""
 
-    Args:
-        round: how many training rounds were applied.
-        values: arrays, such as ``parameters``.
-        facts: the rest, as JSON values.
-    """
-
-    round: int = 0
-    values: Values = field(default_factory=Values)
-    facts: Mapping[str, Json] = field(default_factory=dict)
+    round: int = 0  # how many training rounds were applied
+    values: Values = field(default_factory=Values)  # arrays, such as ``parameters``
+    facts: Mapping[str, Json] = field(default_factory=dict)  # the rest, as JSON values
 
     def step(self, server: FirstOrder, update: Array, **values: Array) -> State:
         """The next round's state: the server's optimiser moves the parameters along ``update``, some at a time:
-        what is in between stays in the cache.
-        """
+        what is in between stays in the cache."""
         before, slots = self.values["parameters"], self.values.under("server")
         parameters, moved = np.empty_like(before), dict[str, Array]()
         for at in range(0, before.size, _PIECE):
@@ -114,25 +100,21 @@ class State:
 class Answer:
     """What a party's work proposes: a contribution, and what it wants to remember if that is counted.
 
-    Of a stack, every value and the weight have a leading axis ``[k]``.
-    """
+    Of a stack, every value and the weight have a leading axis ``[k]``."""
 
     contribution: Contribution
     memory: Values = field(default_factory=Values)
 
 
-Finished: TypeAlias = tuple[dict[str, Array], dict[str, Array]]
-"""The declared fields, and the new memory."""
+Finished: TypeAlias = tuple[dict[str, Array], dict[str, Array]]  # the declared fields, and the new memory
 
 
 class Method(Part):
     """An algorithm as pure functions with explicit state."""
 
-    stacks: ClassVar[bool] = False
-    """Whether `work` takes a `Stack` of parties as well as one party's `At`."""
+    stacks: ClassVar[bool] = False  # whether `work` takes a `Stack` of parties as well as one party's `At`
 
-    personalises: ClassVar[bool] = False
-    """Whether a party ends with a model of its own; see `personal`."""
+    personalises: ClassVar[bool] = False  # whether a party ends with a model of its own; see `personal`
 
     statistics: ClassVar[bool] = False
     """Whether what it sums goes through the study's ``[statistics]``, and has to be hidden there."""
@@ -154,8 +136,7 @@ class Method(Part):
 
         Args:
             start: the state before the first ask.
-            ask: what came, for shapes that the data decide.
-        """
+            ask: what came, for shapes that the data decide."""
         return (start,)
 
     def noise(self, privacy: Privacy) -> tuple[Noised, ...]:
@@ -171,21 +152,18 @@ class Method(Part):
         """The next exchange, or None when there is nothing more to ask: the run ends then, and the state's
         fact ``reason`` says why.
 
-        Work name, version, round and cohort are filled in by whoever drives the run.
-        """
+        Work name, version, round and cohort are filled in by whoever drives the run."""
 
     @abstractmethod
     def work(self, at: Any) -> Answer:
         """At the party: exactly the declared fields, and what to remember.
 
-        ``at`` is an `At`, or a `Stack` if the method `stacks`.
-        """
+        ``at`` is an `At`, or a `Stack` if the method `stacks`."""
 
     def personal(self, at: Any) -> Array:
         """The parameters that a party itself would use, ``[d]``: the global ones, unless it has its own.
 
-        ``at.memory`` holds what training remembered there.
-        """
+        ``at.memory`` holds what training remembered there."""
         return np.asarray(at.received["parameters"])
 
     @abstractmethod
@@ -198,13 +176,11 @@ class UpdateMethod(Method):
 
     Args:
         server: the optimiser that applies the aggregated update.
-        weights: a party counts by its ``"examples"``, or ``"equal"``.
-    """
+        weights: a party counts by its ``"examples"``, or ``"equal"``."""
 
     fields: ClassVar[tuple[Field, ...]] = (Field("update", like="parameters"),)
     stacks: ClassVar[bool] = True
-    reducible: ClassVar[bool] = True
-    """Whether a robust reducer of its fields means what it says."""
+    reducible: ClassVar[bool] = True  # whether a robust reducer of its fields means what it says
 
     @classmethod
     def __pydantic_init_subclass__(cls, **of: Any) -> None:
@@ -220,9 +196,8 @@ class UpdateMethod(Method):
         """Refuse a server that is told to make passes over rows it does not have."""
         for name in ("epochs", "batch_size", "moments", "shuffle"):
             if getattr(self.server, name) is not None:
-                raise StudyError(
-                    f"method.server.{name}: the server has no rows to pass over", remedy="Say it in `local`"
-                )
+                what = f"method.server.{name}: the server has no rows to pass over"
+                raise StudyError(what, remedy="Say it in `local`")
 
     def require(self, task: Task) -> None:
         """Refuse a task whose rows have no gradient of their own."""
@@ -261,8 +236,7 @@ class GradientMethod(UpdateMethod):
     """Methods that train locally with a corrected gradient; FedAvg overrides nothing.
 
     Args:
-        local: the optimiser at a party.
-    """
+        local: the optimiser at a party."""
 
     memory: ClassVar[tuple[str, ...]] = ()
     stacks: ClassVar[bool] = True
@@ -313,8 +287,7 @@ class GradientMethod(UpdateMethod):
     def correct(self, gradient: Any, parameters: Any, received: Any, memory: Any) -> Any:
         """The gradient that is used, elementwise on one party or on a stack; it may be changed in place.
 
-        Training is spared it where a method does not override it.
-        """
+        Training is spared it where a method does not override it."""
         return gradient
 
     def finish(self, parameters: Array, received: Values, memory: Values, steps: Any) -> Finished:

@@ -1,8 +1,7 @@
 """The course of a run: preprocessing, then training rounds with evaluations between them.
 
 A course is itself a method made of methods: one exchange at a time, all state explicit, so that whoever drives
-it (a loop on a laptop, a coordinator that may be killed) only carries asks out and arrivals in.
-"""
+it (a loop on a laptop, a coordinator that may be killed) only carries asks out and arrivals in."""
 
 from __future__ import annotations
 
@@ -43,8 +42,7 @@ class Stop(Written):
     Args:
         metric: one of the task's metrics.
         target: stop as soon as it is reached.
-        patience: stop when so many evaluations in a row brought nothing better; at least 1.
-    """
+        patience: stop when so many evaluations in a row brought nothing better; at least 1."""
 
     metric: str
     target: float | None = None
@@ -58,24 +56,15 @@ class Stop(Written):
 
 @dataclass(frozen=True, eq=False)
 class Progress:
-    """Where a run stands; everything that a checkpoint holds.
+    """Where a run stands; everything that a checkpoint holds."""
 
-    Args:
-        version: how many exchanges were applied.
-        phase: what is asked next.
-        states: of each method and of the stages, by name.
-        metrics: of the latest evaluation.
-        best: best value of the stop rule's metric; ``since``: evaluations since then.
-        reason: why the course is done.
-    """
-
-    version: int = 0
-    phase: Phase = "moments"
-    states: Mapping[str, State] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    best: float | None = None
+    version: int = 0  # how many exchanges were applied
+    phase: Phase = "moments"  # what is asked next
+    states: Mapping[str, State] = field(default_factory=dict)  # of each method and of the stages, by name
+    metrics: Mapping[str, float] = field(default_factory=dict)  # of the latest evaluation
+    best: float | None = None  # best value of the stop rule's metric; ``since``: evaluations since then
     since: int = 0
-    reason: str = ""
+    reason: str = ""  # why the course is done
 
     @property
     def round(self) -> int:
@@ -90,8 +79,7 @@ class Progress:
     def pack(self, memories: Mapping[str, Values] | None = None) -> bytes:
         """The progress as one safetensors file, with the parties' memories in simulation.
 
-        Equal progress gives equal bytes.
-        """
+        Equal progress gives equal bytes."""
         groups = {("state", name): state.values for name, state in self.states.items()}
         groups |= {("memory", party): values for party, values in (memories or {}).items()}
         named = (((*group, name), array) for group, values in groups.items() for name, array in values.items())
@@ -165,16 +153,14 @@ class Course:
 
     def begin(self) -> Progress:
         """Before the first exchange; a StudyError if the stop rule names a metric that the task does not have,
-        or if nothing is ever evaluated.
-        """
+        or if nothing is ever evaluated."""
         names = self.evaluate.names(self.task, self.scores_own)
         if self.stop and not self.evaluate.due(self.rounds, last=True):
             remedy = "Set evaluation.every and evaluation.holdout, or leave `stop` out"
             raise StudyError("there is a stop rule, and nothing is evaluated", remedy=remedy)
         if self.stop and self.stop.metric not in names:
-            raise StudyError(
-                f"stop: the task has no metric {self.stop.metric!r}", remedy=did_you_mean(self.stop.metric, names)
-            )
+            what = f"stop: the task has no metric {self.stop.metric!r}"
+            raise StudyError(what, remedy=did_you_mean(self.stop.metric, names))
         states = {name: m.init(self.setup, self.learner) for name, m in self.methods.items()}
         states["train"] = self._stored(states["train"])
         return self._enter(Progress(states={**states, "stages": State()}), "moments")
@@ -232,8 +218,7 @@ class Course:
         these shapes, for the same fields through the same stages.
 
         A party asks this before it works, since the ask may come from somebody who would like to see
-        more: a sum over rows of its choice, one more answer, or an update without the clip.
-        """
+        more: a sum over rows of its choice, one more answer, or an update without the clip."""
         return any(_alike(ask, own) for own in self._own(ask))
 
     def _own(self, asked: Ask) -> Iterator[Ask]:
@@ -266,8 +251,7 @@ class Course:
     def work(self, ask: Ask, at: At | Stack) -> Answer:
         """At the parties: the work that the ask names, and its way through their side of the stages.
 
-        A stack's answer is a stack; of a party that `Stack.failed` names it says nothing.
-        """
+        A stack's answer is a stack; of a party that `Stack.failed` names it says nothing."""
         announced = at.received.under("announced")
         around, scores = ("announced.", "encoding."), ask.work == "evaluate"
         kept = Values({k: v for k, v in at.received.items() if not k.startswith(around)})
@@ -312,8 +296,7 @@ class Course:
 
     def signals(self, ask: Ask) -> tuple[Signal, ...]:
         """What flows between the stages for this ask; the last one is what travels; raises PipelineError if a stage
-        refuses.
-        """
+        refuses."""
         signal = Signal(
             ask.fields,
             noise=self.method.noise(self.privacy) if ask.through == "update" else (),
@@ -352,8 +335,7 @@ class Course:
 
     def apply(self, progress: Progress, ask: Ask, total: Total) -> Progress:
         """The progress after an exchange; ``metrics`` are new if it was an evaluation; raises RunError if the model is
-        no longer finite.
-        """
+        no longer finite."""
         states = dict(progress.states)
         chain, known = self._chain(ask)
         if chain.stages:

@@ -25,8 +25,7 @@ class Cox(Newton):
     Args:
         ties: ``"efron"`` (Efron 1977), or ``"breslow"`` (Breslow 1974), which is cruder.
         grid: times are rounded up to multiples of it; exact if not said.
-        limit: a party with more distinct times of events is refused.
-    """
+        limit: a party with more distinct times of events is refused."""
 
     kind: ClassVar[str] = "cox"
     intercept: ClassVar[bool] = False
@@ -63,8 +62,7 @@ class Cox(Newton):
 
     def work(self, at: At) -> Answer:
         """Times of events, or sums over the rows at risk; complete rows only. A ContributionError if there are
-        too many times, if what was sent are none, or if a time was not named before.
-        """
+        too many times, if what was sent are none, or if a time was not named before."""
         x, signed = complete(at)
         event, time = ~np.signbit(signed), np.abs(signed)
         if self.grid is not None:
@@ -110,8 +108,7 @@ class Cox(Newton):
     def facts(self, state: State, encoding: Encoding) -> dict[str, Json]:
         """As every Newton method's, and the ``baseline``: the cumulative hazard where all features are 0.
 
-        That is at the federation's means if columns are standardised, and in the first categories.
-        """
+        That is at the federation's means if columns are standardised, and in the first categories."""
         found = super().facts(state, encoding)
         if found:
             times, hazard = state.values["times"], state.values["hazard"]
@@ -122,8 +119,7 @@ class Cox(Newton):
     def _curve(self, state: State, sums: Values) -> tuple[Curve, Array]:
         """The partial log likelihood at the parameters that were asked about, and the baseline's steps.
 
-        Of d events at one time, Efron's l-th sees ``l / d`` of their own hazards gone; Breslow's see none.
-        """
+        Of d events at one time, Efron's l-th sees ``l / d`` of their own hazards gone; Breslow's see none."""
         free = len(state.facts["free"])
         theta = state.values["parameters"][state.facts["free"]]
         risk, events = sums["risk"], sums["events"]
@@ -153,8 +149,7 @@ class Cox(Newton):
         return Curve(gradient, square - outer, np.diagonal(square), deviance, 1.0, facts), hazard
 
 
-_MOST = float(2**16)
-"""Events of one party at one time: each takes a step of Efron's sum."""
+_MOST = float(2**16)  # events of one party at one time: each takes a step of Efron's sum
 
 
 def _width(free: int) -> int:

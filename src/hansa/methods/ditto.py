@@ -20,8 +20,7 @@ class Ditto(GradientMethod):
     common parameters ``theta`` that it received: with the same optimiser, on the same batches.
 
     Args:
-        lam: strength of the pull towards the common model; 0 is training alone.
-    """
+        lam: strength of the pull towards the common model; 0 is training alone."""
 
     kind: ClassVar[str] = "ditto"
     stacks: ClassVar[bool] = True

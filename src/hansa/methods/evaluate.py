@@ -28,8 +28,7 @@ class Evaluate(Method):
         spread: also how the metrics are spread over the parties: quantiles, and the mean of the worst tenth.
         own: also score each party's own model on its own rows, where the method makes one.
         sample: ask so many parties, drawn anew each time, and not all.
-        only: these of the task's metrics, and not all; where sums get noise, fewer of them share it.
-    """
+        only: these of the task's metrics, and not all; where sums get noise, fewer of them share it."""
 
     kind: ClassVar[str] = "evaluate"
     every: Annotated[int, Limits(ge=0)] = 1
@@ -65,8 +64,7 @@ class Evaluate(Method):
 
     def score(self, at: At, models: Mapping[str, Array], noised: bool = False) -> Answer:
         """The task's sums over the party's held-out rows, of several models by the prefix of their names; a
-        ContributionError if a model's errors are beyond counting.
-        """
+        ContributionError if a model's errors are beyond counting."""
         x, y = at.held_out()
         values: dict[str, Array] = {}
         asked = {tally.name for tally in self._tallies(at.task)}
@@ -102,8 +100,7 @@ class Evaluate(Method):
         """The federation's metrics, and how they are spread over the parties that hold rows out.
 
         ``accuracy`` is of all rows, ``accuracy.p10`` a quantile over parties, ``accuracy.worst_decile`` the mean
-        of the tenth that does worst; ``own.`` stands before those of the parties' own models.
-        """
+        of the tenth that does worst; ``own.`` stands before those of the parties' own models."""
         metrics: dict[str, float] = {}
         for prefix in ("", "own."):
             names = [t.name for t in task.tallies() if prefix + t.name in totals]

@@ -22,8 +22,7 @@ class FedBuff(GradientMethod):
     Args:
         buffer: updates in one step of the server (the paper's ``K``).
         concurrency: parties that train at a time.
-        staleness: exponent of the discount; 0 counts late updates in full.
-    """
+        staleness: exponent of the discount; 0 counts late updates in full."""
 
     kind: ClassVar[str] = "fedbuff"
     buffer: Count = 10

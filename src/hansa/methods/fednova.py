@@ -18,8 +18,7 @@ class FedNova(GradientMethod):
     sum p_i (theta_i - theta) / |a_i|``. FedAvg, in which a party with more steps counts for more, converges to
     the optimum of another objective. ``|a_i|`` is the sum of the weights with which the party's gradients
     entered its update: ``steps`` for plain SGD, and ``(steps - m (1 - m^steps) / (1 - m)) / (1 - m)`` with
-    momentum ``m``. If all take the same number of steps, it is FedAvg.
-    """
+    momentum ``m``. If all take the same number of steps, it is FedAvg."""
 
     kind: ClassVar[str] = "fednova"
     reducible: ClassVar[bool] = False

@@ -24,8 +24,7 @@ class FedPer(GradientMethod):
     as it was: the global model is of use with a head only.
 
     Args:
-        head: shell patterns over the names of the model's arrays, such as ``"intercept"`` or ``"head.*"``.
-    """
+        head: shell patterns over the names of the model's arrays, such as ``"intercept"`` or ``"head.*"``."""
 
     kind: ClassVar[str] = "fedper"
     stacks: ClassVar[bool] = True
@@ -35,8 +34,7 @@ class FedPer(GradientMethod):
 
     def init(self, setup: Setup, learner: Learner) -> State:
         """Initial parameters, and which of them are the body's; a StudyError if a pattern matches no array of
-        the model, or if nothing is left to share.
-        """
+        the model, or if nothing is left to share."""
         state = super().init(setup, learner)
         body = in_head(self.head, learner.layout)
         spans = np.flatnonzero(np.diff(np.concatenate([[1], body, [1]]))).reshape(-1, 2)
@@ -87,8 +85,7 @@ class FedPer(GradientMethod):
 @lru_cache(maxsize=16)
 def in_head(patterns: tuple[str, ...], layout: Layout) -> Array:
     """Which parameters are the head's, bool ``[d]``; a StudyError if a pattern matches no array of the model,
-    or if all of them are matched.
-    """
+    or if all of them are matched."""
     names = [name for name, _ in layout.leaves]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):

@@ -16,8 +16,7 @@ class FedProx(GradientMethod):
     ``g + mu * (theta - theta_global)``. All else is FedAvg's.
 
     Args:
-        mu: strength of the pull; 0 is FedAvg.
-    """
+        mu: strength of the pull; 0 is FedAvg."""
 
     kind: ClassVar[str] = "fedprox"
     mu: Annotated[float, Limits(ge=0)] = 0.01

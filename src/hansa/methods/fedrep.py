@@ -24,8 +24,7 @@ class FedRep(FedPer):
     other part counts as 0.
 
     Args:
-        head_epochs: passes over a party's rows in the first phase.
-    """
+        head_epochs: passes over a party's rows in the first phase."""
 
     kind: ClassVar[str] = "fedrep"
     stacks: ClassVar[bool] = True

@@ -28,8 +28,7 @@ class FedSGD(UpdateMethod):
     Args:
         clip: the largest L2 norm of one row's gradient.
         batch_size: what the sum of a party is divided by, if it is clipped: about the number of its rows, and
-            public, as the exact number is a secret, too.
-    """
+            public, as the exact number is a secret, too."""
 
     kind: ClassVar[str] = "fedsgd"
     stacks: ClassVar[bool] = True

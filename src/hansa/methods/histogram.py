@@ -24,8 +24,7 @@ class Histogram(Method):
 
     Args:
         bins: of each number column.
-        levels: of the quantiles, from 0 to 1.
-    """
+        levels: of the quantiles, from 0 to 1."""
 
     kind: ClassVar[str] = "histogram"
     exact: ClassVar[bool] = True
@@ -77,8 +76,7 @@ def quantiles(counts: Sequence[float], edges: Sequence[float], levels: Sequence[
     the counts are noise about nothing.
 
     Where noise makes the sums of the first counts fall, they are levelled halfway between the largest before and
-    the smallest after: no sum is then further from a rising one than the worst was.
-    """
+    the smallest after: no sum is then further from a rising one than the worst was."""
     sums = np.cumsum(counts)
     if not sums[-1] >= 1:
         return [None for _ in levels]

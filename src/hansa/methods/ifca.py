@@ -27,8 +27,7 @@ class IFCA(GradientMethod):
 
     Args:
         clusters: how many models.
-        spread: standard deviation of that noise.
-    """
+        spread: standard deviation of that noise."""
 
     kind: ClassVar[str] = "ifca"
     reducible: ClassVar[bool] = False

@@ -18,19 +18,13 @@ from hansa.task import CodeTask, Task
 
 @dataclass(frozen=True)
 class Family:
-    """An exponential family with its canonical link, row by row.
+    """An exponential family with its canonical link, row by row."""
 
-    Args:
-        link: the linear predictor of a mean.
-        variance: of the mean, up to the dispersion.
-        begin: from labels to the means of the first round (McCullagh and Nelder 1989, section 2.5).
-        deviance: of labels, linear predictors and means.
-    """
-
-    link: Callable[[Array], Array]
-    variance: Callable[[Array], Array]
+    link: Callable[[Array], Array]  # the linear predictor of a mean
+    variance: Callable[[Array], Array]  # of the mean, up to the dispersion
+    # from labels to the means of the first round (McCullagh and Nelder 1989, section 2.5)
     begin: Callable[[Array], Array]
-    deviance: Callable[[Array, Array, Array], Array]
+    deviance: Callable[[Array, Array, Array], Array]  # of labels, linear predictors and means
 
 
 FAMILIES: Mapping[type[Learner], Family] = {
@@ -58,8 +52,7 @@ class IRLS(Newton):
     Each party sends sums over its rows: ``X' (y - mu)``, ``X' V X`` with V the variance at the mean, the
     deviance, Pearson's statistic and the number of rows. The sums of all parties are those of the pooled
     table, so estimates, standard errors and p-values are the pooled ones. In round 1 the means come from the
-    labels alone, so a linear model is exact after it.
-    """
+    labels alone, so a linear model is exact after it."""
 
     kind: ClassVar[str] = "irls"
 

@@ -12,8 +12,7 @@ from hansa.learners.base import Learner
 from hansa.methods.base import Answer, Method, Setup, State
 from hansa.methods.work import At
 
-WIDE = float(2**400)
-"""No sum of a column, nor of its squares, is larger; an overflow to infinity is refused anyway."""
+WIDE = float(2**400)  # no sum of a column, nor of its squares, is larger; an overflow to infinity is refused anyway
 
 
 class Moments(Method):
@@ -28,8 +27,7 @@ class Moments(Method):
     declared range to [-1, 1], so that a row adds no more than that, and squares are summed at once.
 
     Args:
-        standardise: whether features are scaled to mean 0 and variance 1 of the federation.
-    """
+        standardise: whether features are scaled to mean 0 and variance 1 of the federation."""
 
     kind: ClassVar[str] = "moments"
     standardise: bool = True

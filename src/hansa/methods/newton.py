@@ -21,8 +21,7 @@ FARTHEST = 500.0
 FEWEST = 5
 """Complete rows of which a party that has as many rows sends sums; an agent with fewer rows sends none at all."""
 
-ROUNDING = 1e-12
-"""A step so much smaller than the linear predictor is none."""
+ROUNDING = 1e-12  # a step so much smaller than the linear predictor is none
 
 INTERCEPT = "(intercept)"
 VANISHED = {False: 1e-3, True: 1e-8}
@@ -31,24 +30,15 @@ VANISHED = {False: 1e-3, True: 1e-8}
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A log likelihood at the parameters that were asked about, over the free coefficients.
+    """A log likelihood at the parameters that were asked about, over the free coefficients."""
 
-    Args:
-        gradient: ``[f]``.
-        hessian: of minus the log likelihood, ``[f, f]``.
-        spread: what its diagonal would be if nothing were explained by the other columns, ``[f]``.
-        deviance: minus twice the log likelihood, up to a constant; None if the sums were not made at
-            the parameters themselves.
-        dispersion: by which the inverse of the Hessian is multiplied.
-        facts: what else the model's reader should know.
-    """
-
-    gradient: Array
-    hessian: Array
-    spread: Array
+    gradient: Array  # ``[f]``
+    hessian: Array  # of minus the log likelihood, ``[f, f]``
+    spread: Array  # what its diagonal would be if nothing were explained by the other columns, ``[f]``
+    # minus twice the log likelihood, up to a constant; None if the sums were not made at the parameters themselves
     deviance: float | None
-    dispersion: float
-    facts: Mapping[str, Json]
+    dispersion: float  # by which the inverse of the Hessian is multiplied
+    facts: Mapping[str, Json]  # what else the model's reader should know
 
 
 class Newton(Method):
@@ -59,12 +49,10 @@ class Newton(Method):
     rounds nothing is remembered at a party.
 
     Args:
-        tolerance: the run ends after a step of less than so many standard errors.
-    """
+        tolerance: the run ends after a step of less than so many standard errors."""
 
     exact: ClassVar[bool] = True
-    intercept: ClassVar[bool] = True
-    """Whether the model has one; it lies behind the features."""
+    intercept: ClassVar[bool] = True  # whether the model has one; it lies behind the features
 
     tolerance: Annotated[float, Limits(gt=0, lt=1)] = 1e-8
 
@@ -159,8 +147,7 @@ class Newton(Method):
 
     def _lost(self, state: State, inverse: Array, first: Array, step: Array) -> int:
         """For how many rounds some coefficient has run away: it walks on in equal steps, and each takes more of
-        the information that there was about it.
-        """
+        the information that there was about it."""
         names = state.facts["names"]
         last = state.values.get("step", np.zeros_like(step))
         few = (first / np.diagonal(inverse)) < np.asarray([VANISHED[name == INTERCEPT] for name in names])
@@ -173,8 +160,7 @@ class Newton(Method):
 
 def complete(at: At) -> tuple[Array, Array]:
     """Features ``[n, p]`` and labels ``[n]`` of the training rows in which no feature is missing; a
-    ContributionError if gaps leave so few that sums over them would tell of single ones.
-    """
+    ContributionError if gaps leave so few that sums over them would tell of single ones."""
     x, y = at.rows()
     whole = np.ones(len(y), dtype=bool)
     for name in at.setup.numbers:

@@ -21,8 +21,7 @@ class Scaffold(GradientMethod):
     weights by examples the weight of all ``N`` parties is estimated from those counted so far; the weighted sum
     of the ``c_i`` is kept exactly, so the fixed point is the optimum of the weighted objective either way.
 
-    It holds for plain local SGD only: ``(theta - theta_i) / (steps * lr)`` is a gradient for no other optimiser.
-    """
+    It holds for plain local SGD only: ``(theta - theta_i) / (steps * lr)`` is a gradient for no other optimiser."""
 
     kind: ClassVar[str] = "scaffold"
     fields: ClassVar[tuple[Field, ...]] = (Field("update", like="parameters"), Field("control", like="parameters"))

@@ -28,17 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trained:
-    """What local training ended with.
+    """What local training ended with."""
 
-    Args:
-        parameters: ``[d]``, or ``[k, d]`` of a stack.
-        steps: how many optimiser steps were taken: an int, or ``[k, 1]``, so that it divides parameters.
-        slots: state of the optimiser.
-    """
-
-    parameters: Array
-    steps: Any
-    slots: Mapping[str, Array] = field(default_factory=dict)
+    parameters: Array  # ``[d]``, or ``[k, d]`` of a stack
+    steps: Any  # how many optimiser steps were taken: an int, or ``[k, 1]``, so that it divides parameters
+    slots: Mapping[str, Array] = field(default_factory=dict)  # state of the optimiser
 
 
 class Named(dict[str, Any]):
@@ -49,34 +43,21 @@ class Named(dict[str, Any]):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Work:
-    """Parties at work: what they received, what they remember, and the verbs of a method.
+    """Parties at work: what they received, what they remember, and the verbs of a method."""
 
-    Args:
-        round: number of the training round, from 1.
-        task: what is learnt.
-        setup: among whom, on which columns.
-        learner: the model's mathematics.
-        received: what the ask brought; the same for all.
-        memory: what this method remembers at the parties.
-        parties: their names.
-        secret: a party's key for noise; empty in simulation, where it comes from the seed of the setup.
-        failed: what went wrong, by position; filled by the verbs.
-        calls: numbers the trainings of one answer, each of which draws its own sample and noise.
-    """
-
-    round: int
-    task: Task
-    setup: Setup
-    learner: Learner
-    received: Values
-    memory: Values
-    parties: tuple[str, ...]
-    secret: bytes = b""
-    failed: dict[int, HansaError] = field(default_factory=dict)
+    round: int  # number of the training round, from 1
+    task: Task  # what is learnt
+    setup: Setup  # among whom, on which columns
+    learner: Learner  # the model's mathematics
+    received: Values  # what the ask brought; the same for all
+    memory: Values  # what this method remembers at the parties
+    parties: tuple[str, ...]  # their names
+    secret: bytes = b""  # a party's key for noise; empty in simulation, where it comes from the seed of the setup
+    failed: dict[int, HansaError] = field(default_factory=dict)  # what went wrong, by position; filled by the verbs
+    # numbers the trainings of one answer, each of which draws its own sample and noise
     calls: Iterator[int] = field(default_factory=count)
 
-    alone: ClassVar[bool] = False
-    """Whether it is one party by itself, whose arrays have no leading axis."""
+    alone: ClassVar[bool] = False  # whether it is one party by itself, whose arrays have no leading axis
 
     @property
     @abstractmethod
@@ -133,8 +114,7 @@ class Work:
             correct: maps (gradient, parameters), and what is ``beside`` if that is given, to the gradient
                 that is used; an `Affine` costs less.
             beside: arrays of each party that the correction needs, ``[d]`` or ``[k, d]``.
-            slots: state of the optimiser to start from; fresh if not given.
-        """
+            slots: state of the optimiser to start from; fresh if not given."""
         lead: Any = None if self.alone else ...  # of what is one party's, or a stack's already
         own = np.asarray if isinstance(local, Private) else self.learner.native
         native = {name: own(v[lead]) for name, v in (beside or {}).items()}
@@ -195,19 +175,13 @@ class Work:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class At(Work):
-    """A party at work.
-
-    Args:
-        train_rows: the rows to learn from.
-        test_rows: those held out.
-        encode: from one of the two to features ``[n, p]`` and labels ``[n]``.
-    """
+    """A party at work."""
 
     alone: ClassVar[bool] = True
 
-    train_rows: Table
-    test_rows: Table
-    encode: Callable[[Table], tuple[Array, Array]]
+    train_rows: Table  # the rows to learn from
+    test_rows: Table  # those held out
+    encode: Callable[[Table], tuple[Array, Array]]  # from one of the two to features ``[n, p]`` and labels ``[n]``
 
     @property
     def party(self) -> str:
@@ -235,13 +209,9 @@ class At(Work):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Stack(Work):
-    """Several parties at work at once; those with more rows come first, and none has no row.
+    """Several parties at work at once; those with more rows come first, and none has no row."""
 
-    Args:
-        data: each one's features and labels.
-    """
-
-    data: Sequence[tuple[Array, Array]]
+    data: Sequence[tuple[Array, Array]]  # each one's features and labels
 
     @property
     def all_rows(self) -> Sequence[tuple[Array, Array]]:

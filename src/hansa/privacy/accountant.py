@@ -4,8 +4,7 @@
   Gaussians compose exactly; the rest goes through dp-accounting, on a grid that never rounds down (Doroshenko
   et al. 2022, arXiv 2207.04380).
 - ``"rdp"``: Rényi divergences; for all events, so also for mixtures with Skellam and discrete Gaussian noise.
-- ``"zcdp"``: concentrated differential privacy, without sampling.
-"""
+- ``"zcdp"``: concentrated differential privacy, without sampling."""
 
 import math
 from collections import Counter
@@ -24,14 +23,12 @@ Accountant = Literal["pld", "rdp", "zcdp"] | int | None
 """None is ``"pld"`` where it knows all the events, else ``"rdp"``; a number is ``"rdp"`` of that order alone."""
 DISCRETISATION = 1e-4
 """Width of the grid of privacy losses; more in the search for noise, and if too many points would span them."""
-ROUNDING = 1e-13
-"""Kept back from delta for the Fourier transforms that compose distributions."""
+ROUNDING = 1e-13  # kept back from delta for the Fourier transforms that compose distributions
 
 
 class Spent(NamedTuple):
     """What events cost together, and how that was found: by which accountant, on how wide a grid of privacy
-    losses (0 for none), with which part of delta set aside for samplers that stray.
-    """
+    losses (0 for none), with which part of delta set aside for samplers that stray."""
 
     epsilon: float
     delta: float
@@ -54,9 +51,7 @@ def spent(events: Iterable[Event], delta: float, accountant: Accountant = None, 
     If events were chosen as a run went, a filter has to say when to stop: ``"rdp"`` of one order that was chosen
     before (Feldman and Zrnic 2021, arXiv 2008.11193).
 
-    Raises:
-        PrivacyError: delta is out of range, adjacencies differ, or the accountant has no bound for an event.
-    """
+    Raises PrivacyError: delta is out of range, adjacencies differ, or the accountant has no bound for an event."""
     m.within(delta=delta)
     merged, failure, adjacency = _merged(events)
     curve = _curve(merged, accountant, step)
@@ -87,8 +82,7 @@ def noise_multiplier(
     tolerance: float = 1e-3,
 ) -> float:
     """The smallest noise multiplier, or one up to ``tolerance`` (relative) above it, whose events cost at most
-    epsilon at delta. Of ``events_of(z)``, more noise must not cost more.
-    """
+    epsilon at delta. Of ``events_of(z)``, more noise must not cost more."""
     m.within(epsilon=epsilon, delta=delta)
 
     def holds(z: float) -> bool:

@@ -16,8 +16,7 @@ class Privacy(Part):
         adjacency: ``"add-remove"`` hides whether the unit is there at all, ``"replace"`` which one it is.
         delta: the chance with which the guarantee may fail, for everything together; well below one over
             the number of units.
-        epsilon: if given, a federation whose models cost more, in the eyes of the public, is refused.
-    """
+        epsilon: if given, a federation whose models cost more, in the eyes of the public, is refused."""
 
     unit: Literal["party", "example"] = "party"
     adjacency: Adjacency = "add-remove"
@@ -25,8 +24,7 @@ class Privacy(Part):
     epsilon: Annotated[float, Limits(gt=0)] | None = None
 
 
-PARTY = Privacy()
-"""A party, added or removed."""
+PARTY = Privacy()  # a party, added or removed
 
 
 class Adversary(Part):
@@ -34,8 +32,7 @@ class Adversary(Part):
 
     Args:
         coordinator: ``"honest-but-curious"``, or ``"malicious"``: it may depart from the protocol.
-        colluding: parties that tell the coordinator, or each other, all that they know.
-    """
+        colluding: parties that tell the coordinator, or each other, all that they know."""
 
     coordinator: Literal["honest-but-curious", "malicious"] = "honest-but-curious"
     colluding: Annotated[int, Limits(ge=0)] = 0

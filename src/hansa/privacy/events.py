@@ -2,8 +2,7 @@
 
 Noise is given relative to what one record (or party, whichever is protected) adds to the result at most.
 Neighbours under ``"replace"`` are twice as far apart, for one contribution leaves and another, perhaps its
-opposite, comes: the accountant applies the 2. A ledger writes ``canonical(EVENTS.spec(event))``.
-"""
+opposite, comes: the accountant applies the 2. A ledger writes ``canonical(EVENTS.spec(event))``."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -48,8 +47,7 @@ class Event(Part):
         adjacency: neighbours differ by one record more or less, or by one record in place of another.
         sampling: None if every record took part, or if the observer knows which did.
         times: how often it happened, each time with fresh noise and a fresh sample.
-        failure: the chance that the noise of a release strays from its distribution, at any of its coordinates.
-    """
+        failure: the chance that the noise of a release strays from its distribution, at any of its coordinates."""
 
     adjacency: Adjacency
     sampling: AnySampling = None
@@ -94,8 +92,7 @@ class MatrixMechanism(Gaussian):
 
     Args:
         noise_multiplier: standard deviation of an entry of ``z`` over the norm of one contribution to a step.
-        sensitivity: the largest L2 norm of what a record adds to ``C x`` in all its steps together.
-    """
+        sensitivity: the largest L2 norm of what a record adds to ``C x`` in all its steps together."""
 
     kind: ClassVar[str] = "matrix"
     sampling: None = None
@@ -121,8 +118,7 @@ class Skellam(Event):
         shares: of honest parties that surely added theirs; 1 for noise that is added in one place.
         dimension: entries of the vector.
         l2: bound on the L2 norm of one contribution on the integer grid, after rounding; see `rounded_norms`.
-        l1: the same for the L1 norm.
-    """
+        l1: the same for the L1 norm."""
 
     kind: ClassVar[str] = "skellam"
     variance: Positive

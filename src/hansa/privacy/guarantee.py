@@ -15,21 +15,14 @@ SEED = "noise and samples of a simulation come from its seed: who knows the seed
 
 @dataclass(frozen=True)
 class Observer:
-    """Who sees what of a unit.
+    """Who sees what of a unit."""
 
-    Args:
-        name: ``"coordinator"``, ``"party"`` (another one than the unit's) or ``"public"``.
-        sees: in words.
-        events: what happens to a unit, in this observer's eyes; None if something leaves as it is.
-        exact: what leaves as it is.
-        spent: what the events cost at the delta of the guarantee; infinite if something leaves as it is.
-    """
-
-    name: str
-    sees: tuple[str, ...]
+    name: str  # ``"coordinator"``, ``"party"`` (another one than the unit's) or ``"public"``
+    sees: tuple[str, ...]  # in words
+    # what happens to a unit, in this observer's eyes; None if something leaves as it is
     events: tuple[Event, ...] | None
-    exact: tuple[str, ...]
-    spent: Spent
+    exact: tuple[str, ...]  # what leaves as it is
+    spent: Spent  # what the events cost at the delta of the guarantee; infinite if something leaves as it is
 
     @property
     def epsilon(self) -> float:
@@ -45,17 +38,11 @@ class Observer:
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What holds for one unit, for each observer; ``str`` says it in words.
+    """What holds for one unit, for each observer; ``str`` says it in words."""
 
-    Args:
-        privacy: unit, adjacency, delta.
-        adversary: against whom.
-        observers: the coordinator, another party, the public.
-    """
-
-    privacy: Privacy
-    adversary: Adversary
-    observers: tuple[Observer, ...]
+    privacy: Privacy  # unit, adjacency, delta
+    adversary: Adversary  # against whom
+    observers: tuple[Observer, ...]  # the coordinator, another party, the public
 
     def __getitem__(self, name: str) -> Observer:
         return next(one for one in self.observers if one.name == name)
@@ -87,30 +74,20 @@ class Guarantee:
 
 @dataclass(frozen=True)
 class Release:
-    """Something that is made of what leaves the parties.
+    """Something that is made of what leaves the parties."""
 
-    Args:
-        what: in words, such as ``"the models of 30 rounds"``.
-        times: how often.
-        noise: where each noise is added (``"party"``, ``"shares"``, ``"coordinator"``), and its event.
-        hidden: whether only sums reach the coordinator.
-        sampling: which hides from the public whose rows it is made of.
-        held_out: whether it is made of the rows held out, and not of those that the models learn from.
-        bucket: if several sums reach the coordinator, the fewest parties in one.
-    """
-
-    what: str
-    times: int
+    what: str  # in words, such as ``"the models of 30 rounds"``
+    times: int  # how often
+    # where each noise is added (``"party"``, ``"shares"``, ``"coordinator"``), and its event
     noise: tuple[tuple[str, Event], ...]
-    hidden: bool = False
-    sampling: AnySampling = None
-    held_out: bool = False
-    bucket: int = 0
+    hidden: bool = False  # whether only sums reach the coordinator
+    sampling: AnySampling = None  # which hides from the public whose rows it is made of
+    held_out: bool = False  # whether it is made of the rows held out, and not of those that the models learn from
+    bucket: int = 0  # if several sums reach the coordinator, the fewest parties in one
 
     def event(self, observer: str, delta: float) -> Event | None:
         """What it costs in the eyes of an observer: of the noises that this one cannot know, the one that
-        protects best; None if there is none.
-        """
+        protects best; None if there is none."""
         events = []
         for where, event in self.noise:
             mine: Event | None = event
@@ -127,8 +104,7 @@ class Release:
 def guarantee(privacy: Privacy, adversary: Adversary, releases: Sequence[Release]) -> Guarantee:
     """What the observers of these releases learn of a unit.
 
-    A row is either learnt from or held out, so of the two kinds of releases only the dearer counts for it.
-    """
+    A row is either learnt from or held out, so of the two kinds of releases only the dearer counts for it."""
     observers = []
     for name in ("coordinator", "party", "public"):
         kinds: dict[bool, list[Event]] = {False: [], True: []}

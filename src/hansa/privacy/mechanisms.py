@@ -1,8 +1,7 @@
 """What single mechanisms cost, as functions of numbers.
 
 A noise multiplier is the standard deviation of the noise (for Laplace, its scale) over the distance of two
-neighbours' results. Functions of orders give Rényi divergences; bounds at integers only are infinite between.
-"""
+neighbours' results. Functions of orders give Rényi divergences; bounds at integers only are infinite between."""
 
 import math
 from collections.abc import Callable
@@ -85,8 +84,7 @@ def laplace_rdp(orders: Array, noise_multiplier: float) -> Array:
 
 def skellam_rdp(orders: Array, variance: float, l2: float, l1: float) -> Array:
     """Divergences of Skellam noise of that variance in all, in squares of the integer grid, for neighbours at
-    those distances on it (Agarwal, Kairouz and Liu 2021, arXiv 2110.04995, theorem 3.5).
-    """
+    those distances on it (Agarwal, Kairouz and Liu 2021, arXiv 2110.04995, theorem 3.5)."""
     more = ((2 * orders - 1) * l2**2 + 6 * l1) / (4 * variance**2)
     rdp = orders * l2**2 / (2 * variance) + np.minimum(more, 3 * l1 / (2 * variance))
     return np.where(orders % 1 == 0, rdp, np.inf)
@@ -94,8 +92,7 @@ def skellam_rdp(orders: Array, variance: float, l2: float, l1: float) -> Array:
 
 def discrete_gaussian_rdp(orders: Array, variance: float, shares: int, dimension: int, l2: float, l1: float) -> Array:
     """Divergences of a sum of discrete Gaussians of that variance each, by the least of three bounds (Kairouz,
-    Liu and Steinke 2021, arXiv 2102.06387, proposition 14).
-    """
+    Liu and Steinke 2021, arXiv 2102.06387, proposition 14)."""
     if shares > 1 and variance < 0.25:
         said = f"sums of discrete Gaussians are understood from a variance of 1/4, not {variance:g}"
         raise PrivacyError(said, remedy="Use a finer granularity, or Skellam noise")
@@ -111,8 +108,7 @@ def discrete_gaussian_rdp(orders: Array, variance: float, shares: int, dimension
 def rounded_norms(norm: float, dimension: int, beta: float = math.exp(-0.5)) -> tuple[float, float]:
     """Bounds ``(L2, L1)`` on a vector of that L2 norm, on the integer grid, after stochastic rounding, done again
     while it exceeds the first; it does so with a chance of at most ``beta``, or of none if that is 0
-    (Kairouz, Liu and Steinke 2021, arXiv 2102.06387, section 4.1).
-    """
+    (Kairouz, Liu and Steinke 2021, arXiv 2102.06387, section 4.1)."""
     l2 = norm + math.sqrt(dimension)
     if beta > 0:
         spread = math.sqrt(2 * math.log(1 / beta)) * (norm + math.sqrt(dimension) / 2)
@@ -122,8 +118,7 @@ def rounded_norms(norm: float, dimension: int, beta: float = math.exp(-0.5)) -> 
 
 def poisson_rdp(orders: Array, rate: float, rdp: Callable[[Array], Array]) -> Array:
     """Divergences of any mechanism on a Poisson sample, add-remove: the general bound, with its factor 3 (Zhu and
-    Wang 2019, PMLR 97, theorem 5). ``rdp`` gives those without sampling, at integers.
-    """
+    Wang 2019, PMLR 97, theorem 5). ``rdp`` gives those without sampling, at integers."""
     found = np.full(len(orders), np.inf)
     j = np.arange(2, int(orders.max()) + 1)
     logs = np.concatenate([[0.0, 0.0], np.cumsum(np.log(j))])  # of factorials

@@ -3,8 +3,7 @@
 A table's rows have integer weights of 128 bits, and a row is drawn by Walker's alias method from 64 bits, or from
 128 in the rare case that 64 do not decide. A wide distribution has rows of 2^b numbers: one of them is taken
 evenly and kept with the chance that its probability has beside the row's largest, again exactly.
-Neither runs in constant time: who can time the party's processor to the nanosecond is not kept out.
-"""
+Neither runs in constant time: who can time the party's processor to the nanosecond is not kept out."""
 
 import math
 from dataclasses import dataclass
@@ -19,15 +18,13 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hansa.contribution import Array, canonical
 from hansa.errors import PrivacyError
 
-FAILURE = 2.0**-100
-"""For every table: the cut tails (below 2^-125) and the rounding of 2^17 weights or fewer to 2^-128."""
+FAILURE = 2.0**-100  # for every table: the cut tails (below 2^-125) and the rounding of 2^17 weights or fewer to 2^-128
 _ROWS = 2**14  # of a table that has many numbers in a row
 
 
 def derived(key: bytes, *purpose: str | int) -> bytes:
     """The 32 bytes that a persisted key of 32 has for a purpose such as (run, round, attempt, "noise"), by HKDF:
-    a retransmission gets the same, a new attempt others.
-    """
+    a retransmission gets the same, a new attempt others."""
     return HKDF(SHA256(), length=32, salt=None, info=canonical(list(purpose))).derive(key)
 
 
@@ -42,8 +39,7 @@ class Stream:
         return np.frombuffer(self._cipher.update(bytes(8 * count)), dtype="<u8")
 
 
-Chance = np.random.Generator | Stream
-"""Where noise comes from: a seed, in simulation, or a cryptographic stream."""
+Chance = np.random.Generator | Stream  # where noise comes from: a seed, in simulation, or a cryptographic stream
 GRID = 2.0**20
 """Standard deviation (for Laplace the scale) of noise from a stream, in steps of the grid that it lies on."""
 
@@ -52,8 +48,7 @@ def noised(values: Array, spread: float, chance: Chance, laplace: bool = False) 
     """The values with normal or Laplace noise of that spread on each, in float64.
 
     From a stream the noise is of integers, and the values are rounded to their grid: nothing of them is left in
-    the low bits of a float (Mironov 2012, doi 10.1145/2382196.2382264). `grown` says what that rounding costs.
-    """
+    the low bits of a float (Mironov 2012, doi 10.1145/2382196.2382264). `grown` says what that rounding costs."""
     values = np.asarray(values, np.float64)
     if not isinstance(chance, Stream):
         draw = chance.laplace if laplace else chance.normal
@@ -72,8 +67,7 @@ def uniform(chance: Chance, shape: tuple[int, ...]) -> Array:
 
 def grown(noise_multiplier: float, size: int) -> float:
     """The noise multiplier for so many numbers with which rounding to the grid is paid for, too: it moves each
-    by half a step at most, and neighbours by two halves. A PrivacyError for more noise on more numbers than that.
-    """
+    by half a step at most, and neighbours by two halves. A PrivacyError for more noise on more numbers than that."""
     moved = noise_multiplier * math.sqrt(size) / GRID
     if moved > 0.5:
         said = f"a noise multiplier of {noise_multiplier:g} on {size} numbers"
@@ -175,8 +169,7 @@ def _exponential(power: int, width: float, reach: float) -> Table:
 def _table(power: int, scale: Decimal, bits: int, plane: list[Decimal]) -> Table:
     """Walker's alias method in whole numbers: each row of a power of two gets the same share of 2^128.
 
-    ``plane`` has the weights of 0, 1 ..., or of the number of each row that is nearest to 0.
-    """
+    ``plane`` has the weights of 0, 1 ..., or of the number of each row that is nearest to 0."""
     density = (plane[-2::-1] if bits else plane[:0:-1]) + plane[:-1]
     rows, total = len(density), sum(density)
     weights = [int(2**128 * one / total) for one in density]

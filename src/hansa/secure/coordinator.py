@@ -77,8 +77,7 @@ def taken(desk: Desk, inbox: Sequence[Envelope]) -> Desk:
     """Take answers.
 
     An answer that is wrong is noted against its sender, who counts as missing. A vector that is taken, which
-    shows in ``answers``, is to be durable before the desk is, and never overwritten.
-    """
+    shows in ``answers``, is to be durable before the desk is, and never overwritten."""
     terms, waiting = desk.terms, set(desk.missing)
     place = (terms.run, terms.session, terms.attempt, desk.phase, "")
     answers, refused = list(desk.answers), list(desk.refused)
@@ -111,8 +110,7 @@ def requests(desk: Desk) -> Out:
 def advance(desk: Desk) -> tuple[Desk, Out]:
     """Go on without those who are missing: all are there, or their time is up.
 
-    Before the vectors that is the end, nothing was given; after them the survivors are fixed, once.
-    """
+    Before the vectors that is the end, nothing was given; after them the survivors are fixed, once."""
     terms = desk.terms
     there = [n for n, got in zip(terms.names, desk.answers, strict=True) if got]
     if desk.ended:
@@ -150,8 +148,7 @@ class Table(Kept):
     """The desks of an attempt, one for each bucket of its roster, which go from phase to phase together.
 
     Before the shares of every bucket are dealt, or there will be none of it, nobody is asked for a vector: so long, to
-    begin anew costs nothing.
-    """
+    begin anew costs nothing."""
 
     desks: tuple[Desk, ...]
 
@@ -226,8 +223,7 @@ def unfit(said: bytes) -> str:
 
 def total(desk: Desk, vector: Callable[[str], bytes | memoryview]) -> NDArray[Any]:
     """The sum of the survivors' vectors, ``[d]``, modulo 2^bits, from each party's payload of MASK; of those it
-    holds a few at a time.
-    """
+    holds a few at a time."""
     if desk.ended != "summed":
         raise StudyError(f"this attempt has no sum: it {desk.ended or 'has not ended'}")
     dtype = masks.DTYPES[desk.terms.work.bits]

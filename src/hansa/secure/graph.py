@@ -1,8 +1,7 @@
 """Who shares a mask with whom, how many neighbours that takes, and how many shares open a secret.
 
 After Bell, Bonawitz, Gascón, Lepoint and Raykova 2020 ("Secure single-server aggregation with (poly)logarithmic
-overhead", CCS, eprint 2020/704), with exact hypergeometric tails in place of bounds on them.
-"""
+overhead", CCS, eprint 2020/704), with exact hypergeometric tails in place of bounds on them."""
 
 from functools import lru_cache
 from math import comb, floor
@@ -25,8 +24,7 @@ def neighbours(n: int, k: int, seed: bytes) -> NDArray[np.int64]:
     """The neighbours of each party, ``[n, k]``, ascending: all others, or a Harary graph (1962).
 
     There the parties sit on a circle, in an order drawn from ``seed``, each beside k / 2 on either hand: it takes
-    two gaps of k / 2 seats to part it.
-    """
+    two gaps of k / 2 seats to part it."""
     if k >= n - 1:
         others = np.arange(n - 1)
         return others + (others >= np.arange(n)[:, None])
@@ -67,8 +65,7 @@ def degrees(
       of lost and corrupt parties where losses come as they come ("curious"), of ``lost`` and else corrupt ones
       where the coordinator chooses when it has seen the graph ("malicious"): a probability up to privacy.
 
-    Split views need no larger k: a set that is acted on was signed by more than half of the honest.
-    """
+    Split views need no larger k: a set that is acted on was signed by more than half of the honest."""
     gone, t = lost(n, dropout), 1
     for k in range(2, n - 1, 2):
         gaps = (corrupt + gone, k) if adversary == "curious" else (corrupt, k - gone)

@@ -26,10 +26,7 @@ def summed(
         attempt: no two of a run share a number.
         model: digest of what all were sent, 32 bytes.
 
-    Raises:
-        StudyError: if so few parties cannot hold the rules.
-        RunError: if the attempt ends without a sum.
-    """
+    Raises StudyError if so few parties cannot hold the rules; RunError if the attempt ends without a sum."""
     identities = {name: Identity(secrets.token_bytes(32)) for name in sorted(names)}
     pins = {name: identity.public for name, identity in identities.items()}
     parties = {name: Party(name, own, pins, rules) for name, own in identities.items()}

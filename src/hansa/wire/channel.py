@@ -1,7 +1,6 @@
 """Mutually authenticated channels over grpc.aio: parties dial, the coordinator listens on one port.
 
-Only hansa.wire imports grpc.
-"""
+Only hansa.wire imports grpc."""
 
 import contextlib
 import errno
@@ -22,8 +21,7 @@ _LOG = logging.getLogger(__name__)
 
 Renewed = Callable[[], tuple[bytes, bytes] | None]
 
-MESSAGE = (4 << 20) + (64 << 10)
-"""Most bytes of one message: 4 MiB, and some slack for what surrounds them."""
+MESSAGE = (4 << 20) + (64 << 10)  # most bytes of one message: 4 MiB, and some slack for what surrounds them
 
 _KEEPALIVE_MS = 20_000
 _COMMON: list[tuple[str, Any]] = [
@@ -45,11 +43,8 @@ def client_channel(address: str, key_pem: bytes, certificate_pem: bytes, root_pe
         certificate_pem: its certificate.
         root_pem: the coordinator's authority, or :func:`~hansa.crypto.pki.trust_anchor` of its key.
 
-    Raises:
-        UsageError: the address is not one.
-        TrustError: the caller's own certificate has expired. (A server that refuses a certificate
-            just closes the connection, so this is the place to say so.)
-    """
+    Raises UsageError: the address is not one; TrustError: the caller's own certificate has expired. (A server that
+    refuses a certificate just closes the connection, so this is the place to say so.)."""
     host, port = split_address(address)
     require_valid(certificate_pem)
     options = [
@@ -88,9 +83,7 @@ async def serve(
         renewed: called before each handshake, in a thread of gRPC's: a newer key and certificate,
             or None to go on with the last ones.
 
-    Raises:
-        UnreachableError: the port is in use, or the address is not this machine's.
-    """
+    Raises UnreachableError: the port is in use, or the address is not this machine's."""
     credentials = _credentials((key_pem, certificate_pem), roots_pem, renewed)
     options = [
         *_COMMON,
@@ -114,8 +107,7 @@ def _credentials(pair: tuple[bytes, bytes], roots_pem: bytes, renewed: Renewed |
     """Credentials that ask ``renewed`` for a newer key and certificate before each handshake.
 
     gRPC must hear None when there is none. To be given the same again, it replaces at each handshake
-    what others are just using, and aborts (https://github.com/grpc/grpc/issues/36693, open).
-    """
+    what others are just using, and aborts (https://github.com/grpc/grpc/issues/36693, open)."""
     first = grpc.ssl_server_certificate_configuration([pair], roots_pem)
 
     def fetch() -> Any:  # its stub leaves out None

@@ -23,8 +23,7 @@ from hansa.wire.tensors import Buffer
 INLINE = 1 << 16
 """Bytes of a body that travels in one message with what is said of it; a larger one comes in chunks, in its turn."""
 
-CHUNK = 1 << 20
-"""Bytes in a chunk; a body of at most this size travels inline instead."""
+CHUNK = 1 << 20  # bytes in a chunk; a body of at most this size travels inline instead
 
 
 def digest(data: Buffer) -> bytes:
@@ -68,8 +67,7 @@ class Receiver:
         size: bytes of the whole body, as declared; whether so many are allowed, the caller checks.
         digest: BLAKE3 of the whole body, as declared.
         path: the file; None for memory, which is taken as bytes arrive.
-        key: hides what is in the file, and is not to come twice with another body (`hansa.crypto.masks.opened`).
-    """
+        key: hides what is in the file, and is not to come twice with another body (`hansa.crypto.masks.opened`)."""
 
     def __init__(self, size: int, digest: bytes, path: Path | None = None, key: bytes = b"") -> None:
         self.size, self._digest, self._path = size, digest, path
@@ -92,8 +90,7 @@ class Receiver:
 
     def accept(self, chunk: Chunk) -> None:
         """Take the next chunk; raises ContributionError: it does not continue what is here, or goes past the declared
-        size; or OSError: the file cannot take it, or was closed.
-        """
+        size; or OSError: the file cannot take it, or was closed."""
         data = chunk.data  # each look at it is a copy
         end = self.offset + len(data)
         if chunk.offset != self.offset:
@@ -113,12 +110,9 @@ class Receiver:
     def finish(self) -> memoryview | Path:
         """The body, or the path of its file: whole, verified, and its bytes durable.
 
-        Raises:
-            ContributionError: it is shorter than declared (and may be resumed), or its digest is
-                another than declared (and what arrived is thrown away).
-            UnreachableError: the digest is another one, and the beginning had been kept from an
-                earlier transfer: that may have suffered, and all of it must be sent again.
-        """
+        Raises ContributionError: it is shorter than declared (and may be resumed), or its digest is another than
+        declared (and what arrived is thrown away); UnreachableError: the digest is another one, and the beginning had
+        been kept from an earlier transfer: that may have suffered, and all of it must be sent again."""
         self.close(sync=True)
         if self.offset != self.size:
             raise ContributionError(f"only {self.offset} of {self.size} bytes arrived")

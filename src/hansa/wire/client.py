@@ -28,16 +28,14 @@ class Client:
         channel: from :func:`~hansa.wire.channel.client_channel`; its owner closes it.
         record: called with the method's name and the serialised message, for every message, just before it is handed to
             the channel. If it raises, the message does not leave. A message that then cannot be delivered has been
-            recorded all the same: the record may say more than left, and never less.
-    """
+            recorded all the same: the record may say more than left, and never less."""
 
     def __init__(self, channel: grpc.aio.Channel, *, record: Record | None = None) -> None:
         self._channel, self._record = channel, record
 
     async def unary(self, rpc: Rpc[Q, R], request: Q, *, timeout: float = 30.0) -> R:
         """One request, one reply, within ``timeout`` seconds; raises HansaError: what the coordinator raised, or
-        UnreachableError or TrustError.
-        """
+        UnreachableError or TrustError."""
         _require(rpc, "unary")
         call: Any = self._channel.unary_unary(rpc.path)
         data = self._leave(rpc, request)
@@ -104,8 +102,7 @@ class Conversation(Generic[Q, R]):
 
         Returns:
             Whether it could be sent. If not, the coordinator has ended the call: its last replies,
-            and why it ended, are to be had from :meth:`receive`.
-        """
+            and why it ended, are to be had from :meth:`receive`."""
         data = self._leave(self._rpc, message)
         try:
             await self._call.write(data)
@@ -115,8 +112,7 @@ class Conversation(Generic[Q, R]):
 
     async def receive(self) -> R | None:
         """The next reply, or None when the coordinator has ended the call; raises HansaError: the coordinator refused,
-        or is gone.
-        """
+        or is gone."""
         with _hansa_errors():
             try:
                 return _decoded(self._rpc, await anext(self._replies))
@@ -132,8 +128,7 @@ class Conversation(Generic[Q, R]):
         """Keep the status that the coordinator gave.
 
         A write that finds the call ended makes gRPC overwrite its status with an excuse, before the
-        real one arrives or after. This is called at both, so the real one is caught here.
-        """
+        real one arrives or after. This is called at both, so the real one is caught here."""
         parts = call.code(), call.initial_metadata(), call.trailing_metadata(), call.details()
         error = grpc.aio.AioRpcError(*map(_at_once, parts))
         if error.details() != _EXCUSE and not self._final.done():

@@ -3,8 +3,7 @@
 The code that ``protoc`` generates refuses to run under a protobuf runtime older than its generator
 and warns under a much newer one. A serialised descriptor has no such check: the same bytes give
 the same classes under every protobuf that Hansa allows. ``typings/hansa_messages.pyi`` tells type checkers
-and editors the fields; ``tools/compile_messages.py`` writes both from ``messages.proto``.
-"""
+and editors the fields; ``tools/compile_messages.py`` writes both from ``messages.proto``."""
 
 from __future__ import annotations
 

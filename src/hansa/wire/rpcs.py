@@ -11,11 +11,9 @@ from hansa.crypto.pki import LOBBY, OPERATOR, PARTY
 from hansa.wire import messages as m
 
 SERVICE = "hansa.Hansa"
-PROTOCOL = 1
-"""Version of the protocol; the number in Hello and JoinRequest."""
+PROTOCOL = 1  # version of the protocol; the number in Hello and JoinRequest
 
-PENDING = 1000
-"""Answers that a party may ask about at once; about the others when it comes back."""
+PENDING = 1000  # answers that a party may ask about at once; about the others when it comes back
 
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
@@ -26,8 +24,7 @@ Kind = Literal["unary", "server_stream", "bidi"]
 class Rpc(Generic[Q, R]):
     """One remote procedure: its name in `RPCS`, the classes of what the client sends and the server answers.
 
-    Nobody but the roles that may call it is let through to the implementation.
-    """
+    Nobody but the roles that may call it is let through to the implementation."""
 
     name: str
     kind: Kind

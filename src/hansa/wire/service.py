@@ -34,8 +34,7 @@ def handlers(implementation: object, authorise: Authorise) -> grpc.GenericRpcHan
         authorise: from a peer's certificate (PEM) and a call's name to its identity, at every call, so that a removal
             takes effect at once; raises TrustError for whom it does not accept.
 
-    An rpc without a method is answered as unimplemented.
-    """
+    An rpc without a method is answered as unimplemented."""
     table = {}
     for rpc in RPCS.values():
         method = getattr(implementation, rpc.method, None)

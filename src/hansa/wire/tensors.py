@@ -8,8 +8,7 @@ header; ``__metadata__`` maps strings to strings. The layout is described at htt
 
 Why not that library: it copies on reading, and what arrives here is from a stranger. Every claim of
 the header is checked against the bytes that are really there before an array is made; whatever is
-wrong is a :class:`~hansa.errors.ContributionError`.
-"""
+wrong is a :class:`~hansa.errors.ContributionError`."""
 
 import json
 import math
@@ -44,9 +43,7 @@ def write(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None
         arrays: float16/32/64, int8..64, uint8..64 or bool, of any shape.
         metadata: free text about them.
 
-    Raises:
-        ContributionError: another dtype, or a name that is reserved or not text.
-    """
+    Raises ContributionError: another dtype, or a name that is reserved or not text."""
     little = {name: _little_endian(name, array) for name, array in arrays.items()}
     names = sorted(little, key=lambda name: (-_RANK.index(_CODES[little[name].dtype]), name))
     header: dict[str, Any] = {}
@@ -74,9 +71,7 @@ def read(buffer: Buffer, *, limit: int | None = None) -> dict[str, NDArray[Any]]
         buffer: what :func:`write`, or safetensors, wrote.
         limit: most bytes that ``buffer`` may have.
 
-    Raises:
-        ContributionError: anything about it is not as the layout demands.
-    """
+    Raises ContributionError: anything about it is not as the layout demands."""
     view = memoryview(buffer).cast("B").toreadonly()
     if limit is not None and len(view) > limit:
         raise ContributionError(f"{len(view)} bytes of tensors are more than the {limit} allowed")
@@ -90,8 +85,7 @@ def read(buffer: Buffer, *, limit: int | None = None) -> dict[str, NDArray[Any]]
 
 def metadata(buffer: Buffer) -> dict[str, str]:
     """The metadata in ``buffer``; empty if there is none; raises ContributionError: the header cannot be read, or its
-    metadata are not text.
-    """
+    metadata are not text."""
     header, _ = _header(memoryview(buffer).cast("B"))
     texts: dict[str, str] = header.get(_METADATA, {})
     return texts
