@@ -5,8 +5,6 @@
 >>> run = federation.run(hs.Local(hs.wisconsin.hospitals()))  # doctest: +SKIP
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

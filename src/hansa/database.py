@@ -278,8 +278,7 @@ def upgrade(engine: sa.Engine, migrations: Path) -> None:
             command.upgrade(config, "head")
     except CommandError as error:
         what = f"the database has a revision that this version of Hansa does not know: {error}"
-        remedy = "Update Hansa to the version that wrote it"
-        raise StoreError(what, remedy=remedy) from None
+        raise StoreError(what, remedy="Update Hansa to the version that wrote it") from None
 
 
 def _damaged(path: Path, why: str) -> StoreError:

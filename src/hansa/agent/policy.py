@@ -87,9 +87,8 @@ def company(rules: Rules, honest: int) -> None:
     if rules.honest < honest:
         sure, way = f"the study is sure of {rules.honest}", f"`hansa agent start --honest {rules.honest}`"
         low = "bucket.minimum" if rules.bucket else "cohort.minimum"
-        remedy = f"Raise {low} to {honest + rules.corrupt + 1}, or its owner can say {way}"
         what = f"its owner asks for {honest} honest parties beside it in a secure sum, and {sure}"
-        raise ConsentError(what, remedy=remedy)
+        raise ConsentError(what, remedy=f"Raise {low} to {honest + rules.corrupt + 1}, or its owner can say {way}")
 
 
 def _offered(federation: Federation, offers: Sequence[Offer]) -> Offer:
@@ -102,8 +101,7 @@ def _offered(federation: Federation, offers: Sequence[Offer]) -> Offer:
     kind = federation.task.kind
     if kind not in offer.allow:
         what = f"its owner allows {', '.join(offer.allow) or 'nothing'} on {offer.dataset!r}, not {kind}"
-        remedy = f"Its owner can say `hansa agent start --allow {kind}`"
-        raise ConsentError(what, remedy=remedy)
+        raise ConsentError(what, remedy=f"Its owner can say `hansa agent start --allow {kind}`")
     return offer
 
 

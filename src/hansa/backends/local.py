@@ -1,7 +1,5 @@
 """Simulation on one machine."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping

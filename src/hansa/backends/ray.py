@@ -119,8 +119,7 @@ class Worker:
             _portable(course.task)
         except Exception as error:  # whatever the author's modules raise when they are imported
             what = f"an actor cannot import the study: {str(error).splitlines()[0]}"
-            remedy = "Move the code to a file that every node of the cluster can import"
-            raise StudyError(what, remedy=remedy) from None
+            raise StudyError(what, remedy="Move the code to a file that every node of the cluster can import") from None
         self._room = Room(Crowd(tables, course), engine, 1)
         return True
 
@@ -301,8 +300,7 @@ def _files(federation: Federation) -> list[str]:
         homes[made.__module__ or ""] = made
     if "__main__" in homes:
         what = f"{homes['__main__'].__qualname__} lives in this session, and actors are other processes"
-        remedy = "Move it to a file, and import it from there"
-        raise StudyError(what, remedy=remedy)
+        raise StudyError(what, remedy="Move it to a file, and import it from there")
     files = [sys.modules[home].__file__ for home in homes if home.startswith(study.PREFIX)]
     return [str(Path(str(file)).resolve()) for file in files]
 
@@ -319,8 +317,7 @@ def _connected(address: str, actors: int | None) -> Iterator[Any]:
         there = ray.get_runtime_context().gcs_address
         if address not in ("auto", "local", there):
             what = f"this process is connected to the cluster at {there}, not to {address}"
-            remedy = 'Say "auto", or ray.shutdown() first'
-            raise UsageError(what, remedy=remedy)
+            raise UsageError(what, remedy='Say "auto", or ray.shutdown() first')
         yield ray
         return
     quietly = {"log_to_driver": False, "logging_level": "error"}

@@ -43,8 +43,7 @@ def admissible(federation: Federation, guests: Mapping[str, Guest]) -> dict[str,
     if refused:
         name, allow = sorted(refused.items())[0]
         what = f"its owner allows {', '.join(allow) or 'nothing'} on {dataset!r}, not {kind}"
-        remedy = f"The owner can say `hansa agent start --allow {kind}`"
-        raise ConsentError(what, party=name, remedy=remedy)
+        raise ConsentError(what, party=name, remedy=f"The owner can say `hansa agent start --allow {kind}`")
     raise _too_few(dataset, needed, ready, away, others)
 
 

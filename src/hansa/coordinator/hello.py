@@ -54,8 +54,7 @@ def _offer(offer: m.Offer, party: str) -> Offered:
 def _at_most(most: int, what: str, count: int, party: str) -> None:
     if count > most:
         what = f"it offers {count} {what}, and a coordinator takes at most {most}"
-        remedy = "Offer fewer, or a table with only the columns that studies need"
-        raise TrustError(what, party=party, remedy=remedy)
+        raise TrustError(what, party=party, remedy="Offer fewer, or a table with only the columns that studies need")
 
 
 def _short(names: Iterable[str], party: str) -> None:

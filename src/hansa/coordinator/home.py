@@ -56,8 +56,7 @@ class CoordinatorHome:
             return cls(folder, kept, pki.Authority.load(folder), Vault.of(folder).read(seed))
         except OSError as error:
             what = f"the coordinator's folder {folder} is incomplete: {error}"
-            remedy = "Restore it from a backup, or begin a new one with --home"
-            raise StoreError(what, remedy=remedy) from error
+            raise StoreError(what, remedy="Restore it from a backup, or begin a new one with --home") from error
 
     @property
     def roots_pem(self) -> bytes:

@@ -92,6 +92,5 @@ def _text(name: str, row: int, cell: object) -> str:
     if isinstance(cell, (datetime.date, datetime.time)):
         return cell.isoformat()
     if isinstance(cell, (bytes, bytearray, memoryview, list, dict)):
-        found = f"column {name!r}, row {row + 1} holds {type(cell).__name__}"
-        raise DataError(found, remedy=OTHER_TYPE, field=name)
+        raise DataError(f"column {name!r}, row {row + 1} holds {type(cell).__name__}", remedy=OTHER_TYPE, field=name)
     return str(cell)
