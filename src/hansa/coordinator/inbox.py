@@ -54,6 +54,7 @@ class Inbox:
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as held:
             held.callback(self._turns.release)
+            held.callback(loop.call_later(60 * TURN, held.close).cancel)  # nor may a trickle keep it
             slow = [loop.call_later(TURN, held.close)]
             held.callback(lambda: slow[0].cancel())
 
@@ -200,8 +201,7 @@ def refusal(body: Buffer, head: m.Head, signal: Signal | None, *, whole: bool = 
     try:
         if not whole and chunks.digest(body) != head.digest:
             raise ContributionError("what arrived is not what was declared: its digest differs")
-        values = Values(tensors.read(body, limit=head.size))
-        signal.check(Contribution(values, head.weight))
+        signal.check(Contribution(Values(tensors.read(body, limit=head.size)), head.weight))
     except ContributionError as error:
         return error.said
     return ""
