@@ -33,7 +33,7 @@ from hansa.methods.course import Progress
 from hansa.run import Run
 from hansa.wire.rpcs import INVITE, PARTIES, SUBMIT
 
-PATIENCE = 120.0
+PATIENCE = 240.0
 """Seconds after which whatever is waited for is taken for a hang."""
 
 COORDINATOR = "coordinator"
