@@ -307,3 +307,21 @@ def test_a_party_that_is_removed_is_waited_for_no_more_and_what_it_gave_counts()
     work(world, "a", "b")
     assert world.events("refused")[0]["reason"] == "removed: moved away"
     assert len(world.events("arrived")) == 3
+
+
+def test_a_late_answer_that_never_counts_is_refused_with_the_reason() -> None:
+    world = World(study(**LATE))
+    world.hear("c")
+    work(world, "a", "b")
+    world.toil("c")
+    world.land(0)
+    live = world.machine.runs[RUN]
+    assert list(live.late) == ["c"]
+    for name in ("a", "b"):
+        world.quietly(Failed(None, name, RUN, live.progress.version, live.attempt, "no light"))
+    assert world.rows.rows("run")[0]["status"] == "failed"
+    why = "it came late, and the run ended before it counted"
+    assert [(body["round"], body["reason"]) for body in world.events("refused") if body["party"] == "c"] == [(1, why)]
+    answer = world.rows.row("answer", run=RUN, version=0, party="c")
+    assert answer is not None
+    assert (answer["taken"], answer["reason"]) == (False, why)

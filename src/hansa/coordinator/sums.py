@@ -80,10 +80,8 @@ class Sums:
         elif live.ask is not None:
             proven = [(attempt, proof) for attempt, names, proof in live.past.proofs if party in names]
             for attempt, proof in proven[-1:]:  # it may have been away, and works only with its vector free
-                step = Step(live.id, live.ask.version, attempt, Phase.UNMASK, proof)
-                effects.notices.append((party, step))
-            notice = ev.WorkNotice(live.id, live.ask, live.attempt, live.hash)
-            effects.notices.append((party, notice))
+                effects.notices.append((party, Step(live.id, live.ask.version, attempt, Phase.UNMASK, proof)))
+            effects.notices.append((party, ev.WorkNotice(live.id, live.ask, live.attempt, live.hash)))
 
     def _missing(self, effects: ev.Effects, live: Live, party: str) -> None:
         """Say that the run waits for a party that does not listen; once in an exchange."""
