@@ -13,9 +13,10 @@ from tests.faults import plan as plans
 from tests.faults.plan import SECRET, Plan
 from tests.faults.stores import Change
 
-from hansa.aggregation.reduce import Reduction
+from hansa.aggregation.reduce import Reduction, discounted
 from hansa.aggregation.ring import joined, parted
 from hansa.contribution import Array, Ask, Contribution, Contributions, Total, Values
+from hansa.coordinator.live import LATE
 from hansa.database import Drop, Put
 from hansa.federation import deployed
 from hansa.methods.course import Course, Progress
@@ -40,12 +41,13 @@ class Sent(NamedTuple):
 
 class Decided(NamedTuple):
     """What the events say of an exchange: who is in its sum. Of a secure sum, the attempts from which the
-    parties' noise is; of those whose answers are not their honest ones, the digests of what was taken.
+    parties' noise is; of those whose answers are not their honest ones, the digests of what was taken; and by how many exchanges answers were late.
     """
 
     counted: tuple[str, ...]
     noise: tuple[int, ...] = ()
     odd: tuple[tuple[str, tuple[str, float]], ...] = ()
+    lags: tuple[tuple[str, int], ...] = ()
 
 
 def require(holds: object, what: str) -> None:
@@ -73,6 +75,7 @@ class Record:
         self._summed: dict[tuple[int, int], bytes] = {}
         self._given_up: set[tuple[int, int]] = set()  # attempts that came to nothing, and the events say so
         self._acknowledged: dict[tuple[int, int, str], str] = {}
+        self._in: set[tuple[int, str]] = set()  # counted: the exchange that asked, and the party
         self._unsettled: set[tuple[int, int, str]] = set()
         self.decisions: list[Decided] = []
         self.fates: dict[str, int] = {}
@@ -121,8 +124,7 @@ class Record:
             counted, excluded = set(body["counted"]), set(body["excluded"])
             require(len(counted) == len(body["counted"]), "a party is counted twice")
             require(not counted & excluded, "a party is counted and excluded")
-            asked = set(self._asked["parties"])
-            require(counted | excluded == asked, f"{asked - counted - excluded} have no fate in exchange {version}")
+            self._counted(version, counted, excluded, body.get("lags", {}))
             require(all(body["excluded"].values()), "a party is excluded without a reason")
             self.arrived[version] = body
             self.decisions.append(self._decided(version, body["counted"]))
@@ -133,6 +135,16 @@ class Record:
         elif kind == "refused":
             require(body["reason"], "a refusal without a reason")
 
+    def _counted(self, version: int, counted: set[str], excluded: set[str], lags: Mapping[str, int]) -> None:
+        """Every answer is counted once, in the exchange that asked for it or in a later one."""
+        asked = set(self._asked["parties"])
+        missing = asked - counted - excluded
+        require(not missing or self._plan.federation.pace.goal, f"{missing} have no fate in exchange {version}")
+        for party in counted:
+            place = version - lags.get(party, 0), party
+            require(place not in self._in, f"{party}'s answer to exchange {place[0]} is counted twice")
+            self._in.add(place)
+
     @property
     def _asked(self) -> dict[str, Any]:
         return next(row["body"] for row in reversed(self.events) if row["kind"] == "asked")
@@ -140,18 +152,21 @@ class Record:
     def _decided(self, version: int, counted: list[str]) -> Decided:
         odd = []
         for party in counted:
-            row = self.answers[version, party]
+            row = self.answers.get((version - self.arrived[version].get("lags", {}).get(party, 0), party))
+            if row is None:
+                continue
             if party in self._plan.cheats and (row["digest"], row["weight"]) in ODD:
                 odd.append((party, (row["digest"], row["weight"])))
         noise = [self._noise.get((party, *self._open), 0) for party in counted]
-        return Decided(tuple(counted), tuple(noise), tuple(odd))
+        lags = tuple((party, lag) for party, lag in self.arrived[version].get("lags", {}).items())
+        return Decided(tuple(counted), tuple(noise), tuple(odd), lags)
 
     def acknowledged(self, party: str, version: int, attempt: int, sent: Sent) -> None:
         """The coordinator says that it took an answer."""
         place = version, attempt, party
         digest = blake3(sent.body).hexdigest()
         require(self._acknowledged.setdefault(place, digest) == digest, f"{party}: two answers were taken")
-        if version not in self.arrived:
+        if version not in self.arrived or self._plan.late:
             self._unsettled.add(place)
         self.fate(place)
 
@@ -159,16 +174,22 @@ class Record:
         """An acknowledged answer has exactly one fate, or is open; all of that is durable."""
         version, attempt, party = place
         digest = self._acknowledged[place]
-        if version in self.arrived:
-            body = self.arrived[version]
-            fate = "counted" if party in body["counted"] else "excluded"
+        if (version, party) in self._in:
+            fate = "counted"
+        elif version in self.arrived and party in self.arrived[version]["excluded"]:
+            fate = "excluded"
         elif (version, attempt) in self._given_up:
             fate = "given up"
         else:
             row = self.answers.get((version, party))
+            if self._plan.late and (row is None or row["reason"] != LATE) and self._refused(party):
+                fate = "excluded"
+                self.fates[fate] = self.fates.get(fate, 0) + 1
+                self._unsettled.discard(place)
+                return
             require(row, f"{party}: what was acknowledged in exchange {version} is not durable")
             assert row is not None
-            if row["taken"]:
+            if row["taken"] or row["reason"] == LATE:
                 require(row["digest"] == digest, f"{party}: another answer is kept than was acknowledged")
             else:
                 require(self._refused(party), f"{party}: excluded from exchange {version}, and no event says why")
@@ -187,14 +208,16 @@ class Record:
     def told(self, party: str, version: int, counted: bool) -> None:
         """The coordinator tells a party what became of its answer."""
         if counted:
-            there = version in self.arrived and party in self.arrived[version]["counted"]
+            there = (version, party) in self._in
             require(there, f"{party} is told that exchange {version} counted it, and no durable event says so")
         elif version in self.arrived:
             said = f"{party} is told that exchange {version} did not count it, and it did"
-            require(party not in self.arrived[version]["counted"], said)
+            require((version, party) not in self._in, said)
 
     def summed(self, version: int, attempt: int, total: Total) -> None:
-        """A sum of visible answers or of masked ones was made."""
+        """A sum was made: of masked vectors it is the only one, whatever died before it was durable."""
+        if not plans.KINDS[self._plan.kind].hidden:
+            return
         values = b"".join(total.values[name].tobytes() for name in sorted(total.values))
         value = repr(total.parties).encode() + values
         require(self._summed.setdefault((version, attempt), value) == value, "a second sum from one attempt")
@@ -222,7 +245,7 @@ class Record:
                     self._noise[place] = self._charged(*place, vectors.get(row["version"]))
                     self._proposed[party, row["version"]] = row["memory"]
                 case Put("memory"):
-                    counted = [v for v, body in self.arrived.items() if party in body["counted"]]
+                    counted = [v for v, name in self._in if name == party]
                     same = row["body"] in {self._proposed.get((party, v)) for v in counted}
                     require(same, f"{party} remembers what was not counted")
                     self.memories[party] = row["body"]
@@ -311,16 +334,22 @@ def replayed(kind: str, parties: int, decisions: tuple[Decided, ...]) -> tuple[P
         total = Total(parted(summed, fields), decided.counted, parties, float(len(vectors)))
         return course.apply(progress, ask, total), memories
     reduction = Reduction(fields, ask.parties)
+    lags, discount = dict(decided.lags), plans.federation(kind, parties).pace.discount
     for name in decided.counted:
+        if lag := lags.get(name, 0):
+            since, _ = asked_of(kind, parties, replayed(kind, parties, tuple(before[: len(before) - lag]))[0])
+        else:
+            since = ask
         if name in odd:
             sent = ODD[odd[name]]
             contribution = Contribution(Values(tensors.read(sent.body)), sent.weight)
         else:
-            answer = party_of(kind, parties, name).answer(ask, memories.get(name, Values()))
+            answer = party_of(kind, parties, name).answer(since, memories.get(name, Values()))
             contribution = answer.contribution
             if answer.memory:
                 memories[name] = Values({**memories.get(name, Values()), **answer.memory})
-        stack, _ = course.open(ask, Contributions.of(name, contribution))
+        stack, _ = course.open(since, Contributions.of(name, contribution))
+        stack = discounted(stack, fields, discount(lag))
         for opened in stack.parties:
             reduction.add(opened, stack.one(0))
     return course.apply(progress, ask, reduction.total(parties)), memories

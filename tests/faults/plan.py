@@ -66,6 +66,8 @@ class Kind:
     deadline: float = 8.0
     budget: float | None = None
     parties: tuple[int, ...] = (3, 3, 3, 4, 5)
+    late: int = 0  # rounds by which an answer may be late; a round then closes with two answers
+    rounds: int = ROUNDS
     repeats: bool = False  # without noise of its own, a vector is given to one sum, and to no other
     hidden: bool = False  # by a secure sum, in which another answer than the true one cannot be seen
 
@@ -89,6 +91,12 @@ KINDS: dict[str, Kind] = {
     "everyone": Kind(lambda: {"method": methods.Scaffold(local=LOCAL)}, lambda n: n, deadline=36000.0),
     "some": Kind(lambda: {"method": methods.Scaffold(local=LOCAL)}),
     "weighted": Kind(lambda: {"method": hs.FedAvg(local=LOCAL)}),
+    "first two": Kind(lambda: {"method": hs.FedAvg(local=LOCAL), "cohort": hs.All(minimum=2, deadline=8.0, goal=2)}),
+    "late": Kind(
+        lambda: {"method": hs.FedAvg(local=LOCAL), "cohort": hs.All(minimum=2, deadline=8.0, goal=2, late=2)},
+        late=2,
+        rounds=4,
+    ),
     "robust": Kind(lambda: {"method": EQUAL, "aggregation": agg.median()}, lambda n: 3, parties=(4, 4, 5)),
     "noised": Kind(
         lambda: {"method": PRIVATE, "privacy": hs.Privacy(unit="example"), "contract": BOUNDED}, budget=50.0
@@ -104,7 +112,7 @@ KINDS: dict[str, Kind] = {
     ),
 }
 
-OFTEN = (3, 3, 2, 2, 2, 1, 1)
+OFTEN = (3, 3, 2, 1, 2, 2, 2, 1, 1)
 """How often each is drawn: a secure sum takes several times as long as the others."""
 
 
@@ -133,7 +141,7 @@ def federation(kind: str, parties: int) -> hs.Federation:
     fields: dict[str, Any] = {
         "name": DATASET,
         "task": hs.LinearRegression(target="y"),
-        "rounds": ROUNDS,
+        "rounds": of.rounds,
         "cohort": hs.All(minimum=of.fewest(parties), deadline=of.deadline),
         "preprocessing": hs.Moments(standardise=False),
         "evaluation": hs.Evaluate(every=0, holdout=0),
@@ -194,6 +202,10 @@ class Plan:
     @property
     def setup(self) -> Setup:
         return setup(self.kind, self.parties)
+
+    @property
+    def late(self) -> int:
+        return KINDS[self.kind].late
 
     @cached_property
     def waits(self) -> bool:
