@@ -2,8 +2,7 @@
 
 Coordinator and agent keep their state in SQLite (WAL, ``synchronous=FULL``: a commit that returned is on the
 disk) or in whatever database a URL names, through SQLAlchemy Core and alembic. A store is written by rows:
-`Put` and `Drop` say what changes, and all of one transition are one transaction.
-"""
+`Put` and `Drop` say what changes, and all of one transition are one transaction."""
 
 import os
 import sqlite3
@@ -45,8 +44,7 @@ class Drop:
     values: Row
 
 
-CHECKED = 1 << 28
-"""Bytes up to which a SQLite file is looked over when it is opened; a second or so for each gigabyte."""
+CHECKED = 1 << 28  # bytes up to which a SQLite file is looked over when it is opened; a second or so for each gigabyte
 
 _RESTORE = "Restore its folder from a backup: `hansa coordinator restore` or `hansa agent restore`"
 
@@ -64,8 +62,7 @@ _TYPES: Mapping[Any, Any] = {
 def columns(key: Mapping[str, type], **others: Any) -> Iterator[sa.Column[Any]]:
     """The columns of a table, from Python's types: those of its primary key, then the others.
 
-    A column of ``str | None`` may be empty; ``dict`` and ``list`` are kept as JSON.
-    """
+    A column of ``str | None`` may be empty; ``dict`` and ``list`` are kept as JSON."""
     for name, kind in key.items():
         yield sa.Column(name, _TYPES[kind], primary_key=True)
     for name, kind in others.items():
@@ -138,8 +135,7 @@ class Database:
         **where: Any,
     ) -> list[dict[str, Any]]:
         """Rows of a table whose columns have the values of ``where``, a list meaning any of them: all columns or some,
-        sorted by the column ``order``, ``limit`` at most; ``after`` is a column and the number that it must exceed.
-        """
+        sorted by the column ``order``, ``limit`` at most; ``after`` is a column and the number that it must exceed."""
         of = self._metadata.tables[table].c
         query = sa.select(*(of[name] for name in columns) if columns else of)
         for name, value in where.items():
@@ -201,8 +197,7 @@ class Database:
 
         Whether a transaction came through whose connection broke is unknown, and need not be known: `_reach` goes on
         when the session before has ended, and `_fence` lets nobody else write in between. So all its rows are there
-        or none, none is newer, and to put or drop the same rows again leaves what it would have left.
-        """
+        or none, none is newer, and to put or drop the same rows again leaves what it would have left."""
         pauses, lost = iter((0.1, 0.2, 0.5, 1, 2, *[4] * 14)), False
         while True:
             try:
@@ -248,8 +243,7 @@ class Database:
     def _begin(self) -> None:
         """Make the tables of an empty database as the newest migration would leave them.
 
-        A test holds the two equal; alembic, a quarter of a second to import, is for older ones.
-        """
+        A test holds the two equal; alembic, a quarter of a second to import, is for older ones."""
         versions = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
         with self._engine.begin() as connection:
             self._metadata.create_all(connection)

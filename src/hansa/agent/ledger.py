@@ -160,17 +160,14 @@ class Ledger:
     def _within(self, budget: Budget, privacy: Privacy, event: Event) -> None:
         if privacy.unit != "example":
             what = "this party's budget is of examples, and the study protects whole parties"
-            remedy = 'Say privacy.unit = "example" in the study'
-            raise PrivacyError(what, remedy=remedy)
+            raise PrivacyError(what, remedy='Say privacy.unit = "example" in the study')
         if privacy.adjacency != "add-remove":
             what = "this party's budget hides whether a row is there, and the study hides which it is"
-            remedy = 'Say privacy.adjacency = "add-remove" in the study'
-            raise PrivacyError(what, remedy=remedy)
+            raise PrivacyError(what, remedy='Say privacy.adjacency = "add-remove" in the study')
         total = self.spent(budget.delta, event, budget.order)
         if total > budget.epsilon:
             run, at = self.last
             before = f"; the last of {self.answers} charges was run {run} at {at}" if run else ""
             would = f"it would come to {total:.4g}" if total < math.inf else "the answer has no noise"
             what = f"this party's privacy budget is epsilon {budget.epsilon:g}, and {would}{before}"
-            remedy = "Its owner can raise it with `hansa agent start --budget`"
-            raise PrivacyError(what, remedy=remedy)
+            raise PrivacyError(what, remedy="Its owner can raise it with `hansa agent start --budget`")

@@ -17,8 +17,7 @@ from hansa.secure.terms import Rules
 @dataclass(frozen=True)
 class Offer:
     """What a table's owner offers: its rows, the name under which studies ask for them, and the kinds of task
-    that may run on them.
-    """
+    that may run on them."""
 
     dataset: str
     table: Table
@@ -40,10 +39,8 @@ def admit(federation: Federation, ask: Ask, setup: Setup, offers: Sequence[Offer
         offers: what the owner offers.
         party: this party's name.
 
-    Raises:
-        ConsentError: with the reason: code, a kind or data set that the owner did not allow, columns that the study
-            does not name, fields that its method does not declare, or another way through the stages than the study's.
-    """
+    Raises ConsentError with the reason: code, a kind or data set that the owner did not allow, columns that the study
+    does not name, fields that its method does not declare, or another way through the stages than the study's."""
     offer = _offered(federation, offers)
     if party not in ask.parties:
         raise ConsentError("this party was not asked")
@@ -81,9 +78,7 @@ def outlined(federation: Federation, setup: Setup) -> Course:
 def company(rules: Rules, honest: int) -> None:
     """Refuse a secure sum in which a party may be with fewer honest ones than its owner asks for.
 
-    Raises:
-        ConsentError: naming what would do.
-    """
+    Raises ConsentError naming what would do."""
     if rules.honest < honest:
         sure, way = f"the study is sure of {rules.honest}", f"`hansa agent start --honest {rules.honest}`"
         low = "bucket.minimum" if rules.bucket else "cohort.minimum"

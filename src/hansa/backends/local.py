@@ -49,8 +49,7 @@ class Local:
         fork: a run from whose state another one begins, of this federation; only the model must be alike.
         replay: a run whose decisions (who was asked, and who was not counted) are repeated.
         masks: carry secure sums out as parties and a coordinator would, masks, shares and signatures included;
-            without, the same sums are computed directly.
-    """
+            without, the same sums are computed directly."""
 
     kind: ClassVar[str] = "local"
 
@@ -82,12 +81,9 @@ class Local:
     def run(self, federation: Federation) -> Run:
         """Run it to its end, or go on from where another run of the same federation stopped.
 
-        Raises:
-            StudyError: if the run to resume is of another federation.
-            PrivacyError: if noise of rounds that were run already would be used again.
-            DataError: naming the party whose table does not fit.
-            RunError: if the run cannot go on; what happened so far is kept.
-        """
+        Raises StudyError if the run to resume is of another federation; PrivacyError if noise of rounds that were run
+        already would be used again; DataError naming the party whose table does not fit; RunError if the run cannot go
+        on; what happened so far is kept."""
         if self.seed is not None:
             federation = federation.model_copy(update={"seed": self.seed})
         resume, setup = self.resume, self._resolve(federation)
@@ -133,9 +129,7 @@ class Local:
     def _exchange(self, federation: Federation, course: Course, run: Run, engine: Engine) -> LocalExchange:
         """The exchange of a run.
 
-        Raises:
-            StudyError: if the decisions to repeat are about somebody who is no party.
-        """
+        Raises StudyError if the decisions to repeat are about somebody who is no party."""
         parties, made_by, pace = course.setup.parties, LocalExchange, federation.pace
         made = decided(self.replay) if self.replay else {}
         asked = {name for decision in made.values() for name in (*decision.parties, *decision.counted)}
@@ -177,8 +171,7 @@ class Local:
 
     def _pick(self, course: Course, run: Run, book: Book) -> Engine:
         """The engine: as it was picked before, as it was told, or as the learner prefers; raises UsageError if the
-        parties cannot be stacked, and were to be.
-        """
+        parties cannot be stacked, and were to be."""
         if self.device != "cpu":
             course.learner.on(self.device)
         for event in run.events:

@@ -2,8 +2,7 @@
 
 An actor holds the parties (one object in the cluster's store, mapped and not copied) and the course. It sums
 whole blocks of the cohort, and the driver adds the blocks in roster order, as `hansa.Local` does: the bits are
-the same whatever the number of actors, and whichever of them are lost on the way.
-"""
+the same whatever the number of actors, and whichever of them are lost on the way."""
 
 import inspect
 import os
@@ -51,9 +50,7 @@ class Ray(Local):
         actors: processes, of one core each; if None as many as the cluster has cores, and the roster blocks.
         options: those of `Local`, but for ``workers``.
 
-    Raises:
-        UsageError: if an option is not what it must be.
-    """
+    Raises UsageError if an option is not what it must be."""
 
     kind: ClassVar[str] = "ray"
 
@@ -77,12 +74,8 @@ class Ray(Local):
     def run(self, federation: Federation) -> Run:
         """As `Local.run`.
 
-        Raises:
-            HansaError: if Ray is not installed.
-            StudyError: if no other process could import a part of the federation.
-            UnreachableError: if there is no cluster at the address.
-            RunError: also, if actors are lost time and again.
-        """
+        Raises HansaError if Ray is not installed; StudyError if no other process could import a part of the federation;
+        UnreachableError if there is no cluster at the address; RunError: also, if actors are lost time and again."""
         self._files = _files(federation)
         with _connected(self._address, self._count) as self._ray:
             return super().run(federation)
@@ -110,8 +103,7 @@ class Worker:
 
     def begin(self, files: Sequence[str], told: Sequence[Any]) -> bool:
         """Take the course and the parties from the store; true when that is done; raises StudyError if the study's code
-        is not on this node.
-        """
+        is not on this node."""
         try:
             for file in files:
                 study.run_module(Path(file))
@@ -144,9 +136,7 @@ class Actors(Room):
         here: the room without them.
         book: where it is written down that a shard was repeated.
 
-    Raises:
-        HansaError: if an actor cannot begin.
-    """
+    Raises HansaError if an actor cannot begin."""
 
     def __init__(self, ray: Any, count: int, told: Any, here: Room, book: Book) -> None:
         super().__init__(here.crowd, here.engine, count)
@@ -189,8 +179,7 @@ class Actors(Room):
     ) -> Iterator[Any]:
         """The answers to shards of at most so many items, in order.
 
-        What is under way is bounded by the number of actors, so that memory is, too.
-        """
+        What is under way is bounded by the number of actors, so that memory is, too."""
         told = self._ray.put(ask)
         # What nobody would look at does not travel.
         looked = ask.work != "evaluate" or self.crowd.course.scores_own
@@ -278,8 +267,7 @@ class Actors(Room):
 
 def _portable(task: Task) -> Task:
     """The task without a model in it; its code is imported here; raises UsageError if the module lives in the process
-    that made it.
-    """
+    that made it."""
     load = getattr(task, "load", None)
     return task if load is None else type(task)(**load().model_dump())
 
@@ -287,10 +275,8 @@ def _portable(task: Task) -> Task:
 def _files(federation: Federation) -> list[str]:
     """The study files that parts of the federation were loaded from: actors run them, too.
 
-    Raises:
-        StudyError: if a part was typed into a session, where no other process finds it.
-        UsageError: likewise, of a module.
-    """
+    Raises StudyError if a part was typed into a session, where no other process finds it; UsageError: likewise, of a
+    module."""
     _portable(federation.task)
     parts = (federation.task, federation.method, federation.cohort, *federation.aggregation.stages)
     inside = [held for part in parts for held in (vars(part), part.__pydantic_private__ or {})]

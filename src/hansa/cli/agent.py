@@ -162,8 +162,7 @@ def _offers(folder: Path, data: Sequence[tuple[str, Source]], kinds: tuple[str, 
         if kinds and not data:
             offers.allow(kinds)
         if not offers:
-            remedy = "Say --data NAME=FILE --allow KIND, or `hansa data add`."
-            raise UsageError("nothing is on offer", remedy=remedy)
+            raise UsageError("nothing is on offer", remedy="Say --data NAME=FILE --allow KIND, or `hansa data add`.")
         return offers.read()
 
 

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from hansa.federation import Federation
 
 _WRITTEN = ("iid", "dirichlet:0.5", "shards:2", "quantity:0.5", "shares:0.6,0.3,0.1")
-WAYS = {word.partition(":")[0]: word for word in _WRITTEN}
-"""What ``--partition`` knows, each as it is written."""
+WAYS = {word.partition(":")[0]: word for word in _WRITTEN}  # what ``--partition`` knows, each as it is written
 
 
 @Parameter(name="*")
@@ -126,7 +125,5 @@ class Dealt:
             if parties < needed:
                 way = "--by" if self.by else "--parties" if self.parties else "--partition"
                 more = "Say --by with a column of more values" if self.by else "Say more parties"
-                raise UsageError(
-                    f"{way} gives {parties} {'party' if parties == 1 else 'parties'}, and the study needs {needed}",
-                    remedy=f"{more}, or lower cohort.{name} in the study.",
-                )
+                what = f"{way} gives {parties} {'party' if parties == 1 else 'parties'}, and the study needs {needed}"
+                raise UsageError(what, remedy=f"{more}, or lower cohort.{name} in the study.")

@@ -7,18 +7,15 @@ from hansa.data.table import ColumnSchema
 from hansa.errors import ConsentError, StudyError, did_you_mean
 from hansa.federation import Federation
 
-LISTED = 10
-"""Names that an error lists at most."""
+LISTED = 10  # names that an error lists at most
 
 
 def admissible(federation: Federation, guests: Mapping[str, Guest]) -> dict[str, tuple[ColumnSchema, ...]]:
     """Of the parties that the coordinator knows, those that listen, offer the data set and allow this kind of
     task, with its columns.
 
-    Raises:
-        ConsentError: if the study brings code, or too few owners allow it.
-        StudyError: if too few parties are there, saying who is and who is not.
-    """
+    Raises ConsentError if the study brings code, or too few owners allow it; StudyError if too few parties are there,
+    saying who is and who is not."""
     federation.require_no_code()
     kind, dataset = federation.task.kind, federation.dataset
     ready: dict[str, tuple[ColumnSchema, ...]] = {}

@@ -13,8 +13,7 @@ from hansa.wire.rpcs import PENDING, PROTOCOL
 OFFERS, COLUMNS, KINDS = 200, 20_000, 100
 """Offers of one party, columns of all of them together, and kinds of task that one of them allows."""
 
-LONGEST_NAME = 200
-"""Characters in the name of a data set, a column, or a kind of task."""
+LONGEST_NAME = 200  # characters in the name of a data set, a column, or a kind of task
 
 
 def speaks(protocol: int) -> None:
@@ -27,10 +26,8 @@ def speaks(protocol: int) -> None:
 def connected(party: str, hello: m.Hello) -> Connected:
     """The event of a party that begins to listen; nothing in its offers moves a terminal's cursor.
 
-    Raises:
-        TrustError: it speaks another protocol, or offers more than a coordinator keeps. (Of this
-            kind, because to come back with the same offers is of no use.)
-    """
+    Raises TrustError: it speaks another protocol, or offers more than a coordinator keeps. (Of this kind, because to
+    come back with the same offers is of no use.)."""
     speaks(hello.protocol)
     _at_most(OFFERS, "data sets", len(hello.offers), party)
     _at_most(COLUMNS, "columns in all", sum(len(o.columns) for o in hello.offers), party)

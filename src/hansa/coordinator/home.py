@@ -19,27 +19,18 @@ OPERATOR_LIFETIME = dt.timedelta(days=30)
 
 @dataclass(frozen=True)
 class CoordinatorHome:
-    """Who a coordinator is.
+    """Who a coordinator is."""
 
-    Args:
-        folder: where it keeps everything.
-        name: of the federation.
-        authority: its CA.
-        lobby_seed: 16 bytes from which the lobby's key is derived.
-    """
-
-    folder: Path
-    name: str
-    authority: pki.Authority
-    lobby_seed: bytes
+    folder: Path  # where it keeps everything
+    name: str  # of the federation
+    authority: pki.Authority  # its CA
+    lobby_seed: bytes  # 16 bytes from which the lobby's key is derived
 
     @classmethod
     def open(cls, folder: Path, name: str) -> CoordinatorHome:
         """Read the folder; initialise it the first time.
 
-        Raises:
-            StoreError: if it is there and cannot be read, or is an agent's.
-        """
+        Raises StoreError if it is there and cannot be read, or is an agent's."""
         if (folder / "party.json").exists():
             remedy = "Give the coordinator a folder of its own with --home"
             raise StoreError(f"the folder {folder} is an agent's", remedy=remedy)

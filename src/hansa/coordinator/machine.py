@@ -64,8 +64,7 @@ class Machine(Sums):
             applied = live.progress.version if live else self._applied.get(said.run, said.applied)
             due = live.begun.get(event.party, (-1, 0))[0] if live else -1
             if live is None or due != said.version < applied:
-                counted = said.taken and said.version < applied
-                notice = ev.SettledNotice(said.run, said.version, counted)
+                notice = ev.SettledNotice(said.run, said.version, said.taken and said.version < applied)
                 effects.notices.append((event.party, notice))
         for run, version in guest.counted.items():  # what it does not remember, it has lost
             effects.notices.append((event.party, ev.SettledNotice(run, version, True)))
@@ -132,8 +131,7 @@ class Machine(Sums):
 
     def _submitted(self, effects: ev.Effects, event: ev.Submitted) -> None:
         run, federation = event.run, event.federation
-        offers = admissible(federation, self.guests)
-        setup = federation.resolve(offers)
+        setup = federation.resolve(admissible(federation, self.guests))
         course = deployed(federation, setup, self._secret, run)
         live = Live(run, federation, federation.hash, course, course.begin(), seq=0)
         self.runs[run] = live
@@ -297,6 +295,5 @@ class Machine(Sums):
         self._open(effects, live)
 
     def _checkpoint(self, effects: ev.Effects, live: Live) -> None:
-        version = live.progress.version
-        effects.blobs.append(ev.Blob(live.id, version, "checkpoint", live.progress.pack()))
+        effects.blobs.append(ev.Blob(live.id, live.progress.version, "checkpoint", live.progress.pack()))
         effects.changes.append(Put("run", {"id": live.id, "round": live.progress.round}))

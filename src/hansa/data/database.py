@@ -26,10 +26,8 @@ def read_database(url: str, sql: str) -> Table:
         url: an SQLAlchemy URL, such as ``sqlite:///patients.db`` or ``postgresql://user@host/name``.
         sql: one SELECT.
 
-    Raises:
-        DataError: the database cannot be reached, refuses the query, or gives a column that is
-            neither of numbers, text nor time. No message repeats the URL's password.
-    """
+    Raises DataError: the database cannot be reached, refuses the query, or gives a column that is neither of numbers,
+    text nor time. No message repeats the URL's password."""
     from sqlalchemy import create_engine, text
     from sqlalchemy.exc import SQLAlchemyError
 

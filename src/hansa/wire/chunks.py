@@ -36,8 +36,7 @@ def split(data: Buffer, offset: int = 0) -> Iterator[bytes]:
     view = memoryview(data)
     for start in range(offset, len(view), CHUNK):
         body = view[start : start + CHUNK]
-        number = Chunk(offset=start).SerializeToString()
-        yield b"".join((number, _tagged(_DATA, len(body)), body))
+        yield b"".join((Chunk(offset=start).SerializeToString(), _tagged(_DATA, len(body)), body))
 
 
 def uploaded(chunk: bytes) -> bytes:
