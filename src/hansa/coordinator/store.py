@@ -22,6 +22,7 @@ INLINE = 1 << 16  # blobs up to this size lie in the database, larger ones in fi
 HEAD = "0003"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
+MAY = str | None
 metadata = sa.MetaData()
 sa.Table(
     "party", metadata, *columns({"name": str}, state=str, serial=str, expires=str, offers=list, identity=bytes | None)
@@ -31,13 +32,7 @@ sa.Table(
     "run",
     metadata,
     *columns(
-        {"id": str},
-        federation=bytes | None,
-        setup=dict | None,
-        status=str | None,
-        reason=str | None,
-        created=str | None,
-        round=int | None,
+        {"id": str}, federation=bytes | None, setup=dict | None, status=MAY, reason=MAY, created=MAY, round=int | None
     ),
 )
 sa.Table("event", metadata, *columns({"run": str, "seq": int}, at=str, kind=str, body=dict))
@@ -48,11 +43,11 @@ sa.Table(
     *columns(
         {"run": str, "version": int, "party": str},
         attempt=int | None,
-        digest=str | None,
+        digest=MAY,
         weight=float | None,
         size=int | None,
         taken=bool | None,
-        reason=str | None,
+        reason=MAY,
     ),
 )
 sa.Table("blob", metadata, *columns({"run": str, "version": int, "name": str}, digest=str, body=bytes | None))
