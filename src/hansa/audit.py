@@ -74,8 +74,7 @@ class Bare:
             raise no_row(setup.parties[0])
         drawn = keyed.generator(federation.seed, "audited").permutation(len(owner))
         names, encoding, kept = splits[0][0].names, setup.encoding, np.sort(drawn[:ROWS])
-        columns = {n: np.concatenate([train.column(n) for train, _ in splits]) for n in names}
-        rows = Table(columns).take(kept)
+        rows = Table({n: np.concatenate([train.column(n) for train, _ in splits]) for n in names}).take(kept)
         if federation.preprocessing.standardise and setup.numbers:
             numbers = np.stack([rows.column(name) for name in setup.numbers])
             encoding = setup.scaled(np.nanmean(numbers, axis=1), np.nanstd(numbers, axis=1))

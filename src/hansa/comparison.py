@@ -121,8 +121,7 @@ def _alone(federation: Federation, name: str, table: Table, held_out: Sequence[T
     tried = []
     for rate in (None,) if method.exact else RATES:  # an exact method has no rate to choose
         if not method.exact:
-            local = getattr(federation.method, "local", FedAvg().local)
-            method = FedAvg(local=local.model_copy(update={"lr": rate}))
+            method = FedAvg(local=getattr(federation.method, "local", FedAvg().local).model_copy(update={"lr": rate}))
         try:
             metrics = plain.model_copy(update={"method": method}).run(Local({name: rows})).model.score(*held_out)
         except RunError:  # too little to estimate

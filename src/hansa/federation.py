@@ -144,8 +144,7 @@ class Federation(Part):
                 said = "evaluation.sample is below cohort.minimum, on whose noise the guarantee counts"
                 raise StudyError(said, remedy="Raise evaluation.sample, or lower cohort.minimum")
         if isinstance(self.method, UpdateMethod):
-            fields = self.method.declared(1)
-            self.aggregation.bind(Signal(fields, weights=self.method.weights, privacy=self.privacy))
+            self.aggregation.bind(Signal(self.method.declared(1), weights=self.method.weights, privacy=self.privacy))
             for stage in self.aggregation.stages:
                 if stage.whole_rounds and pace.late:
                     why = "fedbuff has none" if kind == "fedbuff" else "cohort.late mixes them"

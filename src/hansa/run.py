@@ -227,8 +227,7 @@ class Run:
         rows = list({row["round"]: row for row in measured}.values())
         if form == "rows":
             return rows
-        columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
-        return _frame(columns, form)
+        return _frame({name: [row[name] for row in rows] for name in (rows[0] if rows else {})}, form)
 
     def save(self, folder: str | Path, *, keep: bool = False) -> Path:
         """Write model, metrics (Parquet), events (JSON lines), federation and checkpoint.

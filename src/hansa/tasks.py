@@ -127,8 +127,7 @@ class Torch(Task):
     def model_post_init(self, context: Any) -> None:
         """Refuse a loss or a metric that is neither known nor code."""
         super().model_post_init(context)
-        said = {"loss": ([self.loss], LOSSES), "metrics": (self.measures, METRICS)}
-        for what, (names, known) in said.items():
+        for what, (names, known) in {"loss": ([self.loss], LOSSES), "metrics": (self.measures, METRICS)}.items():
             for name in names:
                 if name not in known and ":" not in name:
                     raise StudyError(f"unknown {what} {name!r}", remedy=did_you_mean(name, known))

@@ -111,6 +111,5 @@ class AgentHome:
         write_whole(self.folder / "authority.pem", self.root_pem, private=True)
         Vault.of(self.folder).write(self.folder / "party.pem", self.key_pem + self.certificate_pem)
         who = {name: getattr(self, name) for name in ("party", "federation", "address")}
-        also = {"token": self.joined_with, "others": self.others}
-        said = json.dumps({**who, **also}, ensure_ascii=False).encode()
+        said = json.dumps({**who, "token": self.joined_with, "others": self.others}, ensure_ascii=False).encode()
         write_whole(self.folder / "party.json", said, private=True)

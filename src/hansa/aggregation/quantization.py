@@ -125,8 +125,7 @@ class QSGD(Grid):
         edges = np.arange(0, x.shape[1], self.bucket)
         largest = np.maximum.reduceat(np.abs(x), edges, axis=1)
         scale = np.where(largest > 0, largest, x.dtype.type(1))
-        squares = np.add.reduceat(np.square(x / self._spread(scale, x)), edges, axis=1)
-        return largest * np.sqrt(squares)
+        return largest * np.sqrt(np.add.reduceat(np.square(x / self._spread(scale, x)), edges, axis=1))
 
 
 def dithered(draw: Draw, count: int, zero: float, dtype: type[np.floating]) -> Array:

@@ -252,8 +252,7 @@ def trimmed(x: Array, cut: int) -> Array:
     kept = np.empty(x.shape[1])
     last = len(x) - 1 - cut
     for at in _blocks(x):
-        parted = np.partition(x[:, at], sorted({cut, last}), axis=0)
-        kept[at] = parted[cut : last + 1].mean(axis=0, dtype=np.float64)
+        kept[at] = np.partition(x[:, at], sorted({cut, last}), axis=0)[cut : last + 1].mean(axis=0, dtype=np.float64)
     return kept
 
 

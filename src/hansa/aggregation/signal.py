@@ -175,8 +175,7 @@ class Signal:
         for declared in fields if fine.any() else ():
             fine &= _surely_fine(stack.values[declared.name], declared)
         if self.vectors and math.isfinite(self.norm) and (opened or self.travel is None) and fine.any():
-            norms = joint_norms([stack.values[name] for name in self.vectors])
-            fine &= norms <= self.norm * (1 + self._rounding)
+            fine &= joint_norms([stack.values[name] for name in self.vectors]) <= self.norm * (1 + self._rounding)
         faults = {}
         for position in np.flatnonzero(~fine).tolist():
             try:

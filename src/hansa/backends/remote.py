@@ -62,8 +62,7 @@ class Remote:
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:
         """Calls to the coordinator."""
-        keys = OperatorKeys.read(self._home)
-        async with client_channel(*keys) as channel:
+        async with client_channel(*OperatorKeys.read(self._home)) as channel:
             yield Client(channel)
 
     async def _to_the_end(self, name: str, *begin: Any) -> Run:

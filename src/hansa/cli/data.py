@@ -157,8 +157,7 @@ def require_numbers(table: Table, federation: Federation) -> None:
     from hansa.data import contract
 
     rules = federation.contract.columns
-    names = [name for name in table.names if name != federation.evaluation.split]
-    for name in federation.task.select(names, ""):
+    for name in federation.task.select([name for name in table.names if name != federation.evaluation.split], ""):
         if table.kind(name) == "text" and (name not in rules or rules[name].type != "category"):
             try:
                 contract.numbers(table, name)

@@ -217,8 +217,7 @@ class _Bench:
         if reached is not None:
             self.out.say(f"The target was first reached after round {reached}", style="green")
         if self.compare:
-            title = "On the held-out rows of all parties"
-            facts["comparison"] = compared(self.out, federation, parties, run, title)
+            facts["comparison"] = compared(self.out, federation, parties, run, "On the held-out rows of all parties")
         return run, facts
 
     def sweep(self, points: Sequence[Mapping[str, Any]], varied: Sequence[Federation]) -> int:

@@ -162,8 +162,7 @@ class Driver(Engine):
 
     def _set_alarms(self, effects: ev.Effects) -> None:
         settled, ended = effects.settled, effects.ended
-        over = [key for key in self._alarms if (key.run, key.version) in settled or key.run in ended]
-        for key in over:
+        for key in [key for key in self._alarms if (key.run, key.version) in settled or key.run in ended]:
             self._alarms.pop(key).cancel()
         loop = asyncio.get_running_loop()
         for event, seconds in effects.alarms:

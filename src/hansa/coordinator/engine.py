@@ -170,8 +170,7 @@ class Engine:
         # An open ask is made again from the checkpoint, to the bit.
         late = {run for run, live in [*self.machine.runs.items()] if live.federation.pace.late}
         kept = [blob for blob in effects.blobs if blob.name != "ask" or blob.run in late]
-        blobs = [self.store.blob(b.run, b.version, b.name, b.body) for b in kept]
-        self.store.apply([*effects.changes, *blobs])
+        self.store.apply([*effects.changes, *[self.store.blob(b.run, b.version, b.name, b.body) for b in kept]])
         for run, version in effects.settled:
             self.store.sweep(run, version)
 

@@ -61,8 +61,7 @@ class CoordinatorHome:
 
     def token(self, address: str) -> Token:
         """A token with a fresh secret."""
-        point = keys.point(self.authority.public_key)
-        return Token.new(address, authority_key=point, lobby_seed=self.lobby_seed)
+        return Token.new(address, authority_key=keys.point(self.authority.public_key), lobby_seed=self.lobby_seed)
 
     def renew_operator(self) -> None:
         """A fresh key and certificate for the operator, if the present one is due."""

@@ -48,8 +48,7 @@ def weights(points: tuple[int, ...]) -> Numbers:
         apart[m] = 1
         below = below * apart.astype(np.uint64) % PRIME
         above = above * point % PRIME
-    found = [above * pow(value, -1, PRIME) % PRIME for value in below.tolist()]
-    return np.array(found, np.uint64)
+    return np.array([above * pow(value, -1, PRIME) % PRIME for value in below.tolist()], np.uint64)
 
 
 def combine(shares: NDArray[np.uint8], points: NDArray[np.int64]) -> bytes | None:

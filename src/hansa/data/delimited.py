@@ -122,8 +122,7 @@ def _undecodable(path: Path, encoding: str, at: int) -> DataError:
 def _layout(file: Path, name: str) -> _Layout:
     """The header's cells, under a delimiter that divides the first records evenly."""
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        first = lines.readline()
-        if not first.strip():
+        if not lines.readline().strip():
             if not any(line.strip() for line in lines):
                 raise DataError(f"{name} is an empty table", remedy="It needs a header and rows.")
             # Versions of DuckDB differ in which row they take for the header then, and lose rows.

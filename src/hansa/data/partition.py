@@ -47,8 +47,7 @@ def share_rows(rows: int, fractions: Sequence[float], seed: int) -> list[Rows]:
     if not (given > 0).all() or abs(given.sum() - 1.0) > 1e-6:
         remedy = "Each is positive, and together they are 1."
         raise DataError(f"the shares are {', '.join(f'{v:g}' for v in given)}", remedy=remedy)
-    cuts = np.rint(np.cumsum(given)[:-1] * rows).astype(int)
-    return _cut(rows, cuts.tolist(), seed)
+    return _cut(rows, np.rint(np.cumsum(given)[:-1] * rows).astype(int).tolist(), seed)
 
 
 def quantity_rows(rows: int, parties: int, alpha: float, seed: int, minimum: int = 1) -> list[Rows]:
@@ -144,8 +143,7 @@ def _alike(values: ArrayLike, count: int = 0) -> list[tuple[object, Rows]]:
     found, place = np.unique(np.asarray(values), return_inverse=True)
     names, place = (range(count), np.asarray(values)) if count else (found, place)
     sizes = np.bincount(place, minlength=len(names))
-    parts = np.split(np.argsort(place, kind="stable"), np.cumsum(sizes)[:-1])
-    return list(zip(names, parts, strict=True))
+    return list(zip(names, np.split(np.argsort(place, kind="stable"), np.cumsum(sizes)[:-1]), strict=True))
 
 
 def _positive(name: str, value: float) -> None:

@@ -148,8 +148,7 @@ class Softmax(Glm):
         """``log sum exp(eta) - eta[y]``, shifted by the maximum."""
         top = eta.max(axis=-2)
         spread = top + np.log(np.exp(eta - top[..., None, :]).sum(axis=-2))
-        chosen = np.take_along_axis(eta, y[..., None, :].astype(np.intp), axis=-2)[..., 0, :]
-        return np.asarray(spread - chosen)
+        return np.asarray(spread - np.take_along_axis(eta, y[..., None, :].astype(np.intp), axis=-2)[..., 0, :])
 
     def mean(self, eta: Array) -> Array:
         probabilities: Array = eta - eta.max(axis=-2, keepdims=True)

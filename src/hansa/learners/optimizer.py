@@ -90,8 +90,7 @@ class Adagrad(FirstOrder):
         second = update * update
         if "second" in slots:
             second = slots["second"] + second
-        moved = parameters + self.lr * update / (second**0.5 + (self.epsilon or 1e-8))
-        return moved, {"second": second}
+        return parameters + self.lr * update / (second**0.5 + (self.epsilon or 1e-8)), {"second": second}
 
     def serve(self, parameters: Array, update: Array, slots: Slots) -> Stepped:
         """One step at the server; the state is ``second``."""

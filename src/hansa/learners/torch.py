@@ -284,8 +284,7 @@ class Torch(Learner):
             return loss(out.reshape(y.shape), y, reduction="none")
         if out.shape[:-1] != y.shape:  # PyTorch's own order for sequences and images: [n, k, ...]
             out = out.movedim(1, -1)
-        flat = loss(out.reshape(-1, out.shape[-1]), y.reshape(-1), reduction="none")
-        return flat.reshape(y.shape)
+        return loss(out.reshape(-1, out.shape[-1]), y.reshape(-1), reduction="none").reshape(y.shape)
 
     def views(self, flat: Any) -> list[Any]:
         """The leaves of flat vectors ``[..., d]``."""

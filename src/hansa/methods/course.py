@@ -203,8 +203,7 @@ class Course:
             ask = replace(ask, through="statistics")
         chain, known = self._chain(ask)
         if chain.stages:
-            kept = progress.states.get(known, State())
-            send |= chain.announce(kept.values).named("announced")
+            send |= chain.announce(progress.states.get(known, State()).values).named("announced")
         number = progress.round + (phase == "train")
         return replace(ask, work=phase, version=progress.version, round=number, send=Values(send))
 

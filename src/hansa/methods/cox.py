@@ -82,8 +82,7 @@ class Cox(Newton):
         position = np.minimum(np.searchsorted(times, time[event]), count - 1)
         if (times[position] != time[event]).any():
             raise ContributionError("an event of it is at a time that was not named before")
-        hazard = np.exp((x @ at.received["parameters"][free]).clip(-FARTHEST, FARTHEST))
-        terms = _terms(x, hazard)
+        terms = _terms(x, np.exp((x @ at.received["parameters"][free]).clip(-FARTHEST, FARTHEST)))
         # A row whose time is the k-th is at risk at the first k times.
         left = _by(np.searchsorted(times, time, side="right"), terms, count + 1)[1:]
         events = np.bincount(position, minlength=count).astype(np.float64)

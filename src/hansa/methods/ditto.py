@@ -32,8 +32,7 @@ class Ditto(GradientMethod):
     def work(self, at: At | Stack) -> Answer:
         answer = super().work(at)
         pull = Affine.towards(at.received["parameters"], self.lam)
-        own = at.train(self.personal(at), self.local, pull)
-        return replace(answer, memory=Values({"personal": own.parameters}))
+        return replace(answer, memory=Values({"personal": at.train(self.personal(at), self.local, pull).parameters}))
 
     def begins(self, received: Values) -> Mapping[str, Array]:
         return {"personal": received["parameters"]}

@@ -36,8 +36,7 @@ class FedPer(GradientMethod):
         """Initial parameters, and which of them are the body's; a StudyError if a pattern matches no array of
         the model, or if nothing is left to share."""
         state = super().init(setup, learner)
-        body = in_head(self.head, learner.layout)
-        spans = np.flatnonzero(np.diff(np.concatenate([[1], body, [1]]))).reshape(-1, 2)
+        spans = np.flatnonzero(np.diff(np.concatenate([[1], in_head(self.head, learner.layout), [1]]))).reshape(-1, 2)
         return replace(state, facts={"body": spans.tolist()})
 
     def ask(self, state: State) -> Ask:

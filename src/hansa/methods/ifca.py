@@ -75,8 +75,7 @@ class IFCA(GradientMethod):
         flat = Values({**state.values, "parameters": models.ravel()})
         after = replace(state, values=flat).step(self.server, mean.ravel())
         models = after.values["parameters"].reshape(models.shape)
-        kept = {**after.values, "models": models, "parameters": models[share.argmax()]}
-        return replace(after, values=Values(kept))
+        return replace(after, values=Values({**after.values, "models": models, "parameters": models[share.argmax()]}))
 
     def _chosen(self, at: At | Stack) -> Array:
         """Which model each party chooses, bool ``[*lead, clusters]``."""

@@ -90,8 +90,7 @@ class Moments(Method):
                 half, mean = (high - low) / 2, np.clip(mean, -1, 1)
                 variance = sums.get("squares", empty) / np.maximum(count, 1.0) - np.square(mean)
                 # Noise may leave less than nothing: a scale is at least a twentieth of the range.
-                spread = np.sqrt(np.clip(variance, 1e-2, 1))
-                values |= {"mean": low + (mean + 1) * half, "scale": spread * half}
+                values |= {"mean": low + (mean + 1) * half, "scale": np.sqrt(np.clip(variance, 1e-2, 1)) * half}
                 return State(0, Values(values), {**state.facts, "step": 2})
             return State(0, Values(values), {**state.facts, "step": 1})
         variance = total.values["squares"] / np.maximum(state.values["count"], 1.0)

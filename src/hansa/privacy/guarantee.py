@@ -119,8 +119,7 @@ def guarantee(privacy: Privacy, adversary: Adversary, releases: Sequence[Release
             else:
                 together = privacy.unit == "party"
                 kinds[release.held_out and not together].append(event)
-        exact = Exact(adjacency=privacy.adjacency)
-        dearer: list[Event] = [exact]
+        dearer: list[Event] = [Exact(adjacency=privacy.adjacency)]
         if not missing:
             costs = {k: accountant.epsilon(e, privacy.delta) for k, e in kinds.items() if e}
             dearer = kinds[max(costs, key=lambda k: costs[k])] if costs else []

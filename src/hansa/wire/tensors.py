@@ -186,8 +186,7 @@ def _check_tiling(entries: list[_Entry], size: int) -> None:
 
 
 def _array(entry: _Entry, data: memoryview) -> NDArray[Any]:
-    raw = data[entry.begin : entry.end]
-    array: NDArray[Any] = np.ndarray(entry.shape, dtype=entry.dtype, buffer=raw)
+    array: NDArray[Any] = np.ndarray(entry.shape, dtype=entry.dtype, buffer=data[entry.begin : entry.end])
     if entry.dtype == np.bool_ and np.any(array.view(np.uint8) > 1):
         # NumPy's behaviour is undefined for a bool that is neither 0 nor 1.
         raise ContributionError("a truth value is neither 0 nor 1", field=entry.name[:100])
