@@ -41,10 +41,8 @@ class HansaError(Exception):
         self, message: str, *, remedy: str = "", party: str = "", round: int | None = None, field: str = ""
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.remedy = remedy
-        self.party = party
-        self.round = round
+        self.message, self.remedy = message, remedy
+        self.party, self.round = party, round
         self.field = field
 
     def __str__(self) -> str:

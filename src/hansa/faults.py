@@ -47,13 +47,11 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Study
         where: the place in the study at which the model stands."""
     faults = error.errors(include_url=False)
     first = min(faults, key=lambda fault: fault["type"] != "extra_forbidden")
-    path = first["loc"]
-    alike = [first]
+    path, alike = first["loc"], [first]
     if len(path) > 1 and BRANCH.fullmatch(str(path[-1])):
         path = path[:-1]
         alike = [fault for fault in faults if fault["loc"][:-1] == path]
-    place = _place(where, path)
-    more = len(faults) - len(alike)
+    place, more = _place(where, path), len(faults) - len(alike)
     tail = f" (and {more} more)" if more else ""
     if first["type"] == "extra_forbidden":
         owner = _model_at(model, path[:-1])

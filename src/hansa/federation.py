@@ -220,8 +220,7 @@ class Federation(Part):
             return None
         cohort, colluding = self.cohort, self.adversary.colluding
         least = max(*thresholds, 0.0, cohort.minimum / max(1, cohort.most(parties)))
-        curious = self.adversary.coordinator != "malicious"
-        honest = max(1, cohort.minimum - colluding - 1)
+        curious, honest = self.adversary.coordinator != "malicious", max(1, cohort.minimum - colluding - 1)
         rules = Rules(colluding, max(0.0, 1 - least), "curious" if curious else "malicious", honest)
         return buckets.rules(rules) if buckets else rules
 
@@ -378,8 +377,7 @@ class Federation(Part):
         if course is not None:
             signal = course.trained
         elif isinstance(self.method, UpdateMethod):
-            fields = self.method.declared(1)
-            schedule = Schedule(self.rounds, self.cohort.period)
+            fields, schedule = self.method.declared(1), Schedule(self.rounds, self.cohort.period)
             signal = Signal(fields, weights=weights, noise=self.method.noise(self.privacy), schedule=schedule)
         if self.method.statistics:
             yield "train", "the columns' counts", 1, self.statistics, signal if course else _ROWS

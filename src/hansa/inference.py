@@ -48,8 +48,7 @@ def estimates(facts: Mapping[str, Json], level: float = 0.95) -> list[Estimate]:
         remedy = 'Train it with [method] kind = "irls" or "cox", and let a round be counted'
         raise RunError("this model has no standard errors", remedy=remedy)
     degrees = found["degrees"]
-    width = quantile(level, degrees)
-    rows = []
+    width, rows = quantile(level, degrees), []
     for i, name in enumerate(found["names"]):
         coefficient, error = found["coefficients"][i], math.sqrt(found["covariance"][i][i])
         statistic = coefficient / error if error else math.copysign(math.inf, coefficient)

@@ -85,8 +85,7 @@ class Model:
         try:
             data = path.read_bytes()
             facts = json.loads(tensors.metadata(data)["hansa"])
-            task = TASKS.build(facts["task"])
-            encoding = Encoding.from_json(facts["encoding"])
+            task, encoding = TASKS.build(facts["task"]), Encoding.from_json(facts["encoding"])
             arrays = {n: np.asarray(a) for n, a in tensors.read(data).items()}
             parameters = task.learner(encoding.width).layout.join(arrays)
         except (HansaError, KeyError, ValueError, TypeError) as error:

@@ -295,8 +295,7 @@ def _share(course: Course) -> float:
 
 def _held_out(course: Course, name: str, rows: int) -> tuple[Array | None, Array]:
     """Numbers of a party's rows to learn from, None for all of them, and of those held out."""
-    share = _share(course)
-    random = keyed.generator(course.setup.seed, "holdout", name)
+    share, random = _share(course), keyed.generator(course.setup.seed, "holdout", name)
     if share and course.privacy.unit == "example":  # each row by itself: one more moves no other
         chance = Stream(derived(course.secret, "holdout", name)) if course.secret else random
         held = uniform(chance, (rows,)) < share

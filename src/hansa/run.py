@@ -289,8 +289,7 @@ class Run:
         if event.kind == "resolved":
             self.setup = Setup.from_json(event.body["setup"])
         if event.kind in {"finished", "failed", "stopped"}:
-            self.status = cast(Status, event.kind)
-            self.reason = str(event.body.get("reason", ""))
+            self.status, self.reason = cast(Status, event.kind), str(event.body.get("reason", ""))
         if event.kind == "resumed":
             self.status, self.reason = "running", ""
         if follow is not None:

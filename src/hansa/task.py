@@ -124,8 +124,7 @@ def histograms(scores: Array, y: Array) -> dict[str, Array]:
 def ordered_pairs(totals: Mapping[str, Array]) -> float:
     """AUC from such histograms: the share of pairs in order, ties counting half; 0.5 without a pair."""
     positives, negatives = totals["positives"], totals["negatives"]
-    below = np.cumsum(negatives) - negatives / 2
-    pairs = float(positives.sum() * negatives.sum())
+    below, pairs = np.cumsum(negatives) - negatives / 2, float(positives.sum() * negatives.sum())
     return float((positives * below).sum()) / pairs if pairs else 0.5
 
 

@@ -192,10 +192,8 @@ class Machine:
         return effects
 
     def _asked(self, effects: Effects, asked: Asked) -> None:
-        held = self.held.get(_key(asked)[:2])
-        latest = _latest(asked)
-        ready = self._ready.get(_key(asked)[:2])
-        known = self.latest.get(asked.run, latest)
+        held, latest = self.held.get(_key(asked)[:2]), _latest(asked)
+        ready, known = self._ready.get(_key(asked)[:2]), self.latest.get(asked.run, latest)
         if held is not None and held.attempt == asked.attempt and latest.version < known.version:
             effects.send.append(held)  # it was evaluated, say, before its late update counted
         elif not latest.follows(known):

@@ -33,8 +33,7 @@ class Offers:
         """Offer a table under a name; it is read once, to be sure that it can be.
 
         Raises DataError if it cannot be read; UsageError if nothing is allowed on it, now or before."""
-        table = read(source)
-        source = _anchored(source)
+        table, source = read(source), _anchored(source)
         known = self._store.row("offer", dataset=dataset)
         kinds = tuple(allow) or tuple(known["allow"] if known else ())
         if not kinds:
@@ -64,8 +63,7 @@ class Offers:
 
         Raises UsageError if they are not the words of an identity; TrustError if the coordinator shows another identity
         under that name."""
-        spelt = _spelt(said)
-        row = self._store.row("member", name=name)
+        spelt, row = _spelt(said), self._store.row("member", name=name)
         if row and row["identity"] and words(row["identity"]) != spelt:
             remedy = f"Ask the people of {name} what their `hansa agent status` says: one of the two lies"
             raise TrustError(f"the coordinator shows {words(row['identity'])!r} for {name!r}", remedy=remedy)

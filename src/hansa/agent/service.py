@@ -284,8 +284,7 @@ class Agent:
         where: dict[str, Any] = {"run": held.run, "version": held.version}
         size, digest = len(held.body), chunks.digest(held.body)
         head = m.Head(**where, attempt=held.attempt, weight=held.weight, size=size, digest=digest)
-        small = len(held.body) <= chunks.INLINE
-        part = m.UploadPart(head=head)
+        small, part = len(held.body) <= chunks.INLINE, m.UploadPart(head=head)
         if small:
             part.head.data = held.body
         values = tensors.read(held.body)

@@ -35,8 +35,7 @@ class Group:
 
 def groups(signal: Signal, kind: str) -> tuple[Group, ...]:
     """What one unit adds to a sum, at most; a PipelineError if that has no bound."""
-    whole = signal.privacy.unit == "party"
-    sizes = {f.name: f.size for f in signal.fields}
+    whole, sizes = signal.privacy.unit == "party", {f.name: f.size for f in signal.fields}
     found = []
     if signal.vectors:
         examples = [f.example for f in signal.fields if f.like == "parameters"]
@@ -144,8 +143,7 @@ class LocalGaussian(Noise):
         return replace(signal, fields=fields, norm=math.inf, noise=noised)
 
     def encode(self, stack: Contributions, announced: Values, memory: Values, context: Context) -> Encoded:
-        spread = self.spread(context.signal)
-        rows = []
+        spread, rows = self.spread(context.signal), []
         for i, party in enumerate(stack.parties):
             own = {name: value[i] for name, value in stack.values.items()}
             rows.append(_noised(own, spread, context, self.kind, party))

@@ -138,8 +138,7 @@ class Krum(Mixture):
 
     def shares(self, gram: Array) -> Array:
         """Equal ones for those with the smallest scores; of equals, the first in the roster."""
-        near = len(gram) - self.byzantine - 2
-        squares = np.diagonal(gram)
+        near, squares = len(gram) - self.byzantine - 2, np.diagonal(gram)
         distances = np.maximum(squares[:, None] + squares - 2 * gram, 0)  # rounding makes none negative
         others = np.sort(distances + np.diag(np.full(len(gram), np.inf)), axis=1)
         best = np.argsort(others[:, :near].sum(axis=1), kind="stable")[: self.chosen(len(gram))]
@@ -249,8 +248,7 @@ def mixture(x: Array, centre: Array, shares: Array) -> Array:
 
 def trimmed(x: Array, cut: int) -> Array:
     """The mean of each column of ``x [k, d]`` without its ``cut`` smallest and largest, in float64."""
-    kept = np.empty(x.shape[1])
-    last = len(x) - 1 - cut
+    kept, last = np.empty(x.shape[1]), len(x) - 1 - cut
     for at in _blocks(x):
         kept[at] = np.partition(x[:, at], sorted({cut, last}), axis=0)[cut : last + 1].mean(axis=0, dtype=np.float64)
     return kept

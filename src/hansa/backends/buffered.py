@@ -185,8 +185,7 @@ class BufferedExchange(LocalExchange):
     def _start(self, ask: Ask, waiting: set[str]) -> None:
         """Let parties begin from the newest parameters, until as many are at work as may be."""
         setup, clock = self.course.setup, self.clock
-        busy = {flight.party for flight in self._flights} | waiting
-        tries = 0
+        busy, tries = {flight.party for flight in self._flights} | waiting, 0
         while len(self._flights) < self._most and len(busy) < len(setup.parties):
             drawn = keyed.generator(setup.seed, "begins", self._begun, tries)
             party = setup.parties[int(drawn.integers(len(setup.parties)))]

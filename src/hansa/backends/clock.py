@@ -86,8 +86,7 @@ class Clock(Part):
     def there(self, parties: Sequence[str], seed: int, turn: int, now: float) -> Array:
         """Which of the parties are available now, ``[k]`` of bool."""
         if isinstance(self.available, Mapping):
-            at = math.fmod(now, self.period)
-            spans = [self.available.get(party) for party in parties]
+            at, spans = math.fmod(now, self.period), [self.available.get(party) for party in parties]
             return np.asarray([s is None or any(a <= at < b for a, b in s) for s in spans])
         return _uniform(seed, "there", turn, parties=parties) < self.available
 

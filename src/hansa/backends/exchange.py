@@ -154,8 +154,7 @@ class LocalExchange:
 
     def durations(self, ask: Ask, parties: Sequence[str], turn: int) -> Array:
         """Virtual seconds that each party's work on the ask takes, ``[k]``."""
-        up = self.course.signals(ask)[-1].nbytes
-        local = getattr(self.course.method, "local", None)
+        up, local = self.course.signals(ask)[-1].nbytes, getattr(self.course.method, "local", None)
         epochs = (local.epochs or 1) if local is not None else 1
         work = epochs * np.asarray([float(self.crowd.size(name)) for name in parties])
         return (self.clock or Clock()).durations(parties, self.course.setup.seed, turn, work, ask.send.nbytes, up)

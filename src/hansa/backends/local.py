@@ -89,8 +89,7 @@ class Local:
         resume, setup = self.resume, self._resolve(federation)
         if self.clock is not None:
             self.clock.knows(setup.parties)
-        course = federation.course(setup)
-        run = resume or Run(new_id(federation.name), federation)
+        course, run = federation.course(setup), resume or Run(new_id(federation.name), federation)
         if run.federation.hash != federation.hash:
             forms = (json.loads(other.to_json()) for other in (run.federation, federation))
             what = f"the run to resume is of another federation: {'; '.join(_differing(*forms))}"

@@ -112,8 +112,7 @@ class Latest(Mapping[str, Values]):
     """What was remembered last: in front what is new, behind it what was settled before."""
 
     def __init__(self, new: Sequence[Mapping[str, Values]], settled: Memories) -> None:
-        self._settled = settled
-        self._new = {party: memories for memories in new for party in memories}
+        self._settled, self._new = settled, {party: memories for memories in new for party in memories}
 
     def __getitem__(self, party: str) -> Values:
         if party not in self._new:

@@ -181,8 +181,7 @@ def status(*, confirm: bool = False, home: AgentFolder = None, json: Json = Fals
     from hansa.agent.offers import Offers
     from hansa.crypto.agreement import words
 
-    out = Output(json)
-    folder = agent_home(home)
+    out, folder = Output(json), agent_home(home)
     joined = AgentHome.open(folder)
     expires = x509.load_pem_x509_certificate(joined.certificate_pem).not_valid_after_utc
     listed = offered(folder)
@@ -245,8 +244,7 @@ def confirm(name: str, *words: str, home: AgentFolder = None, json: Json = False
     from hansa.agent.home import AgentHome
     from hansa.agent.offers import Offers
 
-    out = Output(json)
-    folder = agent_home(home)
+    out, folder = Output(json), agent_home(home)
     AgentHome.open(folder)
     with contextlib.closing(Offers(folder)) as offers:
         offers.confirm(name, " ".join(words))

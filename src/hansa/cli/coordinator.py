@@ -107,8 +107,7 @@ def status(*, home: CoordinatorFolder = None, json: Json = False) -> None:
     """
     from hansa.wire.rpcs import STATUS
 
-    out = Output(json)
-    said = call(home, STATUS, timeout=5)
+    out, said = Output(json), call(home, STATUS, timeout=5)
     out.say(f"{said.name} at {said.address}, Hansa {said.version}, up since {said.started}")
     out.say(f"active, in epoch {said.epoch}" if said.epoch else "standing by: another coordinator is at work")
     out.say(f"{said.connected} of {said.parties} parties are connected; {said.runs} runs under way")

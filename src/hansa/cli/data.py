@@ -54,8 +54,7 @@ def list_(*, home: AgentFolder = None, json: Json = False) -> None:
 
         hansa data list
     """
-    out = Output(json)
-    listed = offered(_there(home))
+    out, listed = Output(json), offered(_there(home))
     if listed:
         rows = [(o["dataset"], o["source"], ", ".join(o["allow"])) for o in listed]
         out.table(("data set", "source", "allowed"), rows)
@@ -75,8 +74,7 @@ def remove(name: str, /, *, home: AgentFolder = None, json: Json = False) -> Non
         name: under which it is offered; `hansa data list` names them."""
     from hansa.agent.offers import Offers
 
-    out = Output(json)
-    folder = _there(home)
+    out, folder = Output(json), _there(home)
     if not offered(folder):
         raise UsageError(f"nothing is on offer in {folder}", remedy="--home names another agent's folder.")
     with contextlib.closing(Offers(folder)) as offers:
@@ -97,8 +95,7 @@ def check(source: str, /, *, study: Path | None = None, encoding: Encoding = "ut
         study: a study whose contract, features and target it must keep."""
     from hansa import study as studies
 
-    out = Output(json)
-    table = read_table(source, encoding)
+    out, table = Output(json), read_table(source, encoding)
     if study is not None:
         keep(table, studies.load(study))
     columns = [{"column": c.name, "type": c.type, "missing": _missing(table, c.name)} for c in table.schema()]

@@ -56,8 +56,7 @@ def demo(
     from hansa.cli.view import RoundsView
     from hansa.data import wisconsin
 
-    out = Output(json)
-    hospitals = wisconsin.hospitals(seed)
+    out, hospitals = Output(json), wisconsin.hospitals(seed)
     with ExitStack() as stack:
         interrupts = stack.enter_context(interruptible())
         stack.callback(_remove_if_empty, output)
@@ -66,8 +65,7 @@ def demo(
         stack.callback(programs.close)
         study = programs.folder / "study.toml"
         study.write_text(wisconsin.study(seed, not no_privacy), encoding="utf-8")
-        federation = studies.load(study)
-        began = time.monotonic()
+        federation, began = studies.load(study), time.monotonic()
         _up(out, programs, hospitals, () if no_privacy else ("--honest", "2", "--budget", "6"))
         out.say(f"All four programs are up after {time.monotonic() - began:.1f} s.")
         document: dict[str, Any] = {}
@@ -186,8 +184,7 @@ def _table(out: Output, federation: Federation, hospitals: Mapping[str, Table], 
     """What federating was worth; only a demo may see all rows in one place."""
     from hansa.comparison import compare
 
-    scored = compare(federation, hospitals, run.model)
-    rows = []
+    scored, rows = compare(federation, hospitals, run.model), []
     for s in scored:
         what = f"{s.name} alone" if s.name in hospitals else s.name
         shown = (f"{s.metrics[n]:.4f}" for n in ("accuracy", "auc", "loss"))

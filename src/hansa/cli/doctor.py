@@ -53,8 +53,7 @@ def doctor(*, port: int | None = None, home: Path | None = None, json: Json = Fa
     Args:
         port: a port that a coordinator is to listen on; checks that it is free, or that it listens there.
         home: the folder where Hansa keeps its keys and runs; $HANSA_HOME or ~/.hansa if not given."""
-    out = Output(json)
-    checks = list(examine(port, home or hansa_home()))
+    out, checks = Output(json), list(examine(port, home or hansa_home()))
     for check in checks:
         out.say(f"{check.verdict:>4}  {check.name}: {check.found}", style=STYLES[check.verdict])
         if check.remedy:

@@ -33,8 +33,7 @@ class Output:
     """Whether the running command has printed its document: it prints one, even if it then fails."""
 
     def __init__(self, json: bool = False) -> None:
-        Output.finished = False
-        self.json = json
+        Output.finished, self.json = False, json
         self.console = _console(sys.stderr if json else sys.stdout)  # where chatter goes; for live views
 
     @property

@@ -42,8 +42,7 @@ def list_(*, home: CoordinatorFolder = None, json: Json = False) -> None:
 
     from hansa.wire.rpcs import PARTIES
 
-    out = Output(json)
-    parties = call(home, PARTIES).parties
+    out, parties = Output(json), call(home, PARTIES).parties
     rows = []
     for p in parties:
         offers = (f"{o.dataset} ({o.rows}+ rows; {', '.join(o.allow)})" for o in p.offers)

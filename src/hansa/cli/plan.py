@@ -41,8 +41,7 @@ class Plan(NamedTuple):
         ask = course.ask(replace(course.begin(), phase="train"))
         assert ask is not None
         size, width = course.learner.layout.size, np.dtype(course.learner.dtype).itemsize
-        up = course.signals(ask)[-1].nbytes
-        cohort = len(federation.cohort.draw(setup, 1))
+        up, cohort = course.signals(ask)[-1].nbytes, len(federation.cohort.draw(setup, 1))
         at_once = min(cohort, BLOCK * (os.cpu_count() or 1))
         data = rows * setup.encoding.width * (8 + width)  # the table, and its features
         kept = len(setup.parties) * len(getattr(federation.method, "memory", ())) * size * width

@@ -30,8 +30,7 @@ def predict(
     from hansa.data.source import write_csv
     from hansa.model import Model
 
-    out = Output(json)
-    loaded = Model.load(model)
+    out, loaded = Output(json), Model.load(model)
     table = read_table(data, encoding)
     columns = _columns(loaded, loaded.predict(table))
     if output is not None:

@@ -60,8 +60,7 @@ def sole(folder: Path) -> Iterator[None]:
 async def serve(program: Coroutine[Any, Any, None], *, leash: bool) -> None:
     """Run a program until it ends, is told to stop (SIGTERM), or is interrupted; on a leash also until
     standard input closes, so that it never outlives a parent that died."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.create_task(program)
+    loop, task = asyncio.get_running_loop(), asyncio.create_task(program)
     with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers in its loop
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
     if leash:

@@ -72,8 +72,7 @@ def simulate(
     from hansa.run import Run
     from hansa.variation import grid, read_value, read_values, vary
 
-    out = Output(json)
-    federation = studies.load(study)
+    out, federation = Output(json), studies.load(study)
     said = {key: read_value(text) for key, text in _pairs("--set", changes).items()}
     if seed is not None:
         said["study.seed"] = seed
@@ -131,15 +130,13 @@ def resume_simulated(out: Output, kept: Path, dealt: Dealt | None, study: Path |
     if study:  # its values were kept with the run; its code was not
         loaded = studies.load(study)
         federation = federation.model_copy(update={"task": loaded.task, "bundle": loaded.bundle})
-    local = partial(Local, test=dealt.tested_on, resume=earlier)
-    output = writable(kept, "NAME").parent
+    local, output = partial(Local, test=dealt.tested_on, resume=earlier), writable(kept, "NAME").parent
     told(out, output, *_Bench(out, dealt, local, output).run(federation))
 
 
 def told(out: Output, output: Path, run: Run, facts: Mapping[str, Any] = NO_FACTS) -> None:
     """Where everything lies, and what to type next."""
-    folder = output / run.id
-    found = {"estimates": _estimates(out, run), **_columns(out, run)}
+    folder, found = output / run.id, {"estimates": _estimates(out, run), **_columns(out, run)}
     out.say(f"Model, metrics and events are in {folder}")
     out.say(f"Next: hansa predict {folder / 'model.safetensors'} --data FILE")
     out.finish({**summary(run, output), **facts, **found})
@@ -150,8 +147,7 @@ def _estimates(out: Output, run: Run) -> list[dict[str, Any]] | None:
     found = run.model.facts.get("inference") if run.status == "finished" else None
     if not found:
         return None
-    rows = run.summary()
-    linear = found["degrees"] is not None
+    rows, linear = run.summary(), found["degrees"] is not None
     names = ("", "estimate", "std. error", "t" if linear else "z", "p", "2.5 %", "97.5 %")
     shown = [tuple(row) if linear else (*row, row.ratio) for row in rows]
     columns = names if linear else (*names, "exp(estimate)")
@@ -232,8 +228,7 @@ class _Bench:
                 told = {**summary(run, self.output), "comparison": facts["comparison"]}
             except HansaError as error:
                 self.out.say(f"error: {error}", style="red")
-                failure = failure or error
-                told = {"status": "failed", "reason": str(error)}
+                failure, told = failure or error, {"status": "failed", "reason": str(error)}
             results.append({"values": point, **told})
         _results(self.out, results, any(one.stop and one.stop.target is not None for one in varied))
         document: dict[str, Any] = {"runs": results}

@@ -31,8 +31,7 @@ def run(study: Path, /, *, output: Kept = RUNS, home: CoordinatorFolder = None, 
         study: a study file, TOML or Python; built-in parts only."""
     from hansa import study as studies
 
-    out = Output(json)
-    federation = studies.load(study)
+    out, federation = Output(json), studies.load(study)
     _followed(out, federation.rounds, home, output, lambda remote: remote.run(federation))
 
 
@@ -82,8 +81,7 @@ def runs(*, home: CoordinatorFolder = None, json: Json = False) -> None:
 
         hansa runs
     """
-    out = Output(json)
-    lines = _listed(home)
+    out, lines = Output(json), _listed(home)
     if lines:
         rows = [(r.run, r.status, f"{r.round}/{r.rounds}", r.created[:19], r.reason) for r in lines]
         out.table(("run", "status", "round", "begun", "reason"), rows)

@@ -30,8 +30,7 @@ class Driver(Engine):
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         self.queue: asyncio.Queue[Waiting] = asyncio.Queue()
-        self._thread = ThreadPoolExecutor(1, "store")
-        self._news = asyncio.Condition()
+        self._thread, self._news = ThreadPoolExecutor(1, "store"), asyncio.Condition()
         self.commits, self._due = 0, 0.0
         self.peers: tuple[str, ...] = ()
         self._rounds: dict[str, AbstractContextManager[None]] = {}

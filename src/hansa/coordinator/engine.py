@@ -75,8 +75,7 @@ class Engine:
         await self._carry_out(self.machine.restart(), [])
 
     async def _step(self, batch: Iterable[Waiting]) -> None:
-        merged = ev.Effects()
-        done = list[object]()
+        merged, done = ev.Effects(), list[object]()
         for event, also, waiting in batch:
             try:
                 if isinstance(event, Resume) or (isinstance(event, ev.Connected) and event.pending):
@@ -113,8 +112,7 @@ class Engine:
         while effects.reduce:
             run, version, parties = effects.reduce.pop(0)
             fresh = {(b.run, b.version, b.name): b.body for b in effects.blobs if not isinstance(b.body, Spooled)}
-            at_hand = {**self._bodies, **fresh}
-            place = self.machine.runs[run].place
+            at_hand, place = {**self._bodies, **fresh}, self.machine.runs[run].place
             bodies = [at_hand.get((run, place(party)[0].version, f"answer {party}")) for party in parties]
             if sum(INLINE + 1 if body is None else len(body) for body in bodies) > INLINE:
                 later.append((run, version, parties))

@@ -15,8 +15,7 @@ class Listener:
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Notice | None] = asyncio.Queue()
-        self._task = asyncio.current_task()
-        self._asks = 0
+        self._task, self._asks = asyncio.current_task(), 0
         self._over, self.instance = False, b""
 
     def tell(self, notice: Notice, under_way: int) -> bool:

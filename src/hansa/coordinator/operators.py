@@ -85,8 +85,7 @@ class Operators:
         if guest is not None and guest.state == "active":
             remedy = f"Choose another name, or `hansa party remove {name}` first"
             raise StudyError(f"a party named {name!r} has joined already", remedy=remedy)
-        token = self.home.token(self.address)
-        expires = time.time() + request.lifetime_seconds
+        token, expires = self.home.token(self.address), time.time() + request.lifetime_seconds
         row = {"hash": secret_hash(token.secret).hex(), "party": name, "expires": expires}
         await self.driver.read(self.driver.store.apply, [Put("token", {**row, "used": False})])
         moment = dt.datetime.fromtimestamp(expires, dt.UTC).isoformat(timespec="seconds")

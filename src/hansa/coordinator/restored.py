@@ -38,8 +38,7 @@ def _renamed(store: CoordinatorStore, old: str, row: dict[str, object], made: st
     *_, last = (kept["version"] for kept in store.rows("blob", "version", run=old, name="checkpoint"))
     new = f"{old}~{last}-{secrets.token_hex(3)}"
     structlog.get_logger("hansa.coordinator").warning("a run goes on from a backup", run=new, parent=old, made=made)
-    events = store.rows("event", "seq", run=old)
-    body = {"parent": old, "run": new, "backup": made}
+    events, body = store.rows("event", "seq", run=old), {"parent": old, "run": new, "backup": made}
     said = {"seq": len(events) + 1, "at": now(), "kind": "restored", "body": body}
     reason = f"the coordinator came back from a backup of {made}; it goes on as {new}"
     stopped = {**said, "run": old, "kind": "stopped", "body": {"reason": reason, "round": row["round"]}}

@@ -27,8 +27,7 @@ class Sums:
     def __init__(
         self, guests: Mapping[str, Guest] | None = None, runs: Mapping[str, Live] | None = None, secret: bytes = b""
     ) -> None:
-        self._secret = secret
-        self.guests = dict(guests or {})
+        self._secret, self.guests = secret, dict(guests or {})
         self.runs = dict(runs or {})
         self._applied: dict[str, int] = {}  # exchanges of the runs that ended since the start
 

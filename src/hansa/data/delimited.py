@@ -175,8 +175,7 @@ def _fault(file: Path, name: str, layout: _Layout, error: Exception) -> DataErro
     """What is wrong with a file that DuckDB refused, told by its line."""
     width = len(layout.names)
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines, delimiter=layout.delimiter, strict=True)
-        line = 1
+        reader, line = csv.reader(lines, delimiter=layout.delimiter, strict=True), 1
         try:
             for row in reader:
                 if row and len(row) != width:

@@ -40,8 +40,7 @@ class Encoding:
     arrays: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        mean = np.array(self.mean, dtype=np.float64)
-        scale = np.array(self.scale, dtype=np.float64)
+        mean, scale = np.array(self.mean, dtype=np.float64), np.array(self.scale, dtype=np.float64)
         if mean.shape != (len(self.numbers),) or scale.shape != mean.shape:
             what = f"{len(self.numbers)} number columns, means of shape {mean.shape}, scales of shape {scale.shape}"
             raise DataError(what)

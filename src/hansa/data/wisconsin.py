@@ -37,8 +37,7 @@ def hospitals(seed: int = 0) -> dict[str, Table]:
     """Every row given to one of three hospitals, by `TRAINING` and keyed by the seed.
 
     Their tables have a further text column ``split``: ``train`` or ``test``."""
-    whole = table()
-    random = generator(seed, "wisconsin", "hospitals")
+    whole, random = table(), generator(seed, "wisconsin", "hospitals")
     labels = whole.column(TARGET)
     rows: dict[str, dict[str, list[int]]] = {name: {"train": [], "test": []} for name in TRAINING}
     for position, label in enumerate((1.0, 0.0)):

@@ -198,8 +198,7 @@ class Feed:
     ) -> Iterator[tuple[slice, Array, Array, Array]]:
         """The same steps, the same bits, with the rows of all parties taken by one index."""
         length, sizes, starts = x.shape[1], self.sizes[run], rows.starts[run]
-        per_epoch = -(-sizes // length)
-        begins = np.cumsum(sizes) - sizes
+        per_epoch, begins = -(-sizes // length), np.cumsum(sizes) - sizes
         absolute = np.arange(sizes.sum()) + np.repeat(starts - begins, sizes)
         taken = absolute[None]  # [epochs, rows]
         if self.shuffle and self.batch_size:

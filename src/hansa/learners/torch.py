@@ -522,8 +522,7 @@ def _failures() -> Iterator[None]:
         if isinstance(error, MemoryError) or "memory" in _first_line(error):
             remedy = "Lower local.batch_size, or the number of workers, or make the module smaller"
             raise RunError(f"out of memory: {_first_line(error)}", remedy=remedy) from error
-        kind = type(error).__name__
-        remedy = "Correct the module, or `features` and `target` of the task"
+        kind, remedy = type(error).__name__, "Correct the module, or `features` and `target` of the task"
         raise StudyError(f"the module fails: {kind}: {_first_line(error)}", remedy=remedy) from error
 
 
@@ -551,8 +550,7 @@ class _Resident:
     """One module of a thread, whose parameters are views into a party's vector while it works."""
 
     def __init__(self, learner: Torch) -> None:
-        self.learner = learner
-        self.module = copy.deepcopy(learner.template).to(learner.device)
+        self.learner, self.module = learner, copy.deepcopy(learner.template).to(learner.device)
         parameters = dict(self.module.named_parameters())
         self.leaves = [parameters[name] for name in learner.names]
         self.own: dict[int, Any] = {}  # leaves that lie in another order than the layout's

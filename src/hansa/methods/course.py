@@ -136,8 +136,7 @@ class Course:
         width = self.setup.encoding.width
         if not width:
             raise StudyError("no feature column is left", remedy="Correct `features` in the study")
-        learner = self.task.learner(width)
-        arrays = list(self.setup.arrays.values())
+        learner, arrays = self.task.learner(width), list(self.setup.arrays.values())
         alone = len(arrays) == 1 and not self.setup.numbers and not self.setup.categories
         learner.expect(arrays[0] if alone and not self.task.flat else (width,))
         return learner
@@ -195,8 +194,7 @@ class Course:
             send = {name: value.astype(dtype, copy=False) for name, value in send.items()}
             # A bound on one example's part holds until noise comes: rounding a sum to float32 would exceed it.
             fields = [replace(f, dtype=dtype) if f.like and f.example == math.inf else f for f in ask.fields]
-            ask = replace(ask, fields=tuple(fields))
-            encoding = self.encoding(progress)
+            ask, encoding = replace(ask, fields=tuple(fields)), self.encoding(progress)
             if encoding.numbers:
                 send |= {"encoding.mean": encoding.mean, "encoding.scale": encoding.scale}
         if phase != "train" and self.statistics.stages and not self.evaluate.central:

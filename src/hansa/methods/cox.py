@@ -75,8 +75,7 @@ class Cox(Newton):
             padded = np.pad(seen, (0, self.limit - len(seen)), constant_values=-1.0)
             return Answer(Contribution(Values({"times": padded})))
         times, free = at.received["times"], self.free(at.setup)
-        x = x[:, free]
-        count = len(times)
+        x, count = x[:, free], len(times)
         if not 0 < count <= self.limit * len(at.setup.parties) or (np.diff(times) <= 0).any():
             raise ContributionError("the times that it was sent are none that parties name")
         position = np.minimum(np.searchsorted(times, time[event]), count - 1)

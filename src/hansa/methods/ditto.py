@@ -30,8 +30,7 @@ class Ditto(GradientMethod):
     lam: Annotated[float, Limits(ge=0)] = 0.1
 
     def work(self, at: At | Stack) -> Answer:
-        answer = super().work(at)
-        pull = Affine.towards(at.received["parameters"], self.lam)
+        answer, pull = super().work(at), Affine.towards(at.received["parameters"], self.lam)
         return replace(answer, memory=Values({"personal": at.train(self.personal(at), self.local, pull).parameters}))
 
     def begins(self, received: Values) -> Mapping[str, Array]:

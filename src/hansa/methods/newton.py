@@ -94,8 +94,7 @@ class Newton(Method):
         still = length < small or np.linalg.norm(step * scale) <= rounding
         converged = curve.deviance is not None and bool(still)
         first = state.values.get("first", np.diagonal(inverse))
-        lost = self._lost(state, inverse, first, step)
-        there = here.copy()
+        lost, there = self._lost(state, inverse, first, step), here.copy()
         there[facts["free"]] += step
         arrays = {"parameters": there, "previous": here, "step": step, "first": first}
         values = Values({**state.values, **arrays, "covariance": curve.dispersion * inverse})
@@ -113,8 +112,7 @@ class Newton(Method):
         scale, mean = np.ones(encoding.width + 1), np.zeros(encoding.width + 1)
         scale[:width], mean[:width] = encoding.scale, encoding.mean
         # A standardised column is (x - mean) / scale: slopes are divided, the intercept takes up the rest.
-        back = np.diag(1 / scale[free])
-        order = np.arange(len(free))
+        back, order = np.diag(1 / scale[free]), np.arange(len(free))
         if self.intercept:
             back[-1] -= mean[free] / scale[free]
             order = np.roll(order, 1)
@@ -148,8 +146,7 @@ class Newton(Method):
     def _lost(self, state: State, inverse: Array, first: Array, step: Array) -> int:
         """For how many rounds some coefficient has run away: it walks on in equal steps, and each takes more of
         the information that there was about it."""
-        names = state.facts["names"]
-        last = state.values.get("step", np.zeros_like(step))
+        names, last = state.facts["names"], state.values.get("step", np.zeros_like(step))
         few = (first / np.diagonal(inverse)) < np.asarray([VANISHED[name == INTERCEPT] for name in names])
         running = few & (step * last > 0) & (np.abs(step) > 0.5 * np.abs(last))
         rounds = state.facts["lost"] + 1 if running.any() else 0

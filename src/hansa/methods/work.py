@@ -91,8 +91,7 @@ class Work:
     def feed(self, local: FirstOrder) -> Feed:
         """The rows in the order of local training, shuffled by (seed, round, party)."""
         size = BATCH_SIZE if local.batch_size is None else local.batch_size
-        shuffle = local.shuffle is not False and size != "all"
-        keys = np.zeros(len(self.parties), np.uint64)
+        shuffle, keys = local.shuffle is not False and size != "all", np.zeros(len(self.parties), np.uint64)
         if shuffle:
             keys = keyed.keys(self.setup.seed, "batches", self.round, parties=self.parties)
         whole = 0 if size == "all" else size
@@ -164,8 +163,7 @@ class Work:
     def _over_all(self, of: Callable[..., Array], parameters: Array) -> Array:
         """A function of parameters and rows over all training rows, ``[k, ...]``."""
         feed = Feed(self.all_rows, np.zeros(len(self.parties), np.uint64))
-        parameters = np.asarray(parameters, self.learner.dtype)
-        parts = []
+        parameters, parts = np.asarray(parameters, self.learner.dtype), []
         for parties, x, y, weights in feed.stacked(self.learner.takes):
             theta = parameters[parties] if parameters.ndim == 2 else parameters
             parts.append(of(np.broadcast_to(theta, (len(x), theta.shape[-1])), x, y, weights))

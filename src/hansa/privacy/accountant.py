@@ -168,8 +168,7 @@ def _rdp(event: Event) -> Array:
         sampled = dp_event.SampledWithoutReplacementDpEvent(*sample, noise)
         accountant = RdpAccountant(m.ORDERS, NeighboringRelation.REPLACE_ONE)
     else:  # Mironov, Talwar and Zhang 2019, arXiv 1908.10530
-        sampled = dp_event.PoissonSampledDpEvent(event.rate, noise)
-        accountant = RdpAccountant(m.ORDERS)
+        sampled, accountant = dp_event.PoissonSampledDpEvent(event.rate, noise), RdpAccountant(m.ORDERS)
     return np.asarray(accountant.compose(sampled).rdp)
 
 

@@ -96,8 +96,7 @@ class Table:
         return np.concatenate(found)
 
     def _rows(self, stream: Stream, count: int) -> Array:
-        words = stream.words(count)
-        left = 65 - len(self.other).bit_length()
+        words, left = stream.words(count), 65 - len(self.other).bit_length()
         rows, rest = (words >> left).astype(np.int64), words & ((1 << left) - 1)
         first = self.first[rows]
         own = rest < first

@@ -41,8 +41,7 @@ class Desk(Kept):
 
     def holding(self, names: Iterable[str]) -> "Desk":
         """The desk with vectors that were checked and kept elsewhere; :func:`step` then goes on."""
-        there = set(names)
-        marked = zip(self.terms.names, self.answers, strict=True)
+        there, marked = set(names), zip(self.terms.names, self.answers, strict=True)
         return replace(self, answers=tuple(b"\1" if name in there else got for name, got in marked))
 
     @property
@@ -97,8 +96,7 @@ def requests(desk: Desk) -> Out:
     """The requests that are out, to those who did not answer; after the end, to everyone, that it is over."""
     terms = desk.terms
     place = (terms.run, terms.session, terms.attempt, desk.phase, "")
-    asked = set(terms.names if desk.ended else desk.missing)
-    told = [desk.told] * len(terms.names)
+    asked, told = set(terms.names if desk.ended else desk.missing), [desk.told] * len(terms.names)
     if desk.phase == Phase.MASK:
         parcels = np.frombuffer(desk.dealt, f"V{DEALT}")
         told = [parcels[row].tobytes() for row in edges(terms.bound(desk.coins).graph)]

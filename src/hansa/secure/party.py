@@ -183,8 +183,7 @@ class Party:
         agreed, answer = self._agree(seat, terms, around.tolist(), b"sealing"), b""
         for other, both, secret in zip(around.tolist(), dealt, agreed, strict=True):
             promise = promises(bound, me, other, both.tobytes())
-            header = self._header(terms, me, other) + promise
-            key = bound.key(secret, b"seal", me, other)
+            header, key = self._header(terms, me, other) + promise, bound.key(secret, b"seal", me, other)
             answer += promise + agreement.seal(key, int(me > other), both.tobytes(), header)
         seat = replace(seat, coins=coins, agreed=b"".join(agreed), answer=answer)
         return replace(seat, phase=Phase.SHARE.value)
