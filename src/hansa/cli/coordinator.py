@@ -103,8 +103,7 @@ def status(*, home: CoordinatorFolder = None, json: Json = False) -> None:
 
     For example:
 
-        hansa coordinator status
-    """
+        hansa coordinator status"""
     from hansa.wire.rpcs import STATUS
 
     out, said = Output(json), call(home, STATUS, timeout=5)

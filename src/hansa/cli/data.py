@@ -52,8 +52,7 @@ def list_(*, home: AgentFolder = None, json: Json = False) -> None:
 
     For example:
 
-        hansa data list
-    """
+        hansa data list"""
     out, listed = Output(json), offered(_there(home))
     if listed:
         rows = [(o["dataset"], o["source"], ", ".join(o["allow"])) for o in listed]

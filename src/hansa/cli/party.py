@@ -36,8 +36,7 @@ def list_(*, home: CoordinatorFolder = None, json: Json = False) -> None:
 
     For example:
 
-        hansa party list
-    """
+        hansa party list"""
     from google.protobuf.json_format import MessageToDict
 
     from hansa.wire.rpcs import PARTIES

@@ -79,8 +79,7 @@ def runs(*, home: CoordinatorFolder = None, json: Json = False) -> None:
 
     For example:
 
-        hansa runs
-    """
+        hansa runs"""
     out, lines = Output(json), _listed(home)
     if lines:
         rows = [(r.run, r.status, f"{r.round}/{r.rounds}", r.created[:19], r.reason) for r in lines]
