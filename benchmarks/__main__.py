@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import deployed, install, noise, secure_sum, simulation, startup
+from benchmarks import deployed, install, noise, secure_sum, simulation, startup, transfer
 from benchmarks.peers import flower
 from benchmarks.simulation import report
 
@@ -25,6 +25,7 @@ PARTS = {
     "install": install.measure,
     "deployed": deployed.measure,
     "flower": flower.measure,
+    "transfer": transfer.measure,
     "secure-sum": secure_sum.measure,
     "noise": noise.measure,
 }
@@ -52,7 +53,7 @@ def page(results: dict[str, dict[str, object] | None]) -> str:
     for name, write in (("install", _install), ("deployed", _deployed), ("startup", _startup)):
         if name in results:
             lines += write(results)
-    for name, section in (("secure-sum", secure_sum), ("noise", noise)):
+    for name, section in (("transfer", transfer), ("secure-sum", secure_sum), ("noise", noise)):
         if measured := results.get(name):
             lines += section.lines(measured, _taken(measured))
     if part := results.get("simulation"):

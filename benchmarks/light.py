@@ -139,10 +139,10 @@ class Crowd:
                             self.refused.append(str(reply))
 
 
-async def main(folder: Path, lines: list[str]) -> None:
+async def main(folder: Path, lines: list[str], crowd: Crowd) -> None:
     """Join, say so, and live until standard input closes; then say how long acknowledgements took."""
     at_once, ready = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(0)
-    crowd, homes = Crowd(table()), dict[str, AgentHome]()
+    homes = dict[str, AgentHome]()
 
     async def join(name: str, token: str) -> None:
         async with at_once:
@@ -165,4 +165,4 @@ async def main(folder: Path, lines: list[str]) -> None:
 
 if __name__ == "__main__":
     given = iter(sys.stdin.readline, "\n")
-    asyncio.run(main(Path(sys.argv[1]), [line for line in given if line]))
+    asyncio.run(main(Path(sys.argv[1]), [line for line in given if line], Crowd(table())))
