@@ -96,5 +96,7 @@ def test_the_plain_loop_that_replays_decisions_is_the_simulation_of_users(kind: 
     again = plan.federation.run(hs.Local(tables, replay=run))
     assert again.progress is not None
     progress, memories = replayed(kind, 4, tuple(record.decisions))
-    assert again.progress.pack() == progress.pack()
+    assert again.parameters.tobytes() == progress.parameters.tobytes()
+    if not plan.late:  # there a simulation's progress says who is under way
+        assert again.progress.pack() == progress.pack()
     assert {n: dict(m) for n, m in again.memories.items() if m}.keys() == {n for n, m in memories.items() if m}

@@ -879,22 +879,23 @@ def stage() -> Iterator[Callable[[World], None]]:
     is to run is set in it first.
     """
     here: list[World] = []
-    patches = [
-        mock.patch.object(agent_service, "AgentStore", lambda home: home.store),
-        mock.patch.object(agent_service, "kept_key", lambda path: SECRET),
-        mock.patch.object(agent_service, "Left", lambda path: None),
-        mock.patch.object(agent_service, "ThreadPoolExecutor", lambda *_: None),
-        mock.patch.object(agent_service, "LOG", _Silent()),
-        mock.patch.object(coordinator_engine, "LOG", _Silent()),
-        mock.patch.object(agent_service, "now", lambda: here[0].clock()),
-    ]
-    patches += [
-        mock.patch.object(module, "now", lambda: here[0].clock())
-        for module in (agent_desk, coordinator_engine, coordinator_machine, coordinator_sums)
-    ]
+
+    def clock() -> str:
+        return here[0].clock()
+
+    agents = {
+        "AgentStore": lambda home: home.store,
+        "kept_key": lambda path: SECRET,
+        "Left": lambda path: None,
+        "ThreadPoolExecutor": lambda *_: None,
+    }
+    logs, clocks = (agent_service, coordinator_engine), (agent_desk, coordinator_machine, coordinator_sums)
+    stand_ins: list[tuple[Any, str, Any]] = [(agent_service, name, made) for name, made in agents.items()]
+    stand_ins += [(module, "LOG", _Silent()) for module in logs]
+    stand_ins += [(module, "now", clock) for module in (*logs, *clocks)]
     with ExitStack() as stack:
-        for patch in patches:
-            stack.enter_context(patch)
+        for place in stand_ins:
+            stack.enter_context(mock.patch.object(*place))
 
         def enter(world: World) -> None:
             here[:] = [world]
