@@ -40,8 +40,8 @@ class Sent(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """What the events say of an exchange: who is in its sum. Of a secure sum, the attempts from which the
-    parties' noise is; of those whose answers are not their honest ones, the digests of what was taken; and by how many exchanges answers were late.
+    """What the events say of an exchange: who is in its sum; of a secure sum, the attempts from which the parties'
+    noise is; the digests of answers that are not honest ones; and by how many exchanges answers were late.
     """
 
     counted: tuple[str, ...]
