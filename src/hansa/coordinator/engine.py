@@ -43,8 +43,7 @@ class Resume:
     run: str
 
 
-Waiting = tuple[ev.MachineEvent | Resume, tuple[Put, ...], object]
-"""An event, further rows for its transaction, and the ticket of whoever waits until all is durable."""
+Waiting = tuple[ev.MachineEvent | Resume, tuple[Put, ...], object]  # with further rows, and who waits for the commit
 
 
 class Engine:
