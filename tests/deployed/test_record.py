@@ -66,13 +66,13 @@ async def test_the_record_agrees_with_a_relay_that_counts_bytes(town: Town, stud
     assert counting.counted > 8 * 200_000
     assert recorded == pytest.approx(counting.counted, rel=0.05)
     uploads = [line for line in lines(left) if line["call"] == "Upload"]
-    assert len(uploads) == 8 + 2
+    assert len(uploads) == 8 * 2 + 2  # an update is larger than what goes with its head
     for line in uploads:
         assert line["run"] == run.id
         assert isinstance(line["round"], int)
         assert len(line["hash"]) == 64
     shapes = [line["fields"] for line in uploads if "update" in line["fields"]]
-    assert shapes == [{"update": [(WIDTH + 1) * CLASSES]}] * 8
+    assert shapes == [{"update": [(WIDTH + 1) * CLASSES]}] * 16
     [hello] = [line for line in lines(left) if line["call"] == "Attend"]
     assert hello["offers"] == [
         {
@@ -96,6 +96,7 @@ async def test_the_record_agrees_with_a_relay_that_counts_bytes(town: Town, stud
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
     """Everything but the smallest bodies travels in chunks."""
     monkeypatch.setattr(chunks, "CHUNK", 64)
+    monkeypatch.setattr(chunks, "INLINE", 64)
     return 64
 
 
