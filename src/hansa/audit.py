@@ -137,11 +137,9 @@ def with_and_without(federation: Federation, tables: Mapping[str, Table]) -> tup
 
 
 def inverted(layout: Layout, update: Array, width: int) -> Array:
-    """The row that a dense layer saw, ``[width]``: a unit's weight gradient over its bias gradient.
-
-    Exact for one row, however many steps were taken; of several, a weighted mean of them; zeros if nothing moved.
-
-    Raises StudyError if no dense layer with a bias sees the features."""
+    """The row that a dense layer saw, ``[width]``: a unit's weight gradient over its bias gradient. Exact for one row,
+    however many steps were taken; of several, a weighted mean of them; zeros if nothing moved. Raises StudyError if no
+    dense layer with a bias sees the features."""
     for (_, weight), (_, bias) in pairwise(layout.split(update).items()):
         if weight.shape[-1:] == (width,) and weight.shape[:-1] == bias.shape:
             unit = int(np.abs(bias).argmax())
@@ -189,11 +187,8 @@ def row_losses(learner: Learner, parameters: Array, x: Array, y: Array) -> Array
 
 
 def membership(bare: Bare, models: int = 8) -> float:
-    """True positives at `FALSE` false ones. Every model is attacked with the others as its shadows.
-
-    Args:
-        bare: the federation; every run has a seed, and so a noise, of its own.
-        models: how many runs, 4 or more; each row is in half of them."""
+    """True positives at `FALSE` false ones. Every model is attacked with the others as its shadows: ``models`` runs, 4
+    or more, each with a seed, and so a noise, of its own; each row is in half of them."""
     federation, y = bare.federation, bare.federation.task.labels(bare.holding(bare.x, bare.target))
     drawn = keyed.generator(federation.seed, "members").random((models, len(y)))
     members = np.argsort(np.argsort(drawn, axis=0), axis=0) < models // 2
@@ -211,10 +206,9 @@ def membership(bare: Bare, models: int = 8) -> float:
 
 
 def p_value(correct: int, guesses: int, canaries: int, epsilon: float, delta: float) -> float:
-    """The chance, at most, of so many right guesses or more, if training is (epsilon, delta)-private.
-
-    ``P[W >= v] + 2 m delta max_i P[v > W >= v - i] / i``: ``v`` right ones of ``r`` guesses about ``m`` canaries,
-    and ``W`` binomial with ``r`` trials of chance ``e^epsilon / (1 + e^epsilon)`` (Steinke et al., theorem 5.2)."""
+    """The chance, at most, of so many right guesses or more, if training is (epsilon, delta)-private. ``P[W >= v] + 2 m
+    delta max_i P[v > W >= v - i] / i``: ``v`` right ones of ``r`` guesses about ``m`` canaries, and ``W`` binomial with
+    ``r`` trials of chance ``e^epsilon / (1 + e^epsilon)`` (Steinke et al., theorem 5.2)."""
     from scipy.stats import binom
 
     right, i = 1 / (1 + math.exp(-epsilon)), np.arange(1, correct + 1)
@@ -251,11 +245,9 @@ def lower_bound(scores: Array, included: Array, delta: float, confidence: float 
 
 
 def one_run(bare: Bare, canaries: int = 1000, confidence: float = 0.95) -> tuple[Bound, Guarantee]:
-    """One run with canaries, each a row of some party, or a party if those are protected; and its guarantee.
-
-    Each has one more feature, its own: its gradient points where no other does.
-
-    Raises UsageError for fewer canaries than a bound needs; StudyError if the model is not linear."""
+    """One run with canaries, each a row of some party, or a party if those are protected; and its guarantee. Each has
+    one more feature, its own: its gradient points where no other does. Raises UsageError for fewer canaries than a
+    bound needs; StudyError if the model is not linear."""
     federation, x, target = bare.federation, bare.x, bare.target
     learner, parties = federation.task.learner(x[0].size), int(bare.owner[-1]) + 1
     if canaries < CANARIES:

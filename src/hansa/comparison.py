@@ -38,11 +38,8 @@ class Scored:
 
 
 def compare(federation: Federation, tables: Mapping[str, Table], model: Model) -> list[Scored]:
-    """Score the model that a federation ended with beside what each party, and all together, would have had.
-
-    Only possible where somebody may see all the parties' tables.
-
-    Raises StudyError if no row is held out."""
+    """Score the model that a federation ended with beside what each party, and all together, would have had; for
+    whoever may see all the parties' tables. Raises StudyError if no row is held out."""
     course = federation.course(federation.resolve({name: table.schema() for name, table in tables.items()}))
     splits = {name: Party(name, table, course).split for name, table in sorted(tables.items())}
     held_out = [test for _, test in splits.values()]

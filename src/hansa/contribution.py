@@ -95,11 +95,7 @@ class Values(Mapping[str, Array]):
 
 
 class Rows(Mapping[str, Values]):
-    """What the parties of a stack remember, by name.
-
-    Args:
-        parties: their names.
-        arrays: ``[k, *shape]`` each; row ``i`` is that of the party at place ``i``."""
+    """What the parties of a stack remember, by name: arrays ``[k, *shape]``, whose row ``i`` is that of party ``i``."""
 
     def __init__(self, parties: Sequence[str], arrays: Mapping[str, Array]) -> None:
         self.parties, self.arrays = parties, arrays
@@ -225,9 +221,8 @@ _PLAIN = ("work", "version", "round", "through")  # what JSON says of an ask as 
 
 @dataclass(frozen=True)
 class Ask:
-    """One logical exchange: what is sent to the parties, and what may come back.
-
-    Asks are hashable by content (`digest`), so that a repeated ask is known as the same one."""
+    """One logical exchange: what is sent to the parties, and what may come back. Asks are hashable by content
+    (`digest`), so that a repeated ask is known as the same one."""
 
     work: str  # name of the work that a party does, a key of the federation's methods
     version: int  # how many exchanges were applied before this one; it numbers the asks of a run
@@ -282,8 +277,7 @@ class Arrival:
 
 
 def canonical(body: Json | Mapping[str, Json]) -> bytes:
-    """JSON with sorted keys, no spaces, UTF-8: one value, one string of bytes; raises ValueError for NaN or infinity,
-    which JSON does not have."""
+    """JSON with sorted keys, no spaces, UTF-8: one value, one string of bytes; a ValueError for NaN or infinity."""
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 

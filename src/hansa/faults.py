@@ -66,9 +66,8 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> Study
 
 
 def mistaken(annotation: Any, value: object) -> Fault | None:
-    """Pydantic's name of the fault, if a value is one that pydantic reads as what it is not.
-
-    It takes ``true`` and ``"3"`` for numbers, and 1 for ``true``; a study that says so is in error."""
+    """Pydantic's name of the fault, if a value is one that pydantic reads as what it is not: it takes ``true`` and
+    ``"3"`` for numbers, and 1 for ``true``; a study that says so is in error."""
     kinds = list(_alternatives(annotation))
     numeric = [kind for kind in kinds if kind in (int, float)]
     if bool in kinds and not numeric:

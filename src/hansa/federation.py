@@ -199,10 +199,9 @@ class Federation(Part):
         return self.aggregation.protects or self.statistics.protects or bool(self.method.noise(self.privacy))
 
     def require_no_code(self) -> None:
-        """Refuse a study with code, or for simulation only, as every agent does.
-
-        Raises ConsentError if running it means running its author's code; StudyError if its evaluation is central:
-        nobody but a simulation holds the test table."""
+        """Refuse a study with code, or for simulation only, as every agent does. Raises ConsentError if running it
+        means running its author's code; StudyError if its evaluation is central: only a simulation holds the test
+        table."""
         if self.evaluation.central:
             remedy = "Leave evaluation.central out, or `hansa simulate`"
             raise StudyError("evaluation.central is of a test table, which only a simulation has", remedy=remedy)
@@ -225,15 +224,13 @@ class Federation(Part):
         return buckets.rules(rules) if buckets else rules
 
     def resolve(self, offers: Mapping[str, Sequence[ColumnSchema]], roster: Sequence[str] | None = None) -> Setup:
-        """Who takes part with which feature columns.
+        """Who takes part with which feature columns. Raises StudyError if there are fewer parties than the study or its
+        cohort needs; PrivacyError if it costs more than its own ``privacy.epsilon``; DataError naming the party whose
+        columns do not fit, and which columns it has.
 
         Args:
             offers: each party's name with the columns of its table.
-            roster: the parties, where one offer stands for all of them.
-
-        Raises StudyError if there are fewer parties than the study or its cohort needs; PrivacyError if it costs more
-        than its own ``privacy.epsilon``; DataError naming the party whose columns do not fit, and which columns it has.
-        """
+            roster: the parties, where one offer stands for all of them."""
         parties = tuple(sorted(offers))
         roster = parties if roster is None else roster
         if len(roster) < self.cohort.minimum:

@@ -33,14 +33,8 @@ class Estimate(NamedTuple):
 
 
 def estimates(facts: Mapping[str, Json], level: float = 0.95) -> list[Estimate]:
-    """The table of coefficients from a model's facts.
-
-    Args:
-        facts: of a `hansa.Model`.
-        level: of the confidence intervals, between 0 and 1.
-
-    Raises RunError if the model was trained by a method that gives no standard errors; UsageError if the level is none.
-    """
+    """The table of coefficients from a model's facts, with confidence intervals of a level between 0 and 1. Raises
+    RunError if the model was trained by a method that gives no standard errors; UsageError if the level is none."""
     if not 0 < level < 1:
         raise UsageError(f"a confidence level of {level}", remedy="Say one between 0 and 1")
     found = facts.get("inference")

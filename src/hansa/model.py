@@ -50,12 +50,8 @@ class Model:
         return self.task.metrics(totals)
 
     def summary(self, level: float = 0.95) -> list[Estimate]:
-        """The table of coefficients, in the units of the columns.
-
-        Args:
-            level: of the confidence intervals.
-
-        Raises RunError if the method that trained it gives no standard errors."""
+        """The table of coefficients, in the units of the columns, with confidence intervals of that level; raises
+        RunError if the method that trained it gives no standard errors."""
         return estimates(self.facts, level)
 
     def to_bytes(self) -> bytes:
@@ -76,9 +72,8 @@ class Model:
 
     @classmethod
     def load(cls, path: str | Path) -> Model:
-        """Read what `save` wrote.
-
-        Raises DataError if there is no such file; StoreError if it is not a model of Hansa."""
+        """Read what `save` wrote; raises DataError if there is no such file, and StoreError if it is not a model of
+        Hansa."""
         path = Path(path)
         if not path.is_file():
             raise DataError(f"no such file: {path}", remedy="Give the path of a model.safetensors")

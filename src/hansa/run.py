@@ -139,9 +139,8 @@ class Decision:
 
 
 def decided(run: "Run") -> dict[int, Decision]:
-    """The decisions of a run by the number of the exchange, from its events: they fix its bits.
-
-    An exchange that was repeated after a crash counts as it ended."""
+    """The decisions of a run by the number of the exchange, from its events: they fix its bits. An exchange that was
+    repeated after a crash counts as it ended."""
     cohorts: dict[int, tuple[str, ...]] = {}
     made: dict[int, Decision] = {}
     for event in run.events:

@@ -285,10 +285,8 @@ class SoftmaxRegression(_Glm):
 
 
 class PoissonRegression(_Glm):
-    """Counts, with mean ``exp(x w + b)``. Metrics: deviance, mae.
-
-    The loss is minus the log likelihood but for what the model cannot change; the deviance of a row is
-    ``2 (y log(y / mu) - y + mu)``."""
+    """Counts, with mean ``exp(x w + b)``. Metrics: deviance, mae. The loss is minus the log likelihood but for what the
+    model cannot change; the deviance of a row is ``2 (y log(y / mu) - y + mu)``."""
 
     kind: ClassVar[str] = "poisson-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "deviance", "mae")

@@ -133,10 +133,8 @@ class Torch(Task):
                     raise StudyError(f"unknown {what} {name!r}", remedy=did_you_mean(name, known))
 
     def load(self) -> Self:
-        """The same task with its code imported, in another process of the same owner.
-
-        Raises UsageError if the code lives in the process that made the task; StudyError if it cannot be imported, or
-        is not what it was there."""
+        """The same task with its code imported, in another process of the same owner; raises UsageError if the code
+        lives in its maker's process; StudyError if it cannot be imported, or is not what it was there."""
         code = [r for r in (self.module, self.loss, *self.measures) if ":" in r]
         for reference in code:
             module, _, name = reference.partition(":")

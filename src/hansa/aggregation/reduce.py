@@ -15,10 +15,7 @@ _CHUNK = 1 << 17  # numbers that are added at once: they stay in the cache
 
 
 class Block:
-    """The sums of up to `BLOCK` parties that stand next to each other in the roster.
-
-    Args:
-        fields: what every contribution holds."""
+    """The sums of up to `BLOCK` parties that stand next to each other in the roster, of the given fields."""
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self.parties: list[str] = []
@@ -51,10 +48,8 @@ class Block:
 
 
 def _add(total: Array, values: Array, order: Sequence[int], times: Array) -> None:
-    """Add rows of ``values [k, d]`` to ``total [d]``, in place, in float64 and one after the other.
-
-    The first axis of an array is reduced row by row, so the sum has the same bits whether rows are added
-    by themselves or at once."""
+    """Add rows of ``values [k, d]`` to ``total [d]``, in place, in float64 and one after the other: NumPy reduces the
+    first axis row by row, so the bits are the same whether rows are added by themselves or at once."""
     step = max(1, _CHUNK // max(4, len(order)))
     for at in range(0, total.size, step):
         part = total[at : at + step]
@@ -71,8 +66,7 @@ def _add(total: Array, values: Array, order: Sequence[int], times: Array) -> Non
 class Reduction:
     """A running sum over contributions that are added in roster order.
 
-    The order and `BLOCK` fix the bits; the memory is two float64 copies of the fields, whatever the number
-    of parties (a gathered field excepted).
+    The order and `BLOCK` fix the bits; the memory is two float64 copies of all fields that are not gathered.
 
     Args:
         fields: what every contribution holds.
@@ -111,10 +105,7 @@ class Reduction:
         self._open = Block(self._fields)
 
     def total(self, population: int) -> Total:
-        """The aggregate of those added; without a value if there is none.
-
-        Args:
-            population: how many parties take part in the run."""
+        """The aggregate of those added, of so many parties in the run; without a value if there is none."""
         self._close()
         summed = self._sum
         if not summed.parties:

@@ -75,9 +75,8 @@ class Median(Coordinatewise):
 
 
 class TrimmedMean(Coordinatewise):
-    """The mean of each entry without its ``floor(fraction n)`` smallest and largest values.
-
-    It withstands that many of ``n`` parties.
+    """The mean of each entry without its ``floor(fraction n)`` smallest and largest values; withstands that many of
+    ``n``.
 
     Args:
         fraction: that is cut off at either end, above 0 and below one half."""
@@ -96,9 +95,8 @@ class TrimmedMean(Coordinatewise):
 class Mixture(Robust):
     """A reducer whose value is ``centre + sum(shares_i (x_i - centre))``.
 
-    All parameter-like fields of a party are one point. The shares follow from the inner products of the
-    points, so the parties' values are read twice, however many iterations the shares take. Turning all
-    points alike changes nothing: a rotation may come before."""
+    All parameter-like fields of a party are one point. The shares follow from the points' inner products, so values are
+    read twice, however many iterations shares take. Turning all points alike, by a rotation before, changes nothing."""
 
     @abstractmethod
     def shares(self, gram: Array) -> Array:

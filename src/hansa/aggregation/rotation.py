@@ -56,10 +56,9 @@ def signs(draw: Draw, count: int) -> Array:
 
 
 def turned(x: Array, minus: Array) -> Array:
-    """``x [k, d]`` with some signs changed and then rotated, in its dtype.
-
-    A Hadamard transform needs a power of two. One of the largest, ``p``, that fits into ``d`` is done on the
-    first ``p`` entries and then on the last ``p``: orthogonal, and no entry more than before."""
+    """``x [k, d]`` with some signs changed and then rotated, in its dtype. A Hadamard transform needs a power of two.
+    One of the largest, ``p``, that fits into ``d`` is done on the first ``p`` entries and then on the last ``p``:
+    orthogonal, and no entry more than before."""
     y = np.empty_like(x)
     change = np.where(minus, x.dtype.type(-1), x.dtype.type(1))
     for rows in blocks(x):
@@ -80,11 +79,9 @@ def turned_back(y: Array, minus: Array) -> Array:
 
 
 def hadamard(x: Array) -> None:
-    """The orthonormal Walsh-Hadamard transform of ``x [k, p]``, in place; it is its own inverse.
-
-    ``H_p`` is the Kronecker product of small ones. Each product of matrices transforms one digit of the
-    index and moves it to the end; after all of them every digit is where it was. Small matrix products are
-    faster here than the ``log2 p`` passes of butterflies."""
+    """The orthonormal Walsh-Hadamard transform of ``x [k, p]``, in place; it is its own inverse. ``H_p`` is the
+    Kronecker product of small ones: each product of matrices transforms one digit of the index and moves it to the end,
+    and after all every digit is where it was. That is faster here than ``log2 p`` passes of butterflies."""
     p = x.shape[-1]
     y, digits = x, _digits(p)
     for number, base in enumerate(digits, start=1):

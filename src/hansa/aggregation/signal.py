@@ -15,10 +15,7 @@ from hansa.secure.terms import Rules
 
 
 def joint_norms(arrays: Sequence[Array]) -> Array:
-    """The L2 norms ``[k]`` of all entries of each party together, in float64 and without overflow.
-
-    Args:
-        arrays: each ``[k, ...]``."""
+    """The L2 norms ``[k]`` of all entries of each party, of arrays ``[k, ...]``, in float64 and without overflow."""
     flat = [array.reshape(len(array), -1) for array in arrays]
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         norms: Array = np.sqrt(np.asarray(sum(_squared(rows) for rows in flat)))

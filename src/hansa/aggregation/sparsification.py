@@ -98,9 +98,8 @@ class RandomK(Sparse):
 class RandomMask(RandomK):
     """A structured update: only entries under a random mask (Konecny et al. 2016, arXiv 1610.05492).
 
-    The mask is applied to the finished update, which is the paper's training under the mask to first order
-    in the step size. Nothing is scaled up: the mean shrinks to ``fraction`` of itself in expectation, which
-    the server's learning rate may make good."""
+    The mask is applied to the finished update, which is the paper's training under the mask to first order in the step
+    size. Nothing is scaled up: the mean shrinks to ``fraction`` of itself, which the server's rate may make good."""
 
     kind: ClassVar[str] = "random-mask"
     remembers: ClassVar[bool] = False
@@ -108,10 +107,8 @@ class RandomMask(RandomK):
 
 
 class Subsample(RandomK):
-    """A sketched update: random entries, scaled up without bias (Konecny et al. 2016, arXiv 1610.05492).
-
-    What is sent is divided by its chance of being sent, so the expectation is the update and the norm may
-    grow by ``d / kept``."""
+    """A sketched update: random entries, scaled up without bias (Konecny et al. 2016, arXiv 1610.05492): divided by
+    their chance of being sent, so the expectation is the update and the norm may grow by ``d / kept``."""
 
     kind: ClassVar[str] = "subsample"
     remembers: ClassVar[bool] = False

@@ -118,9 +118,8 @@ AnyStage = Annotated[Stage, STAGES]
 
 
 class Aggregation(Written):
-    """Stages in the order in which a party's contribution passes them; join them with ``>>``.
-
-    The memory and the state of stage number ``i`` are kept under names that begin with ``i``."""
+    """Stages in the order in which a party's contribution passes them; join them with ``>>``. The memory and the state
+    of stage number ``i`` are kept under names that begin with ``i``."""
 
     stages: tuple[AnyStage, ...] = ()
 

@@ -24,10 +24,8 @@ Chance = Annotated[float, Limits(ge=0, le=1)]
 
 
 class Clock(Part):
-    """Virtual time, from which stragglers, dropouts and asynchronous schedules follow, the same on every run.
-
-    A party's answer takes ``latency + down / bandwidth + examples * epochs * seconds_per_example + up /
-    bandwidth`` seconds.
+    """Virtual time, from which stragglers, dropouts and asynchronous schedules follow, the same on every run: an answer
+    takes ``latency + down / bandwidth + examples * epochs * seconds_per_example + up / bandwidth`` seconds.
 
     Args:
         seconds_per_example: of local training.
@@ -49,9 +47,8 @@ class Clock(Part):
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """A clock from a TOML file with these keys.
-
-        Raises UsageError if it cannot be read; StudyError if a key or a value in it is wrong."""
+        """A clock from a TOML file with these keys; raises UsageError if it cannot be read; StudyError if one of them
+        is wrong."""
         try:
             return cls(**tomllib.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:

@@ -28,9 +28,8 @@ from hansa.secure.terms import Rules
 
 @dataclass(eq=False)
 class LocalExchange:
-    """Asks in, arrivals out: stacks of parties, or one after the other, on the cores of this machine.
-
-    The others are those of `hansa.Local`."""
+    """Asks in, arrivals out: stacks of parties, or one after the other, on this machine's cores; arguments as
+    `hansa.Local`'s."""
 
     course: Course  # the run's
     crowd: Crowd  # its parties
@@ -138,10 +137,8 @@ class LocalExchange:
         return Arrival(ask, total, dict(sorted({**excluded, **lost}.items())), metrics)
 
     def remember(self, proposed: Sequence[Mapping[str, Values]]) -> None:
-        """Settle what the counted propose to remember.
-
-        What the latest checkpoint refers to stays readable until the next: an exchange that is broken off
-        changes nothing."""
+        """Settle what the counted propose to remember. What the latest checkpoint refers to stays readable until the
+        next: an exchange that is broken off changes nothing."""
         for memories in self._counted:
             self._settled.settle(memories)
         self._counted, self.memories = proposed, Latest(proposed, self._settled)

@@ -11,9 +11,8 @@ from hansa.run import UNDER_WAY, Run
 
 
 def forked(course: Course, run: Run, fork: Run) -> Progress:
-    """The progress to begin a run with; the run gets what the parties of the other one remember.
-
-    Raises StudyError if its model is another one; PrivacyError if the rounds of both share their noise."""
+    """The progress to begin a run with; the run gets what the parties of the other one remember. Raises StudyError if
+    its model is another one; PrivacyError if the rounds of both share their noise."""
     begun, kept, there = course.begin(), fork.progress, fork.federation
     if kept is None or kept.parameters.shape != begun.parameters.shape:
         remedy = "Fork with the task and the features that it was started with"

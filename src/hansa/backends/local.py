@@ -79,11 +79,10 @@ class Local:
         )
 
     def run(self, federation: Federation) -> Run:
-        """Run it to its end, or go on from where another run of the same federation stopped.
-
-        Raises StudyError if the run to resume is of another federation; PrivacyError if noise of rounds that were run
-        already would be used again; DataError naming the party whose table does not fit; RunError if the run cannot go
-        on; what happened so far is kept."""
+        """Run it to its end, or go on from where another run of the same federation stopped. Raises StudyError if the
+        run to resume is of another federation; PrivacyError if noise of rounds that were run already would be used
+        again; DataError naming the party whose table does not fit; RunError if the run cannot go on; what happened so
+        far is kept."""
         if self.seed is not None:
             federation = federation.model_copy(update={"seed": self.seed})
         resume, setup = self.resume, self._resolve(federation)
@@ -126,9 +125,7 @@ class Local:
         return run
 
     def _exchange(self, federation: Federation, course: Course, run: Run, engine: Engine) -> LocalExchange:
-        """The exchange of a run.
-
-        Raises StudyError if the decisions to repeat are about somebody who is no party."""
+        """The exchange of a run; raises StudyError if the decisions to repeat are about somebody who is no party."""
         parties, made_by, pace = course.setup.parties, LocalExchange, federation.pace
         made = decided(self.replay) if self.replay else {}
         asked = {name for decision in made.values() for name in (*decision.parties, *decision.counted)}

@@ -72,10 +72,9 @@ class Ray(Local):
         self._address, self._count = address, actors
 
     def run(self, federation: Federation) -> Run:
-        """As `Local.run`.
-
-        Raises HansaError if Ray is not installed; StudyError if no other process could import a part of the federation;
-        UnreachableError if there is no cluster at the address; RunError: also, if actors are lost time and again."""
+        """As `Local.run`. Raises HansaError if Ray is not installed; StudyError if no other process could import a part
+        of the federation; UnreachableError if no cluster is at the address; RunError: also, if actors are lost again
+        and again."""
         self._files = _files(federation)
         with _connected(self._address, self._count) as self._ray:
             return super().run(federation)
@@ -177,9 +176,8 @@ class Actors(Room):
     def _all(
         self, verb: str, ask: Ask, items: Sequence[Any], memories: Mapping[str, Values], most: int
     ) -> Iterator[Any]:
-        """The answers to shards of at most so many items, in order.
-
-        What is under way is bounded by the number of actors, so that memory is, too."""
+        """The answers to shards of at most so many items, in order; under way are as many as actors, which bounds
+        memory."""
         told = self._ray.put(ask)
         # What nobody would look at does not travel.
         looked = ask.work != "evaluate" or self.crowd.course.scores_own
@@ -273,10 +271,8 @@ def _portable(task: Task) -> Task:
 
 
 def _files(federation: Federation) -> list[str]:
-    """The study files that parts of the federation were loaded from: actors run them, too.
-
-    Raises StudyError if a part was typed into a session, where no other process finds it; UsageError: likewise, of a
-    module."""
+    """The study files that parts of the federation were loaded from: actors run them, too. Raises StudyError if a part,
+    UsageError if a module was typed into a session, where no other process finds it."""
     _portable(federation.task)
     parts = (federation.task, federation.method, federation.cohort, *federation.aggregation.stages)
     inside = [held for part in parts for held in (vars(part), part.__pydantic_private__ or {})]

@@ -39,9 +39,8 @@ class Remote:
         self._folder = None if folder is None else Path(folder)
 
     def run(self, federation: Federation) -> Run:
-        """Submit the federation, follow the run to its end, and fetch what it came to.
-
-        Works inside a running event loop (a notebook), too.
+        """Submit the federation, follow the run to its end, and fetch what it came to; inside an event loop (a
+        notebook), too.
 
         Args:
             federation: what to run; each party's agent must admit it.
@@ -95,10 +94,9 @@ async def _checkpoint(client: Client, run: str) -> Progress:
 
 
 def complete(doing: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, whether or not an event loop runs in this thread.
-
-    It runs in a thread of its own: a notebook has a loop already, and a Ctrl-C that falls into gRPC's
-    own code can be lost there, or abort the interpreter. Here it falls into a wait, and ends the coroutine."""
+    """Run a coroutine to its end, whether or not an event loop runs in this thread. It runs in a thread of its own: a
+    notebook has a loop already, and a Ctrl-C that falls into gRPC's own code can be lost there, or abort the
+    interpreter. Here it falls into a wait, and ends the coroutine."""
     under_way: list[asyncio.Task[T]] = []
 
     async def noted() -> T:

@@ -36,9 +36,8 @@ class Room:
         np.empty(31 << 20, np.uint8)
 
     def outcomes(self, ask: Ask, blocks: Sequence[Sequence[str]], memories: Mapping[str, Values]) -> Iterator[Summed]:
-        """The answers of some blocks of a cohort, summed block by block, in roster order.
-
-        What is under way at once is bounded by the workers, so that memory is, too."""
+        """The answers of some blocks of a cohort, summed block by block, in roster order; the workers bound what is
+        under way at once, and so the memory."""
         if not blocks:
             return
         crowd, course = self.crowd, self.crowd.course

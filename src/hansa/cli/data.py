@@ -144,12 +144,8 @@ def keep(table: Table, federation: Federation) -> None:
 
 
 def require_numbers(table: Table, federation: Federation) -> None:
-    """Look for a text in the columns that a study takes for numbers.
-
-    A coordinator sees types only, and can say which column holds text; here its row is known.
-
-    Raises:
-        ContractError: naming the column and the row."""
+    """Look for a text in the columns that a study takes for numbers; raises ContractError naming the column and the
+    row. A coordinator sees types only, and can say which column holds text; here its row is known."""
     from hansa.data import contract
 
     rules = federation.contract.columns

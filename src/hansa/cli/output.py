@@ -42,9 +42,8 @@ class Output:
         return self.console.is_terminal and not self.console.is_dumb_terminal
 
     def say(self, text: str, *, style: str = "") -> None:
-        """One line for people; ``style`` is one of rich's, such as ``bold`` or ``green``.
-
-        It is never broken: a command or a token must survive being copied from a narrow terminal."""
+        """One line for people; ``style`` is one of rich's, such as ``bold`` or ``green``. It is never broken: a command
+        or a token must survive being copied from a narrow terminal."""
         self.console.print(Text(legible(text), style=style), highlight=False, soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:

@@ -41,11 +41,8 @@ def log_to_stderr(verbose: bool) -> None:
 
 @contextlib.contextmanager
 def sole(folder: Path) -> Iterator[None]:
-    """Let one program at a time serve from a folder, which is made; however it ends, it is free again.
-
-    Raises:
-        UnreachableError: if another one serves from it.
-        UsageError: if it cannot be written."""
+    """Let one program at a time serve from a folder, which is made; however it ends, it is free again. Raises
+    UnreachableError if another one serves from it, and UsageError if it cannot be written."""
     # SQLite has the one file lock that is in the standard library on every system.
     lock = sqlite3.connect(writable(folder, "--home") / "serving.lock", timeout=0)
     with contextlib.closing(lock):

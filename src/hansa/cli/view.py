@@ -26,7 +26,6 @@ SPREAD = frozenset({"p10", "p50", "p90", "worst_decile"})
 
 class RoundsView(ExitStack):
     """Shows the events of a run of so many rounds at most; use it in a ``with`` block and hand it to ``follow``.
-
     ``resolved`` is called once it is known who takes part, before the first exchange."""
 
     def __init__(self, out: Output, rounds: int, resolved: Callable[[Setup], None] | None = None) -> None:

@@ -55,11 +55,8 @@ class Contract(Written):
 
 
 def check(table: Table, contract: Contract) -> None:
-    """Check a table against a contract.
-
-    A message may quote one cell, so it is for the table's owner; it must not leave the party.
-
-    Raises ContractError: names the column and the data row (the first is row 1) of the first breach."""
+    """Check a table against a contract; raises ContractError naming column and row (the first is row 1) of the first
+    breach. A message may quote one cell, so it is for the table's owner; it must not leave the party."""
     for name, rule in contract.columns.items():
         _check_column(table, name, rule)
     if table.rows < contract.minimum_rows:

@@ -37,9 +37,8 @@ class _Layout(NamedTuple):
 
 
 def read_csv(path: Path, encoding: str = "utf-8") -> Table:
-    """The columns of a CSV file with a header; comma, semicolon and tab are told apart.
-
-    A column is one of numbers if each of its cells that is not `MISSING` is a number.
+    """The columns of a CSV file with a header; comma, semicolon and tab are told apart. A column is one of numbers if
+    each of its cells that is not `MISSING` is a number.
 
     Raises DataError: bytes that are not of this encoding, a header with an empty or repeated name, a line with more or
     fewer cells than the header, a quote without its end."""
@@ -69,9 +68,8 @@ def read_csv(path: Path, encoding: str = "utf-8") -> Table:
 
 
 def write_csv(path: str | Path, table: Table) -> None:
-    """Write a table as CSV in UTF-8 with a header, RFC 4180; text in quotes, missing cells empty.
-
-    What `read` gives back is the same table, but for text that looks like a number or like one of `MISSING`."""
+    """Write a table as CSV in UTF-8 with a header, RFC 4180; text in quotes, missing cells empty. `read` gives back the
+    same table, but for text that looks like a number or like one of `MISSING`."""
     # A line of nothing would be a blank line, not a row.
     missing = "" if len(table.names) > 1 else '""'
     columns = [

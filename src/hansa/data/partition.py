@@ -51,9 +51,8 @@ def share_rows(rows: int, fractions: Sequence[float], seed: int) -> list[Rows]:
 
 
 def quantity_rows(rows: int, parties: int, alpha: float, seed: int, minimum: int = 1) -> list[Rows]:
-    """Quantity skew: the parties' shares of the rows are one draw from ``Dir(alpha, ..., alpha)``.
-
-    Li et al. 2021 (arXiv 2102.02079, section 4.3). The smaller ``alpha``, the more unequal the sizes."""
+    """Quantity skew: the parties' shares of the rows are one draw from ``Dir(alpha, ..., alpha)`` (Li et al. 2021,
+    arXiv 2102.02079, section 4.3). The smaller ``alpha``, the more unequal the sizes."""
     _positive("alpha", alpha)
     _enough(rows, parties, minimum)
     random = generator(seed, "partition", "quantity")
@@ -96,9 +95,8 @@ def dirichlet_rows(labels: ArrayLike, parties: int, alpha: float, seed: int, min
 
 
 def shard_rows(labels: ArrayLike, parties: int, per_party: int, seed: int) -> list[Rows]:
-    """Label skew by shards: rows sorted by label, cut into equal shards, ``per_party`` dealt to each.
-
-    McMahan et al. 2017 (arXiv 1602.05629, section 3): two shards leave most parties two digits."""
+    """Label skew by shards: rows sorted by label, cut into equal shards, ``per_party`` dealt to each; with two, most
+    parties have two digits (McMahan et al. 2017, arXiv 1602.05629, section 3)."""
     order = np.argsort(np.unique(np.asarray(labels), return_inverse=True)[1], kind="stable")
     if per_party < 1:
         raise DataError(f"{per_party} shards for each party", remedy="Say 1 or more")
@@ -110,12 +108,9 @@ def shard_rows(labels: ArrayLike, parties: int, per_party: int, seed: int) -> li
 
 
 def describe(parts: Mapping[str, Table], target: str | None = None) -> list[Sequence[object]]:
-    """A summary as a table, its header first, then one line a party: rows, and how the target is spread.
-
-    A target with more than ten values over all parties is summed up by its mean. Of more than ten
-    parties the first are listed, then the least, the median and the most of each column.
-
-    Raises DataError: a party lacks the target column."""
+    """A summary as a table, its header first, then one line a party: rows, and how the target is spread; of more than
+    ten values over all parties, its mean. Of more than ten parties the first are listed, then the least, the median and
+    the most of each column. Raises DataError: a party lacks the target column."""
     header = ["party", "rows"]
     columns: list[list[int] | list[float]] = [[part.rows for part in parts.values()]]
     if target is not None:

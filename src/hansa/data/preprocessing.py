@@ -20,18 +20,16 @@ from hansa.errors import DataError
 class Encoding:
     """How columns become features: numbers standardised, categories one-hot.
 
-    A number x becomes (x - mean) / scale, and 0 where it is missing: the mean. A category becomes
-    one feature a declared value, in declared order; a missing or undeclared one is 0 in all.
+    A number x becomes (x - mean) / scale, and 0 where it is missing: the mean. A category becomes one feature a
+    declared value, in declared order; a missing or undeclared one is 0 in all. Raises DataError: shapes differ, a mean
+    or scale is not finite, a scale is negative, a column or a category is named twice.
 
     Attributes:
         numbers: names of the number columns.
         mean: float64 of shape [len(numbers)].
         scale: float64 of shape [len(numbers)]; a scale of 0 (a constant column) is taken as 1.
         categories: names of the category columns, and the values of each.
-        arrays: names of the array columns, and their shapes; they are taken as they are.
-
-    Raises DataError: shapes differ, a mean or scale is not finite, a scale is negative, a column or a category is named
-    twice."""
+        arrays: names of the array columns, and their shapes; they are taken as they are."""
 
     numbers: tuple[str, ...]
     mean: NDArray[np.float64]

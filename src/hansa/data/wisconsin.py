@@ -34,9 +34,8 @@ def study(seed: int = 0, private: bool = False) -> str:
 
 
 def hospitals(seed: int = 0) -> dict[str, Table]:
-    """Every row given to one of three hospitals, by `TRAINING` and keyed by the seed.
-
-    Their tables have a further text column ``split``: ``train`` or ``test``."""
+    """Every row given to one of three hospitals, by `TRAINING` and keyed by the seed; their tables have a further text
+    column ``split``: ``train`` or ``test``."""
     whole, random = table(), generator(seed, "wisconsin", "hospitals")
     labels = whole.column(TARGET)
     rows: dict[str, dict[str, list[int]]] = {name: {"train": [], "test": []} for name in TRAINING}

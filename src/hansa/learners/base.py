@@ -54,13 +54,8 @@ _LARGE = 1 << 16  # numbers in one party's rows
 
 
 class Shared(Sequence[tuple[Array, Array]]):
-    """Parties' rows as ranges of one pair of arrays, so that a step of all is gathered at once.
-
-    Args:
-        x: features of all rows.
-        y: labels of all rows.
-        starts: each party's first row, ``[k]``.
-        stops: the row after its last one, ``[k]``."""
+    """Parties' rows as ranges of one pair of arrays, so that a step of all is gathered at once: ``x`` and ``y`` of all
+    rows, each party's first row, ``starts [k]``, and the row after its last one, ``stops [k]``."""
 
     def __init__(self, x: Array, y: Array, starts: Array, stops: Array) -> None:
         self.x, self.y, self.starts, self.stops = x, y, starts, stops

@@ -102,14 +102,11 @@ class Adagrad(FirstOrder):
 class Adam(FirstOrder):
     """Steps along a moving mean, divided by the root of a moving mean of squares.
 
-    At a party (Kingma and Ba 2015, arXiv 1412.6980) both means start from 0 and are divided by the mass
-    that they have collected, ``1 - beta^t`` after ``t`` steps (bias correction)::
-
-        m <- beta1 * m + (1 - beta1) * u v <- beta2 * v + (1 - beta2) * u^2 theta <- theta + lr * (m / (1 - beta1^t)) /
-        (sqrt(v / (1 - beta2^t)) + epsilon)
-
-    At the server it is FedAdam (Reddi et al. 2021, arXiv 2003.00295, algorithm 2): ``v`` starts from ``epsilon^2`` (the
-    paper's ``tau^2``), and there is no bias correction: ``theta <- theta + lr * m / (sqrt(v) + epsilon)``.
+    At a party (Kingma and Ba 2015, arXiv 1412.6980): ``m <- beta1 * m + (1 - beta1) * u`` and ``v <- beta2 * v + (1 -
+    beta2) * u^2`` from 0, divided by the mass that they have collected after ``t`` steps (bias correction): ``theta <-
+    theta + lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)``. At the server it is FedAdam (Reddi et al.
+    2021, arXiv 2003.00295, algorithm 2): ``v`` starts from ``epsilon^2`` (the paper's ``tau^2``), and there is no bias
+    correction: ``theta <- theta + lr * m / (sqrt(v) + epsilon)``.
 
     Args:
         beta1: decay of the mean.
@@ -122,10 +119,9 @@ class Adam(FirstOrder):
     epsilon: Positive | None = None
 
     def step(self, parameters: Array, update: Array, slots: Slots) -> Stepped:
-        """One step at a party; the state is ``first``, ``second`` and, ``[..., 1]``, their masses.
-
-        The mass is the moving mean of ones: it is a party's own, so that parties of a stack may be at
-        different steps, and as exact in float32 as in float64, which ``1 - beta^t`` is not."""
+        """One step at a party; the state is ``first``, ``second`` and, ``[..., 1]``, their masses. The mass is the
+        moving mean of ones: it is a party's own, so that parties of a stack may be at different steps, and as exact in
+        float32 as in float64, which ``1 - beta^t`` is not."""
         beta2 = 0.999 if self.beta2 is None else self.beta2
         ones = update[..., :1] * 0.0 + 1.0
         kept = {

@@ -23,9 +23,8 @@ def train_privately(
     slots: Slots,
     chance_of: Callable[[int], Chance],
 ) -> tuple[Array, Slots]:
-    """As `Learner.train`, one party after the other, with rows that are drawn anew in each step.
-
-    What follows the noise (a correction, momentum, a penalty) costs nothing more.
+    """As `Learner.train`, one party after the other, with rows that are drawn anew in each step. What follows the noise
+    (a correction, momentum, a penalty) costs nothing more.
 
     Args:
         learner: the model.

@@ -98,9 +98,8 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a party's work proposes: a contribution, and what it wants to remember if that is counted.
-
-    Of a stack, every value and the weight have a leading axis ``[k]``."""
+    """What a party's work proposes: a contribution, and what it wants to remember if that is counted. Of a stack, every
+    value and the weight have a leading axis ``[k]``."""
 
     contribution: Contribution
     memory: Values = field(default_factory=Values)
@@ -130,9 +129,8 @@ class Method(Part):
         """The state before the first ask."""
 
     def phases(self, start: State, ask: Ask) -> tuple[State, ...]:
-        """States like those from which it asks in round 1, of which the last is like those of later rounds.
-
-        A party holds an ask against those that would be made from them, so only shapes matter.
+        """States like those from which it asks in round 1, of which the last is like those of later rounds. A party
+        holds an ask against those that would be made from them, so only shapes matter.
 
         Args:
             start: the state before the first ask.
@@ -149,21 +147,17 @@ class Method(Part):
 
     @abstractmethod
     def ask(self, state: State) -> Ask | None:
-        """The next exchange, or None when there is nothing more to ask: the run ends then, and the state's
-        fact ``reason`` says why.
-
-        Work name, version, round and cohort are filled in by whoever drives the run."""
+        """The next exchange, or None when there is nothing more to ask: the run ends then, and the state's fact
+        ``reason`` says why. Work name, version, round and cohort are filled in by whoever drives the run."""
 
     @abstractmethod
     def work(self, at: Any) -> Answer:
-        """At the party: exactly the declared fields, and what to remember.
-
-        ``at`` is an `At`, or a `Stack` if the method `stacks`."""
+        """At the party: exactly the declared fields, and what to remember; ``at`` is an `At`, or a `Stack` if it
+        `stacks`."""
 
     def personal(self, at: Any) -> Array:
-        """The parameters that a party itself would use, ``[d]``: the global ones, unless it has its own.
-
-        ``at.memory`` holds what training remembered there."""
+        """The parameters that a party itself would use, ``[d]``: the global ones, unless it has its own; ``at.memory``
+        holds what training remembered there."""
         return np.asarray(at.received["parameters"])
 
     @abstractmethod
@@ -233,10 +227,7 @@ class UpdateMethod(Method):
 
 
 class GradientMethod(UpdateMethod):
-    """Methods that train locally with a corrected gradient; FedAvg overrides nothing.
-
-    Args:
-        local: the optimiser at a party."""
+    """Methods that train locally, by the optimiser ``local``, with a corrected gradient; FedAvg overrides nothing."""
 
     memory: ClassVar[tuple[str, ...]] = ()
     stacks: ClassVar[bool] = True
@@ -285,9 +276,8 @@ class GradientMethod(UpdateMethod):
         return None
 
     def correct(self, gradient: Any, parameters: Any, received: Any, memory: Any) -> Any:
-        """The gradient that is used, elementwise on one party or on a stack; it may be changed in place.
-
-        Training is spared it where a method does not override it."""
+        """The gradient that is used, elementwise on one party or on a stack; it may be changed in place. Training is
+        spared it where a method does not override it."""
         return gradient
 
     def finish(self, parameters: Array, received: Values, memory: Values, steps: Any) -> Finished:

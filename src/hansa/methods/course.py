@@ -77,9 +77,8 @@ class Progress:
         return self.states["train"].values["parameters"]
 
     def pack(self, memories: Mapping[str, Values] | None = None) -> bytes:
-        """The progress as one safetensors file, with the parties' memories in simulation.
-
-        Equal progress gives equal bytes."""
+        """The progress as one safetensors file, with the parties' memories in simulation; equal progress, equal
+        bytes."""
         groups = {("state", name): state.values for name, state in self.states.items()}
         groups |= {("memory", party): values for party, values in (memories or {}).items()}
         named = (((*group, name), array) for group, values in groups.items() for name, array in values.items())
@@ -211,11 +210,10 @@ class Course:
         return self.evaluate.own and self.method.personalises
 
     def permits(self, ask: Ask) -> bool:
-        """Whether this course itself would ask so: under this number, in this round, sending values of
-        these shapes, for the same fields through the same stages.
-
-        A party asks this before it works, since the ask may come from somebody who would like to see
-        more: a sum over rows of its choice, one more answer, or an update without the clip."""
+        """Whether this course itself would ask so: under this number, in this round, sending values of these shapes,
+        for the same fields through the same stages. A party asks this before it works: the ask may come from somebody
+        who would like to see more, such as a sum over rows of its choice, one more answer, or an update without the
+        clip."""
         return any(_alike(ask, own) for own in self._own(ask))
 
     def _own(self, asked: Ask) -> Iterator[Ask]:
@@ -246,9 +244,8 @@ class Course:
         return ask
 
     def work(self, ask: Ask, at: At | Stack) -> Answer:
-        """At the parties: the work that the ask names, and its way through their side of the stages.
-
-        A stack's answer is a stack; of a party that `Stack.failed` names it says nothing."""
+        """At the parties: the work that the ask names, and its way through their side of the stages. A stack's answer
+        is a stack; of a party that `Stack.failed` names it says nothing."""
         announced = at.received.under("announced")
         around, scores = ("announced.", "encoding."), ask.work == "evaluate"
         kept = Values({k: v for k, v in at.received.items() if not k.startswith(around)})
@@ -292,8 +289,7 @@ class Course:
         return stack, excluded
 
     def signals(self, ask: Ask) -> tuple[Signal, ...]:
-        """What flows between the stages for this ask; the last one is what travels; raises PipelineError if a stage
-        refuses."""
+        """What flows between the stages for this ask, last what travels; raises PipelineError if a stage refuses."""
         signal = Signal(
             ask.fields,
             noise=self.method.noise(self.privacy) if ask.through == "update" else (),

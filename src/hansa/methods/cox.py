@@ -104,9 +104,8 @@ class Cox(Newton):
         return State(after.round, Values({**after.values, "hazard": hazard}), after.facts)
 
     def facts(self, state: State, encoding: Encoding) -> dict[str, Json]:
-        """As every Newton method's, and the ``baseline``: the cumulative hazard where all features are 0.
-
-        That is at the federation's means if columns are standardised, and in the first categories."""
+        """As every Newton method's, and the ``baseline``, the cumulative hazard where all features are 0: at the
+        federation's means if columns are standardised, and in the first categories."""
         found = super().facts(state, encoding)
         if found:
             times, hazard = state.values["times"], state.values["hazard"]
@@ -115,9 +114,8 @@ class Cox(Newton):
         return found
 
     def _curve(self, state: State, sums: Values) -> tuple[Curve, Array]:
-        """The partial log likelihood at the parameters that were asked about, and the baseline's steps.
-
-        Of d events at one time, Efron's l-th sees ``l / d`` of their own hazards gone; Breslow's see none."""
+        """The partial log likelihood at the parameters that were asked about, and the baseline's steps. Of d events at
+        one time, Efron's l-th sees ``l / d`` of their own hazards gone; Breslow's see none."""
         free = len(state.facts["free"])
         theta = state.values["parameters"][state.facts["free"]]
         risk, events = sums["risk"], sums["events"]

@@ -97,10 +97,9 @@ class Evaluate(Method):
         return (*tallies, *[replace(t, name=f"own.{t.name}") for t in tallies if own])
 
     def metrics(self, task: Task, totals: Values) -> dict[str, float]:
-        """The federation's metrics, and how they are spread over the parties that hold rows out.
-
-        ``accuracy`` is of all rows, ``accuracy.p10`` a quantile over parties, ``accuracy.worst_decile`` the mean
-        of the tenth that does worst; ``own.`` stands before those of the parties' own models."""
+        """The federation's metrics, and how they are spread over the parties that hold rows out: ``accuracy`` is of all
+        rows, ``accuracy.p10`` a quantile over parties, ``accuracy.worst_decile`` the mean of the tenth that does worst;
+        ``own.`` stands before those of the parties' own models."""
         metrics: dict[str, float] = {}
         for prefix in ("", "own."):
             names = [t.name for t in task.tallies() if prefix + t.name in totals]

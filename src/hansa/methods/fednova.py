@@ -13,12 +13,11 @@ from hansa.methods.base import Finished, GradientMethod, State
 class FedNova(GradientMethod):
     """Normalised averaging (Wang et al. 2020, arXiv 2007.07481, equations 8 and 10).
 
-    A party sends its update divided by its effective number of steps ``|a_i|``, and that number; the server
-    moves by the mean of the first times the mean of the second: ``theta <- theta + (sum p_i |a_i|) *
-    sum p_i (theta_i - theta) / |a_i|``. FedAvg, in which a party with more steps counts for more, converges to
-    the optimum of another objective. ``|a_i|`` is the sum of the weights with which the party's gradients
-    entered its update: ``steps`` for plain SGD, and ``(steps - m (1 - m^steps) / (1 - m)) / (1 - m)`` with
-    momentum ``m``. If all take the same number of steps, it is FedAvg."""
+    A party sends its update divided by its effective number of steps ``|a_i|``, and that number; the server moves by
+    the mean of the first times the mean of the second: ``theta <- theta + (sum p_i |a_i|) * sum p_i (theta_i - theta) /
+    |a_i|``. FedAvg, where more steps count for more, converges to the optimum of another objective. ``|a_i|`` is the
+    sum of the weights with which the party's gradients entered its update: ``steps`` for plain SGD, and ``(steps - m (1
+    - m^steps) / (1 - m)) / (1 - m)`` with momentum ``m``. Where all take as many steps, it is FedAvg."""
 
     kind: ClassVar[str] = "fednova"
     reducible: ClassVar[bool] = False

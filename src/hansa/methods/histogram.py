@@ -72,11 +72,9 @@ class Histogram(Method):
 
 
 def quantiles(counts: Sequence[float], edges: Sequence[float], levels: Sequence[float]) -> list[float | None]:
-    """Quantiles of a histogram, evenly within a bin and so never closer to a value than its bin's edges; None if
-    the counts are noise about nothing.
-
-    Where noise makes the sums of the first counts fall, they are levelled halfway between the largest before and
-    the smallest after: no sum is then further from a rising one than the worst was."""
+    """Quantiles of a histogram, evenly within a bin and so never closer to a value than its bin's edges; None if the
+    counts are noise about nothing. Where noise makes the sums of the first counts fall, they are levelled halfway
+    between the largest before and the smallest after: none is then further from a rising one than the worst was."""
     sums = np.cumsum(counts)
     if not sums[-1] >= 1:
         return [None for _ in levels]

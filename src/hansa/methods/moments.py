@@ -18,13 +18,12 @@ WIDE = float(2**400)  # no sum of a column, nor of its squares, is larger; an ov
 class Moments(Method):
     """Two sums that standardise features without anybody seeing a row.
 
-    The first ask sums each number column (`rows`, `missing`, `total`) and counts each declared category; the
-    second sums squared distances from the federated mean, which is exact where ``E[x^2] - E[x]^2`` cancels
-    (Chan, Golub and LeVeque 1983). A category with fewer than ten rows at a party is counted there as
-    ``other`` before it leaves. Training rows only.
+    The first ask sums each number column (`rows`, `missing`, `total`) and counts each declared category; the second
+    sums squared distances from the federated mean, which is exact where ``E[x^2] - E[x]^2`` cancels (Chan, Golub and
+    LeVeque 1983). A category with fewer than ten rows at a party counts there as ``other``. Training rows only.
 
-    Where the sums get noise (`bounds` of the setup), there is one ask only: each number is moved from its
-    declared range to [-1, 1], so that a row adds no more than that, and squares are summed at once.
+    Where the sums get noise (`bounds` of the setup), there is one ask only: each number is moved from its declared
+    range to [-1, 1], so that a row adds no more than that, and squares are summed at once.
 
     Args:
         standardise: whether features are scaled to mean 0 and variance 1 of the federation."""

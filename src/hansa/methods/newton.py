@@ -73,10 +73,8 @@ class Newton(Method):
         return State(0, Values({"parameters": zeros, "previous": zeros}), facts)
 
     def newton(self, state: State, total: Total, curve: Curve) -> State:
-        """The state after a round: one step, or back half of the last one.
-
-        Columns that depend on each other, and coefficients without a finite estimate, are a RunError that names them.
-        """
+        """The state after a round: one step, or back half of the last one. Columns that depend on each other, and
+        coefficients without a finite estimate, are a RunError that names them."""
         facts, here = state.facts, state.values["parameters"]
         before, parties = facts.get("deviance"), list(total.parties)
         if before is None or parties != facts["parties"]:

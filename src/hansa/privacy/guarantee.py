@@ -102,9 +102,8 @@ class Release:
 
 
 def guarantee(privacy: Privacy, adversary: Adversary, releases: Sequence[Release]) -> Guarantee:
-    """What the observers of these releases learn of a unit.
-
-    A row is either learnt from or held out, so of the two kinds of releases only the dearer counts for it."""
+    """What the observers of these releases learn of a unit; of a row, which is either learnt from or held out, the
+    dearer of the two kinds of releases counts."""
     observers = []
     for name in ("coordinator", "party", "public"):
         kinds: dict[bool, list[Event]] = {False: [], True: []}

@@ -45,10 +45,9 @@ GRID = 2.0**20
 
 
 def noised(values: Array, spread: float, chance: Chance, laplace: bool = False) -> Array:
-    """The values with normal or Laplace noise of that spread on each, in float64.
-
-    From a stream the noise is of integers, and the values are rounded to their grid: nothing of them is left in
-    the low bits of a float (Mironov 2012, doi 10.1145/2382196.2382264). `grown` says what that rounding costs."""
+    """The values with normal or Laplace noise of that spread on each, in float64. From a stream the noise is of
+    integers, and the values are rounded to their grid: nothing of them is left in the low bits of a float (Mironov
+    2012, doi 10.1145/2382196.2382264). `grown` says what that rounding costs."""
     values = np.asarray(values, np.float64)
     if not isinstance(chance, Stream):
         draw = chance.laplace if laplace else chance.normal
@@ -166,9 +165,8 @@ def _exponential(power: int, width: float, reach: float) -> Table:
 
 
 def _table(power: int, scale: Decimal, bits: int, plane: list[Decimal]) -> Table:
-    """Walker's alias method in whole numbers: each row of a power of two gets the same share of 2^128.
-
-    ``plane`` has the weights of 0, 1 ..., or of the number of each row that is nearest to 0."""
+    """Walker's alias method in whole numbers: each row of a power of two gets the same share of 2^128; ``plane`` has
+    the weights of 0, 1 ..., or of the number of each row that is nearest to 0."""
     density = (plane[-2::-1] if bits else plane[:0:-1]) + plane[:-1]
     rows, total = len(density), sum(density)
     weights = [int(2**128 * one / total) for one in density]
