@@ -73,13 +73,7 @@ class Crossed:
 
 
 def cross_matrix(run: Run, parties: Mapping[str, Table], metric: str = "accuracy") -> Crossed:
-    """Score each party's own model on every party's held-out rows.
-
-    Args:
-        run: what was run, with what its parties remember.
-        parties: their tables; only possible where somebody may see them all.
-        metric: of the task.
-
+    """Score each party's own model on every party's held-out rows, where somebody may see all the parties' tables.
     Raises StudyError if parties have no models, or with a central evaluation no rows, of their own; or the task has no
     such metric; RunError if the run has no model yet."""
     method, task, evaluation = run.federation.method, run.federation.task, run.federation.evaluation

@@ -164,11 +164,8 @@ class Field:
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
-    """What one party answers to one ask.
-
-    Args:
-        values: one array for every declared field.
-        weight: what the party counts for in a weighted mean; positive."""
+    """What one party answers to one ask: an array for every declared field, and what it counts for in a mean, above
+    0."""
 
     values: Values
     weight: float = 1.0

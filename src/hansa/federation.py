@@ -42,8 +42,7 @@ _ROWS = Signal((counted("rows", example=1.0),), weights="equal")
 
 
 def deployed(federation: Federation, setup: Setup, secret: bytes, run: str) -> Course:
-    """The course of a run between machines, with noise from a key of this one's own; raises PrivacyError if there is to
-    be noise, and no key."""
+    """A run between machines, with noise from a key of this one's own; raises PrivacyError if noise has no key."""
     if secret:
         return federation.course(setup, derived(secret, "run", run))
     if federation.noised:
@@ -200,8 +199,7 @@ class Federation(Part):
 
     def require_no_code(self) -> None:
         """Refuse a study with code, or for simulation only, as every agent does. Raises ConsentError if running it
-        means running its author's code; StudyError if its evaluation is central: only a simulation holds the test
-        table."""
+        means running its author's code; StudyError if its evaluation is central: only a simulation has the table."""
         if self.evaluation.central:
             remedy = "Leave evaluation.central out, or `hansa simulate`"
             raise StudyError("evaluation.central is of a test table, which only a simulation has", remedy=remedy)
@@ -210,9 +208,8 @@ class Federation(Part):
             raise ConsentError("the study brings code, and agents run built-in task kinds only", remedy=remedy)
 
     def rules(self, parties: int, buckets: Buckets | None = None) -> Rules | None:
-        """What each of so many parties holds a secure sum to: the study's adversary, the largest of its
-        thresholds, and the minimum, on whose shares of noise its guarantee counts; of a bucket's sum, what its own
-        minimum says. None if nothing is so summed."""
+        """What each of so many parties holds a secure sum to: the study's adversary, the largest of its thresholds, and
+        the minimum, on whose noise its guarantee counts; of a bucket's sum, its own one. None without secure sums."""
         chains = (*self.aggregation.stages, *self.statistics.stages)
         thresholds = [stage.threshold for stage in chains if isinstance(stage, SecureSum)]
         if not thresholds:

@@ -154,8 +154,7 @@ class Torch(Task):
         return self
 
     def learner(self, width: int) -> Learner:
-        """`hansa.learners.torch.Torch`; raises StudyError if PyTorch is not installed, or the module's code is not in
-        this process."""
+        """`hansa.learners.torch.Torch`; a StudyError if PyTorch is not installed, or the code not in this process."""
         if self._learner is None:
             try:
                 from hansa.learners.torch import Torch as Module

@@ -14,9 +14,8 @@ from hansa.contribution import Contributions, Values
 
 @STAGES.register
 class Clip(Stage):
-    """Scale a contribution down to an L2 norm, all parameter-like fields jointly.
-
-    ``x <- x * min(1, norm / |x|)`` (Abadi et al. 2016, arXiv 1607.00133, per party).
+    """Scale a contribution down to an L2 norm, all parameter-like fields jointly: ``x <- x * min(1, norm / |x|)``
+    (Abadi et al. 2016, arXiv 1607.00133, per party).
 
     Args:
         norm: the bound, positive."""

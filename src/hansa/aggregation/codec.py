@@ -45,8 +45,7 @@ class Draw:
 
 class Codec(Stage):
     """A stage that changes how parameter-like fields travel, and not what they are. A part that is parameter-like
-    itself (some of the entries, say, with the norm they have once opened) is what the next stage clips or packs in its
-    turn."""
+    itself (some of the entries, say, with the norm they have once opened) is what the next stage clips or packs."""
 
     remembers: ClassVar[bool] = False
     """Whether a party keeps what did not get through, and adds it the next time (error feedback)."""

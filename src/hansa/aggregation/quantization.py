@@ -130,8 +130,7 @@ class QSGD(Grid):
 
 def dithered(draw: Draw, count: int, zero: float, dtype: type[np.floating]) -> Array:
     """Numbers ``[k, count]``, uniform from ``zero`` (a power of two) to ``zero + 1``. Their mantissas are bits that all
-    parties share, flipped by bits that each party has for every run of entries: so few draws make any two
-    independent."""
+    share, flipped by bits that each party has for every run of entries: so few draws make any two independent."""
     width = np.dtype(dtype).itemsize
     whole, half = np.dtype(f"u{width}"), f"u{width // 2}"
     shift = whole.type(np.finfo(dtype).nmant - round(math.log2(zero)) - 4 * width)

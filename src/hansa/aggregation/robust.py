@@ -75,8 +75,7 @@ class Median(Coordinatewise):
 
 
 class TrimmedMean(Coordinatewise):
-    """The mean of each entry without its ``floor(fraction n)`` smallest and largest values; withstands that many of
-    ``n``.
+    """The mean of each entry without its ``floor(fraction n)`` smallest and largest values; that many may lie.
 
     Args:
         fraction: that is cut off at either end, above 0 and below one half."""
@@ -117,11 +116,8 @@ class Mixture(Robust):
 
 
 class Krum(Mixture):
-    """The contribution that is closest to its ``n - f - 2`` nearest ones (Blanchard et al. 2017, arXiv
-    1703.02757). It withstands ``f`` of ``n >= 2 f + 3`` parties.
-
-    Args:
-        byzantine: how many parties may lie, ``f``."""
+    """The contribution that is closest to its ``n - f - 2`` nearest ones (Blanchard et al. 2017, arXiv 1703.02757); it
+    withstands ``f``, here ``byzantine``, liars among ``n >= 2 f + 3`` parties."""
 
     kind: ClassVar[str] = "krum"
     byzantine: Annotated[int, Limits(ge=0)]

@@ -180,8 +180,7 @@ NO_STAGES = Aggregation()
 
 
 def chain(stage: Callable[P, Stage]) -> Callable[P, Aggregation]:
-    """A stage's public function: it takes the stage's keys, by name, and makes a chain of one. Studies may name
-    the stage from then on."""
+    """A stage's public function: it makes a chain of one from the stage's keys; studies may then name the stage."""
     STAGES.register(cast(type[Stage], stage))
 
     @wraps(stage, updated=())

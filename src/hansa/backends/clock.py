@@ -47,8 +47,7 @@ class Clock(Part):
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """A clock from a TOML file with these keys; raises UsageError if it cannot be read; StudyError if one of them
-        is wrong."""
+        """A clock from a TOML file with these keys; a UsageError if it cannot be read, a StudyError if one is wrong."""
         try:
             return cls(**tomllib.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:

@@ -49,8 +49,7 @@ def _like(value: Array) -> tuple[tuple[int, ...], Any]:
 
 
 class Memories(Mapping[str, Values]):
-    """Each party's memory, by name, ``memories`` to begin with; what is taken out is a view, and holds until more is
-    settled."""
+    """Each party's memory, by name, ``memories`` to begin with; what is taken out is a view, until more is settled."""
 
     def __init__(self, memories: Mapping[str, Values] | None = None) -> None:
         self._columns: dict[tuple[str, Any], _Column] = {}

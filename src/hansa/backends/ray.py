@@ -125,17 +125,15 @@ class Worker:
 
 
 class Actors(Room):
-    """Where parties work: the actors of a cluster. One that is lost is replaced, and its shards are repeated;
-    until the new one is there, if it ever is, the others do its work.
+    """Where parties work: the actors of a cluster. One that is lost is replaced, and its shards are repeated; until the
+    new one is there, if it ever is, the others do its work. A HansaError if an actor cannot begin.
 
     Args:
         ray: the module.
         count: actors.
         told: what each of them begins with.
         here: the room without them.
-        book: where it is written down that a shard was repeated.
-
-    Raises HansaError if an actor cannot begin."""
+        book: where it is written down that a shard was repeated."""
 
     def __init__(self, ray: Any, count: int, told: Any, here: Room, book: Book) -> None:
         super().__init__(here.crowd, here.engine, count)
@@ -264,8 +262,7 @@ class Actors(Room):
 
 
 def _portable(task: Task) -> Task:
-    """The task without a model in it; its code is imported here; raises UsageError if the module lives in the process
-    that made it."""
+    """The task without a model in it; its code is imported here; a UsageError if that lives in its maker's process."""
     load = getattr(task, "load", None)
     return task if load is None else type(task)(**load().model_dump())
 

@@ -39,8 +39,7 @@ class Remote:
         self._folder = None if folder is None else Path(folder)
 
     def run(self, federation: Federation) -> Run:
-        """Submit the federation, follow the run to its end, and fetch what it came to; inside an event loop (a
-        notebook), too.
+        """Submit the federation, follow the run to its end, and fetch what it came to; under an event loop, too.
 
         Args:
             federation: what to run; each party's agent must admit it.

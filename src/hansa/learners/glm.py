@@ -166,8 +166,7 @@ class Hazard(Glm):
     """Proportional hazards: the hazard of a row is a common baseline times ``exp(x w)`` (Cox 1972).
 
     It is relative to a row whose features are all 0; the intercept is the baseline's. Its likelihood compares rows with
-    each other, so no row has a loss or a gradient of its own: only a method that adds up the rows at risk can fit
-    it."""
+    each other, so none has a loss or a gradient of its own: only a method that adds up the rows at risk can fit it."""
 
     @property
     def layout(self) -> Layout:

@@ -24,8 +24,7 @@ Stepped: TypeAlias = tuple[Array, dict[str, Array]]  # the new parameters, and t
 
 
 class FirstOrder(Part):
-    """Moves parameters along a direction of descent ``u``: at a party minus the gradient, at the server
-    the aggregated update.
+    """Moves parameters along a direction of descent ``u``: minus the gradient, or at the server the aggregated update.
 
     Args:
         lr: step size, positive; it has no default, since no single one serves parties and server.
@@ -52,9 +51,8 @@ class FirstOrder(Part):
 
 
 class SGD(FirstOrder):
-    """Gradient descent with heavy-ball momentum (Polyak 1964).
-
-    ``v <- momentum * v + u``, then ``theta <- theta + lr * v``.
+    """Gradient descent with heavy-ball momentum (Polyak 1964): ``v <- momentum * v + u``, ``theta <- theta + lr *
+    v``.
 
     Args:
         momentum: from 0 (none) to below 1."""
@@ -75,9 +73,8 @@ class SGD(FirstOrder):
 class Adagrad(FirstOrder):
     """Steps divided by the root of all squares so far (Duchi et al. 2011).
 
-    At a party: ``v <- v + u^2`` from 0, ``theta <- theta + lr * u / (sqrt(v) + epsilon)``. At the server it is
-    FedAdagrad (Reddi et al. 2021, arXiv 2003.00295, algorithm 2 with ``beta1 = 0``): the same from
-    ``epsilon^2``, which is the paper's ``tau^2``.
+    At a party: ``v <- v + u^2`` from 0, ``theta <- theta + lr * u / (sqrt(v) + epsilon)``. At the server FedAdagrad
+    (Reddi et al. 2021, arXiv 2003.00295, algorithm 2, ``beta1 = 0``): from ``epsilon^2``, the paper's ``tau^2``.
 
     Args:
         epsilon: keeps the divisor from 0; 1e-8 at a party and 1e-3 at the server, unless said."""
@@ -145,9 +142,8 @@ class Adam(FirstOrder):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101).
-
-    ``theta <- (1 - lr * weight_decay) * theta`` before every step of Adam.
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101): ``theta <- (1 - lr *
+    weight_decay) * theta`` before every step of Adam.
 
     Args:
         weight_decay: strength of the decay, 0 or more."""
@@ -222,8 +218,7 @@ class DPSGD(Private):
 
 
 class DPAdam(Private, Adam):
-    """Adam on such sums, with the known variance of the noise taken off the mean of squares (DP-AdamBC, Tang et
-    al. 2024, arXiv 2312.14334).
+    """Adam on such sums, less the noise's variance in the squares (DP-AdamBC: Tang et al. 2024, arXiv 2312.14334).
 
     Args:
         beta1: decay of the mean.

@@ -152,8 +152,7 @@ class Method(Part):
 
     @abstractmethod
     def work(self, at: Any) -> Answer:
-        """At the party: exactly the declared fields, and what to remember; ``at`` is an `At`, or a `Stack` if it
-        `stacks`."""
+        """At the party: the declared fields, and what to remember; ``at`` is an `At`, or a `Stack` if it `stacks`."""
 
     def personal(self, at: Any) -> Array:
         """The parameters that a party itself would use, ``[d]``: the global ones, unless it has its own; ``at.memory``

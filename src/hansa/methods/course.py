@@ -211,9 +211,8 @@ class Course:
 
     def permits(self, ask: Ask) -> bool:
         """Whether this course itself would ask so: under this number, in this round, sending values of these shapes,
-        for the same fields through the same stages. A party asks this before it works: the ask may come from somebody
-        who would like to see more, such as a sum over rows of its choice, one more answer, or an update without the
-        clip."""
+        for the same fields through the same stages. A party asks this before it works: the ask may come from who would
+        like to see more, such as a sum over rows of its choice, one more answer, or an update without the clip."""
         return any(_alike(ask, own) for own in self._own(ask))
 
     def _own(self, asked: Ask) -> Iterator[Ask]:

@@ -33,8 +33,7 @@ class FedPer(GradientMethod):
     head: Annotated[tuple[str, ...], Limits(min_length=1)]
 
     def init(self, setup: Setup, learner: Learner) -> State:
-        """Initial parameters, and which of them are the body's; a StudyError if a pattern matches no array of
-        the model, or if nothing is left to share."""
+        """Initial parameters, and which are the body's; a StudyError if a pattern matches no array, or none is left."""
         state = super().init(setup, learner)
         spans = np.flatnonzero(np.diff(np.concatenate([[1], in_head(self.head, learner.layout), [1]]))).reshape(-1, 2)
         return replace(state, facts={"body": spans.tolist()})

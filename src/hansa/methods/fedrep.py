@@ -19,9 +19,8 @@ from hansa.privacy.claim import Privacy
 class FedRep(FedPer):
     """A shared representation (Collins et al. 2021, arXiv 2102.07078, algorithm 1).
 
-    As FedPer, in two phases: a party first trains its head on the body that it received, ``head_epochs`` passes
-    over its rows, and then the body under that head, ``local.epochs`` passes. In each phase the gradient of the
-    other part counts as 0.
+    As FedPer, in two phases: a party first trains its head on the body that it received, ``head_epochs`` passes over
+    its rows, and then the body under that head, ``local.epochs`` passes. Gradients of the other part count as 0.
 
     Args:
         head_epochs: passes over a party's rows in the first phase."""

@@ -16,11 +16,10 @@ from hansa.task import counted
 
 
 class Histogram(Method):
-    """One sum over training rows: how many lie in each of ``bins`` even bins of a number column's declared range,
-    or have a gap there; how many have each declared category.
-
-    Edges and categories are public, so a row moves one count of each of ``k`` columns, whatever it holds, and all
-    counts by a norm of ``sqrt(k)``. They get the noise of ``[statistics]``; quantiles are computed from them.
+    """One sum over training rows: how many lie in each of ``bins`` even bins of a number column's declared range, or
+    have a gap there; how many have each declared category. Edges and categories are public, so a row moves one count of
+    each of ``k`` columns, whatever it holds, and all counts by a norm of ``sqrt(k)``. They get the noise of
+    ``[statistics]``; quantiles are computed from them.
 
     Args:
         bins: of each number column.

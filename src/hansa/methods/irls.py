@@ -49,10 +49,9 @@ FAMILIES: Mapping[type[Learner], Family] = {
 class IRLS(Newton):
     """Linear, logistic and Poisson regression as a statistics package fits them (Nelder and Wedderburn 1972).
 
-    Each party sends sums over its rows: ``X' (y - mu)``, ``X' V X`` with V the variance at the mean, the
-    deviance, Pearson's statistic and the number of rows. The sums of all parties are those of the pooled
-    table, so estimates, standard errors and p-values are the pooled ones. In round 1 the means come from the
-    labels alone, so a linear model is exact after it."""
+    Each party sends sums over its rows: ``X' (y - mu)``, ``X' V X`` with V the variance at the mean, the deviance,
+    Pearson's statistic and the number of rows. The sums of all are those of the pooled table, so estimates, standard
+    errors and p-values are, too. In round 1 the means come from the labels alone, so a linear model is exact then."""
 
     kind: ClassVar[str] = "irls"
 

@@ -44,9 +44,8 @@ class Curve:
 class Newton(Method):
     """Methods that add up what Newton's method needs: one step a round, until a step is nothing.
 
-    Every party takes part in every round, on its training rows without a gap. A category column is
-    measured against its first declared category. A step after which the deviance rises is halved. Between
-    rounds nothing is remembered at a party.
+    Every party takes part in every round, on its training rows without a gap, and remembers nothing. A category column
+    is measured against its first declared category. A step after which the deviance rises is halved.
 
     Args:
         tolerance: the run ends after a step of less than so many standard errors."""

@@ -48,8 +48,7 @@ class _Curve(NamedTuple):
 def spent(events: Iterable[Event], delta: float, accountant: Accountant = None, step: float = DISCRETISATION) -> Spent:
     """What they cost together at a delta, all of whatever went wrong included. If events were chosen as a run went, a
     filter has to say when to stop: ``"rdp"`` of one order that was chosen before (Feldman and Zrnic 2021, arXiv
-    2008.11193). Raises PrivacyError: delta is out of range, adjacencies differ, or the accountant has no bound for an
-    event."""
+    2008.11193). Raises PrivacyError: delta is out of range, adjacencies differ, or there is no bound for an event."""
     m.within(delta=delta)
     merged, failure, adjacency = _merged(events)
     curve = _curve(merged, accountant, step)
