@@ -152,8 +152,15 @@ class World:
         if not self.ended_at:
             self.ended_at = self.now
             self.calm = min(self.calm, self.now + 2.0)
+            for seconds in (60.0, 90.0):  # what a party gave after the end, it hears of when it comes back
+                self.at(seconds, None, self._reconnect)
         up = self.coordinator.process is not None
         return up and self.now > self.calm and all(party.settled for party in self.parties.values())
+
+    def _reconnect(self) -> None:
+        for party in self.parties.values():
+            if not party.settled:
+                party.unplug()
 
     def _beyond_help(self) -> bool:
         """Whether parties gave vectors without noise to a sum that never opened, and will not give them again."""
@@ -510,11 +517,11 @@ class CoordinatorProcess(Engine):
             del self._on.spools[key]
 
     def _set_alarms(self, effects: ev.Effects) -> None:
-        for key in [k for k in self.alarms if (k.run, k.version) in effects.settled or k.run in effects.ended]:
-            del self.alarms[key]
         for event, seconds in effects.alarms:
             self.alarms[event] = self._world._count
             self._world.at(seconds, self._on, self._ring, event, self._world._count)
+        for key in [k for k in self.alarms if (k.run, k.version) in effects.settled or k.run in effects.ended]:
+            del self.alarms[key]
 
     def _ring(self, event: ev.DeadlinePassed, number: int) -> None:
         if self.alarms.get(event) == number:

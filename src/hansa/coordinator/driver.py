@@ -160,12 +160,12 @@ class Driver(Engine):
             ticket.set_result(said)
 
     def _set_alarms(self, effects: ev.Effects) -> None:
+        loop = asyncio.get_running_loop()
+        for event, seconds in effects.alarms:  # of what may be over in the same commit
+            self._alarms[event] = loop.call_later(seconds, self._ring, event)
         settled, ended = effects.settled, effects.ended
         for key in [key for key in self._alarms if (key.run, key.version) in settled or key.run in ended]:
             self._alarms.pop(key).cancel()
-        loop = asyncio.get_running_loop()
-        for event, seconds in effects.alarms:
-            self._alarms[event] = loop.call_later(seconds, self._ring, event)
 
     def _ring(self, event: ev.DeadlinePassed) -> None:
         self.post(replace(event, moving=frozenset(self.moving(event.run, event.version))))
