@@ -10,6 +10,8 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ STALE = "stale"  # why an answer is not taken that nobody waits for; the machine
 _BROKEN_OFF = "the upload was broken off; it may be resumed"
 
 STALL = 30.0  # seconds without a chunk after which an upload makes no progress
+
+_LOOK = ThreadPoolExecutor(1, "look")  # at one large answer at a time: meanwhile its file is in memory
 
 TURNS, TURN = 16, 0.5
 """Large bodies that move at once, asks and answers; and seconds without a chunk after which another one moves, too."""
@@ -143,7 +147,8 @@ class Gathering:
             if not self._closed.done():
                 with _kept():
                     body = masks.opened(self._key).update(mapped(self._path)) if self._key else mapped(self._path)
-                    refused = await away(refusal, body, self._head, signal, whole=True)
+                    look = partial(refusal, body, self._head, signal, whole=True)
+                    refused = await asyncio.get_running_loop().run_in_executor(_LOOK, look)
                     if not refused and not self._key:
                         return self._store.spooled(self._path, receiver.size, self._head.digest.hex()), ""
                     receiver.discard()
