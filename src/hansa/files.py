@@ -42,9 +42,8 @@ def set_aside(path: Path) -> Path:
 
 
 def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
-    """Write a file so that readers, and a crash, find the old one or the new one, durably.
-
-    Its folder is made if it is not there. A ``private`` file only its owner may read, where the system can say so."""
+    """Write a file so that readers, and a crash, find the old one or the new one, durably. Its folder is made if it is
+    not there. A ``private`` file only its owner may read, where the system can say so."""
     with writing(path, private=private) as file:
         file.write(data)
 

@@ -70,9 +70,8 @@ class Desk:
         return 8 * sum(state.values.nbytes for state in outlined(federation, setup).outline.states.values())
 
     def work(self, asked: Asked, memory: bytes) -> Worked:
-        """Ask the gate, then do the work; ``memory`` is what this party remembers of the run, as tensors.
-
-        Raises HansaError if it may not or cannot be done."""
+        """Ask the gate, then do the work; ``memory`` is what this party remembers of the run, as tensors. Raises
+        HansaError if it may not or cannot be done."""
         self._ledger.require_whole()
         hashed, federation, setup = study = self._studies[asked.run]
         if hashed != asked.federation:

@@ -44,9 +44,8 @@ class AgentHome:
 
     @classmethod
     def require_free(cls, folder: Path) -> None:
-        """Refuse a coordinator's folder: both keep an ``authority.pem``, and it must not lose its own.
-
-        Raises StoreError if a coordinator lives there."""
+        """Refuse a coordinator's folder: both keep an ``authority.pem``, and it must not lose its own. Raises
+        StoreError if a coordinator lives there."""
         if (folder / "authority.key").exists():
             remedy = "Give the agent a folder of its own with --home"
             raise StoreError(f"the folder {folder} is a coordinator's", remedy=remedy)
@@ -58,9 +57,8 @@ class AgentHome:
 
     @classmethod
     def open(cls, folder: Path) -> AgentHome:
-        """Read the folder of a party that joined.
-
-        Raises TrustError if none did; StoreError if it cannot be read, or is a coordinator's."""
+        """Read the folder of a party that joined. Raises TrustError if none did; StoreError if it cannot be read, or is
+        a coordinator's."""
         cls.require_free(folder)
         if not cls.joined(folder):
             remedy = "Give the token that the coordinator's operator sent: --token T"
@@ -77,12 +75,9 @@ class AgentHome:
 
     @classmethod
     async def join(cls, folder: Path, token: Token, record: Record) -> AgentHome:
-        """Make a key here, and exchange the operator's token for a certificate.
-
-        ``record`` is told of every message that leaves.
-
-        Raises TrustError if the coordinator is not the token's, or does not accept it; UnreachableError if it is not
-        there; StoreError if the folder is a coordinator's; the token is still good then."""
+        """Make a key here, and exchange the operator's token for a certificate. ``record`` is told of every message
+        that leaves. Raises TrustError if the coordinator is not the token's, or does not accept it; UnreachableError if
+        it is not there; StoreError if the folder is a coordinator's; the token is still good then."""
         cls.require_free(folder)
         knocking, key = keys.new_key(), keys.new_key()
         leaf = pki.lobby_leaf(token.lobby_seed, knocking)
@@ -104,9 +99,8 @@ class AgentHome:
         return Identity(kept_key(self.folder / "identity.key"))
 
     def save(self) -> None:
-        """Write everything; the last file makes it a party that joined.
-
-        Raises StoreError if the folder is a coordinator's."""
+        """Write everything; the last file makes it a party that joined. Raises StoreError if the folder is a
+        coordinator's."""
         self.require_free(self.folder)
         write_whole(self.folder / "authority.pem", self.root_pem, private=True)
         Vault.of(self.folder).write(self.folder / "party.pem", self.key_pem + self.certificate_pem)

@@ -30,9 +30,8 @@ class Offers:
         return len(self._store.rows("offer"))
 
     def add(self, dataset: str, source: Source, allow: Sequence[str]) -> Offer:
-        """Offer a table under a name; it is read once, to be sure that it can be.
-
-        Raises DataError if it cannot be read; UsageError if nothing is allowed on it, now or before."""
+        """Offer a table under a name; it is read once, to be sure that it can be. Raises DataError if it cannot be
+        read; UsageError if nothing is allowed on it, now or before."""
         table, source = read(source), _anchored(source)
         known = self._store.row("offer", dataset=dataset)
         kinds = tuple(allow) or tuple(known["allow"] if known else ())
@@ -59,10 +58,8 @@ class Offers:
         self._store.apply([Put("rule", {"name": "honest", "value": honest})])
 
     def confirm(self, name: str, said: str) -> None:
-        """Remember the words of another party's identity, as its people said them.
-
-        Raises UsageError if they are not the words of an identity; TrustError if the coordinator shows another identity
-        under that name."""
+        """Remember the words of another party's identity, as its people said them. Raises UsageError if they are not
+        the words of an identity; TrustError if the coordinator shows another identity under that name."""
         spelt, row = _spelt(said), self._store.row("member", name=name)
         if row and row["identity"] and words(row["identity"]) != spelt:
             remedy = f"Ask the people of {name} what their `hansa agent status` says: one of the two lies"
@@ -76,18 +73,14 @@ class Offers:
         return [{"party": r["name"], "words": said, "confirmed": said == r["words"]} for r, said in both]
 
     def remove(self, dataset: str) -> None:
-        """Take a table off the offer.
-
-        Raises UsageError if none is offered under that name."""
+        """Take a table off the offer. Raises UsageError if none is offered under that name."""
         known = [row["dataset"] for row in self._store.rows("offer")]
         if dataset not in known:
             raise UsageError(f"no table is offered as {dataset!r}", remedy=did_you_mean(dataset, known))
         self._store.apply([Drop("offer", {"dataset": dataset})])
 
     def read(self) -> list[Offer]:
-        """All offers, with their tables.
-
-        Raises DataError naming the data set whose table cannot be read."""
+        """All offers, with their tables. Raises DataError naming the data set whose table cannot be read."""
         offers = []
         for row in self._store.rows("offer", order="dataset"):
             try:
@@ -149,9 +142,7 @@ def _shown(source: Source) -> str:
 
 
 def named(word: str, encoding: str = "utf-8") -> tuple[str, Source]:
-    """``NAME=FILE`` as a name and a source.
-
-    Raises UsageError if there is no name."""
+    """``NAME=FILE`` as a name and a source. Raises UsageError if there is no name."""
     name, equals, text = word.partition("=")
     if not equals or not name.strip():
         raise UsageError(f"{word!r} names no data set", remedy="Write --data NAME=FILE")
@@ -176,9 +167,8 @@ def _spelt(said: Any) -> str:
 
 
 def checked_kinds(words: Iterable[str]) -> tuple[str, ...]:
-    """Kinds of task, several in one word if commas stand between them.
-
-    Raises UsageError naming an unknown one, and the nearest known."""
+    """Kinds of task, several in one word if commas stand between them. Raises UsageError naming an unknown one, and the
+    nearest known."""
     kinds = [kind.strip() for word in words for kind in word.split(",") if kind.strip()]
     for kind in kinds:
         if kind not in BUILT_IN:

@@ -76,9 +76,8 @@ def outlined(federation: Federation, setup: Setup) -> Course:
 
 
 def company(rules: Rules, honest: int) -> None:
-    """Refuse a secure sum in which a party may be with fewer honest ones than its owner asks for.
-
-    Raises ConsentError naming what would do."""
+    """Refuse a secure sum in which a party may be with fewer honest ones than its owner asks for. Raises ConsentError
+    naming what would do."""
     if rules.honest < honest:
         sure, way = f"the study is sure of {rules.honest}", f"`hansa agent start --honest {rules.honest}`"
         low = "bucket.minimum" if rules.bucket else "cohort.minimum"

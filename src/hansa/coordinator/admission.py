@@ -11,11 +11,9 @@ LISTED = 10  # names that an error lists at most
 
 
 def admissible(federation: Federation, guests: Mapping[str, Guest]) -> dict[str, tuple[ColumnSchema, ...]]:
-    """Of the parties that the coordinator knows, those that listen, offer the data set and allow this kind of
-    task, with its columns.
-
-    Raises ConsentError if the study brings code, or too few owners allow it; StudyError if too few parties are there,
-    saying who is and who is not."""
+    """Of the parties that the coordinator knows, those that listen, offer the data set and allow this kind of task,
+    with its columns. Raises ConsentError if the study brings code, or too few owners allow it; StudyError if too few
+    parties are there, saying who is and who is not."""
     federation.require_no_code()
     kind, dataset = federation.task.kind, federation.dataset
     ready: dict[str, tuple[ColumnSchema, ...]] = {}

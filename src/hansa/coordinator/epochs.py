@@ -15,17 +15,15 @@ LOCK = sa.text(
 
 
 class Fenced(Database):
-    """A database that the coordinator of the newest epoch alone may change; ``epoch`` is 0 for who took none.
-
-    On a server, who has the lock takes the next epoch, and all others stand by. On a file, who starts takes it."""
+    """A database that the coordinator of the newest epoch alone may change; ``epoch`` is 0 for who took none. On a
+    server, who has the lock takes the next epoch, and all others stand by. On a file, who starts takes it."""
 
     epoch, _sole = 0, False
 
     def take(self, holder: str, address: str, keys: str) -> bool:
-        """Take the next epoch; False while another one has the lock, behind which this one stands by.
-
-        ``holder`` says who this is to people, and ``keys`` is a fingerprint of what all coordinators of one database
-        keep beside it; TrustError if those before kept something else."""
+        """Take the next epoch; False while another one has the lock, behind which this one stands by. ``holder`` says
+        who this is to people, and ``keys`` is a fingerprint of what all coordinators of one database keep beside it;
+        TrustError if those before kept something else."""
         self._sole = self._sole or self._transaction(self._lock)
         if self._sole:
             self._migrate()

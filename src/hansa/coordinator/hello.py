@@ -24,10 +24,9 @@ def speaks(protocol: int) -> None:
 
 
 def connected(party: str, hello: m.Hello) -> Connected:
-    """The event of a party that begins to listen; nothing in its offers moves a terminal's cursor.
-
-    Raises TrustError: it speaks another protocol, or offers more than a coordinator keeps. (Of this kind, because to
-    come back with the same offers is of no use.)."""
+    """The event of a party that begins to listen; nothing in its offers moves a terminal's cursor. Raises TrustError:
+    it speaks another protocol, or offers more than a coordinator keeps. (Of this kind, because to come back with the
+    same offers is of no use.)."""
     speaks(hello.protocol)
     _at_most(OFFERS, "data sets", len(hello.offers), party)
     _at_most(COLUMNS, "columns in all", sum(len(o.columns) for o in hello.offers), party)

@@ -28,9 +28,8 @@ class CoordinatorHome:
 
     @classmethod
     def open(cls, folder: Path, name: str) -> CoordinatorHome:
-        """Read the folder; initialise it the first time.
-
-        Raises StoreError if it is there and cannot be read, or is an agent's."""
+        """Read the folder; initialise it the first time. Raises StoreError if it is there and cannot be read, or is an
+        agent's."""
         if (folder / "party.json").exists():
             remedy = "Give the coordinator a folder of its own with --home"
             raise StoreError(f"the folder {folder} is an agent's", remedy=remedy)

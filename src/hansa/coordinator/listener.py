@@ -8,10 +8,9 @@ ASKS = 100  # asks that may wait for a party to read them, beside one of every r
 
 
 class Listener:
-    """An open Attend, made in the task that serves it.
-
-    A party that does not read blocks its stream for as long as its connection stands, and each ask holds arrays.
-    Whoever leaves too many unread is cut off; when it comes back, it hears what is still open."""
+    """An open Attend, made in the task that serves it. A party that does not read blocks its stream for as long as its
+    connection stands, and each ask holds arrays. Whoever leaves too many unread is cut off; when it comes back, it
+    hears what is still open."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Notice | None] = asyncio.Queue()
@@ -19,9 +18,8 @@ class Listener:
         self._over, self.instance = False, b""
 
     def tell(self, notice: Notice, under_way: int) -> bool:
-        """Let the party hear a notice; False if it left too many unread and was cut off.
-
-        As many more may wait as there are runs ``under_way``, each with an open ask for it."""
+        """Let the party hear a notice; False if it left too many unread and was cut off. As many more may wait as there
+        are runs ``under_way``, each with an open ask for it."""
         if self._over:
             return True
         self._asks += isinstance(notice, WorkNotice)

@@ -41,10 +41,8 @@ class Machine(Sums):
         return effects
 
     def handle(self, event: ev.MachineEvent) -> ev.Effects:
-        """One step.
-
-        Raises HansaError for what cannot be: `Joined`, `Renewed`, `Removed`, `Submitted`, `Resumed`; nothing changed
-        then."""
+        """One step. Raises HansaError for what cannot be: `Joined`, `Renewed`, `Removed`, `Submitted`, `Resumed`;
+        nothing changed then."""
         effects = ev.Effects()
         getattr(self, f"_{type(event).__name__.lower()}")(effects, event)
         return effects

@@ -78,9 +78,8 @@ def signed(identity: bytes, signature: bytes, purpose: bytes, *parts: bytes) -> 
 
 
 def words(identity: bytes) -> str:
-    """The fingerprint of a public key, eight words to read out over a telephone, 128 bits.
-
-    Proquints (Wilkerson 2009, arXiv 0901.4016): consonant, vowel, consonant, vowel, consonant for 16 bits."""
+    """The fingerprint of a public key, eight words to read out over a telephone, 128 bits. Proquints (Wilkerson 2009,
+    arXiv 0901.4016): consonant, vowel, consonant, vowel, consonant for 16 bits."""
     mark = digest(b"fingerprint", identity)
     said = [int.from_bytes(mark[i : i + 2], "big") for i in range(0, 16, 2)]
     c, v = "bdfghjklmnprstvz", "aiou"

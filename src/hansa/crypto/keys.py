@@ -23,10 +23,8 @@ def new_key() -> PrivateKey:
 
 
 def derived_key(seed: bytes, *, purpose: str) -> PrivateKey:
-    """The P-256 key that ``seed`` and ``purpose`` determine.
-
-    HKDF-SHA256 to 48 bytes, reduced to [1, n-1]: extra random bits, FIPS 186-5 appendix A.2.1, so
-    the bias is below 2^-128."""
+    """The P-256 key that ``seed`` and ``purpose`` determine. HKDF-SHA256 to 48 bytes, reduced to [1, n-1]: extra random
+    bits, FIPS 186-5 appendix A.2.1, so the bias is below 2^-128."""
     wide = HKDF(hashes.SHA256(), length=48, salt=None, info=purpose.encode()).derive(seed)
     return ec.derive_private_key(int.from_bytes(wide, "big") % (_ORDER - 1) + 1, ec.SECP256R1())
 

@@ -44,11 +44,9 @@ _LONGEST_NAME = 100
 
 
 def canonical_name(name: str) -> str:
-    """``name`` as it stands in certificates: NFC, without blanks around it.
-
-    Two spellings of one name that look the same (macOS decomposes accents) must not become two identities.
-
-    Raises UsageError: it is empty, longer than 100 characters, or holds what cannot be printed."""
+    """``name`` as it stands in certificates: NFC, without blanks around it. Two spellings of one name that look the
+    same (macOS decomposes accents) must not become two identities. Raises UsageError: it is empty, longer than 100
+    characters, or holds what cannot be printed."""
     text = unicodedata.normalize("NFC", name).strip()
     if not text or len(text) > _LONGEST_NAME or not text.isprintable():
         what = f"{name!r} cannot be a name"
@@ -74,10 +72,8 @@ class Identity:
 
 @dataclass(frozen=True)
 class Authority:
-    """A key and the self-signed certificate that stands for it.
-
-    The certificate's subject follows from the public key alone, which is what lets
-    :func:`trust_anchor` rebuild it from the 33 bytes in a token."""
+    """A key and the self-signed certificate that stands for it. The certificate's subject follows from the public key
+    alone, which is what lets :func:`trust_anchor` rebuild it from the 33 bytes in a token."""
 
     key: PrivateKey
     certificate: x509.Certificate
@@ -147,20 +143,16 @@ class Authority:
     def server_certificate(
         self, name: str, *, host: str = "", lifetime: dt.timedelta = LIFETIME
     ) -> tuple[bytes, bytes]:
-        """A fresh key and certificate for the coordinator itself, both PEM.
-
-        ``host`` is the name or address under which it is reached; it stands in the certificate
-        beside the name that Hansa's own clients expect."""
+        """A fresh key and certificate for the coordinator itself, both PEM. ``host`` is the name or address under which
+        it is reached; it stands in the certificate beside the name that Hansa's own clients expect."""
         key = keys.new_key()
         leaf = self.issue(keys.request(key), role=COORDINATOR, name=name, host=host, lifetime=lifetime)
         return keys.key_to_pem(key), leaf
 
 
 def lobby_authority(seed: bytes) -> Authority:
-    """The lobby that a token's 16-byte seed determines: the same key at both ends.
-
-    A server keeps its root as long as it runs, and TLS checks a root's dates: it lives as long as the
-    authority's. What lasts half an hour is a leaf."""
+    """The lobby that a token's 16-byte seed determines: the same key at both ends. A server keeps its root as long as
+    it runs, and TLS checks a root's dates: it lives as long as the authority's. What lasts half an hour is a leaf."""
     key = keys.derived_key(seed, purpose="hansa lobby")
     root = certificates.root(key.public_key(), "lobby", _AUTHORITY_LIFETIME)
     return Authority(key, root.sign(key, hashes.SHA256()))

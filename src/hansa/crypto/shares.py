@@ -20,9 +20,8 @@ Numbers: TypeAlias = NDArray[np.uint64]
 
 
 def split(secrets: Sequence[bytes], points: NDArray[np.int64], threshold: int, key: bytes) -> NDArray[np.uint8]:
-    """Shares ``[m, s, 36]`` of s secrets of 32 bytes, of which ``threshold`` give one back.
-
-    ``points``: ``[m]``, each holder's, from 1 to 2^31 - 2. ``key``: 32 bytes, for the coefficients alone."""
+    """Shares ``[m, s, 36]`` of s secrets of 32 bytes, of which ``threshold`` give one back. ``points``: ``[m]``, each
+    holder's, from 1 to 2^31 - 2. ``key``: 32 bytes, for the coefficients alone."""
     whole = [int.from_bytes(secret, "little") for secret in secrets]
     limbs = [[n >> 30 * i & (1 << 30) - 1 for i in range(LIMBS)] for n in whole]
     count = (threshold - 1) * LIMBS * len(secrets)

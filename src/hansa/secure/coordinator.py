@@ -73,10 +73,8 @@ def step(desk: Desk, inbox: Sequence[Envelope]) -> tuple[Desk, Out]:
 
 
 def taken(desk: Desk, inbox: Sequence[Envelope]) -> Desk:
-    """Take answers.
-
-    An answer that is wrong is noted against its sender, who counts as missing. A vector that is taken, which
-    shows in ``answers``, is to be durable before the desk is, and never overwritten."""
+    """Take answers. An answer that is wrong is noted against its sender, who counts as missing. A vector that is taken,
+    which shows in ``answers``, is to be durable before the desk is, and never overwritten."""
     terms, waiting = desk.terms, set(desk.missing)
     place = (terms.run, terms.session, terms.attempt, desk.phase, "")
     answers, refused = list(desk.answers), list(desk.refused)
@@ -106,9 +104,8 @@ def requests(desk: Desk) -> Out:
 
 
 def advance(desk: Desk) -> tuple[Desk, Out]:
-    """Go on without those who are missing: all are there, or their time is up.
-
-    Before the vectors that is the end, nothing was given; after them the survivors are fixed, once."""
+    """Go on without those who are missing: all are there, or their time is up. Before the vectors that is the end,
+    nothing was given; after them the survivors are fixed, once."""
     terms = desk.terms
     there = [n for n, got in zip(terms.names, desk.answers, strict=True) if got]
     if desk.ended:
@@ -143,10 +140,9 @@ LOST = "too few of its bucket were left for a sum"
 
 @dataclass(frozen=True)
 class Table(Kept):
-    """The desks of an attempt, one for each bucket of its roster, which go from phase to phase together.
-
-    Before the shares of every bucket are dealt, or there will be none of it, nobody is asked for a vector: so long, to
-    begin anew costs nothing."""
+    """The desks of an attempt, one for each bucket of its roster, which go from phase to phase together. Before the
+    shares of every bucket are dealt, or there will be none of it, nobody is asked for a vector: so long, to begin anew
+    costs nothing."""
 
     desks: tuple[Desk, ...]
 

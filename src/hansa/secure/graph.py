@@ -21,10 +21,9 @@ def lost(n: int, dropout: float) -> int:
 
 
 def neighbours(n: int, k: int, seed: bytes) -> NDArray[np.int64]:
-    """The neighbours of each party, ``[n, k]``, ascending: all others, or a Harary graph (1962).
-
-    There the parties sit on a circle, in an order drawn from ``seed``, each beside k / 2 on either hand: it takes
-    two gaps of k / 2 seats to part it."""
+    """The neighbours of each party, ``[n, k]``, ascending: all others, or a Harary graph (1962). There the parties sit
+    on a circle, in an order drawn from ``seed``, each beside k / 2 on either hand: it takes two gaps of k / 2 seats to
+    part it."""
     if k >= n - 1:
         others = np.arange(n - 1)
         return others + (others >= np.arange(n)[:, None])

@@ -80,9 +80,8 @@ class Party:
         return seat, self._answer(seat)
 
     def expect(self, seat: Seat, work: Work, earlier: Iterable[Seat] = ()) -> Seat:
-        """Say what the attempt is for, before its roster.
-
-        A ConsentError if in an ``earlier`` seat the same vector, without fresh noise, was given to a sum."""
+        """Say what the attempt is for, before its roster. A ConsentError if in an ``earlier`` seat the same vector,
+        without fresh noise, was given to a sum."""
         if any(old.sent and old.ended != "abandoned" for old in earlier):
             what = "this vector is in the sum of an earlier attempt, or may be yet"
             remedy = "Two sums give away their difference. Charge fresh noise, or go to the next round."
@@ -90,10 +89,9 @@ class Party:
         return replace(seat, work=work)
 
     def step(self, seat: Seat, inbox: Sequence[Envelope]) -> tuple[Seat, Out]:
-        """Take requests; make the seat durable before the answers leave.
-
-        The last request, repeated, has the same answer. MASK has none but :meth:`commit`'s. A TrustError, or a
-        ContributionError where nothing can be read, if an honest coordinator would not ask this."""
+        """Take requests; make the seat durable before the answers leave. The last request, repeated, has the same
+        answer. MASK has none but :meth:`commit`'s. A TrustError, or a ContributionError where nothing can be read, if
+        an honest coordinator would not ask this."""
         answers: Out = ()
         for e in inbox:
             place = (seat.run, seat.session, seat.attempt, "", self.name)
@@ -107,9 +105,8 @@ class Party:
         return seat, answers
 
     def commit(self, seat: Seat, vector: NDArray[Any]) -> tuple[Seat, Out]:
-        """Mask ``[d]`` of uint32 or uint64, after MASK; a second call gives the bytes of the first.
-
-        Charge the ledger before, and make the seat durable before its answer leaves."""
+        """Mask ``[d]`` of uint32 or uint64, after MASK; a second call gives the bytes of the first. Charge the ledger
+        before, and make the seat durable before its answer leaves."""
         terms = seat.terms
         if seat.phase != Phase.MASK or terms is None:
             raise StudyError("this attempt takes no vector now", party=self.name)

@@ -104,10 +104,9 @@ async def serve(
 
 
 def _credentials(pair: tuple[bytes, bytes], roots_pem: bytes, renewed: Renewed | None) -> grpc.ServerCredentials:
-    """Credentials that ask ``renewed`` for a newer key and certificate before each handshake.
-
-    gRPC must hear None when there is none. To be given the same again, it replaces at each handshake
-    what others are just using, and aborts (https://github.com/grpc/grpc/issues/36693, open)."""
+    """Credentials that ask ``renewed`` for a newer key and certificate before each handshake. gRPC must hear None when
+    there is none. To be given the same again, it replaces at each handshake what others are just using, and aborts
+    (https://github.com/grpc/grpc/issues/36693, open)."""
     first = grpc.ssl_server_certificate_configuration([pair], roots_pem)
 
     def fetch() -> Any:  # its stub leaves out None

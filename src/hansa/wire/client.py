@@ -125,10 +125,8 @@ class Conversation(Generic[Q, R]):
                 raise final from None
 
     def _note_status(self, call: Any) -> None:
-        """Keep the status that the coordinator gave.
-
-        A write that finds the call ended makes gRPC overwrite its status with an excuse, before the
-        real one arrives or after. This is called at both, so the real one is caught here."""
+        """Keep the status that the coordinator gave. A write that finds the call ended makes gRPC overwrite its status
+        with an excuse, before the real one arrives or after. This is called at both, so the real one is caught here."""
         parts = call.code(), call.initial_metadata(), call.trailing_metadata(), call.details()
         error = grpc.aio.AioRpcError(*map(_at_once, parts))
         if error.details() != _EXCUSE and not self._final.done():

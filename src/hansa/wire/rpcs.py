@@ -22,9 +22,8 @@ Kind = Literal["unary", "server_stream", "bidi"]
 
 @dataclass(frozen=True)
 class Rpc(Generic[Q, R]):
-    """One remote procedure: its name in `RPCS`, the classes of what the client sends and the server answers.
-
-    Nobody but the roles that may call it is let through to the implementation."""
+    """One remote procedure: its name in `RPCS`, the classes of what the client sends and the server answers. Nobody but
+    the roles that may call it is let through to the implementation."""
 
     name: str
     kind: Kind

@@ -47,9 +47,8 @@ def handlers(implementation: object, authorise: Authorise) -> grpc.GenericRpcHan
 def _admit(rpc: Rpc[Any, Any], context: Context, authorise: Authorise) -> Identity:
     """The peer of this call, if it may make it; what is not clearly allowed is refused."""
     facts: Mapping[Any, Any] = context.auth_context()
-    # gRPC's Python API cannot set a minimum version. Two peers that both offer 1.3, as all of
-    # Hansa's do, cannot be talked down; one that offers only 1.2 is turned away here. (Older
-    # releases of grpcio do not tell the version.)
+    # gRPC's Python API cannot set a minimum version. Two peers that both offer 1.3, as all of Hansa's do, cannot be
+    # talked down; one that offers only 1.2 is turned away here. (Older releases of grpcio do not tell the version.)
     if facts.get("ssl_tls_version", [b"TLSv1.3"]) != [b"TLSv1.3"]:
         raise TrustError("the connection is not TLS 1.3")
     certificates = facts.get("x509_pem_cert", [])
