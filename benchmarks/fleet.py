@@ -347,6 +347,6 @@ def disturbed(fleet: Fleet, run: str, kills: int, seed: int, whom: str, rounds: 
             before = max(before, fleet.arrivals(run))
             with patience("no round ends after a restart") as waiting:
                 while waiting() and fleet.arrivals(run) == before and fleet.place(run)[1] == "running":
-                    time.sleep(0.002)
+                    time.sleep(0.02)  # to look costs, too
             told.seconds.append(time.monotonic() - began)
     return told
