@@ -17,9 +17,10 @@ LOG = structlog.get_logger("hansa.coordinator")
 
 
 class Bucket:
-    """``s3://BUCKET/PREFIX``; credentials, region and endpoint are in the usual variables, AWS_*. A blob has a file,
-    too; the last three parts of its path are its name here. While nobody answers, whoever calls waits, and says so,
-    until ``stopping``; StoreError if the bucket is missing or refuses."""
+    """``s3://BUCKET/PREFIX``; credentials, region and endpoint are in the usual variables, AWS_*.
+
+    A blob has a file, too; the last three parts of its path are its name here. While nobody answers, whoever calls
+    waits, and says so, until ``stopping``; StoreError if the bucket is missing or refuses."""
 
     def __init__(self, url: str, stopping: threading.Event) -> None:
         try:

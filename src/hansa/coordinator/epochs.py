@@ -15,8 +15,9 @@ LOCK = sa.text(
 
 
 class Fenced(Database):
-    """A database that the coordinator of the newest epoch alone may change; ``epoch`` is 0 for who took none. On a
-    server, who has the lock takes the next epoch, and all others stand by. On a file, who starts takes it."""
+    """A database that the coordinator of the newest epoch alone may change; ``epoch`` is 0 for who took none.
+
+    On a server, who has the lock takes the next epoch, and all others stand by. On a file, who starts takes it."""
 
     epoch, _sole = 0, False
 

@@ -40,11 +40,9 @@ def connected(party: str, hello: m.Hello) -> Connected:
 def _offer(offer: m.Offer, party: str) -> Offered:
     _at_most(KINDS, f"kinds of task on {offer.dataset[:LONGEST_NAME]!r}", len(offer.allow), party)
     _short((offer.dataset, *offer.allow, *(column.name for column in offer.columns)), party)
-    columns = tuple(
-        ColumnSchema(without_controls(c.name), "text" if c.type == "text" else "number") for c in offer.columns
-    )
-    allow = tuple(map(without_controls, offer.allow))
-    return Offered(without_controls(offer.dataset), offer.rows, columns, allow)
+    clean = without_controls
+    columns = tuple(ColumnSchema(clean(c.name), "text" if c.type == "text" else "number") for c in offer.columns)
+    return Offered(clean(offer.dataset), offer.rows, columns, tuple(map(clean, offer.allow)))
 
 
 def _at_most(most: int, what: str, count: int, party: str) -> None:

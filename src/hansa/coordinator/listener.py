@@ -8,9 +8,10 @@ ASKS = 100  # asks that may wait for a party to read them, beside one of every r
 
 
 class Listener:
-    """An open Attend, made in the task that serves it. A party that does not read blocks its stream for as long as its
-    connection stands, and each ask holds arrays. Whoever leaves too many unread is cut off; when it comes back, it
-    hears what is still open."""
+    """An open Attend, made in the task that serves it.
+
+    A party that does not read blocks its stream for as long as its connection stands, and each ask holds arrays.
+    Whoever leaves too many unread is cut off; when it comes back, it hears what is still open."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Notice | None] = asyncio.Queue()

@@ -131,8 +131,7 @@ class Machine(Sums):
         run, federation = event.run, event.federation
         setup = federation.resolve(admissible(federation, self.guests))
         course = deployed(federation, setup, self._secret, run)
-        live = Live(run, federation, federation.hash, course, course.begin(), seq=0)
-        self.runs[run] = live
+        self.runs[run] = live = Live(run, federation, federation.hash, course, course.begin(), seq=0)
         row = {"id": run, "federation": federation.to_json(), "setup": setup.to_json()}
         begun = {"status": "running", "reason": "", "round": 0}
         effects.changes.append(Put("run", {**row, **begun, "created": now()}))
@@ -196,9 +195,8 @@ class Machine(Sums):
             reason = "" if same else other if earlier.taken else earlier.reason
             effects.receipts.append((event.ticket, same, reason))
             return
-        refusal = event.refusal
-        if live.rules and live.phase != Phase.MASK:
-            refusal = "a vector before it was asked for"
+        early = live.rules and live.phase != Phase.MASK
+        refusal = "a vector before it was asked for" if early else event.refusal
         rows = self.guests[event.party].rows(live.federation.dataset)
         if not refusal and event.weight >= rows:
             refusal = f"the weight is {event.weight:g}, and it offers fewer than {rows} rows"
@@ -255,10 +253,9 @@ class Machine(Sums):
         excluded = {p: a.reason for p, a in live.answers.items() if p not in total.parties}
         late = {p: live.asks[live.begun[p][0]] for p in live.summed if live.trains and p in live.late}
         answers = [*live.answers.values(), *(live.late[party] for party in late)]
-        metrics = {
-            "bytes_out": float(ask.send.nbytes * len(live.told if live.federation.pace.late else ask.parties)),
-            "bytes_in": float(sum(answer.size for answer in answers)),
-        }
+        told = live.told if live.federation.pace.late else ask.parties
+        sent, came = ask.send.nbytes * len(told), sum(answer.size for answer in answers)
+        metrics = {"bytes_out": float(sent), "bytes_in": float(came)}
         lags = {p: ask.round - one.round for p, one in late.items() if one is not ask and p in total.parties}
         arrival = Arrival(ask, total, excluded, metrics, lags)
         try:

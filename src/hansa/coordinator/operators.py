@@ -93,15 +93,14 @@ class Operators:
 
     async def parties(self, request: m.PartiesRequest, peer: pki.Identity) -> m.PartiesReply:
         """All parties, removed ones included; what they offer as far as a message has room, without the columns."""
-        lines, room = [], 3 * chunks.CHUNK
+        reply, room = m.PartiesReply(), 3 * chunks.CHUNK
         for name, guest in sorted(self.driver.machine.guests.items()):
             offers = [m.Offer(dataset=o.dataset, rows=o.rows, allow=o.allow) for o in guest.offers]
             room -= sum(offer.ByteSize() + 8 for offer in offers)
-            line = m.PartyLine(name=name, state=guest.state, connected=guest.listening)
+            line = reply.parties.add(name=name, state=guest.state, connected=guest.listening)
             line.certificate_expires = guest.expires
             line.offers.extend(offers if room > 0 else [])
-            lines.append(line)
-        return m.PartiesReply(parties=lines)
+        return reply
 
     async def remove(self, request: m.RemoveRequest, peer: pki.Identity) -> m.RemoveReply:
         """Remove a party: its streams are closed and its certificates refused from now on."""
@@ -111,17 +110,12 @@ class Operators:
 
     async def status(self, request: m.StatusRequest, peer: pki.Identity) -> m.StatusReply:
         """How this coordinator is."""
-        guests = self.driver.machine.guests.values()
-        return m.StatusReply(
-            name=self.home.name,
-            version=__version__,
-            address=self.address,
-            parties=sum(guest.state == "active" for guest in guests),
-            connected=sum(guest.listening for guest in guests),
-            runs=len(self.driver.machine.runs),
-            started=self.started,
-            epoch=self.driver.store.epoch,
-        )
+        machine = self.driver.machine
+        reply = m.StatusReply(name=self.home.name, version=__version__, address=self.address, started=self.started)
+        reply.parties = sum(guest.state == "active" for guest in machine.guests.values())
+        reply.connected = sum(guest.listening for guest in machine.guests.values())
+        reply.runs, reply.epoch = len(machine.runs), self.driver.store.epoch
+        return reply
 
     def gauges(self) -> dict[str, Callable[[], float]]:
         """What Prometheus may look at whenever it likes, from a thread of its own."""

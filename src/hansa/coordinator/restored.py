@@ -24,8 +24,7 @@ def come_back(store: CoordinatorStore, folder: Path) -> None:
     if not marker.exists():
         return
     changes: list[Put | Drop] = [Put("token", {**row, "used": True}) for row in store.rows("token")]
-    for row in store.rows("party"):
-        changes.append(Put("party", {**row, "serial": f"{row['serial']} {ANY}"}))
+    changes += [Put("party", {**row, "serial": f"{row['serial']} {ANY}"}) for row in store.rows("party")]
     for row in store.rows("run"):
         old, over = row["id"], row["status"] in ("finished", "stopped")
         with suppress(HansaError):  # a damaged one is given up as after any restart

@@ -27,8 +27,7 @@ class Sums:
     def __init__(
         self, guests: Mapping[str, Guest] | None = None, runs: Mapping[str, Live] | None = None, secret: bytes = b""
     ) -> None:
-        self._secret, self.guests = secret, dict(guests or {})
-        self.runs = dict(runs or {})
+        self._secret, self.guests, self.runs = secret, dict(guests or {}), dict(runs or {})
         self._applied: dict[str, int] = {}  # exchanges of the runs that ended since the start
 
     def _call(self, effects: ev.Effects, live: Live, ask: Ask) -> None:
@@ -86,8 +85,7 @@ class Sums:
         """Say that the run waits for a party that does not listen; once in an exchange."""
         if party not in live.missing and not live.federation.pace.goal:
             live.missing[party] = True
-            seconds = live.federation.cohort.deadline
-            self._event(effects, live, "waiting", **live.about(party), seconds=seconds)
+            self._event(effects, live, "waiting", **live.about(party), seconds=live.federation.cohort.deadline)
 
     def _alarm(self, effects: ev.Effects, live: Live) -> None:
         passed = ev.DeadlinePassed(live.id, live.progress.version, live.attempt, live.phase)
