@@ -108,9 +108,8 @@ class Ledger:
     def require_whole(self) -> None:
         """Refuse (PrivacyError) to go on while the owner has not confirmed what is missing, or was told."""
         if self.restored:
-            said = (
-                f"this party came back from a backup of {self.restored}, and may not know of answers that it gave since"
-            )
+            since = "may not know of answers that it gave since"
+            said = f"this party came back from a backup of {self.restored}, and {since}"
             remedy = "Its owner can stop the agent, and take that as spent by `hansa agent status --confirm`"
             raise PrivacyError(said, remedy=remedy)
         for run, version in self.refused.items():

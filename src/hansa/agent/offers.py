@@ -101,15 +101,8 @@ class Offers:
         ledger = self._store.ledger()
         budget = ledger.budget
         delta = budget.delta if budget else 1e-5
-        return {
-            "spent": ledger.spent(delta),
-            "delta": delta,
-            "budget": budget.epsilon if budget else None,
-            "answers": ledger.answers,
-            "missing": ledger.missing,
-            "refused": ledger.refused,
-            "restored": ledger.restored,
-        }
+        known = {name: getattr(ledger, name) for name in ("answers", "missing", "refused", "restored")}
+        return {"spent": ledger.spent(delta), "delta": delta, "budget": budget.epsilon if budget else None, **known}
 
     def take_as_spent(self) -> None:
         """Take the ledger as spent, of which charges are missing, and what refusals told as told."""

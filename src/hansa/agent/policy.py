@@ -109,10 +109,7 @@ def _columns(federation: Federation, setup: Setup, offer: Offer, party: str) -> 
         raise ConsentError(f"the coordinator wants the columns {differing} otherwise than the study says")
     if setup.seed != federation.seed:
         raise ConsentError("the coordinator draws from another seed than the study's")
-    declared = {
-        name: rule.categories
-        for name, rule in federation.contract.columns.items()
-        if rule.type == "category" and name in chosen
-    }
+    rules = federation.contract.columns.items()
+    declared = {name: rule.categories for name, rule in rules if rule.type == "category" and name in chosen}
     if dict(setup.categories) != declared:
         raise ConsentError("the coordinator wants other categories than the study's contract says")

@@ -92,12 +92,10 @@ class Seats:
             known = {one.name: one.identity for one in decode(step.payload, Terms).roster}
             said = {**pins, self._name: words(self._identity.public)}
             if strangers := [name for name, key in known.items() if said.get(name) != words(key)]:
-                error = ConsentError(
-                    f"the identity of {', '.join(map(repr, strangers))} is not confirmed here",
-                    party=self._name,
-                    remedy="Its owner can compare the words of `hansa agent status` by telephone, and then say "
-                    "`hansa agent confirm NAME WORDS`",
-                )
+                what = f"the identity of {', '.join(map(repr, strangers))} is not confirmed here"
+                way = "by telephone, and then say `hansa agent confirm NAME WORDS`"
+                remedy = f"Its owner can compare the words of `hansa agent status` {way}"
+                error = ConsentError(what, party=self._name, remedy=remedy)
                 error.about = tuple(strangers)
                 raise error
         after, out = self._step(seat, step.phase, step.payload, known)

@@ -18,11 +18,8 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 metadata = sa.MetaData()
 sa.Table("offer", metadata, *columns({"dataset": str}, source=dict, allow=list))
-sa.Table(
-    "answer",
-    metadata,
-    *columns({"run": str, "version": int}, attempt=int, round=int, weight=float, body=bytes, memory=bytes),
-)
+_ANSWER = columns({"run": str, "version": int}, attempt=int, round=int, weight=float, body=bytes, memory=bytes)
+sa.Table("answer", metadata, *_ANSWER)
 sa.Table("latest", metadata, *columns({"run": str}, federation=str, version=int, digest=str))
 sa.Table("charge", metadata, *columns({"number": int}, run=str, version=int, attempt=int, at=str, event=dict))
 sa.Table("budget", metadata, *columns({"unit": str}, epsilon=float, delta=float))
@@ -30,7 +27,6 @@ sa.Table("memory", metadata, *columns({"run": str}, body=bytes))
 sa.Table("seat", metadata, *columns({"run": str, "attempt": int}, body=bytes, rules=bytes))
 sa.Table("member", metadata, *columns({"name": str}, identity=bytes | None, words=str | None))
 sa.Table("rule", metadata, *columns({"name": str}, value=int))
-
 
 LARGE, APART = 1 << 20, b"\xffapart\n"
 """Bytes from which on a value lies in a file beside the database, and what a row that names the file begins with."""
