@@ -57,12 +57,9 @@ def leaf(
     """A certificate for ``key``, signed by ``issuer_key``, as PEM."""
     mark = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key())
     # The label holds a blank or is "lobby": it can never be read as the server's DNS name.
-    made = (
-        _certificate(_subject(label), issuer, key, lifetime, authority=False)
-        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(mark, critical=False)
-    )
+    made = _certificate(_subject(label), issuer, key, lifetime, authority=False)
+    for extension in (x509.ExtendedKeyUsage([usage]), x509.SubjectAlternativeName(names), mark):
+        made = made.add_extension(extension, critical=False)
     return made.sign(issuer_key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
@@ -80,14 +77,8 @@ def _certificate(
         content_commitment=False, key_encipherment=False, data_encipherment=False,
         key_agreement=False, encipher_only=False, decipher_only=False,
     )  # fmt: skip
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(present - _BACKDATED)
-        .not_valid_after(present + lifetime)
-        .add_extension(x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True)
-        .add_extension(usage, critical=True)
-    )
+    basic = x509.BasicConstraints(ca=authority, path_length=0 if authority else None)
+    made = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
+    made = made.serial_number(x509.random_serial_number())
+    made = made.not_valid_before(present - _BACKDATED).not_valid_after(present + lifetime)
+    return made.add_extension(basic, critical=True).add_extension(usage, critical=True)

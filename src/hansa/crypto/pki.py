@@ -72,8 +72,10 @@ class Identity:
 
 @dataclass(frozen=True)
 class Authority:
-    """A key and the self-signed certificate that stands for it. The certificate's subject follows from the public key
-    alone, which is what lets :func:`trust_anchor` rebuild it from the 33 bytes in a token."""
+    """A key and the self-signed certificate that stands for it.
+
+    The certificate's subject follows from the public key alone, which is what lets :func:`trust_anchor` rebuild it from
+    the 33 bytes in a token."""
 
     key: PrivateKey
     certificate: x509.Certificate
@@ -254,11 +256,10 @@ def _signed_by(certificate: x509.Certificate, key: PublicKey) -> bool:
 
 def _check_validity(certificate: x509.Certificate, moment: dt.datetime) -> None:
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    says = f"{moment:%Y-%m-%d %H:%M} UTC"
     if moment < start:
-        remedy = f"Set this machine's clock, which says {moment:%Y-%m-%d %H:%M} UTC: timedatectl set-ntp true"
+        remedy = f"Set this machine's clock, which says {says}: timedatectl set-ntp true"
         raise TrustError(f"the certificate is not valid before {start:%Y-%m-%d %H:%M} UTC", remedy=remedy)
     if moment > end:
-        remedy = (
-            f"If it is {moment:%Y-%m-%d %H:%M} UTC, join again with a new token; otherwise set this machine's clock"
-        )
+        remedy = f"If it is {says}, join again with a new token; otherwise set this machine's clock"
         raise TrustError(f"the certificate expired on {end:%Y-%m-%d %H:%M} UTC", remedy=remedy)

@@ -98,9 +98,8 @@ def requests(desk: Desk) -> Out:
     if desk.phase == Phase.MASK:
         parcels = np.frombuffer(desk.dealt, f"V{DEALT}")
         told = [parcels[row].tobytes() for row in edges(terms.bound(desk.coins).graph)]
-    return tuple(
-        Envelope(*place, name, payload) for name, payload in zip(terms.names, told, strict=True) if name in asked
-    )
+    both = zip(terms.names, told, strict=True)
+    return tuple(Envelope(*place, name, payload) for name, payload in both if name in asked)
 
 
 def advance(desk: Desk) -> tuple[Desk, Out]:
@@ -122,16 +121,14 @@ def advance(desk: Desk) -> tuple[Desk, Out]:
         desk = _asked(desk, Phase.SURVIVORS, chosen, chosen=chosen)
     elif desk.phase == Phase.UNMASK:
         desk, opened = _opened(desk)
-        ended = "summed" if opened else "failed"
-        desk = _asked(desk, Phase.CLOSE, opened=opened, ended=ended)
+        desk = _asked(desk, Phase.CLOSE, opened=opened, ended="summed" if opened else "failed")
     elif len(there) < (need := terms.numbers.signers):
         desk = _asked(desk, Phase.CLOSE, ended="failed")
     else:
         first = terms.marks(there[:need])
         said = tuple(got if one else b"" for got, one in zip(desk.answers, first, strict=True))
-        certificate = Certificate(desk.chosen, said)
-        ended = "" if desk.survivors else "abandoned"
-        desk = _asked(desk, Phase.UNMASK, encode(certificate), ended=ended)
+        certificate = encode(Certificate(desk.chosen, said))
+        desk = _asked(desk, Phase.UNMASK, certificate, ended="" if desk.survivors else "abandoned")
     return desk, requests(desk)
 
 
@@ -140,9 +137,10 @@ LOST = "too few of its bucket were left for a sum"
 
 @dataclass(frozen=True)
 class Table(Kept):
-    """The desks of an attempt, one for each bucket of its roster, which go from phase to phase together. Before the
-    shares of every bucket are dealt, or there will be none of it, nobody is asked for a vector: so long, to begin anew
-    costs nothing."""
+    """The desks of an attempt, one for each bucket of its roster, which go from phase to phase together.
+
+    Before the shares of every bucket are dealt, or there will be none of it, nobody is asked for a vector: so long, to
+    begin anew costs nothing."""
 
     desks: tuple[Desk, ...]
 

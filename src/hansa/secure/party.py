@@ -99,8 +99,7 @@ class Party:
                 self._refuse("a request of another attempt, or for another party")
             mark = digest(b"request", b"%d" % e.phase, e.payload)
             if mark not in seat.heard:
-                seat = self._taken(seat, e.phase, e.payload)
-                seat = replace(seat, heard=(*seat.heard, mark))
+                seat = replace(self._taken(seat, e.phase, e.payload), heard=(*seat.heard, mark))
             answers += self._answer(seat) if mark == seat.heard[-1] else ()
         return seat, answers
 
@@ -182,8 +181,7 @@ class Party:
             promise = promises(bound, me, other, both.tobytes())
             header, key = self._header(terms, me, other) + promise, bound.key(secret, b"seal", me, other)
             answer += promise + agreement.seal(key, int(me > other), both.tobytes(), header)
-        seat = replace(seat, coins=coins, agreed=b"".join(agreed), answer=answer)
-        return replace(seat, phase=Phase.SHARE.value)
+        return replace(seat, phase=Phase.SHARE.value, coins=coins, agreed=b"".join(agreed), answer=answer)
 
     def _agree(self, seat: Seat, terms: Terms, around: Iterable[int], purpose: bytes) -> list[bytes]:
         """The secrets that it has with its neighbours, 32 bytes each."""

@@ -32,10 +32,7 @@ _CODES: dict[type[HansaError], grpc.StatusCode] = {
 
 # What BoringSSL says when it does not accept the server's certificate. A server that does not take
 # ours just closes the connection (TLS 1.3 tells the client too late): that reads as unreachable.
-_NOT_TRUSTED = re.compile(
-    r"CERTIFICATE_VERIFY_FAILED|BAD_SIGNATURE|signature failure|peer certificate|hostname", re.IGNORECASE
-)
-
+_NOT_TRUSTED = re.compile("(?i)CERTIFICATE_VERIFY_FAILED|BAD_SIGNATURE|signature failure|peer certificate|hostname")
 _OUTSIDE = re.compile("certificate (is not yet valid|has expired)")
 
 
@@ -87,8 +84,7 @@ def from_status(error: grpc.aio.AioRpcError) -> HansaError:
 
 def _rebuilt(problem: Problem) -> HansaError:
     # Only names of this tree: the other side cannot choose any other class.
-    kind = getattr(errors, problem.kind, HansaError)
-    if not (isinstance(kind, type) and issubclass(kind, HansaError)):
-        kind = HansaError
+    named = getattr(errors, problem.kind, None)
+    kind = named if isinstance(named, type) and issubclass(named, HansaError) else HansaError
     said: Any = {name: getattr(problem, name) for name in _ROOM}
     return kind(round=problem.round or None, **said)

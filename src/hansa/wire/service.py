@@ -37,8 +37,7 @@ def handlers(implementation: object, authorise: Authorise) -> grpc.GenericRpcHan
     An rpc without a method is answered as unimplemented."""
     table = {}
     for rpc in RPCS.values():
-        method = getattr(implementation, rpc.method, None)
-        if method is not None:
+        if (method := getattr(implementation, rpc.method, None)) is not None:
             made = _unary if rpc.kind == "unary" else _streamed
             table[rpc.name] = made(rpc, method, authorise)
     return grpc.method_handlers_generic_handler(SERVICE, table)

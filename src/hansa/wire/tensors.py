@@ -46,9 +46,7 @@ def write(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None
     Raises ContributionError: another dtype, or a name that is reserved or not text."""
     little = {name: _little_endian(name, array) for name, array in arrays.items()}
     names = sorted(little, key=lambda name: (-_RANK.index(_CODES[little[name].dtype]), name))
-    header: dict[str, Any] = {}
-    if metadata:
-        header[_METADATA] = dict(sorted(metadata.items()))
+    header: dict[str, Any] = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name in names:
         array = little[name]
@@ -119,15 +117,14 @@ def _header(view: memoryview) -> tuple[dict[str, Any], int]:
     if length > _HEADER_LIMIT:
         raise ContributionError(f"the tensors' header is longer than {_HEADER_LIMIT} bytes")
     try:
-        parsed = json.loads(
-            str(view[8 : 8 + length], "utf-8"), object_pairs_hook=_table, parse_constant=_refuse_constant
-        )
+        text = str(view[8 : 8 + length], "utf-8")
+        parsed = json.loads(text, object_pairs_hook=_table, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as wrong:
         raise ContributionError(f"the tensors' header is not JSON: {wrong!s:.100}") from None
     if not isinstance(parsed, dict):
         raise ContributionError("the tensors' header is not a table")
     texts = parsed.get(_METADATA, {})
-    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+    if not isinstance(texts, dict) or not all(isinstance(value, str) for value in texts.values()):
         raise ContributionError("the tensors' metadata are not a table of text")
     return parsed, 8 + length
 
@@ -152,8 +149,7 @@ def _entry(name: str, claim: Any) -> _Entry:
         raise ContributionError("needs dtype, shape and data_offsets, and no more", field=field)
     code, shape, offsets = claim["dtype"], claim["shape"], claim["data_offsets"]
     if not isinstance(code, str) or code not in _DTYPES:
-        known = ", ".join(_RANK)
-        raise ContributionError("its dtype is not accepted", field=field, remedy=f"Known: {known}.")
+        raise ContributionError("its dtype is not accepted", field=field, remedy=f"Known: {', '.join(_RANK)}.")
     if not _naturals(shape) or len(shape) > _MOST_DIMENSIONS:
         raise ContributionError("its shape cannot be", field=field)
     if not _naturals(offsets) or len(offsets) != 2:
