@@ -33,26 +33,40 @@ class Relay:
     connections: int = 0
     counted: int = 0
 
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+    serving: set[asyncio.Task[None]] = field(default_factory=set)
+
     async def start(self) -> asyncio.Server:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         return server
 
+    async def end(self) -> None:
+        """Close both sides of every connection: a socket left open would be found in another test."""
+        for writer in self.writers:
+            writer.close()
+        await asyncio.gather(*self.serving)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.append(writer)
+        self.serving.add(asyncio.create_task(self._serve(reader, writer)))
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        with contextlib.suppress(OSError):
+        try:
             inner, outer = await asyncio.open_connection("127.0.0.1", self.target)
-            back = asyncio.create_task(_pump(inner, writer, lambda _: True))
-            budget = [self.cut or 1 << 60]
+        except OSError:
+            writer.close()
+            return
+        self.writers.append(outer)
+        budget = [self.cut or 1 << 60]
 
-            def count(data: bytes) -> bool:
-                self.counted += len(data)
-                budget[0] -= len(data)
-                return budget[0] > 0
+        def count(data: bytes) -> bool:
+            self.counted += len(data)
+            budget[0] -= len(data)
+            return budget[0] > 0
 
-            await _pump(reader, outer, count)
-            back.cancel()
-            await asyncio.gather(back, return_exceptions=True)
+        await asyncio.gather(_pump(inner, writer, lambda _: True), _pump(reader, outer, count))
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: Callable[[bytes], bool]) -> None:
@@ -75,6 +89,7 @@ def relay() -> Callable[..., Any]:
         server = await made.start()
         yield made
         server.close()
+        await made.end()
 
     return begin
 
