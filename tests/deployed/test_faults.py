@@ -9,13 +9,13 @@ from itertools import product
 from typing import Any, ClassVar
 
 import pytest
+from tests.deployed.cut import Cut
 
 import hansa as hs
 from hansa.agent.machine import Asked, Worked
 from hansa.agent.service import Agent
 from hansa.contribution import Array, Values
 from hansa.coordinator import engine as coordinator_engine
-from hansa.coordinator.events import Effects
 from hansa.errors import HansaError, RunError, StoreError
 from hansa.methods import GradientMethod
 from hansa.methods.base import METHODS
@@ -144,28 +144,6 @@ async def test_work_outlives_a_broken_link(town: Town, harvests: Tables, short: 
     ended = await town.watch(run)
     assert gate.calls == 1
     assert ended.parameters.tobytes() == short.run(hs.Local(harvests)).parameters.tobytes()
-
-
-class Cut:
-    """Stops a coordinator dead around its n-th commit: before it, or before anybody is told."""
-
-    def __init__(self, town: Town, number: int, when: str) -> None:
-        driver = town.running.driver
-        self.reached, self.number = asyncio.Event(), number
-        carry_out, commit = driver._carry_out, driver._commit
-
-        async def cut(effects: Effects, done: Any) -> None:
-            if effects.changes:
-                self.number -= 1
-            if self.number:
-                await carry_out(effects, done)
-                return
-            if when == "after":
-                await driver.read(commit, effects)
-            self.reached.set()
-            await asyncio.Event().wait()
-
-        driver._carry_out = cut
 
 
 @pytest.mark.parametrize(

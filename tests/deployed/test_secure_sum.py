@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.deployed.cut import Cut
 
 import hansa as hs
 from hansa import aggregation as agg
 from hansa.agent.offers import Offers
 from hansa.coordinator import engine as coordinator_engine
-from hansa.coordinator.events import Effects
 from hansa.crypto.agreement import Identity, words
 from hansa.crypto.vault import kept_key
 from hansa.errors import RunError
@@ -166,27 +166,6 @@ def short(summed: hs.Federation, **more: Any) -> hs.Federation:
     return summed.model_copy(update={"rounds": 1, "evaluation": hs.Evaluate(every=0), **more})
 
 
-class Cut:
-    """Stops a coordinator dead around the commit of its n-th phase: before it, or before anybody is told."""
-
-    def __init__(self, town: Town, number: int, when: str) -> None:
-        driver = town.running.driver
-        self.reached, self.number = asyncio.Event(), number
-        carry_out, commit = driver._carry_out, driver._commit
-
-        async def cut(effects: Effects, done: Any) -> None:
-            self.number -= any(blob.name == "desk" for blob in effects.blobs)
-            if self.number:
-                await carry_out(effects, done)
-                return
-            if when == "after":
-                await driver.read(commit, effects)
-            self.reached.set()
-            await asyncio.Event().wait()
-
-        driver._carry_out = cut
-
-
 @pytest.mark.parametrize(("number", "when"), [(n, ("after", "before")[n % 2]) for n in range(1, 7)] + [(6, "before")])
 async def test_a_coordinator_killed_in_any_phase_goes_on_with_the_same_attempt(
     number: int, when: str, town: Town, four: Tables, summed: hs.Federation, monkeypatch: pytest.MonkeyPatch
@@ -194,7 +173,7 @@ async def test_a_coordinator_killed_in_any_phase_goes_on_with_the_same_attempt(
     monkeypatch.setattr(coordinator_engine, "INLINE", -1)  # nothing is at hand: the sum is a transaction of its own
     await settle(town, four)
     federation = short(summed)
-    cut = Cut(town, number, when)
+    cut = Cut(town, number, when, lambda effects: any(blob.name == "desk" for blob in effects.blobs))
     submitting = asyncio.create_task(town.submit(federation))
     await asyncio.wait_for(cut.reached.wait(), 20)
     await town.kill()
