@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from tests.faults.stores import Disk, Memory, Simulated, SimulatedAgentStore, SimulatedCoordinatorStore
+from tests.postgresql import empty_schema
 
 from hansa.agent import store as agent
 from hansa.agent.store import AgentStore
@@ -35,20 +35,6 @@ ROW = {
 }
 
 
-def postgresql(name: str) -> str:
-    """The URL of a PostgreSQL server of which everything may be dropped, or a skip that says why."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'hansa[postgres]'")
-    url = os.environ.get("HANSA_TEST_POSTGRESQL", "")
-    if not url:
-        pytest.skip("no PostgreSQL: set HANSA_TEST_POSTGRESQL, see tools/postgresql.sh")
-    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
-    with engine.begin() as connection:
-        connection.execute(sa.text(f"DROP SCHEMA IF EXISTS {name} CASCADE"))
-        connection.execute(sa.text(f"CREATE SCHEMA {name}"))
-    engine.dispose()
-    return f"{url}?options=-csearch_path%3D{name}"
-
-
 @pytest.fixture(params=[*SQL, *((part, "simulated") for part in PARTS)])
 def kind(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param  # type: ignore[no-any-return]
@@ -65,7 +51,7 @@ def opened(kind: tuple[str, str], tmp_path: Path) -> Iterator[Open]:
     module = PARTS[kind[0]]
     url: str | Path = tmp_path / "hansa.db"
     if kind[1] == "postgresql":
-        url = postgresql(f"hansa_test_{kind[0]}")
+        url = empty_schema(f"hansa_test_{kind[0]}")
     made: list[Database] = []
     if kind[1] == "simulated":
         yield Memory(SIMULATED[kind[0]]).open

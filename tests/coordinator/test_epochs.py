@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from tests.postgresql import empty_schema
 
 from hansa import database
 from hansa.coordinator.home import CoordinatorHome
@@ -25,24 +26,10 @@ Open = Callable[[str], CoordinatorStore]
 ROW = Put("run", {"id": "r", "round": 1})
 
 
-def on_a_server() -> str:
-    """The URL of an empty schema, or a skip that says why."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'hansa[postgres]'")
-    url = os.environ.get("HANSA_TEST_POSTGRESQL", "")
-    if not url:
-        pytest.skip("no PostgreSQL: set HANSA_TEST_POSTGRESQL, see tools/postgresql.sh")
-    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
-    with engine.begin() as connection:
-        connection.execute(sa.text("DROP SCHEMA IF EXISTS hansa_test_epochs CASCADE"))
-        connection.execute(sa.text("CREATE SCHEMA hansa_test_epochs"))
-    engine.dispose()
-    return f"{url}?options=-csearch_path%3Dhansa_test_epochs"
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """Opens the same database for coordinators in folders of their own."""
-    url = on_a_server() if request.param == "postgresql" else f"sqlite:///{tmp_path / 'shared.db'}"
+    url = empty_schema("hansa_test_epochs") if request.param == "postgresql" else f"sqlite:///{tmp_path / 'shared.db'}"
     made: list[CoordinatorStore] = []
 
     def open_it(name: str) -> CoordinatorStore:
@@ -117,7 +104,7 @@ def test_a_coordinator_that_comes_back_at_its_address_takes_the_next_epoch(opene
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[CoordinatorStore]:
-    store = CoordinatorStore(tmp_path, on_a_server())
+    store = CoordinatorStore(tmp_path, empty_schema("hansa_test_epochs"))
     yield store
     store.close()
 

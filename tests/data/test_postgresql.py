@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from tests.postgresql import engine, server
 
 from hansa.data.source import read
 from hansa.errors import DataError
 
-URL = os.environ.get("HANSA_TEST_POSTGRESQL", "")
-
-pytestmark = pytest.mark.skipif(not URL, reason="no PostgreSQL: set HANSA_TEST_POSTGRESQL, see tools/postgresql.sh")
-
 
 @pytest.fixture
 def patients() -> Iterator[str]:
-    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'hansa[postgres]'")
-    engine = sa.create_engine(URL.replace("postgresql://", "postgresql+psycopg://"))
-    with engine.begin() as connection:
+    url = server()
+    connected = engine(url)
+    with connected.begin() as connection:
         connection.execute(sa.text('CREATE TABLE patients (id int, "半径" float, grade numeric, seen date, sex text)'))
         connection.execute(
             sa.text(
@@ -29,14 +25,14 @@ def patients() -> Iterator[str]:
                 "(2, NULL, NULL, NULL, NULL), (3, 'NaN', 3, '2021-02-28', 'm')"
             )
         )
-    yield "patients"
-    with engine.begin() as connection:
+    yield url
+    with connected.begin() as connection:
         connection.execute(sa.text("DROP TABLE patients"))
-    engine.dispose()
+    connected.dispose()
 
 
 def test_a_table_of_postgresql_is_read_by_its_types(patients: str) -> None:
-    table = read(f"{URL}#SELECT * FROM {patients} ORDER BY id")
+    table = read(f"{patients}#SELECT * FROM patients ORDER BY id")
     assert [(c.name, c.type) for c in table.schema()] == [
         ("id", "number"),
         ("半径", "number"),
@@ -52,4 +48,4 @@ def test_a_table_of_postgresql_is_read_by_its_types(patients: str) -> None:
 
 def test_a_query_that_fails_is_named_without_the_password(patients: str) -> None:
     with pytest.raises(DataError, match="nothing_there"):
-        read(f"{URL}#SELECT * FROM nothing_there")
+        read(f"{patients}#SELECT * FROM nothing_there")
