@@ -21,7 +21,8 @@ class All(Part):
         deadline: seconds after which a party that has not answered is left out of the round.
         goal: a training round or an evaluation closes as soon as so many have answered; None waits for all.
         late: rounds by which an update may be late: it then counts in the round in which it comes; 0 drops it.
-        staleness: a late update counts ``1 / (1 + rounds)^staleness`` times."""
+        staleness: a late update counts ``1 / (1 + rounds)^staleness`` times.
+        open: parties that join while the study runs take part from the next round on; none do in a simulation."""
 
     kind: ClassVar[str] = "all"
     minimum: Annotated[int, Limits(ge=1)] = 2
@@ -29,6 +30,7 @@ class All(Part):
     goal: Annotated[int, Limits(ge=1)] | None = None
     late: Annotated[int, Limits(ge=0)] = 0
     staleness: Annotated[float, Limits(ge=0)] = 0.5
+    open: bool = False
 
     def model_post_init(self, context: Any) -> None:
         """Refuse a round that would close below its minimum."""

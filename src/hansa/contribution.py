@@ -230,17 +230,19 @@ class Ask:
     # ``"statistics"`` for its statistics, ``"plain"`` for none
     through: Literal["update", "plain", "statistics"] = "plain"
     parties: tuple[str, ...] = ()  # who is asked, in roster order; empty until the cohort has been drawn
+    among: int = 0  # of an open study: how many of its roster, which only grows, took part in the run by then
 
     def header(self) -> dict[str, Json]:
         """Everything but the arrays, as canonical JSON values."""
         parts = {"fields": [declared.to_json() for declared in self.fields], "parties": list(self.parties)}
-        return {name: getattr(self, name) for name in _PLAIN} | parts
+        plain = (*_PLAIN, "among") if self.among else _PLAIN
+        return {name: getattr(self, name) for name in plain} | parts
 
     @classmethod
     def from_header(cls, header: Mapping[str, Any], send: Values) -> Ask:
         """The inverse of `header`, with the arrays beside it."""
         fields = tuple(Field.from_json(body) for body in header["fields"])
-        plain = {name: header[name] for name in _PLAIN}
+        plain = {name: header[name] for name in (*_PLAIN, "among") if name in header}
         return cls(**plain, send=send, fields=fields, parties=tuple(header["parties"]))
 
     @cached_property

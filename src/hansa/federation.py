@@ -123,9 +123,13 @@ class Federation(Part):
         pace, kind = self.pace, self.method.kind
         if kind == "fedbuff" and self.cohort.goal:
             raise StudyError("cohort.goal: the rounds of fedbuff close with its buffer", remedy="Set method.buffer")
-        if pace.late and not isinstance(self.method, UpdateMethod):
-            what = f"cohort.late: {kind} adds up sums at the same parameters, and a late one is of others"
-            raise StudyError(what, remedy="Leave cohort.late out, or choose a method with updates")
+        if (clause := "late" if pace.late else "open" * pace.open) and not isinstance(self.method, UpdateMethod):
+            what = f"cohort.{clause}: {kind} adds up sums at the same parameters, of the same parties in one round"
+            raise StudyError(what, remedy=f"Leave cohort.{clause} out, or choose a method with updates")
+        claims = self.aggregation.protects or self.statistics.protects or type(self.cohort) is not All
+        if pace.open and (self.rules(1) or (self.noised and claims)):
+            what = "cohort.open: what noise, samples and secure sums hide is reckoned for the parties of the beginning"
+            raise PipelineError(what, remedy="Leave it out; dp-sgd and dp-adam go with it where the cohort is all")
         if self.method.exact and (self.aggregation.stages or type(self.cohort) is not All or pace.goal):
             raise PipelineError(
                 f"the method {self.method.kind} needs the exact sums of all parties, and so takes no "

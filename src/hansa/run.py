@@ -37,7 +37,7 @@ class Event:
 
     seq: int  # its number in the run, from 1
     at: str  # when, ISO 8601 in UTC
-    # ``created``, ``resolved``, ``asked``, ``arrived``, ``refused``, ``metrics``, ``resumed``, ``finished``, ``failed``
+    # ``created``, ``resolved``, ``joined``, ``asked``, ``arrived``, ``refused``, ``metrics``, ``finished``, ``failed``
     # and more; readers pass over kinds they do not know
     kind: str
     body: Mapping[str, Any]  # its facts
@@ -61,6 +61,9 @@ def new_id(name: str) -> str:
 def draw(federation: Federation, course: Course, ask: Ask) -> Ask:
     """The ask with its cohort: drawn for training rounds, everybody for sums."""
     setup, evaluation = course.setup, federation.evaluation
+    if federation.cohort.open:  # the roster may have grown since this was asked
+        among = ask.among if 0 < ask.among <= len(setup.parties) else len(setup.parties)
+        setup, ask = replace(setup, parties=setup.parties[:among]), replace(ask, among=among)
     if ask.work == "train":
         return replace(ask, parties=federation.cohort.draw(setup, ask.round))
     if ask.work == "evaluate" and evaluation.central:
@@ -109,6 +112,7 @@ def asked(ask: Ask) -> dict[str, Json]:
         "parties": list(ask.parties),
         "ask": ask.digest,
         "bytes": ask.send.nbytes,
+        **({"among": ask.among} if ask.among else {}),
     }
 
 
@@ -129,28 +133,29 @@ def arrived(arrival: Arrival) -> dict[str, Json]:
 @dataclass(frozen=True)
 class Decision:
     """What was decided of one exchange: who was asked, who was not counted, and why, who was summed with whom, and
-    who was counted, with how many rounds they were late."""
+    who was counted, with how many rounds they were late, and how many took part in the run by then (`Ask`)."""
 
     parties: tuple[str, ...]
     excluded: Mapping[str, str] = field(default_factory=dict)
     buckets: tuple[tuple[str, ...], ...] = ()
     counted: tuple[str, ...] = ()
     lags: Mapping[str, int] = field(default_factory=dict)
+    among: int = 0
 
 
 def decided(run: "Run") -> dict[int, Decision]:
     """The decisions of a run by the number of the exchange, from its events: they fix its bits. An exchange that was
     repeated after a crash counts as it ended."""
-    cohorts: dict[int, tuple[str, ...]] = {}
+    asks: dict[int, tuple[tuple[str, ...], int]] = {}
     made: dict[int, Decision] = {}
     for event in run.events:
         number = event.body.get("version", -1)
         if event.kind == "asked":
-            cohorts[number] = tuple(event.body["parties"])
-        elif event.kind == "arrived" and number in cohorts:
+            asks[number] = tuple(event.body["parties"]), event.body.get("among", 0)
+        elif event.kind == "arrived" and (of := asks.get(number)):
             dealt = tuple(map(tuple, event.body.get("buckets", ())))
             counted, lags = tuple(event.body["counted"]), event.body.get("lags", {})
-            made[number] = Decision(cohorts[number], dict(event.body["excluded"]), dealt, counted, lags)
+            made[number] = Decision(of[0], dict(event.body["excluded"]), dealt, counted, lags, of[1])
     return made
 
 
@@ -287,6 +292,8 @@ class Run:
         self.events.append(event)
         if event.kind == "resolved":
             self.setup = Setup.from_json(event.body["setup"])
+        if event.kind == "joined" and self.setup is not None:
+            self.setup = replace(self.setup, parties=(*self.setup.parties, event.body["party"]))
         if event.kind in {"finished", "failed", "stopped"}:
             self.status, self.reason = cast(Status, event.kind), str(event.body.get("reason", ""))
         if event.kind == "resumed":

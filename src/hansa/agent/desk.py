@@ -53,9 +53,9 @@ class Desk:
         self._studies: dict[str, Study] = {}
         self._parties: dict[str, tuple[Study, Party]] = {}
 
-    def knows(self, run: str) -> bool:
-        """Whether the run's study was described."""
-        return run in self._studies
+    def knows(self, run: str, among: int = 0) -> bool:
+        """Whether the run's study was described, when so many or more took part in it."""
+        return run in self._studies and among <= len(self._studies[run].setup.parties)
 
     def describe(self, run: str, federation: bytes, setup: dict[str, Json]) -> None:
         """Take in a study; its hash is that of the bytes themselves."""

@@ -44,17 +44,17 @@ def admit(federation: Federation, ask: Ask, setup: Setup, offers: Sequence[Offer
     offer = _offered(federation, offers)
     if party not in ask.parties:
         raise ConsentError("this party was not asked")
-    if len(set(setup.parties)) < federation.cohort.minimum:
+    if len(set(setup.parties[: ask.among or None])) < federation.cohort.minimum:
         raise ConsentError("the run is among fewer parties than the study's minimum")
     _columns(federation, setup, offer, party)
     if setup.bounds != federation.bounds(setup.numbers):
         raise ConsentError("the run moves numbers from other ranges than the study's contract declares")
     try:
         course = outlined(federation, setup)
-        cohort, permitted = draw(federation, course, ask).parties, course.permits(ask)
+        drawn, permitted = draw(federation, course, ask), course.permits(ask)
     except HansaError as error:
         raise ConsentError(f"the study cannot be run here: {error.said}") from error
-    if ask.parties != cohort:
+    if (ask.parties, ask.among) != (drawn.parties, drawn.among):
         raise ConsentError("the coordinator asks another cohort than the study draws")
     if not permitted:
         fields = ", ".join(field.name for field in ask.fields)

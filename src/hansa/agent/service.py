@@ -199,7 +199,7 @@ class Agent:
         """The ask of a notice, with what the notice does not carry."""
         if max(work.version, work.round) >= COUNTABLE or not 0 < work.attempt < ATTEMPTS:
             raise ContributionError("a number of the ask is too large, or none")
-        if not self._desk.knows(work.run):
+        if not self._desk.knows(work.run, (header := json.loads(work.ask)).get("among", 0)):
             with coordinators_own():
                 said = await self._calls.unary(DESCRIBE, m.Describe(run=work.run))
             self._desk.describe(work.run, said.federation, json.loads(said.setup))
@@ -207,7 +207,7 @@ class Agent:
             raise ContributionError(f"{work.size} bytes are more than the study has to send")
         with span("download", run=work.run, version=work.version, attempt=work.attempt, work=work.work):
             body = work.tensors or await self._fetch(work.digest, work.size)
-        ask = Ask.from_header(json.loads(work.ask), Values(tensors.read(body)))
+        ask = Ask.from_header(header, Values(tensors.read(body)))
         if (ask.work, ask.version, ask.round) != (work.work, work.version, work.round):
             raise ContributionError("the ask is another one than its notice says")
         return Asked(work.run, ask, work.attempt, work.federation.hex(), secrets.token_bytes(32))

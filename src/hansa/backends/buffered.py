@@ -107,7 +107,7 @@ class BufferedExchange(LocalExchange):
             "lag": float(np.mean(list(lags.values()) or [0])),
         }
         excluded = {name: why for name, why in excluded.items() if name not in counted}
-        total = reduction.total(len(self.course.setup.parties))
+        total = reduction.total(ask.among or len(self.course.setup.parties))
         lags = {party: lag for party, lag in lags.items() if lag and party in counted}
         asked = replace(ask, parties=order) if self._most else ask
         return Arrival(asked, total, excluded, metrics, lags)

@@ -69,7 +69,7 @@ class LocalExchange:
         Raises RunError if too few parties could be counted, or the model is no longer finite."""
         while (ask := self.course.ask(progress)) is not None:
             made = self.decisions.get(ask.version)
-            ask = replace(ask, parties=made.parties) if made else self.draw(federation, ask)
+            ask = replace(ask, parties=made.parties, among=made.among) if made else self.draw(federation, ask)
             book.event("asked", **asked(ask))
             arrival = next(self.exchange([ask]))
             for party, reason in arrival.excluded.items():
@@ -132,7 +132,7 @@ class LocalExchange:
             leaving += outcome.leaving
         self.remember(proposed)
         metrics = {"bytes_out": float(ask.send.nbytes * len(ask.parties)), "bytes_in": float(leaving)}
-        population = len(self.course.setup.parties)
+        population = ask.among or len(self.course.setup.parties)
         total, lost = hidden.total(population) if hidden else (reduction.total(population), {})
         return Arrival(ask, total, dict(sorted({**excluded, **lost}.items())), metrics)
 

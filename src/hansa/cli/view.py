@@ -62,6 +62,8 @@ class RoundsView(ExitStack):
             case "refused":
                 said = f"{body['party']} is not counted: {body['reason']}"
                 self._say(f"{_where(body)}: {said}", style="yellow")
+            case "joined":
+                self._say(f"{_where(body)}: {body['party']} takes part from now on")
             case "waiting":
                 said = f"waiting for {body['party']}, which is not connected"
                 left = f"it is left out after {body['seconds']:g} s"

@@ -4,16 +4,33 @@ from collections.abc import Collection, Mapping
 
 from hansa.coordinator.live import Guest
 from hansa.data.table import ColumnSchema
-from hansa.errors import ConsentError, StudyError, did_you_mean
+from hansa.errors import ConsentError, HansaError, StudyError, did_you_mean
 from hansa.federation import Federation
+from hansa.methods.base import Setup
 
 LISTED = 10  # names that an error lists at most
 
 
-def admissible(federation: Federation, guests: Mapping[str, Guest]) -> dict[str, tuple[ColumnSchema, ...]]:
+def joining(federation: Federation, setup: Setup, guests: Mapping[str, Guest]) -> dict[str, str]:
+    """Who is admissible by now, and not yet among those of an open study; each with why it cannot join, if so."""
+    found, known = dict[str, str](), set(setup.parties)
+    others = {name: guest for name, guest in guests.items() if name not in known}
+    for name, columns in sorted(admissible(federation, others, 0).items()):
+        try:
+            own = federation.resolve({name: columns}, (*setup.parties, name))
+            theirs, ours = ({*of.numbers, *of.categories, *of.arrays} for of in (own, setup))
+            found[name] = f"its feature columns differ in {_listed(theirs ^ ours)}" if theirs != ours else ""
+        except HansaError as error:
+            found[name] = error.reason
+    return found
+
+
+def admissible(
+    federation: Federation, guests: Mapping[str, Guest], needed: int | None = None
+) -> dict[str, tuple[ColumnSchema, ...]]:
     """Of the parties that the coordinator knows, those that listen, offer the data set and allow this kind of task,
-    with its columns. Raises ConsentError if the study brings code, or too few owners allow it; StudyError if too few
-    parties are there, saying who is and who is not."""
+    with its columns. Raises ConsentError if the study brings code, or too few owners allow it; StudyError if fewer than
+    are ``needed`` are there, saying who is and who is not: the study's minimum, unless it is said."""
     federation.require_no_code()
     kind, dataset = federation.task.kind, federation.dataset
     ready: dict[str, tuple[ColumnSchema, ...]] = {}
@@ -32,7 +49,7 @@ def admissible(federation: Federation, guests: Mapping[str, Guest]) -> dict[str,
             ready[name] = offer.columns
         else:
             refused[name] = offer.allow
-    needed = federation.cohort.minimum
+    needed = federation.cohort.minimum if needed is None else needed
     if len(ready) >= needed:
         return ready
     if refused:

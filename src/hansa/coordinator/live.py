@@ -107,6 +107,7 @@ class Live:
     answers: dict[str, Answered] = field(default_factory=dict)
     # parties of which was said, in this exchange, that it waits for them; whether it still does
     missing: dict[str, bool] = field(default_factory=dict)
+    unfit: dict[str, str] = field(default_factory=dict)  # why a party could not join when the latest round opened
     reducing: bool = False
     rules: Rules | None = None  # of the secure sum that the open ask ends in; None if its answers are seen
     # of parties for the roster of an attempt that is about to open

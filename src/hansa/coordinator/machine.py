@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from hansa.contribution import Arrival
 from hansa.coordinator import events as ev
-from hansa.coordinator.admission import admissible
+from hansa.coordinator.admission import admissible, joining
 from hansa.coordinator.live import LATE, Answered, Guest, Live, Past
 from hansa.coordinator.sums import Sums
 from hansa.database import Drop, Put
@@ -159,6 +159,8 @@ class Machine(Sums):
         """Ask the next thing, or finish."""
         try:
             ask = live.course.ask(live.progress)
+            if ask is not None and ask.work == "train" and live.federation.cohort.open and live.attempt == 1:
+                self._welcome(effects, live, ask.round)
             ask = None if ask is None else draw(live.federation, live.course, ask)
         except Exception as error:
             self._end(effects, live, "failed", reason_of(error))
@@ -175,6 +177,19 @@ class Machine(Sums):
         effects.blobs.append(ev.Blob(live.id, ask.version, "ask", tensors.write(ask.send)))
         self._event(effects, live, "asked", **asked(ask), attempt=live.attempt)
         self._call(effects, live, ask)
+
+    def _welcome(self, effects: ev.Effects, live: Live, round: int) -> None:
+        """Let parties join an open study before this round is first asked for; later, one number has one ask."""
+        setup, before = live.course.setup, live.unfit
+        live.unfit = joining(live.federation, setup, self.guests)
+        for party, why in live.unfit.items():
+            if why != before.get(party):
+                kind, reason = ("refused", {"reason": f"it cannot join: {why}"}) if why else ("joined", {})
+                self._event(effects, live, kind, party=party, round=round, work="train", **reason)
+        if joined := [party for party, why in live.unfit.items() if not why]:  # at the end, where they move nobody
+            setup = replace(setup, parties=(*setup.parties, *joined))
+            live.course = deployed(live.federation, setup, self._secret, live.id)
+            effects.changes.append(Put("run", {"id": live.id, "setup": setup.to_json()}))
 
     # --- answers
 

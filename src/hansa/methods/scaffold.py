@@ -51,11 +51,11 @@ class Scaffold(GradientMethod):
         return {"update": update, "control": control}, {"control": memory["control"] + control}
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:
-        counted, weight = (float(state.facts.get(name, 0.0)) for name in ("counted", "weight"))
-        before = total.population * weight / counted if counted else 1.0
+        counted, weight, all_ = (float(state.facts.get(name, 0.0)) for name in ("counted", "weight", "parties"))
+        before = (all_ or total.population) * weight / counted if counted else 1.0  # parties may have joined since
         counted, weight = counted + len(total.parties), weight + total.weight
         all_parties = total.population * weight / counted
         control = state.values["control"] * (before / all_parties)
         control = control + total.values["control"] * (total.weight / all_parties)
         after = state.step(self.server, total.values["update"], control=control)
-        return replace(after, facts={**state.facts, "counted": counted, "weight": weight})
+        return replace(after, facts={**state.facts, "counted": counted, "weight": weight, "parties": total.population})
