@@ -283,7 +283,7 @@ class World:
             given = Contribution(Values(tensors.read(blob["body"])), answer["weight"])
             factor = live.federation.pace.discount(live.ask.round - since.round)
             reduction.add(name, discounted(Contributions.of(name, given), fields, factor).one(0))
-        return Reduced(run, version, reduction.total(len(TABLES)))
+        return Reduced(run, version, reduction.total(len(live.course.setup.parties)))
 
     def unmasked(self, live: Any, parties: tuple[str, ...]) -> Reduced:
         def vector(name: str) -> bytes:
