@@ -185,8 +185,8 @@ async def pauses(agent: Agent, monkeypatch: pytest.MonkeyPatch, sessions: int, s
 async def test_an_agent_that_fails_after_every_welcome_waits_longer_and_longer(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waited = await pauses(agent, monkeypatch, 10, 0.0)
-    assert waited == pytest.approx([*(0.1 * 1.5**number for number in range(8)), 2.0, 2.0])
+    waited = await pauses(agent, monkeypatch, 34, 0.0)
+    assert waited == pytest.approx([*(0.1 * 1.1**number for number in range(32)), 2.0, 2.0])
 
 
 async def test_an_agent_whose_session_lasted_comes_back_at_once(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:

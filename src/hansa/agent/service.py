@@ -95,7 +95,7 @@ class Agent:
                     self._pause = FIRST_PAUSE
                 # Agents that lost the same coordinator must not all come back in the same instant.
                 wait = self._pause * random.uniform(0.5, 1.0)  # noqa: S311  # not a secret
-                self._pause = min(self._pause * 1.5, LONGEST_PAUSE)
+                self._pause = min(self._pause * 1.1, LONGEST_PAUSE)  # it is soon back, most often
                 await asyncio.sleep(wait / (1 + len(self.home.others)))
         finally:
             await _cancelled(self._working)
