@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -41,13 +42,15 @@ class Sent(NamedTuple):
 
 class Decided(NamedTuple):
     """What the events say of an exchange: who is in its sum; of a secure sum, the attempts from which the parties'
-    noise is; the digests of answers that are not honest ones; and by how many exchanges answers were late.
+    noise is; the digests of answers that are not honest ones; by how many exchanges answers were late; and who had
+    joined by then.
     """
 
     counted: tuple[str, ...]
     noise: tuple[int, ...] = ()
     odd: tuple[tuple[str, tuple[str, float]], ...] = ()
     lags: tuple[tuple[str, int], ...] = ()
+    joined: tuple[str, ...] = ()
 
 
 def require(holds: object, what: str) -> None:
@@ -63,6 +66,8 @@ class Record:
         self.events: list[dict[str, Any]] = []
         self.answers: dict[tuple[int, str], dict[str, Any]] = {}
         self.status = ""
+        self.joined: tuple[str, ...] = ()
+        self._setup: list[str] = []  # of the run's row
         self._charges: dict[tuple[str, int], list[int]] = {}
         self._noise: dict[tuple[str, int, int], int] = {}
         self._bodies: dict[tuple[str, int, int], bytes] = {}
@@ -97,13 +102,15 @@ class Record:
                     self.answers[place] = {**self.answers.get(place, {}), **row}
                 case Put("blob") if row["name"] == "checkpoint":
                     checkpoints.add(row["version"])
-                case Put("run") if "status" in row:
-                    self.status = row["status"]
+                case Put("run"):
+                    self.status = row.get("status", self.status)
+                    self._setup = row["setup"]["parties"] if "setup" in row else self._setup
                 case Drop("answer"):
                     for place in [p for p, kept in self.answers.items() if _matches(kept, row)]:
                         del self.answers[place]
                 case Drop("event"):
                     raise ViolationError("an event was taken back")
+        require(not self._setup or self._setup == self.roster, "a run is among others than its events say")
         if arrived:  # of several in one transaction, the last one's is enough
             require(arrived[-1] + 1 in checkpoints, f"exchange {arrived[-1]} arrived without its checkpoint")
 
@@ -114,6 +121,12 @@ class Record:
         if kind == "asked":
             require(body["version"] == len(self.arrived), f"exchange {body['version']} is asked out of order")
             self._open = body["version"], body["attempt"]
+            whole = body["parties"] == self.roster and body.get("among", len(self.roster)) == len(self.roster)
+            require(whole, f"exchange {body['version']} is asked among others than take part")
+        elif kind == "joined":
+            require(body["party"] not in self.roster, f"{body['party']} joins twice")
+            require(self._open[0] < len(self.arrived), f"{body['party']} joins in the middle of an exchange")
+            self.joined += (body["party"],)
         elif kind == "attempt":
             require(self._open == (body["version"], body["attempt"]), "an attempt ends that was not open")
             self._given_up.add(self._open)
@@ -134,6 +147,11 @@ class Record:
             self._given_up.add(self._open)
         elif kind == "refused":
             require(body["reason"], "a refusal without a reason")
+
+    @property
+    def roster(self) -> list[str]:
+        """Among whom the run is, as its events say."""
+        return [*self._plan.names, *self.joined]
 
     def _counted(self, version: int, counted: set[str], excluded: set[str], lags: Mapping[str, int]) -> None:
         """Every answer is counted once, in the exchange that asked for it or in a later one."""
@@ -159,7 +177,7 @@ class Record:
                 odd.append((party, (row["digest"], row["weight"])))
         noise = [self._noise.get((party, *self._open), 0) for party in counted]
         lags = tuple((party, lag) for party, lag in self.arrived[version].get("lags", {}).items())
-        return Decided(tuple(counted), tuple(noise), tuple(odd), lags)
+        return Decided(tuple(counted), tuple(noise), tuple(odd), lags, self.joined)
 
     def acknowledged(self, party: str, version: int, attempt: int, sent: Sent) -> None:
         """The coordinator says that it took an answer."""
@@ -306,8 +324,10 @@ ODD: dict[tuple[str, float], Sent] = {}
 
 
 @cache
-def course_of(kind: str, parties: int) -> Course:
-    return deployed(plans.federation(kind, parties), plans.setup(kind, parties), SECRET, RUN)
+def course_of(kind: str, parties: int, joined: tuple[str, ...] = ()) -> Course:
+    setup = plans.setup(kind, parties)
+    grown = replace(setup, parties=(*setup.parties, *joined))
+    return deployed(plans.federation(kind, parties), grown, SECRET, RUN)
 
 
 @cache
@@ -318,12 +338,12 @@ def party_of(kind: str, parties: int, name: str) -> Party:
 @cache
 def replayed(kind: str, parties: int, decisions: tuple[Decided, ...]) -> tuple[Progress, dict[str, Values]]:
     """Where a run with these decisions stands, in a plain loop: no machine, no store, no masks."""
-    course = course_of(kind, parties)
     if not decisions:
-        return course.begin(), {}
+        return course_of(kind, parties).begin(), {}
     progress, memories = replayed(kind, parties, decisions[:-1])
     *before, decided = decisions
-    ask, hidden = asked_of(kind, parties, progress)
+    course = course_of(kind, parties, decided.joined)
+    ask, hidden = asked_of(course, kind, parties, progress)
     memories, odd = dict(memories), dict(decided.odd)
     fields = course.signals(ask)[-1].fields
     if hidden:
@@ -337,7 +357,9 @@ def replayed(kind: str, parties: int, decisions: tuple[Decided, ...]) -> tuple[P
     lags, discount = dict(decided.lags), plans.federation(kind, parties).pace.discount
     for name in decided.counted:
         if lag := lags.get(name, 0):
-            since, _ = asked_of(kind, parties, replayed(kind, parties, tuple(before[: len(before) - lag]))[0])
+            begun = tuple(before[: len(before) - lag])
+            there = course_of(kind, parties, before[len(begun)].joined)
+            since, _ = asked_of(there, kind, parties, replayed(kind, parties, begun)[0])
         else:
             since = ask
         if name in odd:
@@ -352,21 +374,20 @@ def replayed(kind: str, parties: int, decisions: tuple[Decided, ...]) -> tuple[P
         stack = discounted(stack, fields, discount(lag))
         for opened in stack.parties:
             reduction.add(opened, stack.one(0))
-    return course.apply(progress, ask, reduction.total(parties)), memories
+    return course.apply(progress, ask, reduction.total(parties + len(decided.joined))), memories
 
 
 @cache
 def given(kind: str, parties: int, before: tuple[Decided, ...], name: str, attempt: int) -> Array:
     """The vector that a party gives to a secure sum after these decisions, with the noise of an attempt."""
     progress, memories = replayed(kind, parties, before)
-    ask, _ = asked_of(kind, parties, progress)
+    ask, _ = asked_of(course_of(kind, parties), kind, parties, progress)
     answer = party_of(kind, parties, name).again(attempt).answer(ask, memories.get(name, Values()))
     return joined(answer.contribution.values, course_of(kind, parties).signals(ask)[-1].fields)
 
 
-def asked_of(kind: str, parties: int, progress: Progress) -> tuple[Ask, bool]:
+def asked_of(course: Course, kind: str, parties: int, progress: Progress) -> tuple[Ask, bool]:
     """What is asked next, and whether it ends in a secure sum."""
-    course = course_of(kind, parties)
     ask = course.ask(progress)
     assert ask is not None
     ask = draw(plans.federation(kind, parties), course, ask)

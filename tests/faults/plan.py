@@ -70,6 +70,7 @@ class Kind:
     rounds: int = ROUNDS
     repeats: bool = False  # without noise of its own, a vector is given to one sum, and to no other
     hidden: bool = False  # by a secure sum, in which another answer than the true one cannot be seen
+    open: bool = False  # to parties that join while it runs
 
     @property
     def waits(self) -> bool:
@@ -97,6 +98,22 @@ KINDS: dict[str, Kind] = {
         late=2,
         rounds=4,
     ),
+    "open": Kind(
+        lambda: {"method": methods.Scaffold(local=LOCAL), "cohort": hs.All(minimum=2, deadline=8.0, open=True)},
+        parties=(2, 3, 3, 4),
+        rounds=4,
+        open=True,
+    ),
+    "open and late": Kind(
+        lambda: {
+            "method": hs.FedAvg(local=LOCAL),
+            "cohort": hs.All(minimum=2, deadline=8.0, goal=2, late=2, open=True),
+        },
+        parties=(3, 3, 4),
+        late=2,
+        rounds=5,
+        open=True,
+    ),
     "robust": Kind(lambda: {"method": EQUAL, "aggregation": agg.median()}, lambda n: 3, parties=(4, 4, 5)),
     "noised": Kind(
         lambda: {"method": PRIVATE, "privacy": hs.Privacy(unit="example"), "contract": BOUNDED}, budget=50.0
@@ -112,7 +129,7 @@ KINDS: dict[str, Kind] = {
     ),
 }
 
-OFTEN = (3, 3, 2, 1, 2, 2, 2, 1, 1)
+OFTEN = (3, 3, 2, 1, 2, 2, 1, 2, 2, 1, 1)
 """How often each is drawn: a secure sum takes several times as long as the others."""
 
 
@@ -168,6 +185,7 @@ class Plan:
     cheats: dict[str, str] = field(default_factory=dict)
     leaves: dict[str, float] = field(default_factory=dict)  # when the operator removes a party,
     back: dict[str, float] = field(default_factory=dict)  # and when it joins again
+    joins: dict[str, float] = field(default_factory=dict)  # when others are invited
     budget: float | None = None
 
     @classmethod
@@ -187,9 +205,12 @@ class Plan:
                 if draw.random() < 0.7:
                     back[name] = leaves[name] + draw.uniform(0, 10)
         inline = draw.choice((1 << 16, 1 << 16, 200, -1))
-        return cls(
-            seed, kind, parties, rates, draw.choice((4.0, 8.0, 25.0)), inline, cheats, leaves, back, KINDS[kind].budget
-        )
+        calm, joins = draw.choice((4.0, 8.0, 25.0)), {}
+        if KINDS[kind].open:
+            joins = {name: draw.uniform(0, 4) for name in NAMES[parties:] if draw.random() < 0.7}
+            leaves |= {name: at + draw.uniform(1, 8) for name, at in joins.items() if draw.random() < 0.3}
+            back |= {name: leaves[name] + draw.uniform(0, 8) for name in joins if name in leaves}
+        return cls(seed, kind, parties, rates, calm, inline, cheats, leaves, back, joins, KINDS[kind].budget)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -216,4 +237,5 @@ class Plan:
         odd = ", ".join(
             f"{name} {what}" for name, what in {**self.cheats, **dict.fromkeys(self.leaves, "leaves")}.items()
         )
-        return f"{self.kind}, {self.parties} parties; {rates or 'no faults'}; {odd or 'all honest'}"
+        more = f" and {len(self.joins)} that join" if self.joins else ""
+        return f"{self.kind}, {self.parties} parties{more}; {rates or 'no faults'}; {odd or 'all honest'}"

@@ -152,3 +152,9 @@ def memory_kept_before_it_is_counted(patch: pytest.MonkeyPatch) -> None:
 def a_seat_that_is_not_durable(patch: pytest.MonkeyPatch) -> None:
     """A party that comes back takes its seat in a secure sum anew, with other secrets."""
     dropped(patch, "agent", lambda change: change.table == "seat")
+
+
+@planted
+def a_roster_that_is_not_durable(patch: pytest.MonkeyPatch) -> None:
+    """A party joins, and a coordinator that comes back does not know of it."""
+    dropped(patch, "coordinator", lambda change: change.table == "run" and change.values.keys() == {"id", "setup"})

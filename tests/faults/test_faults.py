@@ -65,6 +65,7 @@ def test_seeds_differ_and_every_fault_happens() -> None:
     assert len({one.hash for one in found}) == 60
     happened = {line[2] for one in found for line in one.trace if line[1] == "fault"}
     assert happened == set(plans.FAULTS)
+    assert any("joined" in line for one in found for line in one.trace if line[1] == "committed")
 
 
 def test_a_failing_seed_says_how_to_see_it_again(
@@ -83,7 +84,8 @@ def test_a_failing_seed_says_how_to_see_it_again(
 @pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if not kind.hidden and kind.budget is None])
 def test_the_plain_loop_that_replays_decisions_is_the_simulation_of_users(kind: str) -> None:
     """What the simulator compares with is what `hansa.Local` gives for the same record."""
-    plan = Plan(0, kind, 4, calm=0.0, inline=1 << 16, cheats={"bremen": "nan"} if kind != "everyone" else {})
+    cheats, joins = {"bremen": "nan"} if kind != "everyone" else {}, {NAMES[4]: 0.1} if KINDS[kind].open else {}
+    plan = Plan(0, kind, 4, calm=0.0, inline=1 << 16, cheats=cheats, joins=joins)
     world = World(plan)
     with stage() as enter:
         enter(world)
@@ -92,7 +94,8 @@ def test_the_plain_loop_that_replays_decisions_is_the_simulation_of_users(kind: 
     run = Run("run", plan.federation)
     for row in record.events:
         run.hear(Event(row["seq"], row["at"], row["kind"], row["body"]))
-    tables = {name: plans.tables()[name] for name in NAMES[:4]}
+    assert record.joined == tuple(joins)
+    tables = {name: plans.tables()[name] for name in record.roster}
     again = plan.federation.run(hs.Local(tables, replay=run))
     assert again.progress is not None
     progress, memories = replayed(kind, 4, tuple(record.decisions))

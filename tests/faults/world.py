@@ -85,7 +85,7 @@ class World:
         self.partitioned: set[str] = set()
         made = disks or _in_memory
         self.coordinator = Coordinator(self, made(""))
-        self.parties = {name: Party(self, name, made(name)) for name in plan.names}
+        self.parties = {name: Party(self, name, made(name)) for name in (*plan.names, *plan.joins)}
         self._resumed = 0
 
     # --- time and chance
@@ -125,8 +125,8 @@ class World:
     def run(self) -> Record:
         """Until the run has ended, and everybody knows."""
         self.coordinator.start()
-        for party in self.parties.values():
-            self.at(self.soon(), None, party.start)
+        for name in self.plan.names:
+            self.at(self.soon(), None, self.parties[name].start)
         self.at(0.5, None, self._submit)
         self.at(1.0, None, self._weather)
         while not self._over():
@@ -184,6 +184,8 @@ class World:
                 self.at(seconds, None, self._remove, name)
             for name, seconds in self.plan.back.items():
                 self.at(seconds, None, self._rejoin, name)
+            for name, seconds in self.plan.joins.items():
+                self.at(seconds, None, self._join, name)
             return
         there = sum(guest.listening for guest in process.machine.guests.values()) if process else 0
         if process is not None and there == self.plan.parties and not process.machine.runs:
@@ -219,6 +221,18 @@ class World:
             process.post(ev.Joined(name, f"{self.now}", "later"))
             if party.process is None:
                 party.start()
+
+    def _join(self, name: str) -> None:
+        """A party is invited, joins once that is durable, and starts its agent."""
+        process = self.coordinator.process
+        if process is None or process.store.row("party", name=name) is None:
+            if process is not None:
+                process.post(ev.Joined(name, "1", "later"))
+            self.at(0.1, None, self._join, name)
+            return
+        self.note("joins", name)
+        self.parties[name].gone = False
+        self.parties[name].start()
 
     def _weather(self) -> None:
         """What happens to nobody in particular, and to nobody's doing."""
@@ -379,6 +393,14 @@ class Coordinator(Machine):
         if "failed" in kinds:
             self.world.at(3.0, None, self.world.resume)
         super()._after(changes)
+
+    def describe(self, party: str) -> tuple[bytes, Any]:
+        """The study, and among whom it runs, as a party is told."""
+        if self.process is None:
+            raise UnreachableError("the coordinator is down")
+        row = self.store.row("run", id=RUN)
+        require(party in row["setup"]["parties"], f"{party} is asked, and is not among the parties of the run")
+        return row["federation"], row["setup"]
 
     def accept(self, session: Session, hello: ev.Connected) -> None:
         """A party dials."""
@@ -546,7 +568,7 @@ class Party(Machine):
         super().__init__(world, name, disk)
         self.identity, self.party, self.address = IDENTITIES[name], name, "coordinator"
         self.session: Session | None = None
-        self.gone = False  # removed, and not back
+        self.gone = name in world.plan.joins  # removed, and not back; or not yet there
         self.cheat = world.plan.cheats.get(name, "")
         self._drawn = 0
         self._prepared = False
@@ -848,8 +870,8 @@ class AgentProcess(Agent):
 
     async def _understood(self, work: Any) -> Asked:
         await Pause(self._world.soon(0.05))
-        if not self._desk.knows(work.run):
-            self._desk.describe(work.run, self._world.plan.federation.to_json(), self._world.plan.setup.to_json())
+        if not self._desk.knows(work.run, work.ask.among):
+            self._desk.describe(work.run, *self._world.coordinator.describe(self._on.name))
         return Asked(work.run, work.ask, work.attempt, work.federation, self._on.secret())
 
     async def _work(self, asked: Asked) -> None:
