@@ -155,6 +155,9 @@ def test_names_and_bytes_cannot_be_shifted_into_each_other() -> None:
 def test_an_ask_is_the_same_after_its_header() -> None:
     header = json.loads(canonical(ask().header()))
     assert Ask.from_header(header, ask().send) == ask()
+    assert "among" not in header
+    grown = replace(ask(), among=3)
+    assert Ask.from_header(json.loads(canonical(grown.header())), ask().send) == grown != ask()
 
 
 def test_a_field_is_the_same_after_json() -> None:

@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 import hansa as hs
+from hansa import aggregation as agg
 from hansa.aggregation import Clip
 from hansa.data.contract import ColumnRule
 from hansa.data.table import ColumnSchema
@@ -196,6 +197,44 @@ def test_a_task_without_any_feature_is_refused() -> None:
 def test_a_cohort_that_could_never_reach_its_minimum_is_refused() -> None:
     with pytest.raises(StudyError, match="a cohort of 1 is smaller than its minimum of 5"):
         hs.Fixed(size=1, minimum=5)
+
+
+PRIVATE = hs.DPSGD(lr=0.1, clip=1.0, noise_multiplier=1.0, rate=1.0, steps=1, batch_size=8)
+BY_EXAMPLE: dict[str, Any] = {
+    "method": hs.FedAvg(local=PRIVATE, weights="equal"),
+    "privacy": hs.Privacy(unit="example"),
+}
+EQUAL: dict[str, Any] = {"method": hs.FedAvg(weights="equal")}
+HIDDEN = agg.clip(1.0) >> agg.grid(bits=10) >> agg.secure_sum()
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({**EQUAL, "aggregation": agg.clip(1.0) >> agg.gaussian(noise_multiplier=1.0)}, "reckoned for the parties of"),
+        ({**EQUAL, "aggregation": agg.clip(1.0) >> agg.local_gaussian(noise_multiplier=1.0)}, "reckoned for"),
+        ({**EQUAL, "aggregation": HIDDEN}, "reckoned for the parties of the beginning"),
+        ({**BY_EXAMPLE, "cohort": hs.Fixed(size=2, open=True)}, "reckoned for the parties of the beginning"),
+        ({"method": hs.methods.IRLS()}, "cohort.open: irls adds up sums .* of the same parties"),
+        ({"method": hs.methods.Histogram()}, "cohort.open: histogram adds up sums"),
+    ],
+    ids=["noise", "noise of each party", "secure sum", "sample", "newton", "histogram"],
+)
+def test_a_study_is_not_open_where_who_joins_would_change_what_was_promised(parts: dict[str, Any], says: str) -> None:
+    with pytest.raises((StudyError, PipelineError), match=says) as caught:
+        whole(**{"cohort": hs.All(open=True), **parts})
+    assert caught.value.remedy.startswith("Leave ")
+
+
+def test_what_each_party_does_by_itself_goes_with_a_study_that_is_open() -> None:
+    for parts in (BY_EXAMPLE, {"method": hs.methods.FedBuff()}, {"cohort": hs.Fixed(size=2, late=2, open=True)}):
+        assert whole(**{"cohort": hs.All(open=True), **parts}).cohort.open
+
+
+@pytest.mark.parametrize("said", [1, "true", None])
+def test_whether_a_study_is_open_is_true_or_false(said: object) -> None:
+    with pytest.raises(StudyError, match=r"cohort\.open"):
+        whole(cohort={"kind": "all", "open": said})
 
 
 def test_the_order_in_which_categories_are_declared_does_not_matter() -> None:

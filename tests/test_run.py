@@ -13,7 +13,7 @@ import pytest
 import hansa as hs
 from hansa.contribution import canonical
 from hansa.errors import DataError, HansaError, RunError, StoreError, UsageError
-from hansa.run import Event, new_id, now
+from hansa.run import Event, decided, new_id, now
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,22 @@ def test_a_folder_that_holds_no_run_is_refused(damage: str, content: bytes | Non
     else:
         with pytest.raises(StoreError, match="holds no run of Hansa"):
             hs.Run.load(tmp_path)
+
+
+def test_who_joined_is_in_the_setup_and_a_decision_says_among_how_many(run: hs.Run, tmp_path: Path) -> None:
+    assert run.setup is not None
+    one, name = hs.Run(run.id, run.federation), str(run.setup.parties[0])
+    for event in run.events[:2]:
+        one.hear(event)
+    one.hear(Event(3, now(), "joined", {"party": "river 2", "round": 1, "work": "train"}))
+    one.hear(Event(4, now(), "asked", {"version": 0, "parties": [name], "among": 4}))
+    one.hear(Event(5, now(), "arrived", {"version": 0, "counted": [name], "excluded": {}}))
+    one.save(tmp_path)
+    for known in (one, hs.Run.load(tmp_path)):
+        assert known.setup is not None
+        assert tuple(known.setup.parties) == (*run.setup.parties, "river 2")
+        assert decided(known)[0].among == 4
+    assert {made.among for made in decided(run).values()} == {0}
 
 
 def test_an_event_is_one_line_of_json(run: hs.Run) -> None:

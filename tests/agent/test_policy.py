@@ -255,6 +255,35 @@ def test_what_is_admitted_is_worked_on_and_nothing_else_is_read() -> None:
     assert not desk.knows("run")
 
 
+def test_an_ask_is_held_against_as_many_of_the_roster_as_it_names() -> None:
+    federation = study(cohort=hs.All(open=True), preprocessing=hs.Moments(standardise=False))
+    setup, ask = honest(federation)
+    assert ask.among == len(PARTIES)
+    grown = replace(setup, parties=(*PARTIES, "aachen"))
+    now = draw(federation, federation.course(grown), replace(ask, among=0))
+    assert (now.parties, now.among) == ((*PARTIES, "aachen"), 4)
+    desk = Desk("a", [OFFER])
+    desk.describe("run", federation.to_json(), setup.to_json())
+    assert desk.knows("run", 3)
+    assert not desk.knows("run", 4)
+    desk.describe("run", federation.to_json(), grown.to_json())
+    assert desk.knows("run", 4)
+    for one in (ask, now):
+        assert desk.work(Asked("run", one, 1, federation.hash), b"").body
+    for false in (
+        replace(now, among=3),  # one who was not there yet
+        replace(ask, among=4),  # without one who was
+        replace(now, among=5),
+        replace(now, among=0),
+        replace(now, among=-1),
+    ):
+        with pytest.raises(ConsentError, match="another cohort than the study draws"):
+            desk.work(Asked("run", false, 1, federation.hash), b"")
+    alone = replace(ask, parties=("a",), among=1)
+    with pytest.raises(ConsentError, match="fewer parties than the study's minimum"):
+        desk.work(Asked("run", alone, 1, federation.hash), b"")
+
+
 def test_work_that_the_budget_does_not_allow_is_not_begun() -> None:
     federation = study()
     setup, ask = honest(federation)

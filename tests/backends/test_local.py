@@ -36,6 +36,13 @@ def test_a_seed_of_its_own_is_that_of_the_run() -> None:
     assert run.setup.seed == 9
 
 
+def test_nobody_joins_an_open_study_in_a_simulation_and_its_asks_say_among_how_many() -> None:
+    opened = STUDY.model_copy(update={"cohort": hs.All(open=True)}).run(hs.Local(PARTIES))
+    asked = [event.body["among"] for event in opened.events if event.kind == "asked"]
+    assert asked == [len(PARTIES)] * len(asked)
+    assert opened.parameters.tobytes() == STUDY.run(hs.Local(PARTIES)).parameters.tobytes()
+
+
 def test_every_event_is_told_as_it_happens() -> None:
     told: list[Event] = []
     run = STUDY.run(hs.Local(PARTIES, follow=told.append))

@@ -37,6 +37,11 @@ def test_a_party_that_is_missing_is_waited_for_by_name_and_comes_back(shown):
     ]
 
 
+def test_a_party_that_joins_is_named_with_the_round_from_which_on_it_takes_part(shown):
+    joined = ("joined", {"party": "river", "round": 3, "work": "train"})
+    assert shown(joined) == ["round 3: river takes part from now on"]
+
+
 def test_a_round_says_its_metrics_and_who_was_not_counted(shown):
     refused = {"party": "river", "round": 2, "work": "train", "reason": "a NaN"}
     assert shown(
