@@ -30,6 +30,7 @@ EXTRA = {
     NEWER: hs.Table.of({"x": [1.0, 3.0, -2.0, 0.3, 0.2], "y": [3.0, 7.0, -3.0, 1.5, 1.4]}),
 }
 SGD = hs.SGD(lr=0.1, batch_size="all")
+SCAFFOLD = hs.methods.Scaffold(local=SGD, weights="equal")
 KIND = "linear-regression"
 
 
@@ -72,10 +73,10 @@ class Open(World):
 
 PACES: dict[str, dict[str, Any]] = {
     "all": {"cohort": hs.All(minimum=1, open=True)},
-    "scaffold": {"cohort": hs.All(minimum=1, open=True), "method": hs.methods.Scaffold(local=SGD, weights="equal")},
+    "scaffold": {"cohort": hs.All(minimum=1, open=True), "method": SCAFFOLD},
     "sample": {"cohort": hs.Fixed(size=2, minimum=1, open=True)},
     "goal": {"cohort": hs.All(goal=2, open=True)},
-    "late": {"cohort": hs.All(minimum=1, late=2, open=True)},
+    "late": {"cohort": hs.All(minimum=1, late=2, open=True), "method": SCAFFOLD},
     "goal-late": {"cohort": hs.All(goal=2, late=2, staleness=1.0, open=True)},
     "fedbuff": {"method": Buffered(local=SGD, buffer=2, concurrency=2), "cohort": hs.All(open=True)},
 }
