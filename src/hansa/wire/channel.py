@@ -31,8 +31,6 @@ _COMMON: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    # What a connection holds ready for its next bytes: else a third of a megabyte, for ever, once a large body came.
-    ("grpc.experimental.tcp_max_read_buffer_size", 1 << 16),
 ]
 
 
