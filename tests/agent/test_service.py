@@ -127,7 +127,7 @@ class Failing:
 async def test_an_error_of_the_coordinators_own_excuses_nobody(agent: Agent, error: HansaError) -> None:
     agent._client = Failing(error)  # type: ignore[assignment]  # all of it that is called
     with pytest.raises(UnreachableError, match="the coordinator failed"):
-        await agent._take(m.Work(run="run", work="train", attempt=1))
+        await agent._take(m.Work(run="run", work="train", attempt=1, ask=b"{}"))
 
 
 async def test_a_renewal_that_the_coordinator_fails_is_tried_again_later(
@@ -209,10 +209,10 @@ async def test_a_body_larger_than_its_study_has_to_send_is_not_fetched(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent._client = Failing(UnreachableError("fetched"))  # type: ignore[assignment]  # all of it that is called
-    monkeypatch.setattr(agent._desk, "knows", lambda run: True)
+    monkeypatch.setattr(agent._desk, "knows", lambda *about: True)
     monkeypatch.setattr(agent._desk, "begins", lambda run: 500)
     monkeypatch.setattr(agent_service, "ROOM", 1000)
-    work: dict[str, Any] = {"run": "run", "work": "train", "attempt": 1, "digest": bytes(32)}
+    work: dict[str, Any] = {"run": "run", "work": "train", "attempt": 1, "digest": bytes(32), "ask": b"{}"}
     for size in (1000, 1500):
         with pytest.raises(UnreachableError, match="fetched"):
             await agent._understood(m.Work(**work, size=size))
