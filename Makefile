@@ -4,6 +4,8 @@
 VENV ?= .venv
 # PYTHON=python3.12 chooses the interpreter; tools/venv.sh finds one otherwise.
 PYTHON ?=
+# A file's tests stay together, in as many programs at once as there are processors, and no more than eight.
+SPREAD ?= -n logical --maxprocesses 8 --dist loadfile
 # More words for the command, as in: make demo ARGS=--keep
 ARGS ?=
 
@@ -25,7 +27,7 @@ demo: $(CORE) ## Three hospitals learn one model on this machine
 	@$(BIN)/hansa demo $(ARGS)
 
 test: $(DEV) ## Run the tests, with branch coverage of at least 90%
-	$(BIN)/python -m pytest --cov $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) --cov $(ARGS)
 
 attack: $(DEV) ## Attack what is promised about privacy, the long attacks included
 	HANSA_LONG=1 $(BIN)/python -m pytest tests/attacks $(ARGS)
@@ -53,13 +55,13 @@ format: $(DEV) ## Format the code, and mend what can be mended
 test-core: ## Run the tests without any extra, in .venv-core (also with PYTHON=python3.13)
 	@PYTHON="$(PYTHON)" sh tools/venv.sh $(BARE)
 	$(BARE)/bin/python -m pip install --quiet -c constraints.txt -e '.[test]'
-	$(BARE)/bin/python -m pytest $(ARGS)
+	$(BARE)/bin/python -m pytest $(SPREAD) $(ARGS)
 
 # The oldest versions warn about what newer ones mended; here only failures count.
 test-lowest: ## Run the tests with the oldest versions that are allowed, in .venv-lowest
 	@PYTHON="$(or $(PYTHON),python3.11)" sh tools/venv.sh .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e '.[test,pandas,polars,arrow,postgres]'
-	.venv-lowest/bin/python -m pytest -o filterwarnings=default $(ARGS)
+	.venv-lowest/bin/python -m pytest $(SPREAD) -o filterwarnings=default $(ARGS)
 
 bench: $(DEV) ## Measure, and write docs/benchmarks.md
 	$(BIN)/python -m benchmarks $(ARGS)
