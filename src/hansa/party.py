@@ -43,6 +43,7 @@ class Party:
 
     def __init__(self, name: str, table: Table, course: Course) -> None:
         self.name, self.table, self.course = name, table, course
+        self.own: dict[str, Any] = {}  # what an `At` has here that is not the course's
         self._matrices: dict[bytes, tuple[Array, Array]] = {}
 
     def again(self, attempt: int) -> Party:
@@ -100,7 +101,7 @@ class Party:
         encoding = _encoding(self.course, ask)
         train, test = self.split
         return At(
-            **_told(self.course, ask),
+            **_told(self.course, ask) | self.own,
             memory=memory,
             parties=(self.name,),
             train_rows=train,

@@ -98,6 +98,39 @@ def test_what_does_not_protect_rows_against_the_coordinator_is_refused_where_the
     assert ledger.answers == 1
 
 
+def test_a_delta_that_is_used_up_is_not_taken_for_an_answer_without_noise() -> None:
+    stray = Noised("party", LOUD.model_copy(update={"failure": 2.0**-66}), "dp-sgd")
+    ledger = Ledger(budget=Budget(50.0))
+    for version in range(19):
+        ledger.charge(key(version), EXAMPLE, (stray,))
+    assert ledger.spent(1e-5, stray.event, ledger.budget.order if ledger.budget else None) == math.inf
+    with pytest.raises(PrivacyError) as refused:
+        ledger.charge(key(19), EXAMPLE, (stray,))
+    said = "epsilon 50, and its delta, 1e-05, is used up: the chance that noise strays would take 8.9e-06 of it"
+    assert said in refused.value.message
+    assert "hansa agent start --budget 50 --delta D" in refused.value.remedy
+    larger = Ledger(ledger_rows(ledger, stray.event), Budget(50.0, 1e-4))
+    larger.charge(key(19), EXAMPLE, (stray,))  # the way out is one
+
+
+def ledger_rows(ledger: Ledger, event: Gaussian) -> list[dict[str, Any]]:
+    """The rows of a ledger whose charges are all alike."""
+    return [{**key(n), "number": n + 1, "event": EVENTS.spec(event)} for n in range(ledger.answers)]
+
+
+def test_noise_that_strays_hides_no_epsilon_that_is_used_up() -> None:
+    stray = Noised("party", LOUD.model_copy(update={"noise_multiplier": 0.05, "failure": 2.0**-20}), "dp-sgd")
+    with pytest.raises(PrivacyError, match=r"epsilon 3, and it would come to 1401\. .*--budget"):
+        Ledger(budget=Budget(3.0)).charge(key(0), EXAMPLE, (stray,))
+
+
+def test_a_budget_after_an_answer_without_noise_is_refused_for_that() -> None:
+    open_ = Ledger()
+    row = open_.charge(key(0), Privacy(), ())
+    with pytest.raises(PrivacyError, match="epsilon 8, and an answer before it had no noise; the last of 1 charges"):
+        Ledger([row], Budget(8.0)).charge(key(1), EXAMPLE, QUIET)
+
+
 def test_without_a_budget_everything_is_written_down() -> None:
     ledger = Ledger()
     ledger.charge(key(0), Privacy(), ())
@@ -134,16 +167,16 @@ def test_a_charge_that_was_lost_makes_no_later_one_take_the_place_of_another(tmp
 
 def test_the_two_threads_of_an_agent_never_use_one_number(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger, numbers = Ledger(budget=Budget(1e3)), list[int]()
-    spent = ledger.spent
+    whole = ledger._all
     heard: list[Thread] = []
 
-    def slow(*args: Any) -> float:  # in the middle of a charge the link says that an answer was counted
+    def slow(*args: Any) -> Any:  # in the middle of a charge the link says that an answer was counted
         heard.append(Thread(target=lambda: numbers.append((ledger.counted("lost", 7, "now") or {})["number"])))
         heard[0].start()
         heard[0].join(0.1)
-        return spent(*args)
+        return whole(*args)
 
-    monkeypatch.setattr(ledger, "spent", slow)
+    monkeypatch.setattr(ledger, "_all", slow)
     numbers.append(ledger.charge(key(0), EXAMPLE, QUIET)["number"])
     heard[0].join()
     assert sorted(numbers) == [1, 2]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hansa.agent.machine import Asked, CouldNot, Held, Latest, Machine, Settled, Worked
+from hansa.agent.machine import OVER, Asked, CouldNot, Held, Latest, Machine, Settled, Worked
 from hansa.contribution import Ask, Values
 from hansa.database import Drop, Put
 
@@ -100,15 +100,45 @@ def test_a_run_that_failed_and_goes_on_is_answered_again() -> None:
 
 def test_what_was_counted_is_not_worked_on_again_and_what_failed_is() -> None:
     machine = Machine()
-    machine.handle(Settled("run", 3, True))
-    for version in (0, 3):
-        effects = machine.handle(asked(version=version, attempt=2))
-        assert (effects.work, effects.changes) == ([], [])
-        assert [said.reason for said in effects.excuse] == ["its answer to this exchange was counted already"]
-    assert machine.handle(asked(version=4)).work == [asked(version=4)]
+    machine.handle(asked(version=3))
+    machine.handle(worked(version=3))
+    [row] = [change for change in machine.handle(Settled("run", 3, True)).changes if change.table == "latest"]
+    for told in (machine, Machine(latest=[row.values])):  # a restart forgets nothing that would cost again
+        for version, reason in ((0, "another ask than before"), (3, "was counted already")):
+            effects = told.handle(asked(version=version, attempt=2))
+            assert (effects.work, effects.changes) == ([], [])
+            assert reason in effects.excuse[0].reason
+        assert told.handle(asked(version=4)).work == [asked(version=4)]
     machine.handle(Settled("run", 4, False))
     assert machine.handle(asked(version=4, attempt=2)).work == [asked(version=4, attempt=2)]
     assert machine.over == {"run": 3}
+
+
+def test_a_coordinator_that_invents_runs_fills_nothing_and_frees_no_answer_to_be_given_again() -> None:
+    machine = Machine()
+    machine.handle(asked())
+    machine.handle(worked())
+    machine.handle(Settled("run", 0, True))
+    for number in range(3 * OVER):
+        assert machine.handle(Settled(f"run {number}", number, True)).changes == []
+    for version in range(3 * OVER):  # nor does one that invents numbers of a run
+        assert machine.handle(Settled("run", version, True)).changes == []
+    assert len(machine.over) == OVER
+    assert len(machine.latest) == 1
+    effects = machine.handle(asked(attempt=2))
+    assert (effects.work, len(effects.excuse)) == ([], 1)
+
+
+def test_an_ask_is_known_to_be_over_while_other_runs_end() -> None:
+    machine = Machine()
+    machine.handle(asked())
+    machine.handle(Settled("run", 0, False))
+    for number in range(OVER - 1):
+        machine.handle(Settled(f"run {number}", 0, False))
+    assert machine.done(asked())
+    machine.handle(Settled("run", 0, False))  # said again: not the oldest any more
+    machine.handle(Settled("another", 0, False))
+    assert machine.done(asked())
 
 
 def test_a_number_stands_for_one_ask_of_one_study() -> None:

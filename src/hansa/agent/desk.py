@@ -2,8 +2,10 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from hansa.agent.checkpoint import Kept
 from hansa.agent.ledger import Ledger
 from hansa.agent.machine import Asked, Sitting, Worked
 from hansa.agent.policy import Offer, admit, company, outlined
@@ -69,9 +71,9 @@ class Desk:
         _, federation, setup = self._studies[run]
         return 8 * sum(state.values.nbytes for state in outlined(federation, setup).outline.states.values())
 
-    def work(self, asked: Asked, memory: bytes) -> Worked:
-        """Ask the gate, then do the work; ``memory`` is what this party remembers of the run, as tensors. Raises
-        HansaError if it may not or cannot be done."""
+    def work(self, asked: Asked, memory: bytes, path: Path | None = None) -> Worked:
+        """Ask the gate, then do the work; ``memory`` is what this party remembers of the run, as tensors, and with
+        ``path`` begin its checkpoints, if any. Raises HansaError if it may not or cannot be done."""
         self._ledger.require_whole()
         hashed, federation, setup = study = self._studies[asked.run]
         if hashed != asked.federation:
@@ -95,6 +97,8 @@ class Desk:
         if asked.ask.through == "update" and getattr(federation.method, "weights", "equal") == "examples":
             noise = ()  # its weight is the number of its rows
         charge = {} if asked.paid else self._ledger.charge(key, federation.privacy, noise, signal.hidden)
+        own = path and Kept(party.course.learner, path, self._secret, asked, memory)
+        party.own = {"learner": own} if own else {}  # of which neither charges nor noise know
         try:
             remembered = Values(tensors.read(memory)) if memory else Values()
             answer = party.answer(asked.ask, remembered)

@@ -124,9 +124,12 @@ class Ledger:
     def spent(self, delta: float = 1e-5, more: Event | None = None, by: accountant.Accountant = "rdp") -> float:
         """The epsilon of everything, and of one event more, at the best of all orders or at one; infinite if
         something left without noise."""
-        events = (self._events + Counter([more] if more else [])).items()
-        all_ = [event.model_copy(update={"times": event.times * count}) for event, count in events]
+        all_ = self._all(more)
         return accountant.epsilon(all_, delta, by) if all_ else 0.0
+
+    def _all(self, more: Event | None = None, **but: float) -> list[Event]:
+        events = (self._events + Counter([more] if more else [])).items()
+        return [event.model_copy(update={"times": event.times * count, **but}) for event, count in events]
 
     def charge(
         self, key: Mapping[str, Any], privacy: Privacy, noise: Sequence[Noised], hidden: bool = False
@@ -163,10 +166,21 @@ class Ledger:
         if privacy.adjacency != "add-remove":
             what = "this party's budget hides whether a row is there, and the study hides which it is"
             raise PrivacyError(what, remedy='Say privacy.adjacency = "add-remove" in the study')
-        total = self.spent(budget.delta, event, budget.order)
-        if total > budget.epsilon:
+        found = accountant.spent(self._all(event), budget.delta, budget.order)
+        if found.epsilon > budget.epsilon:
             run, at = self.last
             before = f"; the last of {self.answers} charges was run {run} at {at}" if run else ""
-            would = f"it would come to {total:.4g}" if total < math.inf else "the answer has no noise"
+            total, remedy = found.epsilon, "Its owner can raise it with `hansa agent start --budget`"
+            if total == math.inf:  # what it would be if noise never strayed
+                total = accountant.epsilon(self._all(event, failure=0.0), budget.delta, budget.order)
+            would = f"it would come to {total:.4g}"
+            if total == math.inf:
+                would = "the answer has no noise" if isinstance(event, Exact) else "an answer before it had no noise"
+                remedy = "No budget is enough for that; an answer that has noise, and none without before it, may be"
+            elif total <= budget.epsilon:
+                took = f"the chance that noise strays would take {min(found.failure, 1):.2g} of it"
+                would = f"its delta, {budget.delta:g}, is used up: {took}"
+                larger = f"its owner can allow a larger one: `hansa agent start --budget {budget.epsilon:g} --delta D`"
+                remedy = f"A study with more noise takes less; or {larger}"
             what = f"this party's privacy budget is epsilon {budget.epsilon:g}, and {would}{before}"
-            raise PrivacyError(what, remedy="Its owner can raise it with `hansa agent start --budget`")
+            raise PrivacyError(what, remedy=remedy)

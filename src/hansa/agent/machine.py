@@ -25,6 +25,8 @@ CAME_BACK = re.compile(r"(.+)~(\d{1,15})-[0-9a-f]{6}")
 """The name of a run that goes on from a backup: of which run, and from which exchange on."""
 
 READY = 8  # vectors that are kept for an attempt to take; another is worked out again when it is asked for
+OVER = 1024  # runs whose end of an exchange is known: a coordinator may name any; what is forgotten is done in vain
+COUNTED = "counted"  # in place of the digest of an ask whose answer was counted: to work on it again would cost again
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,6 @@ class Machine:
         self.memories: dict[str, bytes] = {row["run"]: row["body"] for row in memories}
         self.latest = {row["run"]: Latest(**row) for row in latest}
         self.over: dict[str, int] = {}  # the latest exchange of each run that is known to be over
-        self._counted: dict[str, int] = {}  # and that counted this party
         self._working: set[tuple[str, int, int]] = set()
 
     @property
@@ -196,13 +197,13 @@ class Machine:
         ready, known = self._ready.get(_key(asked)[:2]), self.latest.get(asked.run, latest)
         if held is not None and held.attempt == asked.attempt and latest.version < known.version:
             effects.send.append(held)  # it was evaluated, say, before its late update counted
+        elif known == replace(latest, digest=COUNTED):
+            effects.excuse.append(CouldNot(asked, "its answer to this exchange was counted already"))
         elif not latest.follows(known):
             reason = "another study or another ask than before comes under the same name and number"
             effects.excuse.append(CouldNot(asked, reason))
         elif held is not None and held.attempt == asked.attempt:
             effects.send.append(held)
-        elif asked.ask.version <= self._counted.get(asked.run, -1):  # to work again would cost again
-            effects.excuse.append(CouldNot(asked, "its answer to this exchange was counted already"))
         elif self._seats.closed(*_key(asked)[:2]):  # to work again would cost, for nothing
             effects.excuse.append(CouldNot(asked, "its vector for this exchange is in a sum, or may be yet"))
         elif ready and _latest(ready.asked) == latest and not self._seats.given(*_key(asked)[:2]):
@@ -296,9 +297,13 @@ class Machine:
 
     def _settled(self, effects: Effects, key: Key, counted: bool) -> None:
         run, version = key
-        self.over[run] = max(version, self.over.get(run, -1))
-        if counted:
-            self._counted[run] = max(version, self._counted.get(run, -1))
+        self.over[run] = max(version, self.over.pop(run, -1))
+        if len(self.over) > OVER:
+            del self.over[next(iter(self.over))]
+        latest = self.latest.get(run)
+        if counted and latest and latest.version == version and latest.digest != COUNTED:
+            self.latest[run] = replace(latest, digest=COUNTED)
+            effects.changes.append(Put("latest", vars(self.latest[run])))
         self._ready.pop(key, None)
         effects.changes += self._seats.close(run, version)
         held = self.held.pop(key, None)

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from hansa import __version__
+from hansa.agent.checkpoint import forget
 from hansa.agent.desk import Desk, SpentError
 from hansa.agent.home import AgentHome
 from hansa.agent.left import Left, about
@@ -233,8 +234,7 @@ class Agent:
         with span("mask") if getattr(event, "sitting", None) else contextlib.nullcontext():
             effects = self._machine.handle(event)
         self._unsaved.extend(effects.changes)
-        # What became of an answer may be written with the next one: an agent that is killed before
-        # asks for it again.
+        # What became of an answer may be written with the next one: an agent that is killed before asks for it again.
         erase = isinstance(event, Settled) and any(change.table == "seat" for change in effects.changes)
         if effects.changes and (erase or not isinstance(event, Settled)):
             changes, self._unsaved = self._unsaved, []
@@ -255,13 +255,14 @@ class Agent:
 
     async def _work(self, asked: Asked) -> None:
         working = asyncio.get_running_loop().run_in_executor
+        path = self.home.folder / "training" / chunks.digest(asked.run.encode()).hex()
         await self._bench.acquire()
         try:
             if self._machine.done(asked):  # while it waited for its turn
                 return
             memory = self._machine.memory(asked)
             with span("train", run=asked.run, version=asked.ask.version, attempt=asked.attempt, work=asked.ask.work):
-                worked: AgentEvent = await working(self._worker, self._desk.work, asked, memory)
+                worked: AgentEvent = await working(self._worker, self._desk.work, asked, memory, path)
         except SpentError as spent:
             worked = self._failed(asked, spent.error, spent.charge)
         except Exception as error:
@@ -269,6 +270,7 @@ class Agent:
         finally:
             self._bench.release()
         await self._handle(worked)
+        forget(path)
 
     def _failed(self, asked: Asked, error: Exception, charge: Mapping[str, Any]) -> CouldNot:
         """A defect of ours at one party is that party's excuse; the run goes on without it. What a stray

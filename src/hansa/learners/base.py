@@ -88,6 +88,7 @@ class Feed:
     epochs: int = 1  # passes over the rows
     batch_size: int = 0  # rows in one step; 0 for all of them
     shuffle: bool = True  # whether rows are shuffled, anew in each epoch
+    part: tuple[int, int | None] = (0, None)  # of one party by itself: its first step, and the one after its last
 
     @cached_property
     def sizes(self) -> Array:
@@ -112,11 +113,12 @@ class Feed:
         """One party's batches, as they are: features ``[b, ...]`` and labels ``[b, ...]``."""
         x, y = self.rows[party]
         size = self.batch_size or len(y)
-        for epoch in range(self.epochs):
-            order = self.order(party, epoch)
-            for start in range(0, len(y), size):
-                chosen = slice(start, start + size) if order is None else order[start : start + size]
-                yield x[chosen], y[chosen]
+        for step in range(self.epochs * (each := -(-len(y) // size)))[slice(*self.part)]:
+            if not step % each or step == self.part[0]:
+                order = self.order(party, step // each)
+            start = step % each * size
+            chosen = slice(start, start + size) if order is None else order[start : start + size]
+            yield x[chosen], y[chosen]
 
     def stacked(self, takes: Callable[[Any], Any]) -> Iterator[tuple[slice, Array, Array, Array]]:
         """One step of many parties after the other, until all have taken theirs.
@@ -152,7 +154,7 @@ class Feed:
         first_x, first_y = self.rows[begin]
         if end - begin == 1 and length == len(first_y) and first_x.dtype == takes(first_x.dtype):
             weights = np.full((1, length), 1.0 / length, takes(np.dtype(np.float64)))
-            for _ in range(self.epochs):
+            for _ in range(self.epochs)[slice(*self.part)]:
                 yield slice(begin, end), first_x[None], first_y[None], weights
             return
         x = np.empty((end - begin, length, *first_x.shape[1:]), takes(first_x.dtype))
@@ -164,11 +166,11 @@ class Feed:
         x[:], y[:], weights[:] = 0, 0, 1.0 / length
         per_epoch = [-(-int(size) // length) for size in self.sizes[begin:end]]
         orders: list[Array | None] = [None] * (end - begin)
-        for step in range(self.epochs * per_epoch[0]):
+        for step in range(self.epochs * per_epoch[0])[slice(*self.part)]:
             active = sum(step < self.epochs * count for count in per_epoch)
             for i in range(active):
                 epoch, batch = divmod(step, per_epoch[i])
-                if not batch:
+                if not batch or step == self.part[0]:
                     orders[i] = self.order(begin + i, epoch)
                 mine_x, mine_y = self.rows[begin + i]
                 order, lo = orders[i], batch * length

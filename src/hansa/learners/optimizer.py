@@ -51,8 +51,7 @@ class FirstOrder(Part):
 
 
 class SGD(FirstOrder):
-    """Gradient descent with heavy-ball momentum (Polyak 1964): ``v <- momentum * v + u``, ``theta <- theta + lr *
-    v``.
+    """Gradient descent with heavy-ball momentum (Polyak 1964): ``v <- momentum * v + u``, ``theta <- theta + lr * v``.
 
     Args:
         momentum: from 0 (none) to below 1."""

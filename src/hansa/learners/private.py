@@ -52,10 +52,8 @@ def train_privately(
             theta = theta.astype(learner.dtype)
         trained[i] = theta[0]
         for name, value in mine.items():
-            if name not in kept:
-                kept[name] = np.zeros((len(rows), *value.shape[1:]), value.dtype)
-            kept[name][i] = value[0]
-    return trained, kept
+            kept.setdefault(name, []).append(value)
+    return trained, {name: np.concatenate(values) for name, values in kept.items()}
 
 
 def by_example(privacy: Privacy, local: Any) -> tuple[Noised, ...]:

@@ -257,6 +257,8 @@ class Torch(Learner):
         for i, result in enumerate(parameters):
             mine = {name: value[i : i + 1] for name, value in kept.items()}
             with self._at_work(key=int(feed.keys[i]) >> 1) as resident:
+                for tracked in resident.tracked:
+                    tracked.fill_(feed.part[0])
                 row = torch.from_numpy(result).to(self.device)
                 before = self.native(start[i] if start.ndim == 2 else start)
                 if type(local) is SGD and not local.momentum and correct is None:
@@ -573,10 +575,8 @@ class _Resident:
         return _Factored.apply(x, layer.weight.detach(), layer.bias, factors)
 
     def rest(self) -> None:
-        """Let go of the party's vector, and of how many batches it had."""
+        """Let go of the party's vector."""
         self.factoring = False
-        for tracked in self.tracked:
-            tracked.zero_()
         for leaf in self.leaves:
             leaf.data = leaf.data.new_empty(0)
         self._run_on([None] * len(self.learner.running))
