@@ -204,8 +204,8 @@ class Fleet:
         path = self.homes / COORDINATOR / "coordinator.db"
         return sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
 
-    def reach(self, run: str, round: int) -> bool:
-        """Wait until a run has applied this round; False if it ended before."""
+    def reach(self, run: str, round: int, every: float = 0.002) -> bool:
+        """Wait until a run has applied this round; False if it ended before. To look ``every`` so often costs, too."""
         with patience(f"the run does not reach round {round}") as waiting:
             while waiting():
                 at, status = self.place(run)
@@ -213,7 +213,7 @@ class Fleet:
                     return False
                 if at >= round:
                     return True
-                time.sleep(0.002)
+                time.sleep(every)
         raise AssertionError
 
     def ended(self, run: str) -> Run:

@@ -72,10 +72,9 @@ def columns(key: Mapping[str, type], **others: Any) -> Iterator[sa.Column[Any]]:
 class Database:
     """A migrated database of known tables, at the path of a SQLite file or a SQLAlchemy URL.
 
-    ``migrations`` is the folder of alembic's scripts that build the tables, ``head`` the newest revision
-    there. What is bytes is sealed by the ``vault``. Where the file ``begun`` exists, a file of SQLite's is not empty.
-    Not safe for several threads at once: its owner serialises calls, and sets ``stopping`` to end a wait for a server.
-    """
+    ``migrations`` is the folder of alembic's scripts that build the tables, ``head`` the newest revision there. What is
+    bytes is sealed by the ``vault``. Where the file ``begun`` exists, a file of SQLite's is not empty. Threads take
+    turns, a transaction each; its owner sets ``stopping`` to end a wait for a server."""
 
     def __init__(
         self,
@@ -90,7 +89,7 @@ class Database:
         binary = {t.name: [c.name for c in t.c if isinstance(c.type, sa.LargeBinary)] for t in metadata.sorted_tables}
         self._binary = {table: names for table, names in binary.items() if names}
         self._metadata, self._migrations, self._head = metadata, migrations, head
-        self._engine, self.stopping = _engine(url, begun), threading.Event()
+        self._engine, self.stopping, self._turn = _engine(url, begun), threading.Event(), threading.RLock()
         self.server = self._engine.dialect.name != "sqlite"
         self._statement: Callable[..., Any] = cache(self._stated)
         try:
@@ -111,9 +110,8 @@ class Database:
             raise StoreError(what, remedy=remedy) from error
 
     def apply(self, changes: Iterable[Put | Drop], *, erase: bool = False) -> None:
-        """All changes in one transaction; when this returns they are durable. To ``erase`` leaves nothing of what
-        they replace in SQLite's file or journal. Raises StoreError if the database refuses; nothing was changed then.
-        """
+        """All changes in one transaction; when this returns they are durable. To ``erase`` leaves nothing of what they
+        replace in SQLite's file or journal. Raises StoreError if the database refuses; nothing was changed then."""
         wanted = list(changes)
 
         def write(connection: sa.Connection) -> None:
@@ -156,7 +154,8 @@ class Database:
 
     def close(self) -> None:
         """Release the file."""
-        self._connection.close()
+        with self._turn:
+            self._connection.close()
         self._engine.dispose()
 
     def rekey(self) -> None:
@@ -199,20 +198,21 @@ class Database:
         when the session before has ended, and `_fence` lets nobody else write in between. So all its rows are there
         or none, none is newer, and to put or drop the same rows again leaves what it would have left."""
         pauses, lost = iter((0.1, 0.2, 0.5, 1, 2, *[4] * 14)), False
-        while True:
-            try:
-                if lost:
-                    self._reach()
-                with self._connection.begin():
-                    return work(self._connection)
-            except (sa.exc.DBAPIError, UnreachableError, ValueError) as error:  # or what should be JSON
-                lost = lost or getattr(error, "connection_invalidated", False)
-                what, pause = f"the database {self._engine.url!r} {fails}: {_said(error)}", next(pauses, None)
-                if not lost or pause is None or self.stopping.wait(pause):
-                    way = "Start it when the server is there: it goes on at the last commit" if lost else way
-                    raise StoreError(what, remedy=way) from error
-                self._connection.close()
-                LOG.warning("waiting for the database", reason=what)
+        with self._turn:  # also while the connection is made anew
+            while True:
+                try:
+                    if lost:
+                        self._reach()
+                    with self._connection.begin():
+                        return work(self._connection)
+                except (sa.exc.DBAPIError, UnreachableError, ValueError) as error:  # or what should be JSON
+                    lost = lost or getattr(error, "connection_invalidated", False)
+                    what, pause = f"the database {self._engine.url!r} {fails}: {_said(error)}", next(pauses, None)
+                    if not lost or pause is None or self.stopping.wait(pause):
+                        way = "Start it when the server is there: it goes on at the last commit" if lost else way
+                        raise StoreError(what, remedy=way) from error
+                    self._connection.close()
+                    LOG.warning("waiting for the database", reason=what)
 
     def _execute(self, connection: sa.Connection, change: Put | Drop) -> None:
         row = self._with(self._seal, change.table, change.values)

@@ -105,3 +105,19 @@ def test_nobody_else_on_the_machine_reads_what_it_keeps(tmp_path: Path) -> None:
     assert blob.stat().st_mode & 0o077 == 0
     for path in folder.glob("*.db*"):
         assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_is_synced_once_for_all_its_blobs_and_before_a_row_names_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, happened = CoordinatorStore(tmp_path), list[object]()
+    monkeypatch.setattr("hansa.coordinator.store.sync_folder", happened.append)
+    monkeypatch.setattr(store, "_execute", lambda connection, change: happened.append("row"))
+    try:
+        store.apply([store.blob("run", 0, f"answer {name}", bytes(INLINE + 1)) for name in ("bremen", "köln", "上海")])
+        assert {*happened[:3]} == {tmp_path / "blobs", tmp_path / "blobs" / "run", tmp_path / "blobs" / "run" / "0"}
+        assert happened[3:] == ["row"] * 3
+        store.apply([])
+        assert len(happened) == 6  # nothing is left to sync
+    finally:
+        store.close()

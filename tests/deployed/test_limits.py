@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +14,15 @@ import pytest
 import hansa as hs
 from hansa.contribution import Ask, Values
 from hansa.coordinator import hello as limits
+from hansa.coordinator import service
 from hansa.coordinator.events import WorkNotice
 from hansa.coordinator.inbox import RESERVE
 from hansa.coordinator.listener import ASKS
-from hansa.errors import TrustError, UnreachableError
+from hansa.coordinator.service import FEW
+from hansa.errors import RunError, TrustError, UnreachableError
 from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
-from hansa.wire.rpcs import ATTEND, PARTIES, PROTOCOL, UPLOAD
+from hansa.wire.rpcs import ATTEND, FETCH, PARTIES, PROTOCOL, UPLOAD
 
 Study = Callable[..., hs.Federation]
 Tables = dict[str, hs.Table]
@@ -53,6 +56,44 @@ async def test_a_party_that_does_not_read_is_cut_off_and_may_come_back(
         assert (await anext(again)).HasField("welcome")
         await town.until(lambda: MALLORY in town.listening())
         await again.aclose()
+
+
+async def test_few_are_told_of_a_large_ask_at_once_until_they_come_for_it_or_do_not(
+    town: Town, harvests: Tables, dial: Dial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, heard, clients = [f"p{i}" for i in range(FEW + 2)], list[tuple[int, str]](), dict[str, Any]()
+
+    async def attend(name: str) -> None:
+        async for notice in clients[name].stream(ATTEND, m.Hello(protocol=PROTOCOL)):
+            heard.extend((work.version, name) for work in notice.work)
+
+    def tell(version: int) -> None:
+        heard.clear()
+        ask = Ask("train", version, version, Values({"parameters": np.zeros(10_000)}), ())
+        for name in names:
+            town.running._tell(name, WorkNotice("run", ask, 1, "ab"))
+
+    async with contextlib.AsyncExitStack() as stack:
+        for name in names:
+            clients[name] = await stack.enter_async_context(dial(await town.join(name, harvests["bremen"])))
+        listening = [asyncio.create_task(attend(name)) for name in names]
+        await town.until(lambda: set(names) <= set(town.listening()))
+        tell(1)  # and nobody comes
+        await town.until(lambda: len(heard) == len(names))
+        await town.until(lambda: not town.running._called)
+        monkeypatch.setattr(service, "AT_ONCE", 60.0)
+        tell(2)
+        await town.until(lambda: len(heard) == FEW)
+        await asyncio.sleep(0.2)
+        assert len(heard) == FEW
+        with pytest.raises(RunError):  # it comes, if for something else
+            await anext(clients[heard[0][1]].stream(FETCH, m.FetchRequest(digest=b"another")))
+        await town.until(lambda: len(heard) == FEW + 1)
+        for task in listening:
+            task.cancel()
+        await asyncio.gather(*listening, return_exceptions=True)
+        for name in names:
+            town.running._came(name)
 
 
 def begun(work: m.Work, body: bytes) -> list[m.UploadPart]:

@@ -66,8 +66,9 @@ class Driver(Engine):
         await self.post(event, *also)
 
     async def read(self, query: Callable[..., Any], *args: Any) -> Any:
-        """Run a query in the database's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, query, *args)
+        """Run a query in the database's thread; what takes long and asks it little or nothing, in another."""
+        thread = None if query in (self._reduce, self.store.sweep) else self._thread
+        return await asyncio.get_running_loop().run_in_executor(thread, query, *args)
 
     async def news(self, seen: int) -> None:
         """Wait until `commits` is no longer what was seen."""

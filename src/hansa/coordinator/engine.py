@@ -137,6 +137,8 @@ class Engine:
         for party, notice in effects.notices:
             self._tell(party, notice)
         self._set_alarms(effects)
+        for run, version in effects.settled:
+            await self.read(self.store.sweep, run, version)
         for run, version, parties in effects.reduce:
             with span("aggregate", run=run, version=version):
                 reduced = await self.read(self._reduce, run, version, parties, self._bodies)
@@ -168,8 +170,6 @@ class Engine:
         late = {run for run, live in [*self.machine.runs.items()] if live.federation.pace.late}
         kept = [blob for blob in effects.blobs if blob.name != "ask" or blob.run in late]
         self.store.apply([*effects.changes, *[self.store.blob(b.run, b.version, b.name, b.body) for b in kept]])
-        for run, version in effects.settled:
-            self.store.sweep(run, version)
 
     def _reduce(self, run: str, version: int, parties: tuple[str, ...], at_hand: Mapping[Key, Buffer]) -> ev.Reduced:
         """Sum the answers in roster order: large ones a piece of all at a time, or one after the other if a stage

@@ -38,6 +38,9 @@ from hansa.wire.service import handlers
 
 LOG = structlog.get_logger("hansa.coordinator")
 
+# gRPC takes in one new call after the other: an operator's would stand behind those of a thousand parties.
+FEW, AT_ONCE = 3, 0.1  # parties that were told of a large ask and have not come for it; seconds in which one comes
+
 REPLACED = 8  # programs of a party that are remembered: each left its place to another, and does not come back for it
 
 
@@ -61,6 +64,7 @@ class Coordinator(Operators):
         self._replaced: dict[str, tuple[bytes, ...]] = {}
         self._latest: tuple[tuple[str, int, int], m.Work] | None = None
         self._told: dict[bytes, tuple[str, int]] = {}
+        self._few, self._called = asyncio.Semaphore(FEW), dict[str, asyncio.TimerHandle]()
         self.started = now()
         self._server: Any = None
 
@@ -201,6 +205,10 @@ class Coordinator(Operators):
                     full = message.ByteSize() > chunks.CHUNK  # a message has its limit
                     notice = None if full else listener.more()
                 gone = message.HasField("removed")
+                if any(not work.tensors for work in message.work):
+                    await self._few.acquire()
+                    self._came(peer.name)
+                    self._called[peer.name] = asyncio.get_running_loop().call_later(AT_ONCE, self._came, peer.name)
                 yield message
                 if gone:
                     return
@@ -212,6 +220,12 @@ class Coordinator(Operators):
                     with contextlib.suppress(HansaError):
                         await self.driver.put(ev.Disconnected(peer.name))
 
+    def _came(self, party: str) -> None:
+        """It has come for what it was told of, or does not come at once."""
+        if timer := self._called.pop(party, None):
+            timer.cancel()
+            self._few.release()
+
     async def describe(self, request: m.Describe, peer: pki.Identity) -> m.Description:
         """The federation of a run, and among whom it runs."""
         row = await self.driver.read(self.driver.store.run, request.run)
@@ -221,6 +235,7 @@ class Coordinator(Operators):
 
     async def fetch(self, request: m.FetchRequest, peer: pki.Identity) -> AsyncIterator[bytes]:
         """A large body in chunks, from an offset: asks for parties, results for operators."""
+        self._came(peer.name)
         store, read, body = self.driver.store, self.driver.read, None
         run, version = self._told.get(request.digest, ("", 0))
         if peer.role == pki.PARTY:
@@ -310,18 +325,11 @@ class Coordinator(Operators):
         if self._latest is not None and self._latest[0] == key:
             return self._latest[1]
         body = self.driver.tensors_of(notice.run, ask)
-        work = m.Work(
-            run=notice.run,
-            work=ask.work,
-            version=ask.version,
-            round=ask.round,
-            attempt=notice.attempt,
-            federation=bytes.fromhex(notice.federation),
-            ask=canonical(ask.header()),
-            digest=chunks.digest(body),
-            size=len(body),
-            tensors=bytes(body) if len(body) <= chunks.INLINE else b"",
-        )
+        where: dict[str, Any] = {"run": notice.run, "attempt": notice.attempt, "version": ask.version}
+        what: dict[str, Any] = {"work": ask.work, "round": ask.round, "ask": canonical(ask.header())}
+        work = m.Work(**where, **what, federation=bytes.fromhex(notice.federation))
+        work.digest, work.size = chunks.digest(body), len(body)
+        work.tensors = bytes(body) if len(body) <= chunks.INLINE else b""
         self._latest = key, work
         self._told = {d: told for d, told in self._told.items() if told[0] in self.driver.machine.runs}
         self._told[work.digest] = notice.run, ask.version

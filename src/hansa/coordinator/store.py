@@ -89,6 +89,7 @@ class CoordinatorStore(Fenced):
         self._blobs = Path(rest) if kind == "file" else home / "blobs"
         self._bucket = Bucket(blobs, self.stopping) if kind == "s3" else None
         self._shared, self._inline = self.server or bool(blobs), 1 << 30 if self.server and not blobs else INLINE
+        self._renamed = set[Path]()  # folders in which a name is not durable yet
 
     def take(self, *who: str) -> bool:
         """As `Fenced.take`; StoreError if what coordinators share of the large blobs is not where this one looks."""
@@ -120,8 +121,8 @@ class CoordinatorStore(Fenced):
         return self._transaction(lambda connection: [(*row,) for row in connection.execute(query)])
 
     def blob(self, run: str, version: int, name: str, body: Buffer | Spooled) -> Put:
-        """The row of a blob; a large one is written to its file, durably, before this returns, and one that is in
-        a file becomes the blob's."""
+        """The row of a blob; a large one is written to its file before this returns, and one that is in a file becomes
+        the blob's: durably, as soon as the row is."""
         digest = body.digest if isinstance(body, Spooled) else blake3(body).hexdigest()
         row = {"run": run, "version": version, "name": name, "digest": digest, "body": None}
         path = self._path(run, version, f"{name} {digest}")  # until the row is there, what was is to be found
@@ -132,11 +133,16 @@ class CoordinatorStore(Fenced):
         else:
             with writing(path, private=True) as file:
                 file.writelines(self.vault.seal(body, "blob", run, version, name))
-        for folder in (path.parent, path.parent.parent, self._blobs):
-            sync_folder(folder)
+        self._renamed |= {path.parent, path.parent.parent, self._blobs}
         if self._bucket:
             self._bucket.put(path)
         return Put("blob", row)
+
+    def _fence(self, connection: sa.Connection) -> None:
+        """Before a row is there, the file that it names is; of several in a folder, all at once."""
+        while self._renamed:
+            sync_folder(self._renamed.pop())
+        super()._fence(connection)
 
     def read_blob(self, run: str, version: int, name: str) -> Buffer:
         """A blob's bytes, checked; those of a file are mapped, unless they are sealed.
