@@ -31,6 +31,8 @@ _COMMON: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.bdp_probe", 0),  # a window that grows with what a link could hold, holds that in memory for each party
+    ("grpc.http2.lookahead_bytes", 1 << 20),
 ]
 
 
