@@ -3,11 +3,12 @@
 import mmap
 import os
 import secrets
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def sync_folder(folder: Path) -> None:
@@ -25,6 +26,15 @@ def mapped(path: Path) -> memoryview:
     with path.open("rb") as file:
         empty = not os.fstat(file.fileno()).st_size
         return memoryview(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def laid(folder: Path, pieces: Iterable[Any]) -> memoryview:
+    """Some bytes, in a file without a name that is gone with them: in memory is what is looked at."""
+    folder.mkdir(0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.writelines(pieces)
+        file.flush()
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def unload(body: object) -> None:

@@ -185,8 +185,8 @@ def test_a_piece_of_all_parties_at_a_time_gives_the_same_bits() -> None:
     for party, contribution in given.items():
         reduction.add(party, contribution)
     expected = reduction.total(99)
-    found = piecewise(fields, parties, given, 99, lambda: pieces.append(None))
-    assert len(pieces) == 2
+    found = piecewise(fields, parties, given, 99, after=lambda: pieces.append(None))
+    assert len(pieces) == 5  # two, one, one, and one for who is counted
     assert (found.parties, found.population, found.weight) == (expected.parties, 99, expected.weight)
     for field in fields:
         assert found.values[field.name].shape == field.shape

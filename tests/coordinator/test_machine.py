@@ -244,7 +244,9 @@ class World:
         self.carry_out(effects)
 
     def commit(self, effects: Effects) -> None:
-        blobs = [Put("blob", {**vars(blob), "digest": "-"}) for blob in effects.blobs]
+        bodies = [b"".join(blob.body) if isinstance(blob.body, list) else blob.body for blob in effects.blobs]
+        some = zip(effects.blobs, bodies, strict=True)
+        blobs = [Put("blob", {**vars(blob), "body": body, "digest": "-"}) for blob, body in some]
         self.rows.apply([*effects.changes, *blobs])
 
     def carry_out(self, effects: Effects) -> None:

@@ -156,7 +156,7 @@ class SimulatedAgentStore(Simulated):
 class SimulatedCoordinatorStore(Simulated):
     """`CoordinatorStore` in memory; files are there from the moment they were renamed into their place."""
 
-    run, vault = CoordinatorStore.run, None
+    run, vault, maps = CoordinatorStore.run, None, True
 
     @staticmethod
     def disk() -> Disk:
@@ -173,7 +173,8 @@ class SimulatedCoordinatorStore(Simulated):
                 latest[place] = max(row["version"], latest.get(place, 0))
         return [(*place, version) for place, version in latest.items()]
 
-    def blob(self, run: str, version: int, name: str, body: bytes) -> Put:
+    def blob(self, run: str, version: int, name: str, body: bytes | list[bytes]) -> Put:
+        body = b"".join(body) if isinstance(body, list) else body
         row = {"run": run, "version": version, "name": name, "digest": blake3(body).hexdigest(), "body": None}
         if len(body) <= coordinator.INLINE:
             return Put("blob", {**row, "body": bytes(body)})
@@ -189,6 +190,9 @@ class SimulatedCoordinatorStore(Simulated):
         if body is None or blake3(body).hexdigest() != row["digest"]:
             raise StoreError(f"the blob {run}/{version}/{name} is damaged")
         return body
+
+    def laid(self, pieces: Iterable[bytes]) -> bytes:
+        return b"".join(pieces)
 
     def sweep(self, run: str, version: int) -> None:
         for key in [key for key in self.disk.files if key[:2] == (run, version)]:

@@ -1,7 +1,9 @@
 """From many contributions to one total, in float64, in roster order."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -133,27 +135,30 @@ def piecewise(
     asked: Sequence[str],
     given: Mapping[str, Contribution],
     population: int,
-    after: Callable[[], object],
+    keep: Callable[[Iterable[Any]], Any] = b"".join,
+    after: Callable[[], object] = tuple,
 ) -> Total:
-    """What a `Reduction` makes of contributions that were checked, to the bit, a piece of all of them at a time: little
-    more than the total is in memory, where they are in files. No field is gathered.
+    """What a `Reduction` makes of contributions that were checked, to the bit, a piece of all of them at a time: where
+    they are in files, and the total goes to one, little is in memory. No field is gathered.
 
     Args:
         fields: what every contribution holds.
         asked: who was asked, in roster order.
         given: those who are counted, in that order.
         population: how many parties take part in the run.
+        keep: makes one buffer of the pieces of the total, as they come.
         after: called after every piece."""
-    whole = {field.name: np.empty(field.size) for field in fields}
-    flat = {party: {name: v.reshape(-1) for name, v in one.values.items()} for party, one in given.items()}
-    for at in range(0, max(map(len, whole.values())), PIECE):
-        part = slice(at, at + PIECE)
-        reduction = Reduction([replace(f, shape=whole[f.name][part].shape) for f in fields], asked)
-        for party, values in flat.items():
-            piece = Values({name: value[part] for name, value in values.items()})
-            reduction.add(party, Contribution(piece, given[party].weight), checked=True)
-        total = reduction.total(population)
-        for name, value in total.values.items():
-            whole[name][part] = value
+
+    def summed(*some: Field, part: slice = slice(None)) -> Total:
+        reduction = Reduction([replace(f, shape=(len(range(f.size)[part]),)) for f in some], asked)
+        for party, one in given.items():
+            piece = Values({f.name: one.values[f.name].reshape(-1)[part] for f in some})
+            reduction.add(party, Contribution(piece, one.weight), checked=True)
         after()
-    return replace(total, values=Values({f.name: whole[f.name].reshape(f.shape or ()) for f in fields}))
+        return reduction.total(population)
+
+    parts = ((field, slice(at, at + PIECE)) for field in fields for at in range(0, field.size, PIECE))
+    whole = keep(summed(field, part=part).values[field.name].data.cast("B") for field, part in parts)
+    flat = np.split(np.frombuffer(whole), [*accumulate(field.size for field in fields)][:-1])
+    values = {field.name: one.reshape(field.shape or ()) for field, one in zip(fields, flat, strict=True)}
+    return replace(summed(), values=Values(values))

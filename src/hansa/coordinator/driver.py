@@ -90,7 +90,7 @@ class Driver(Engine):
         key = (run, ask.version, "ask")
         if key in self._bodies:
             return self._bodies[key]
-        body, live = tensors.write(ask.send), self.machine.runs.get(run)
+        body, live = self.store.laid(tensors.pieces(ask.send)), self.machine.runs.get(run)
         if live and live.ask is ask:  # after a restart
             self._bodies[key] = body
         return body

@@ -20,6 +20,7 @@ from hansa.coordinator.store import INLINE, CoordinatorStore, Spooled
 from hansa.database import Put
 from hansa.errors import HansaError, reason_of
 from hansa.files import unload
+from hansa.methods.course import Progress
 from hansa.run import now
 from hansa.secure.coordinator import LOST, total
 from hansa.telemetry import span
@@ -110,7 +111,7 @@ class Engine:
         later = []
         while effects.reduce:
             run, version, parties = effects.reduce.pop(0)
-            fresh = {(b.run, b.version, b.name): b.body for b in effects.blobs if not isinstance(b.body, Spooled)}
+            fresh = {(b.run, b.version, b.name): b.body for b in effects.blobs if isinstance(b.body, bytes)}
             at_hand, place = {**self._bodies, **fresh}, self.machine.runs[run].place
             bodies = [at_hand.get((run, place(party)[0].version, f"answer {party}")) for party in parties]
             if sum(INLINE + 1 if body is None else len(body) for body in bodies) > INLINE:
@@ -162,7 +163,7 @@ class Engine:
             del self._bodies[key]
         for blob in effects.blobs:
             small = blob.name.startswith("answer") and len(blob.body) <= INLINE
-            if (blob.name == "ask" or small) and not isinstance(blob.body, Spooled):
+            if (blob.name == "ask" or small) and not isinstance(blob.body, Spooled | list):
                 self._bodies[blob.run, blob.version, blob.name] = blob.body
 
     def _commit(self, effects: ev.Effects) -> None:
@@ -170,6 +171,25 @@ class Engine:
         late = {run for run, live in [*self.machine.runs.items()] if live.federation.pace.late}
         kept = [blob for blob in effects.blobs if blob.name != "ask" or blob.run in late]
         self.store.apply([*effects.changes, *[self.store.blob(b.run, b.version, b.name, b.body) for b in kept]])
+<<<<<<< HEAD
+=======
+        effects.blobs = [*map(self._held, effects.blobs)]
+        for run, version in effects.settled:
+            self.store.sweep(run, version)
+>>>>>>> 5b3b812 (wip)
+
+    def _held(self, blob: ev.Blob) -> ev.Blob:
+        """What is held of a blob once it is committed; a run holds a large ask or checkpoint as a map of its file, too,
+        in place of the arrays that its method made."""
+        if not isinstance(pieces := blob.body, list):
+            return blob
+        live, large = self.machine.runs.get(blob.run), sum(map(len, pieces)) > INLINE
+        body = b"" if blob.name != "ask" else self.store.laid(pieces) if large else b"".join(pieces)
+        if large and live and live.ask and body and live.ask.version == blob.version:
+            object.__setattr__(live.ask, "send", Values(tensors.read(body)))
+        elif large and live and self.store.maps and not body and live.progress.version == blob.version:
+            live.progress, _ = Progress.unpack(self.store.read_blob(blob.run, blob.version, blob.name))
+        return replace(blob, body=body)
 
     def _reduce(self, run: str, version: int, parties: tuple[str, ...], at_hand: Mapping[Key, Buffer]) -> ev.Reduced:
         """Sum the answers in roster order: large ones a piece of all at a time, or one after the other if a stage
@@ -199,7 +219,9 @@ class Engine:
                 return ev.Reduced(run, version, pooled(sums, signal, ask, population), lost)
             if plain:
                 given = {party: Contribution(Values(read(party)), places[party][1].weight) for party in parties}
-                whole = piecewise(signal.fields, ask.parties, given, population, lambda: [*map(unload, bodies)])
+                whole = piecewise(
+                    signal.fields, ask.parties, given, population, self.store.laid, lambda: [*map(unload, bodies)]
+                )
                 return ev.Reduced(run, version, whole)
             for party in parties:
                 since, answer = places[party]

@@ -215,7 +215,7 @@ class Blob:
     run: str
     version: int
     name: str
-    body: bytes | Spooled
+    body: Any  # bytes, as `Buffer`s are; the pieces of some, in a list; or `Spooled`
 
 
 @dataclass

@@ -174,7 +174,7 @@ class Machine(Sums):
             live.asks[ask.version] = ask
             for party in [p for p, (v, _) in live.begun.items() if ask.round - live.asks[v].round > late]:
                 self._drop(effects, live, party, f"it is more than {late} rounds late")
-        effects.blobs.append(ev.Blob(live.id, ask.version, "ask", tensors.write(ask.send)))
+        effects.blobs.append(ev.Blob(live.id, ask.version, "ask", tensors.pieces(ask.send)))
         self._event(effects, live, "asked", **asked(ask), attempt=live.attempt)
         self._call(effects, live, ask)
 
@@ -305,5 +305,5 @@ class Machine(Sums):
         self._open(effects, live)
 
     def _checkpoint(self, effects: ev.Effects, live: Live) -> None:
-        effects.blobs.append(ev.Blob(live.id, live.progress.version, "checkpoint", live.progress.pack()))
+        effects.blobs.append(ev.Blob(live.id, live.progress.version, "checkpoint", live.progress.pieces()))
         effects.changes.append(Put("run", {"id": live.id, "round": live.progress.round}))

@@ -2,6 +2,7 @@
 
 import secrets
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from hansa.coordinator.epochs import Fenced
 from hansa.crypto.vault import DamagedError, Vault
 from hansa.database import Put, columns
 from hansa.errors import StoreError, StudyError, UsageError, did_you_mean
-from hansa.files import mapped, set_aside, sync_folder, unload, writing
+from hansa.files import laid, mapped, set_aside, sync_folder, unload, writing
+from hansa.wire import chunks
+from hansa.wire.chunks import INLINE  # blobs up to this size lie in the database, larger ones in files beside it
 from hansa.wire.tensors import Buffer
-
-INLINE = 1 << 16  # blobs up to this size lie in the database, larger ones in files beside it
 
 HEAD = "0003"
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -89,7 +90,11 @@ class CoordinatorStore(Fenced):
         self._blobs = Path(rest) if kind == "file" else home / "blobs"
         self._bucket = Bucket(blobs, self.stopping) if kind == "s3" else None
         self._shared, self._inline = self.server or bool(blobs), 1 << 30 if self.server and not blobs else INLINE
+<<<<<<< HEAD
         self._renamed = set[Path]()  # folders in which a name is not durable yet
+=======
+        self.maps = self._inline == INLINE and not self.vault  # large blobs, when they are read
+>>>>>>> 5b3b812 (wip)
 
     def take(self, *who: str) -> bool:
         """As `Fenced.take`; StoreError if what coordinators share of the large blobs is not where this one looks."""
@@ -120,20 +125,35 @@ class CoordinatorStore(Fenced):
         )
         return self._transaction(lambda connection: [(*row,) for row in connection.execute(query)])
 
+<<<<<<< HEAD
     def blob(self, run: str, version: int, name: str, body: Buffer | Spooled) -> Put:
         """The row of a blob; a large one is written to its file before this returns, and one that is in a file becomes
         the blob's: durably, as soon as the row is."""
         digest = body.digest if isinstance(body, Spooled) else blake3(body).hexdigest()
+=======
+    def blob(self, run: str, version: int, name: str, body: Buffer | list[Buffer] | Spooled) -> Put:
+        """The row of a blob, or of the pieces of one; a large one is written to its file, durably, before this returns,
+        and one that is in a file becomes the blob's."""
+        pieces = [] if isinstance(body, Spooled) else body if isinstance(body, list) else [body]
+        digest = body.digest if isinstance(body, Spooled) else chunks.digest(*pieces).hex()
+>>>>>>> 5b3b812 (wip)
         row = {"run": run, "version": version, "name": name, "digest": digest, "body": None}
         path = self._path(run, version, f"{name} {digest}")  # until the row is there, what was is to be found
         if isinstance(body, Spooled):
             body.path.replace(path)
-        elif len(body) <= self._inline:
-            return Put("blob", {**row, "body": bytes(body)})
+        elif sum(map(len, pieces)) <= self._inline:
+            return Put("blob", {**row, "body": b"".join(pieces)})
         else:
             with writing(path, private=True) as file:
+<<<<<<< HEAD
                 file.writelines(self.vault.seal(body, "blob", run, version, name))
         self._renamed |= {path.parent, path.parent.parent, self._blobs}
+=======
+                sealed = self.vault.seal(b"".join(pieces), "blob", run, version, name) if self.vault else pieces
+                file.writelines(sealed)
+        for folder in (path.parent, path.parent.parent, self._blobs):
+            sync_folder(folder)
+>>>>>>> 5b3b812 (wip)
         if self._bucket:
             self._bucket.put(path)
         return Put("blob", row)
@@ -169,6 +189,10 @@ class CoordinatorStore(Fenced):
             remedy = "Restore the folder from a backup: hansa coordinator restore"
             raise StoreError(f"the blob {path} is damaged{kept}", remedy=remedy)
         return body
+
+    def laid(self, pieces: Iterable[Any]) -> Buffer:
+        """Large bytes that nobody will look for: in a file (`files.laid`), unless all in files is sealed."""
+        return b"".join(pieces) if self.vault else laid(self._blobs, pieces)
 
     def rekey(self) -> None:
         """Seal everything anew, blobs in files, too."""

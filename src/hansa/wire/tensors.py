@@ -37,7 +37,12 @@ _MOST_BYTES = 1 << 62
 
 
 def write(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> bytes:
-    """The arrays as bytes, the same for the same arrays whatever their order or memory layout.
+    """The arrays as bytes; see `pieces`. They are copied once."""
+    return b"".join(pieces(arrays, metadata))
+
+
+def pieces(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> list[Buffer]:
+    """The arrays as bytes, the same for the same arrays whatever their order or memory layout: a header, and views.
 
     Args:
         arrays: float16/32/64, int8..64, uint8..64 or bool, of any shape.
@@ -57,9 +62,8 @@ def write(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None
     except UnicodeEncodeError:
         raise ContributionError("a field's name or metadata is not text") from None
     text += b" " * (-len(text) % 8)
-    # Views, both of them, of a C-ordered array: its bytes are copied once, by join.
-    bodies = [little[name].reshape(-1).view(np.uint8).data for name in names]
-    return b"".join([len(text).to_bytes(8, "little"), text, *bodies])
+    # Views, both of them, of a C-ordered array.
+    return [len(text).to_bytes(8, "little") + text, *(little[name].reshape(-1).view(np.uint8).data for name in names)]
 
 
 def read(buffer: Buffer, *, limit: int | None = None) -> dict[str, NDArray[Any]]:
