@@ -226,7 +226,7 @@ async def test_an_upload_that_is_none_ends_its_call_only(
             await party.upload(m.UploadPart(chunk=m.Chunk(offset=0, data=b"x")))
         federation = study(
             rounds=1,
-            cohort=hs.All(deadline=0.5),
+            cohort=hs.All(deadline=2),
             preprocessing=hs.Moments(standardise=False),
             evaluation=hs.Evaluate(every=0),
         )
