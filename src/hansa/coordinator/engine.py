@@ -171,12 +171,7 @@ class Engine:
         late = {run for run, live in [*self.machine.runs.items()] if live.federation.pace.late}
         kept = [blob for blob in effects.blobs if blob.name != "ask" or blob.run in late]
         self.store.apply([*effects.changes, *[self.store.blob(b.run, b.version, b.name, b.body) for b in kept]])
-<<<<<<< HEAD
-=======
         effects.blobs = [*map(self._held, effects.blobs)]
-        for run, version in effects.settled:
-            self.store.sweep(run, version)
->>>>>>> 5b3b812 (wip)
 
     def _held(self, blob: ev.Blob) -> ev.Blob:
         """What is held of a blob once it is committed; a run holds a large ask or checkpoint as a map of its file, too,

@@ -68,6 +68,12 @@ class Inbox:
 
             yield moved
 
+    async def alone(self, head: m.Head, party: str) -> None:
+        """Wait until the party sends no other large answer: of each, one at a time gathers on the disk."""
+        here = head.run, head.version
+        while others := [one.closed for one in self.open.values() if one.party == party and one.exchange != here]:
+            await asyncio.wait(others)
+
     @contextlib.contextmanager
     def gathering(self, head: m.Head, party: str) -> Iterator[Gathering]:
         """Where the chunks of an answer gather; an earlier call that still sends it is cut off.
@@ -114,12 +120,12 @@ class Gathering:
         self._key = store.vault.passing(str(path), head.digest.hex())
         self.receiver = chunks.Receiver(head.size, head.digest, path, self._key)
         self.exchange = head.run, head.version
-        self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def close(self, why: str) -> None:
         """Take no more, and let go of the file."""
-        if not self._closed.done():
-            self._closed.set_result(why)
+        if not self.closed.done():
+            self.closed.set_result(why)
         with contextlib.suppress(OSError):
             self.receiver.close()
 
@@ -133,18 +139,18 @@ class Gathering:
         try:
             while receiver.offset < receiver.size:
                 part = await self._next(requests)
-                if self._closed.done():
+                if self.closed.done():
                     break
                 if part is None:
                     raise UnreachableError(_BROKEN_OFF)
-                with _kept(self._closed):
+                with _kept(self.closed):
                     await away(receiver.accept, part.chunk)
                 self.moved = time.monotonic()
                 moved()
-            if not self._closed.done():
-                with _kept(self._closed):
+            if not self.closed.done():
+                with _kept(self.closed):
                     await away(receiver.finish)
-            if not self._closed.done():
+            if not self.closed.done():
                 with _kept():
                     body = masks.opened(self._key).update(mapped(self._path)) if self._key else mapped(self._path)
                     look = partial(refusal, body, self._head, signal, whole=True)
@@ -155,14 +161,14 @@ class Gathering:
                     return b"" if refused else bytes(body), refused
         except ContributionError as error:
             return b"", error.said
-        if self._closed.result() == STALE:
+        if self.closed.result() == STALE:
             return b"", STALE
-        raise UnreachableError(self._closed.result())
+        raise UnreachableError(self.closed.result())
 
     async def _next(self, requests: AsyncIterator[m.UploadPart]) -> m.UploadPart | None:
         """The next part; None if there is none, or nobody waits for it any more."""
         coming = asyncio.ensure_future(anext(aiter(requests), None))
-        waits: set[asyncio.Future[Any]] = {coming, self._closed}
+        waits: set[asyncio.Future[Any]] = {coming, self.closed}
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             return coming.result() if coming.done() else None

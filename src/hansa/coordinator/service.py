@@ -260,6 +260,8 @@ class Coordinator(Operators):
             self._require_member(peer)
             ticket: asyncio.Future[tuple[bool, str]] = asyncio.get_running_loop().create_future()
             kind, head = first.WhichOneof("body"), first.head
+            if kind == "head" and len(head.data) < head.size:
+                await self.inbox.alone(head, peer.name)
             signal = inbox.expected(self.driver.machine.runs.get(head.run), head, peer.name)
             refusal = inbox.too_large(signal, head.size) if kind == "head" else ""
             body: bytes | Spooled = bytes(head.data)
@@ -325,18 +327,11 @@ class Coordinator(Operators):
         if self._latest is not None and self._latest[0] == key:
             return self._latest[1]
         body = self.driver.tensors_of(notice.run, ask)
-<<<<<<< HEAD
         where: dict[str, Any] = {"run": notice.run, "attempt": notice.attempt, "version": ask.version}
         what: dict[str, Any] = {"work": ask.work, "round": ask.round, "ask": canonical(ask.header())}
         work = m.Work(**where, **what, federation=bytes.fromhex(notice.federation))
         work.digest, work.size = chunks.digest(body), len(body)
         work.tensors = bytes(body) if len(body) <= chunks.INLINE else b""
-=======
-        where = {"run": notice.run, "version": ask.version, "round": ask.round, "attempt": notice.attempt}
-        said = {"work": ask.work, "federation": bytes.fromhex(notice.federation), "ask": canonical(ask.header())}
-        small = bytes(body) if len(body) <= chunks.INLINE else b""
-        work = m.Work(**where, **said, digest=chunks.digest(body), size=len(body), tensors=small)
->>>>>>> 5b3b812 (wip)
         self._latest = key, work
         self._told = {d: told for d, told in self._told.items() if told[0] in self.driver.machine.runs}
         self._told[work.digest] = notice.run, ask.version

@@ -17,8 +17,9 @@ from hansa.database import Put, columns
 from hansa.errors import StoreError, StudyError, UsageError, did_you_mean
 from hansa.files import laid, mapped, set_aside, sync_folder, unload, writing
 from hansa.wire import chunks
-from hansa.wire.chunks import INLINE  # blobs up to this size lie in the database, larger ones in files beside it
 from hansa.wire.tensors import Buffer
+
+INLINE = chunks.INLINE  # blobs up to this size lie in the database, larger ones in files beside it
 
 HEAD = "0003"
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -90,11 +91,8 @@ class CoordinatorStore(Fenced):
         self._blobs = Path(rest) if kind == "file" else home / "blobs"
         self._bucket = Bucket(blobs, self.stopping) if kind == "s3" else None
         self._shared, self._inline = self.server or bool(blobs), 1 << 30 if self.server and not blobs else INLINE
-<<<<<<< HEAD
         self._renamed = set[Path]()  # folders in which a name is not durable yet
-=======
         self.maps = self._inline == INLINE and not self.vault  # large blobs, when they are read
->>>>>>> 5b3b812 (wip)
 
     def take(self, *who: str) -> bool:
         """As `Fenced.take`; StoreError if what coordinators share of the large blobs is not where this one looks."""
@@ -125,18 +123,11 @@ class CoordinatorStore(Fenced):
         )
         return self._transaction(lambda connection: [(*row,) for row in connection.execute(query)])
 
-<<<<<<< HEAD
-    def blob(self, run: str, version: int, name: str, body: Buffer | Spooled) -> Put:
-        """The row of a blob; a large one is written to its file before this returns, and one that is in a file becomes
-        the blob's: durably, as soon as the row is."""
-        digest = body.digest if isinstance(body, Spooled) else blake3(body).hexdigest()
-=======
     def blob(self, run: str, version: int, name: str, body: Buffer | list[Buffer] | Spooled) -> Put:
-        """The row of a blob, or of the pieces of one; a large one is written to its file, durably, before this returns,
-        and one that is in a file becomes the blob's."""
+        """The row of a blob, or of the pieces of one; a large one is written to its file before this returns, and one
+        that is in a file becomes the blob's: durably, as soon as the row is."""
         pieces = [] if isinstance(body, Spooled) else body if isinstance(body, list) else [body]
         digest = body.digest if isinstance(body, Spooled) else chunks.digest(*pieces).hex()
->>>>>>> 5b3b812 (wip)
         row = {"run": run, "version": version, "name": name, "digest": digest, "body": None}
         path = self._path(run, version, f"{name} {digest}")  # until the row is there, what was is to be found
         if isinstance(body, Spooled):
@@ -145,15 +136,9 @@ class CoordinatorStore(Fenced):
             return Put("blob", {**row, "body": b"".join(pieces)})
         else:
             with writing(path, private=True) as file:
-<<<<<<< HEAD
-                file.writelines(self.vault.seal(body, "blob", run, version, name))
-        self._renamed |= {path.parent, path.parent.parent, self._blobs}
-=======
                 sealed = self.vault.seal(b"".join(pieces), "blob", run, version, name) if self.vault else pieces
                 file.writelines(sealed)
-        for folder in (path.parent, path.parent.parent, self._blobs):
-            sync_folder(folder)
->>>>>>> 5b3b812 (wip)
+        self._renamed |= {path.parent, path.parent.parent, self._blobs}
         if self._bucket:
             self._bucket.put(path)
         return Put("blob", row)
