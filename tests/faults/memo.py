@@ -8,9 +8,9 @@ from functools import cache
 from typing import Any
 from unittest import mock
 
-from hansa import federation
+from hansa import federation, run
 from hansa.agent import desk
-from hansa.contribution import Ask, Values, canonical
+from hansa.contribution import Ask, Values
 from hansa.coordinator import inbox, live, machine
 from hansa.crypto import agreement
 from hansa.federation import Federation
@@ -97,6 +97,14 @@ def _patches() -> dict[Any, dict[str, Any]]:
         )
         return made
 
+    draw = run.draw
+
+    def drawn(of: Federation, course: Course, ask: Ask) -> Ask:
+        made: Ask = memo(
+            ("draw", id(of), id(course), id(ask)), lambda: draw(of, course, ask), of, course, ask
+        )  # whose digest is known from then on
+        return made
+
     read, opened, refusal = tensors.read, Course.open, inbox.refusal
 
     def read_once(data: Any, *limit: Any, **named: Any) -> Any:
@@ -135,7 +143,7 @@ def _patches() -> dict[Any, dict[str, Any]]:
             "apply": applied,
             "open": open_once,
         },
-        EVENTS: {"build": lambda body: memo(("event", canonical(body)), lambda: build(body))},
+        EVENTS: {"build": lambda body: memo(("event", repr(body)), lambda: build(body))},
         Progress: {"pack": packed, "unpack": staticmethod(cache(unpack))},
         Party: {
             "answer": answered,
@@ -143,8 +151,8 @@ def _patches() -> dict[Any, dict[str, Any]]:
         },
         tensors: {"read": read_once},
         inbox: {"refusal": refused},
-        live: {"deployed": deployed},
-        machine: {"deployed": deployed},
+        live: {"deployed": deployed, "draw": drawn},
+        machine: {"deployed": deployed, "draw": drawn},
         desk: {
             "deployed": deployed,
             "Party": party_of,

@@ -26,6 +26,8 @@ from hansa.privacy.claim import Privacy
 from hansa.privacy.events import EVENTS, Event, Exact, Gaussian
 from hansa.privacy.guarantee import less_one
 
+EXACT = Exact(adjacency="add-remove")  # what leaves without noise of its own
+
 MISSING, CONFIRMED, TOLD, HEARD, RESTORED = -1, 0, -2, -3, -4
 """In place of an attempt, before and after its owner confirmed it: of a charge that was lost; and of work that
 failed, where Exact stands for a refusal before any charge, since under a budget none is; and of a backup that
@@ -65,7 +67,7 @@ class Ledger:
         self.missing: dict[str, int] = {}
         self.refused: dict[str, int] = {}
         self.restored = ""  # since when it may have forgotten
-        self._latest: dict[str, int] = {}
+        self.latest: dict[str, int] = {}  # the latest exchange of each run; the run that was charged last is the last
         self._events: Counter[Event] = Counter()
         with reading("ledger"):
             for row in rows:
@@ -80,17 +82,17 @@ class Ledger:
         if row["attempt"] in (TOLD, HEARD, RESTORED) and isinstance(event, Exact):
             return
         # Two tables that differ by a row have other sizes, of which what replaces rows may tell anything.
-        self._events[event if event.adjacency == "add-remove" else Exact(adjacency="add-remove")] += 1
+        self._events[event if event.adjacency == "add-remove" else EXACT] += 1
         self.answers, self.last = self.answers + 1, (row["run"], row["at"])
-        self._latest[row["run"]] = max(row["version"], self._latest.get(row["run"], -1))
+        self.latest[row["run"]] = max(row["version"], self.latest.pop(row["run"], -1))
         if row["attempt"] == MISSING:
             self.missing[row["run"]] = row["version"]
 
     def counted(self, run: str, version: int, at: str) -> dict[str, Any] | None:
         """Hear that an answer was counted; the row for it and those before it, if it has none."""
-        event = Exact(adjacency="add-remove")
+        event = EXACT
         with self._lock:
-            if version <= self._latest.get(run, -1):
+            if version <= self.latest.get(run, -1):
                 return None
             row = {"number": self._number + 1, "run": run, "version": version, "attempt": MISSING, "at": at}
             self._count(row, event)
@@ -101,7 +103,7 @@ class Ledger:
         if self.budget is None:
             return row if "event" in row else {}
         with self._lock:
-            row = {"number": self._number + 1, "event": EVENTS.spec(Exact(adjacency="add-remove")), **row}
+            row = {"number": self._number + 1, "event": EVENTS.spec(EXACT), **row}
             self._number, self.refused[row["run"]] = max(row["number"], self._number), row["version"]
         return {**row, "attempt": TOLD}
 
@@ -149,7 +151,7 @@ class Ledger:
         own = [noised.event for noised in noise if noised.where == "party"]
         shares = [noised.event for noised in noise if hidden and noised.where == "shares"]
         own += [event for event in map(less_one, shares) if event is not None]
-        event: Event = Exact(adjacency="add-remove")
+        event: Event = EXACT
         if own and (privacy.unit, privacy.adjacency) == ("example", "add-remove"):
             event = min(own, key=lambda e: accountant.epsilon([e], 1e-5, "rdp"))
         with self._lock:
