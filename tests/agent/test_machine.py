@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hansa.agent import machine as machine_module
 from hansa.agent.machine import OVER, Asked, CouldNot, Held, Latest, Machine, Settled, Worked
 from hansa.contribution import Ask, Values
 from hansa.database import Drop, Put
+from hansa.errors import ConsentError
 
 BODY, MEMORY = b"body", b"memory"
 
@@ -181,6 +183,27 @@ def test_memory_is_kept_only_if_the_answer_was_counted(counted: bool) -> None:
     assert kept == ([Put("memory", {"run": "run", "body": MEMORY})] if counted else [])
     assert machine.handle(Settled("run", 0, counted)).changes == []
     assert machine.pending == []
+
+
+def test_the_memories_of_runs_that_counted_it_last_are_kept_and_none_is_silently_empty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine_module, "MEMORIES", 3)
+    machine, rows = Machine(), dict[str, Any]()
+    for version, run in enumerate(["a", "b", "c", "a", "d", "e"]):
+        one = replace(asked(version), run=run)
+        machine.handle(one)
+        machine.handle(replace(worked(), asked=one, memory=run.encode()))
+        for change in machine.handle(Settled(run, version, True)).changes:
+            if isinstance(change, Put) and change.table == "memory":
+                rows[change.values["run"]] = change.values["body"]
+    assert rows == machine.memories == {"a": b"a", "b": b"", "c": b"", "d": b"d", "e": b"e"}
+    for told in (machine, Machine(memories=[{"run": run, "body": body} for run, body in rows.items()])):
+        assert told.memory(replace(asked(9), run="a")) == b"a"
+        assert told.memory(replace(asked(9), run="new")) == b""
+        for run in ("b", "b~5-0a1b2c"):
+            with pytest.raises(ConsentError, match="has forgotten what it remembered of this run"):
+                told.memory(replace(asked(9), run=run))
 
 
 EVENTS = st.one_of(

@@ -17,7 +17,9 @@ from hansa.agent.machine import Asked, Latest, Settled
 from hansa.agent.service import Agent
 from hansa.contribution import Ask, Values
 from hansa.crypto import pki
+from hansa.database import Put
 from hansa.errors import ContributionError, HansaError, StoreError, UnreachableError
+from hansa.privacy.claim import Privacy
 from hansa.wire import chunks
 from hansa.wire import messages as m
 
@@ -71,6 +73,18 @@ async def test_an_ask_that_is_settled_while_it_is_fetched_costs_nothing(
     await agent._take(m.Work(run="run", work="train", version=1, attempt=2))  # the run failed, and goes on
     assert [type(event) for event in handled] == [Settled, Asked]
     assert bool(agent._machine._working) is not counted
+
+
+def test_memories_are_as_old_as_the_last_charge_of_their_run(agent: Agent) -> None:
+    rows = [Put("memory", {"run": run, "body": b"memory"}) for run in ("north", "south", "east")]
+    charge = agent._ledger.charge({"run": "", "version": 1, "attempt": 1, "at": "now"}, Privacy(), ())
+    runs = ("north", "east", "south", "north")
+    charges = [{**charge, "number": number, "run": run} for number, run in enumerate(runs)]
+    agent._store.apply([*rows, *(Put("charge", row) for row in charges)])
+    again = Agent(agent.home, [])
+    assert [*again._machine.memories] == ["east", "south", "north"]
+    again._left.close()
+    again._store.close()
 
 
 class Cut:

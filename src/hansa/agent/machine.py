@@ -26,6 +26,7 @@ CAME_BACK = re.compile(r"(.+)~(\d{1,15})-[0-9a-f]{6}")
 
 READY = 8  # vectors that are kept for an attempt to take; another is worked out again when it is asked for
 OVER = 1024  # runs whose end of an exchange is known: a coordinator may name any; what is forgotten is done in vain
+MEMORIES = 256  # runs whose memory is kept: those that counted this party last
 COUNTED = "counted"  # in place of the digest of an ask whose answer was counted: to work on it again would cost again
 
 
@@ -171,6 +172,9 @@ class Machine:
             run, latest = name[1], self.latest.get(name[1])
             if latest is not None and (latest.version >= int(name[2]) or latest.federation != asked.federation):
                 return b""
+        if self.memories.get(run) == b"":
+            what = f"it has forgotten what it remembered of this run: {MEMORIES} others counted it since"
+            raise ConsentError(what, remedy="Run the study anew")
         return self.memories.get(run, b"")
 
     def handle(self, event: AgentEvent) -> Effects:
@@ -308,8 +312,12 @@ class Machine:
         effects.changes += self._seats.close(run, version)
         held = self.held.pop(key, None)
         if held is not None and counted and held.memory:
+            self.memories.pop(run, None)
             self.memories[run] = held.memory
-            effects.changes.append(Put("memory", {"run": run, "body": held.memory}))
+            full = [one for one, body in self.memories.items() if body]
+            self.memories |= dict.fromkeys(full[:-MEMORIES], b"")
+            named = (*full[:-MEMORIES], run)
+            effects.changes += [Put("memory", {"run": one, "body": self.memories[one]}) for one in named]
         if held is not None:
             effects.changes.append(Drop("answer", {"run": run, "version": version}))
 

@@ -59,9 +59,11 @@ class Agent:
         self._store = AgentStore(home.folder)
         seats = Seats(home.party, home.identity, self._store.rows("seat"))
         held, memories, latest = map(self._store.rows, ("answer", "memory", "latest"))
+        self._ledger = self._store.ledger()
+        last = {run: number for number, run in enumerate(self._ledger.latest)}
+        memories.sort(key=lambda row: last.get(row["run"], -1))
         self._machine = Machine(held, memories, latest, seats)
         key = kept_key(home.folder / "noise.key")
-        self._ledger = self._store.ledger()
         self._desk = Desk(home.party, offers, key, self._ledger, self._store.honest())
         self._left = Left(home.folder / "left.jsonl")
         self._worker, self._bench = ThreadPoolExecutor(1, "work"), asyncio.Lock()
