@@ -188,6 +188,33 @@ async def test_large_uploads_take_turns_which_a_stalled_one_loses_and_small_ones
         assert (await town.watch(run)).status == "finished"
 
 
+async def test_a_party_that_sends_many_large_answers_at_once_has_one_of_them_on_the_disk(
+    town: Town, harvests: Tables, study: Study, puppet: Puppets
+) -> None:
+    made = {"rounds": 1, "preprocessing": hs.Moments(standardise=False), "evaluation": hs.Evaluate(every=0)}
+    await town.settle(harvests)
+    async with puppet(town, MALLORY, harvests["bremen"]) as party, contextlib.AsyncExitStack() as stack:
+        runs = [await town.submit(study(**made, seed=seed)) for seed in range(3)]
+        works, calls = [await party.work() for _ in runs], list[Any]()
+        for work in works:
+            calls.append(await stack.enter_async_context(party.client.bidi(UPLOAD)))
+            await calls[-1].send(begun(work, BODY)[0])
+        replies = [asyncio.ensure_future(call.receive()) for call in calls]
+        waiting = list(range(len(works)))
+        while waiting:
+            await asyncio.wait([replies[i] for i in waiting], timeout=5, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0.1)
+            (first,) = (i for i in waiting if replies[i].done())
+            assert len(town.running.inbox.open) == 1
+            assert len([*town.running.driver.store._blobs.rglob("*.part")]) == 1
+            for part in (begun(works[first], BODY)[1], m.UploadPart(chunk=m.Chunk(offset=40, data=BODY[40:]))):
+                await calls[first].send(part)
+            assert (await calls[first].receive()).receipt.accepted
+            waiting.remove(first)
+        for run in runs:
+            assert (await town.watch(run)).status == "finished"
+
+
 async def test_an_upload_for_which_the_disk_has_no_room_is_told_to_come_back_later(
     town: Town, harvests: Tables, study: Study, puppet: Puppets, monkeypatch: pytest.MonkeyPatch
 ) -> None:

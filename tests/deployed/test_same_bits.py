@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 import hansa as hs
-from hansa import methods
+from hansa import files, methods
 from hansa.aggregation import clip
+from hansa.coordinator import engine, store
 
 TASKS = {
     "linear": hs.LinearRegression(target="y", features=("a", "b"), l2=0.01),
@@ -68,6 +69,32 @@ def test_what_parties_remember_between_rounds_is_the_same_where_it_is_kept_by_th
     assert here.progress is not None
     assert there.progress.pack() == here.progress.pack()
     assert there.metrics() == here.metrics()
+
+
+@pytest.mark.parametrize("method", ["adam", "scaffold"])
+def test_models_and_sums_that_a_coordinator_holds_in_files_have_the_same_bits(
+    method: str,
+    deployed: Callable[[Mapping[str, hs.Table]], Any],
+    harvests: dict[str, hs.Table],
+    study: Callable[..., hs.Federation],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = list[int]()
+
+    def laid(*given: Any) -> memoryview:
+        body = files.laid(*given)
+        sizes.append(len(body))
+        return body
+
+    monkeypatch.setattr(store, "laid", laid)
+    for large in (store, engine):
+        monkeypatch.setattr(large, "INLINE", 64)
+    federation = study(method=WITH_MEMORY[method], evaluation=hs.Evaluate(every=0), rounds=3)
+    there, here = deployed(harvests).run(federation), federation.run(hs.Local(harvests))
+    assert there.progress is not None
+    assert here.progress is not None
+    assert there.progress.pack() == here.progress.pack()
+    assert len(sizes) >= 6, "an ask and a sum of each round"
 
 
 async def test_a_federation_runs_inside_a_running_event_loop(
