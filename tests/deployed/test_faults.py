@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from itertools import product
 from typing import Any, ClassVar
 
 import pytest
-from tests.deployed.cut import Cut
+from tests.deployed.halts import Cut, Gate
 
 import hansa as hs
-from hansa.agent.machine import Asked, Worked
-from hansa.agent.service import Agent
 from hansa.contribution import Array, Values
 from hansa.coordinator import engine as coordinator_engine
 from hansa.errors import HansaError, RunError, StoreError
@@ -56,29 +53,6 @@ def short(study: Study) -> hs.Federation:
         preprocessing=hs.Moments(standardise=False),
         evaluation=hs.Evaluate(every=3),
     )
-
-
-class Gate:
-    """Holds a party's work at its door, as if it took long."""
-
-    def __init__(self, agent: Agent, work: str = "train", round: int = 1) -> None:
-        self.reached, self.opened, self.calls = asyncio.Event(), threading.Event(), 0
-        loop, original = asyncio.get_running_loop(), agent._desk.work
-
-        def slow(asked: Asked, memory: bytes) -> Worked:
-            if (asked.ask.work, asked.ask.round) == (work, round):
-                self.calls += 1
-                loop.call_soon_threadsafe(self.reached.set)
-                assert self.opened.wait(20)
-            return original(asked, memory)
-
-        agent._desk.work = slow  # type: ignore[method-assign]
-
-    async def reach(self) -> None:
-        await asyncio.wait_for(self.reached.wait(), 20)
-
-    def open(self) -> None:
-        self.opened.set()
 
 
 async def test_an_agent_killed_at_work_rejoins_and_works_again(

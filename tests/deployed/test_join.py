@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Callable
 from typing import Any
 
+from tests.deployed.halts import Gate
+
 import hansa as hs
-from hansa.agent.service import Agent
 
 Study = Callable[..., hs.Federation]
 Tables = dict[str, hs.Table]
@@ -18,25 +17,6 @@ Town = Any
 NEW = "bremen"  # the first by name, and the last of the roster
 
 
-class Gate:
-    """Holds an agent's training of a round at its door."""
-
-    def __init__(self, agent: Agent, round: int) -> None:
-        self.reached, self.opened = asyncio.Event(), threading.Event()
-        loop, original = asyncio.get_running_loop(), agent._desk.work
-
-        def work(asked: Any, *more: Any) -> Any:
-            if (asked.ask.work, asked.ask.round) == ("train", round):
-                loop.call_soon_threadsafe(self.reached.set)
-                assert self.opened.wait(20)
-            return original(asked, *more)
-
-        agent._desk.work = work  # type: ignore[method-assign]
-
-    async def reach(self) -> None:
-        await asyncio.wait_for(self.reached.wait(), 20)
-
-
 async def test_a_third_agent_joins_after_round_2_and_the_record_has_it_through_restarts_of_both_sides(
     town: Town, harvests: Tables, study: Study
 ) -> None:
@@ -44,11 +24,11 @@ async def test_a_third_agent_joins_after_round_2_and_the_record_has_it_through_r
     federation = study(rounds=5, method=method, cohort=hs.All(minimum=2, open=True))
     before = [name for name in harvests if name != NEW]
     await town.settle({name: harvests[name] for name in before})
-    gate = Gate(town.agents["lübeck"], 2)
+    gate = Gate(town.agents["lübeck"], round=2)
     run = await town.submit(federation)
     await gate.reach()
     await town.join(NEW, harvests[NEW])
-    gate_of_new = Gate(town.begin(NEW), 4)
+    gate_of_new = Gate(town.begin(NEW), round=4)
     await town.present(*harvests)
     gate.opened.set()
     await gate_of_new.reach()

@@ -32,13 +32,13 @@ def slowed(town: Town) -> list[int]:
     agent, begun = town.agents[SLOW], list[int]()
     original = agent._desk.work
 
-    def work(asked: Asked, memory: bytes) -> Worked:
+    def work(asked: Asked, *given: Any) -> Worked:
         if asked.ask.work == "train":
             begun.append(asked.ask.round)
             runs = town.running.driver.machine.runs
             while (live := runs.get(asked.run)) and live.progress.round < asked.ask.round - 1 + LAG:
                 time.sleep(0.002)
-        return original(asked, memory)
+        return original(asked, *given)
 
     agent._desk.work = work  # type: ignore[method-assign]
     return begun

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.deployed.cut import Cut
+from tests.deployed.halts import Cut
 
 import hansa as hs
 from hansa import aggregation as agg
