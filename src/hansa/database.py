@@ -260,16 +260,15 @@ class Database:
 
 def upgrade(engine: sa.Engine, migrations: Path) -> None:
     """Run the migrations that a database has not seen yet, in one transaction; StoreError if a newer Hansa wrote it."""
-    from alembic import command
-    from alembic.config import Config
+    from alembic.migration import MigrationContext
+    from alembic.operations import Operations
+    from alembic.script import ScriptDirectory
     from alembic.util import CommandError
 
-    config = Config()
-    config.set_main_option("script_location", str(migrations).replace("%", "%%"))
+    steps = {"fn": lambda revision, _: ScriptDirectory(str(migrations))._upgrade_revs("head", revision)}
     try:
-        with engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        with engine.begin() as link, Operations.context(MigrationContext.configure(link, opts=steps)) as made:
+            made.migration_context.run_migrations()
     except CommandError as error:
         what = f"the database has a revision that this version of Hansa does not know: {error}"
         raise StoreError(what, remedy="Update Hansa to the version that wrote it") from None

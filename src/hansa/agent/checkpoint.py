@@ -43,8 +43,7 @@ class Kept:
             try:
                 slots = tensors.read(self._vault.read(path))
                 start, at = slots.pop("parameters"), int(slots.pop("step"))
-                where = {"step": at, "steps": steps, "epoch": at * feed.epochs // steps}
-                self._log.warning("training goes on where it was", **where)
+                self._log.warning("training goes on", step=at, of=steps, epoch=at * feed.epochs // steps)
             except (OSError, HansaError) as error:
                 self._log.error("checkpoint damaged", file=set_aside(path).name, reason=str(error))  # it begins anew
         stride, due = steps if getattr(self, "draws", False) else 1, time.monotonic() + EVERY
@@ -53,9 +52,9 @@ class Kept:
             start, slots = self._learner.train(start, replace(feed, part=(first, at)), *local, slots, stacked)
             took = (now := time.monotonic()) - began
             if now >= due and at < steps:
-                body = tensors.write({"parameters": start, "step": np.asarray(at), **slots})
                 try:
-                    self._vault.write(self._place(feed), body)
+                    body = {"parameters": start, "step": np.asarray(at), **slots}
+                    self._vault.write(self._place(feed), tensors.write(body))
                 except OSError as error:
                     self._log.warning("checkpoint not written", reason=str(error))
                 due = (now := time.monotonic()) + max(EVERY, TIMES * (now - began - took))

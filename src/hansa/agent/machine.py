@@ -310,16 +310,14 @@ class Machine:
             effects.changes.append(Put("latest", vars(self.latest[run])))
         self._ready.pop(key, None)
         effects.changes += self._seats.close(run, version)
-        held = self.held.pop(key, None)
+        if held := self.held.pop(key, None):
+            effects.changes.append(Drop("answer", {"run": run, "version": version}))
         if held is not None and counted and held.memory:
             self.memories.pop(run, None)
             self.memories[run] = held.memory
-            full = [one for one, body in self.memories.items() if body]
-            self.memories |= dict.fromkeys(full[:-MEMORIES], b"")
-            named = (*full[:-MEMORIES], run)
-            effects.changes += [Put("memory", {"run": one, "body": self.memories[one]}) for one in named]
-        if held is not None:
-            effects.changes.append(Drop("answer", {"run": run, "version": version}))
+            old = [one for one, body in self.memories.items() if body][:-MEMORIES]
+            self.memories |= dict.fromkeys(old, b"")
+            effects.changes += [Put("memory", {"run": one, "body": self.memories[one]}) for one in (*old, run)]
 
 
 def _latest(asked: Asked) -> Latest:
