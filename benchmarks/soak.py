@@ -113,10 +113,23 @@ def _compared(costs: list[float]) -> dict[str, float]:
     }
 
 
+def weight(kept: object, seen: set[int]) -> int:
+    """Bytes of what is kept and of all that is in it, but of what was seen before."""
+    if id(kept) in seen:
+        return 0
+    seen.add(id(kept))
+    inside: list[object] = [getattr(kept, "__dict__", None)]
+    if isinstance(kept, dict):
+        inside += [*kept, *kept.values()]
+    elif isinstance(kept, list | tuple):
+        inside += kept
+    return sys.getsizeof(kept) + sum(weight(one, seen) for one in inside if one is not None)
+
+
 SIMULATION = """
 import json, os, sys, time
 from benchmarks.fleet import tables
-from benchmarks.soak import PARTIES, anonymous_mb, study
+from benchmarks.soak import PARTIES, SETTLED, anonymous_mb, study, weight
 import hansa as hs
 rounds, marks, at = int(sys.argv[1]), [], []
 def heard(event):
@@ -125,8 +138,11 @@ def heard(event):
         if len(at) % 250 == 0:
             marks.append((len(at), anonymous_mb(os.getpid())))
 parties = {name: hs.Table.of(columns) for name, columns in tables(PARTIES).items()}
-study(rounds).run(hs.Local(parties, seed=0, follow=heard))
-print(json.dumps([marks, at]))
+run = study(rounds).run(hs.Local(parties, seed=0, follow=heard))
+early = [event.kind for event in run.events].index("asked") + len(run.events) * SETTLED // rounds
+seen = set()
+weight(run.events[:early], seen)
+print(json.dumps([marks, at, weight(run.events[early:], seen) / 2**20]))
 """
 
 
@@ -137,6 +153,6 @@ def simulated(rounds: int = 10_000) -> dict[str, Any]:
     said = subprocess.run(  # our own words
         [sys.executable, "-c", SIMULATION, str(rounds)], check=True, capture_output=True, text=True
     )
-    marks, at = json.loads(said.stdout)
+    marks, at, record = json.loads(said.stdout)
     costs = [b - a for a, b in pairwise(at)]
-    return {"rounds": rounds, "memory_mb": marks, "grew_mb": grown(marks), **_compared(costs)}
+    return {"rounds": rounds, "memory_mb": marks, "grew_mb": grown(marks), "record_mb": record, **_compared(costs)}
