@@ -80,10 +80,7 @@ class Driver(Engine):
         tail = self._tails.get(run)
         if tail and tail[0]["seq"] <= after + 1:
             return [row for row in tail if row["seq"] > after]
-        rows: list[dict[str, Any]] = await self.read(
-            lambda: self.store.rows("event", "seq", ("seq", after), PAGE, run=run)
-        )
-        return rows
+        return [*await self.read(lambda: self.store.rows("event", "seq", ("seq", after), PAGE, run=run))]
 
     def tensors_of(self, run: str, ask: Ask) -> Buffer:
         """What an ask of a run sends."""
