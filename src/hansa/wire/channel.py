@@ -94,6 +94,8 @@ async def serve(
         # By default it takes the keepalive pings of an idle party for an attack, and hangs up.
         ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 4),
         ("grpc.http2.max_ping_strikes", 0),
+        # By default a connection that brought large messages holds a third of a megabyte for the next, for ever.
+        ("grpc.experimental.tcp_max_read_buffer_size", 1 << 16),
     ]
     server = grpc.aio.server(options=options)
     server.add_generic_rpc_handlers(services)
