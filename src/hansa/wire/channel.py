@@ -31,8 +31,6 @@ _COMMON: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.bdp_probe", 0),  # a window that grows with what a link could hold, holds that in memory for each party
-    ("grpc.http2.lookahead_bytes", 1 << 20),
 ]
 
 
@@ -94,6 +92,9 @@ async def serve(
         # By default it takes the keepalive pings of an idle party for an attack, and hangs up.
         ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 4),
         ("grpc.http2.max_ping_strikes", 0),
+        # By default a party's window grows to what its link could hold, and so does the memory for it.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 4 << 20),
         # By default a connection that brought large messages holds a third of a megabyte for the next, for ever.
         ("grpc.experimental.tcp_max_read_buffer_size", 1 << 16),
     ]
