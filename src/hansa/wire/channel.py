@@ -95,8 +95,7 @@ async def serve(
         # By default a party's window grows to what its link could hold, and so does the memory for it.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", 4 << 20),
-        # By default a connection that brought large messages holds a third of a megabyte for the next, for ever.
-        ("grpc.experimental.tcp_max_read_buffer_size", 1 << 16),
+        ("grpc.experimental.tcp_max_read_buffer_size", 1 << 16),  # it stays, once a large message came
     ]
     server = grpc.aio.server(options=options)
     server.add_generic_rpc_handlers(services)
