@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -58,16 +58,23 @@ class Disk:
     def write(self, change: Change) -> None:
         rows, values = self.tables[change.table], change.values
         if isinstance(change, Drop):
-            for key in [k for k, row in rows.items() if all(row[n] == v for n, v in values.items())]:
+            for key in [k for k, row in self.some(change.table, values) if all(row[n] == v for n, v in values.items())]:
                 self._keep(rows, key)
                 del rows[key]
             return
-        if any(values.get(name) is None for name in self.needed[change.table]):
+        if None in map(values.get, self.needed[change.table]):
             raise StoreError(f"the database refuses to write: a row of {change.table!r} is not whole")
         key = tuple(values[name] for name in self.primary[change.table])
         self._keep(rows, key)
         before = rows.get(key) or dict.fromkeys(self.columns[change.table])
         rows[key] = {**before, **values}
+
+    def some(self, table: str, where: Mapping[str, Any]) -> Iterable[tuple[Key, dict[str, Any]]]:
+        """Rows among which are all that have these values: one at most, where they say its primary key."""
+        rows, key = self.tables[table], tuple(map(where.get, self.primary[table]))
+        if None in key or any(isinstance(value, list) for value in key):
+            return rows.items()
+        return [(key, rows[key])] if key in rows else []
 
     def _keep(self, rows: dict[Key, dict[str, Any]], key: Key) -> None:
         row = rows.get(key)
@@ -125,7 +132,7 @@ class Simulated:
         **where: Any,
     ) -> list[dict[str, Any]]:
         kept, names = self.disk.json[table], columns or self.disk.columns[table]
-        found: list[dict[str, Any]] = list(self.disk.tables[table].values())
+        found: list[dict[str, Any]] = [row for _, row in self.disk.some(table, where)]
         for name, value in where.items():
             some = value if isinstance(value, list) else [value]
             found = [row for row in found if row[name] in some]
