@@ -21,6 +21,9 @@ import structlog
 
 from hansa.cli.boundary import run
 
+for name in ("COLUMNS", "LINES"):  # a terminal's, which pytest's workers are given, and which nobody watches
+    os.environ.pop(name, None)
+
 PATIENCE = 60.0
 """Seconds after which a test gives up waiting; nothing takes so long unless it hangs."""
 

@@ -142,8 +142,8 @@ async def test_the_coordinator_is_given_no_vector_and_the_record_names_every_ste
     for name, agent in town.agents.items():
         work, send = agent._desk.work, agent._send
 
-        def worked(asked: Any, memory: bytes, work: Any = work, name: str = name) -> Any:
-            done = work(asked, memory)
+        def worked(*what: Any, work: Any = work, name: str = name) -> Any:
+            done = work(*what)
             if done.sitting is not None:
                 plain.setdefault(name, done.sitting.vector)
             return done

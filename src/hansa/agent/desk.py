@@ -15,7 +15,7 @@ from hansa.data.contract import check
 from hansa.data.table import Table
 from hansa.errors import ConsentError, HansaError
 from hansa.federation import Federation, deployed
-from hansa.methods.base import Setup
+from hansa.methods.base import Setup, UpdateMethod
 from hansa.party import Party
 from hansa.run import now
 from hansa.wire import tensors
@@ -97,7 +97,8 @@ class Desk:
         if asked.ask.through == "update" and getattr(federation.method, "weights", "equal") == "examples":
             noise = ()  # its weight is the number of its rows
         charge = {} if asked.paid else self._ledger.charge(key, federation.privacy, noise, signal.hidden)
-        own = path and Kept(party.course.learner, path, self._secret, asked, memory)
+        trains = asked.ask.work == "train" and isinstance(federation.method, UpdateMethod)
+        own = path and trains and Kept(party.course.learner, path, self._secret, asked, memory)
         party.own = {"learner": own} if own else {}  # of which neither charges nor noise know
         try:
             remembered = Values(tensors.read(memory)) if memory else Values()
