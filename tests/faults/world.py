@@ -336,6 +336,7 @@ class Session:
     coordinator_life: int
     broken: bool = False
     latest: dict[str, float] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)  # streams that a message was lost of
     waiting: list[ev.Notice] = field(default_factory=list)  # notices that were told and not yet sent
     uploads: deque[Parcel] = field(default_factory=deque)
     at_work: bool = False
@@ -638,18 +639,22 @@ class Party(Machine):
         """Bring a message to the other side, in the order of its stream; or lose it with the link."""
         world, seconds = self.world, self.world.soon()
         if session.broken and not world.hits("ghost"):
-            return
-        if world.hits("cut"):
+            session.lost.add(stream)
+        elif stream not in session.lost and world.hits("cut"):
             self.breaks(session)
+            session.lost.add(stream)
+        if stream in session.lost:  # nothing of a stream arrives after what it lost
             return
         when = max(world.now + seconds, session.latest.get(stream, 0.0))
         session.latest[stream] = when
-        world.at(when - world.now, to, self._arrives, session, do, args)
+        world.at(when - world.now, to, self._arrives, session, stream, do, args)
         if world.hits("twice") and to is not self:
-            world.at(when - world.now + world.soon(1.0), to, self._arrives, session, do, args)
+            world.at(when - world.now + world.soon(1.0), to, self._arrives, session, stream, do, args)
 
-    def _arrives(self, session: Session, do: Callable[..., None], args: tuple[Any, ...]) -> None:
-        if not session.broken or self.world.hits("ghost"):
+    def _arrives(self, session: Session, stream: str, do: Callable[..., None], args: tuple[Any, ...]) -> None:
+        if session.broken and not self.world.hits("ghost"):
+            session.lost.add(stream)
+        if stream not in session.lost:
             do(session, *args)
 
     def breaks(self, session: Session) -> None:
