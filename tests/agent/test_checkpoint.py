@@ -150,7 +150,7 @@ def trained(learner: Learner, feed: Feed, local: Any, path: Path | None, kills: 
 
 def modules() -> dict[str, Any]:
     """Modules, and shapes of a row."""
-    from torch import nn
+    nn = pytest.importorskip("torch").nn
 
     from hansa.learners.torch import Torch
 
