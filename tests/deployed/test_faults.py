@@ -242,7 +242,7 @@ async def test_a_run_whose_agents_are_all_gone_fails_with_the_reasons(
 ) -> None:
     await town.settle(harvests)
     gates = [Gate(agent) for agent in town.agents.values()]
-    run = await town.submit(study(cohort=hs.All(deadline=0.4)))
+    run = await town.submit(study(cohort=hs.All(deadline=1.5)))
     await gates[0].reach()
     for name in harvests:
         await town.end(name)

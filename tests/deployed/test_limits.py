@@ -113,7 +113,7 @@ async def test_an_upload_that_outlives_its_exchange_is_stale_and_leaves_nothing(
     await town.settle(harvests)
     federation = study(
         rounds=1,
-        cohort=hs.All(deadline=1.0),
+        cohort=hs.All(deadline=2.0),
         preprocessing=hs.Moments(standardise=False),
         evaluation=hs.Evaluate(every=0),
     )

@@ -105,7 +105,7 @@ def once(study: Study) -> hs.Federation:
 async def test_an_upload_that_makes_progress_at_the_deadline_is_waited_for_and_one_that_stalls_is_not(
     stalls: bool, once: hs.Federation, town: Town, harvests: Tables, puppet: Puppets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox, "STALL", 0.3)
+    monkeypatch.setattr(inbox, "STALL", 0.6)
     await town.settle(harvests)
     async with puppet(town, MALLORY, harvests["bremen"]) as party:
         run = await town.submit(once)
@@ -119,7 +119,7 @@ async def test_an_upload_that_makes_progress_at_the_deadline_is_waited_for_and_o
                 await asyncio.sleep(1.4 / len(pieces))
             reply = await asyncio.wait_for(call.receive(), 10)
         assert reply.receipt.accepted != stalls
-        assert time.monotonic() - started < (1.4 if stalls else 2.0)
+        assert time.monotonic() - started < (1.9 if stalls else 6.0)
         [body] = rounds(await town.watch(run))
     assert (MALLORY in body["counted"]) != stalls
     assert body["excluded"] == ({MALLORY: "no answer within 1 s"} if stalls else {})
