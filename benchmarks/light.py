@@ -97,7 +97,7 @@ class Crowd:
         async for chunk in client.stream(FETCH, m.FetchRequest(digest=digest)):
             receiver.accept(chunk)
         body = receiver.finish()
-        return bytes(body)  # type: ignore[arg-type]
+        return bytes(body)
 
     async def upload(self, client: Client, conversation: Any, part: m.UploadPart) -> m.UploadReply | None:
         """Send an answer: in one message, or in chunks over a call of its own."""

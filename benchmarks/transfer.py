@@ -128,7 +128,7 @@ def bare(clients: int, size: int, processes: int) -> dict[str, float]:
         stdout=subprocess.PIPE,
         check=True,
     )
-    return json.loads(child.stdout)  # type: ignore[no-any-return]
+    return json.loads(child.stdout)
 
 
 _OPTIONS = [("grpc.max_receive_message_length", MESSAGE), ("grpc.use_local_subchannel_pool", 1)]
@@ -204,7 +204,7 @@ async def _stream(port: int, clients: int, size: int, *pems: str) -> None:
 
 async def _party(folder: Path, token: str) -> None:
     """An agent whose training costs nothing."""
-    FedAvg.work = _untrained  # type: ignore[method-assign, assignment]
+    FedAvg.work = _untrained
     with closing(Left(folder / "left.jsonl")) as left:
         home = await AgentHome.join(folder, Token.decode(token), left)
     await Agent(home, [Offer("tiny", table(), ("softmax-regression",))], say=lambda *_: None).run()

@@ -328,7 +328,7 @@ def agent_in(folder: Path) -> Iterator[tuple[Agent, list[Asked]]]:
     made = Agent(home, [Offer("salt", TABLE, ("logistic-regression",))])
     made._desk.describe("run", NOISY.to_json(), setup.to_json())
     course = NOISY.course(setup, SECRET)
-    ask = draw(NOISY, course, course.ask(replace(course.begin(), phase="train")))  # type: ignore[arg-type]
+    ask = draw(NOISY, course, course.ask(replace(course.begin(), phase="train")))
     yield made, [Asked("run", ask, attempt, NOISY.hash) for attempt in (1, 2)]
     made._left.close()
     made._store.close()

@@ -105,7 +105,7 @@ async def test_a_fetch_goes_on_where_the_link_broke(agent: Agent, monkeypatch: p
     monkeypatch.setattr(chunks, "CHUNK", 4)
     body = b"0123456789"
     cut = Cut(body)
-    agent._client = cut  # type: ignore[assignment]  # all of it that a fetch needs
+    agent._client = cut  # all of it that a fetch needs
     for _ in range(2):
         with pytest.raises(UnreachableError):
             await agent._fetch(chunks.digest(body), len(body))
@@ -117,7 +117,7 @@ async def test_a_fetch_goes_on_where_the_link_broke(agent: Agent, monkeypatch: p
 async def test_another_body_is_fetched_from_its_beginning(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "CHUNK", 4)
     cut = Cut(b"0123456789")
-    agent._client = cut  # type: ignore[assignment]  # all of it that a fetch needs
+    agent._client = cut  # all of it that a fetch needs
     with pytest.raises(UnreachableError):
         await agent._fetch(chunks.digest(cut.body), 10)
     cut.body = b"abcd"
@@ -140,7 +140,7 @@ class Failing:
 
 @pytest.mark.parametrize("error", [HansaError("the coordinator failed"), StoreError("damaged")])
 async def test_an_error_of_the_coordinators_own_excuses_nobody(agent: Agent, error: HansaError) -> None:
-    agent._client = Failing(error)  # type: ignore[assignment]  # all of it that is called
+    agent._client = Failing(error)  # all of it that is called
     with pytest.raises(UnreachableError, match="the coordinator failed"):
         await agent._take(m.Work(run="run", work="train", attempt=1, ask=b"{}"))
 
@@ -168,7 +168,7 @@ async def test_a_number_that_no_database_can_keep_ends_nothing(agent: Agent, num
     async def handle(event: Any) -> None:
         said.append(event)
 
-    agent._handle = handle  # type: ignore[method-assign]
+    agent._handle = handle
     said_with: dict[str, Any] = {"attempt": 1, **numbers}
     await agent._take(m.Work(run="run", work="train", **said_with))
     assert [event.reason.rpartition(": ")[2] for event in said] == ["a number of the ask is too large, or none"]
@@ -223,7 +223,7 @@ async def test_a_settled_number_that_no_database_can_keep_and_runs_without_end_l
 async def test_a_body_larger_than_its_study_has_to_send_is_not_fetched(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agent._client = Failing(UnreachableError("fetched"))  # type: ignore[assignment]  # all of it that is called
+    agent._client = Failing(UnreachableError("fetched"))  # all of it that is called
     monkeypatch.setattr(agent._desk, "knows", lambda *about: True)
     monkeypatch.setattr(agent._desk, "begins", lambda run: 500)
     monkeypatch.setattr(agent_service, "ROOM", 1000)

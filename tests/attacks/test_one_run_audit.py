@@ -157,7 +157,7 @@ def audited_without_a_claim(false: audit.Bare) -> tuple[audit.Bound, float]:
     with pytest.MonkeyPatch.context() as patch:  # nobody computes what next to no noise costs
         patch.setattr(hs.Run, "guarantee", math.inf)
         bound, claimed = audit.one_run(false)
-    return bound, float(claimed)  # type: ignore[arg-type]
+    return bound, float(claimed)
 
 
 def test_the_canaries_are_the_seeds() -> None:

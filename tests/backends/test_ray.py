@@ -278,7 +278,7 @@ def test_a_study_in_a_file_is_run_by_the_actors(tmp_path: Path) -> None:
 def test_code_that_the_actors_cannot_find_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "found_by_the_driver.py").write_text(OWN, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    import found_by_the_driver  # type: ignore[import-not-found]
+    import found_by_the_driver
 
     this = found_by_the_driver.federation
     with pytest.raises(StudyError, match=r"cannot import the study: .*found_by_the_driver.*every node"):
@@ -293,7 +293,7 @@ def test_code_that_the_actors_cannot_find_is_said(monkeypatch: pytest.MonkeyPatc
 
 def test_options_that_cannot_be() -> None:
     with pytest.raises(UsageError, match=r'hs\.Ray\("auto", parties\)'):
-        hs.Ray(PARTIES, "auto")  # type: ignore[arg-type]
+        hs.Ray(PARTIES, "auto")
     with pytest.raises(UsageError, match="actors are 1 or more"):
         hs.Ray("auto", PARTIES, actors=0)
     with pytest.raises(UsageError, match="Say actors=N"):

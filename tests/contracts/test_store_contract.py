@@ -37,7 +37,7 @@ ROW = {
 
 @pytest.fixture(params=[*SQL, *((part, "simulated") for part in PARTS)])
 def kind(request: pytest.FixtureRequest) -> tuple[str, str]:
-    return request.param  # type: ignore[no-any-return]
+    return request.param
 
 
 @pytest.fixture

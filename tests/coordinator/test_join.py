@@ -36,7 +36,7 @@ KIND = "linear-regression"
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = dict(METHODS._known)
+    monkeypatch.setattr(METHODS, "_known", dict(METHODS._known))
     METHODS.register(Remembering)
     METHODS.register(Buffered)
     monkeypatch.setattr(desk, "FEWEST", 1)
@@ -44,8 +44,6 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setitem(KEYS, name, Identity(name.encode().ljust(32, b"-")))
         monkeypatch.setitem(PINS, name, words(KEYS[name].public))
     yield
-    METHODS._known.clear()
-    METHODS._known.update(before)
     for name in EXTRA:
         TABLES.pop(name, None)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from random import Random
 from typing import Any, ClassVar
 
@@ -20,14 +19,11 @@ from hansa.wire import tensors
 
 
 @pytest.fixture(autouse=True)
-def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = dict(METHODS._known)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METHODS, "_known", dict(METHODS._known))
     METHODS.register(Remembering)
     METHODS.register(Buffered)
     monkeypatch.setattr(desk, "FEWEST", 1)
-    yield
-    METHODS._known.clear()
-    METHODS._known.update(before)
 
 
 class Buffered(hs.methods.FedBuff):

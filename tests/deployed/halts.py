@@ -53,7 +53,7 @@ class Gate:
                 assert self.opened.wait(20)
             return original(asked, *given)
 
-        agent._desk.work = slow  # type: ignore[method-assign]
+        agent._desk.work = slow
 
     async def reach(self) -> None:
         await asyncio.wait_for(self.reached.wait(), 20)

@@ -40,7 +40,7 @@ def slowed(town: Town) -> list[int]:
                 time.sleep(0.002)
         return original(asked, *given)
 
-    agent._desk.work = work  # type: ignore[method-assign]
+    agent._desk.work = work
     return begun
 
 

@@ -60,7 +60,7 @@ def _patches() -> dict[Any, dict[str, Any]]:
     pack, unpack = Progress.pack, Progress.unpack
     answer, again, admit = Party.answer, Party.again, desk.admit
     signals = Course.signals
-    hashed = Federation.hash.fget  # type: ignore[attr-defined]
+    hashed = Federation.hash.fget
 
     def answered(party: Party, ask: Ask, memory: Values) -> Any:
         key = "answer", id(party), ask.digest, _values(memory)

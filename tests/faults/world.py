@@ -678,7 +678,7 @@ class Party(Machine):
             world.at(world.soon(1.0), self, self.dial)
             return
         self.session = session = Session(self, self.life, world.coordinator.life)
-        process._client = session  # type: ignore[assignment]
+        process._client = session
         pending = tuple(ev.Unsettled(run, version) for run, version in process._machine.pending)
         offer = plans.offers()[self.name]
         offered = ev.Offered(offer.dataset, offer.rows, offer.table.schema(), offer.allow)
@@ -833,7 +833,7 @@ class AgentProcess(Agent):
 
     def __init__(self, on: Party) -> None:
         self._on, self._world = on, on.world
-        super().__init__(on, [plans.offers()[on.name]], lambda said: None)  # type: ignore[arg-type]
+        super().__init__(on, [plans.offers()[on.name]], lambda said: None)
         self._tasks: dict[Coroutine[Any, Any, Any], bool] = {}
 
     def hang_up(self) -> None:
@@ -848,7 +848,7 @@ class AgentProcess(Agent):
     def _close(self, tasks: list[Coroutine[Any, Any, Any]]) -> None:
         for task in tasks:
             del self._tasks[task]
-            if not task.cr_running:  # type: ignore[attr-defined]
+            if not task.cr_running:
                 task.close()
 
     def _begin(self, doing: Any, among: Any) -> None:
@@ -934,13 +934,13 @@ def stage() -> Iterator[Callable[[World], None]]:
         def enter(world: World) -> None:
             here[:] = [world]
             for module in (coordinator_engine, coordinator_store):
-                module.INLINE = world.plan.inline  # type: ignore[attr-defined]
+                module.INLINE = world.plan.inline
 
         inline = coordinator_store.INLINE
         try:
             yield enter
         finally:
-            coordinator_engine.INLINE = coordinator_store.INLINE = inline  # type: ignore[attr-defined]
+            coordinator_engine.INLINE = coordinator_store.INLINE = inline
 
 
 class _Silent:

@@ -180,7 +180,7 @@ def test_sums_of_everybody_fit_the_ring_whatever_the_cohort_of_training_is(
         federation.guaranteed(setup)
     scored = replace(moments, work="evaluate", fields=federation.evaluation.fields(federation.task, own=False))
     if sample:
-        assert course.signals(scored)[-1].among == replace(course.among, most=2, expected=2.0)  # type: ignore[type-var]
+        assert course.signals(scored)[-1].among == replace(course.among, most=2, expected=2.0)
     else:
         with pytest.raises(PipelineError, match="the sum of 12 parties"):
             course.signals(scored)

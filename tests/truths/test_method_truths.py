@@ -116,7 +116,7 @@ def test_fednova_removes_the_bias_of_unequal_local_steps(momentum: float, federa
         return float(federate(TASK, method, parties, rounds=60).parameters[-1])
 
     assert end(hs.FedAvg) == pytest.approx(sizes @ targets / sizes.sum(), abs=1e-3)
-    assert end(FedNova) == pytest.approx(targets.mean(), abs=1e-3)  # type: ignore[arg-type]
+    assert end(FedNova) == pytest.approx(targets.mean(), abs=1e-3)
     assert abs(sizes @ targets / sizes.sum() - targets.mean()) > 2
 
 

@@ -117,7 +117,7 @@ class OfScaffold(Twin):
         for p in cohort:
             mine = self.own.get(p, np.zeros(DIMENSIONS))
             shift = c - mine
-            end, steps = train(theta, self.parties[p], lambda g, _, shift=shift: g + shift)  # type: ignore[misc]
+            end, steps = train(theta, self.parties[p], lambda g, _, shift=shift: g + shift)
             self.own[p] = mine - c + (theta - end) / (steps * LR)
             self.total = self.total + self.weights[p] * (self.own[p] - mine)
             updates[p] = end - theta

@@ -332,7 +332,7 @@ def characters(symbols: int, hidden: int) -> Any:
     """An embedding of 8 and an LSTM, as McMahan et al. 2017 have it, with one layer."""
     from torch import nn
 
-    class Characters(nn.Module):  # type: ignore[misc]
+    class Characters(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.embed, self.out = nn.Embedding(symbols, 8), nn.Linear(hidden, symbols)

@@ -394,7 +394,7 @@ class Context:
 )
 async def test_a_connection_that_does_not_prove_who_it_is_is_refused(world, facts, reason):
     table = handlers(world.desk, world.authorise)
-    handler: Any = table.service(SimpleNamespace(method=rpcs.DESCRIBE.path))  # type: ignore[arg-type]
+    handler: Any = table.service(SimpleNamespace(method=rpcs.DESCRIBE.path))
     context = Context(facts)
     with pytest.raises(grpc.aio.AbortError):
         await handler.unary_unary(b"", context)
@@ -407,9 +407,7 @@ async def test_a_gate_that_fails_stays_shut(world):
     def broken(pem: bytes) -> Any:
         raise KeyError(pem)
 
-    handler: Any = handlers(world.desk, broken).service(
-        SimpleNamespace(method=rpcs.DESCRIBE.path)  # type: ignore[arg-type]
-    )
+    handler: Any = handlers(world.desk, broken).service(SimpleNamespace(method=rpcs.DESCRIBE.path))
     context = Context({"x509_pem_cert": [b"a"]})
     with pytest.raises(grpc.aio.AbortError):
         await handler.unary_unary(b"", context)
