@@ -16,7 +16,9 @@ FEDBUFF = hs.methods.FedBuff(local=hs.SGD(lr=0.1, batch_size=8), buffer=2, concu
 KINDS: dict[str, dict[str, Any]] = {"late": {"cohort": hs.All(goal=2, late=ROUNDS)}, "fedbuff": {"method": FEDBUFF}}
 
 
-@pytest.mark.parametrize("kind", ["late", pytest.param("fedbuff", marks=pytest.mark.skipif(not LONG, reason="HANSA_LONG is not set"))])
+@pytest.mark.parametrize(
+    "kind", ["late", pytest.param("fedbuff", marks=pytest.mark.skipif(not LONG, reason="HANSA_LONG is not set"))]
+)
 def test_a_process_that_stands_still_holds_up_nobody_and_counts_when_it_goes_on(kind: str, fleet: Fleet) -> None:
     fleet.found()
     fleet.join(rows := tables(3))
