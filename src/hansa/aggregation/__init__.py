@@ -1,52 +1,19 @@
 """Typed stages between a party's contribution and the method's total."""
 
-from hansa.aggregation.adaptive_clip import AdaptiveClip, adaptive_clip
-from hansa.aggregation.clip import Clip, NormBound, clip, norm_bound
+from hansa.aggregation.adaptive_clip import AdaptiveClip
+from hansa.aggregation.clip import Clip, NormBound, clip
 from hansa.aggregation.codec import Codec
-from hansa.aggregation.low_rank import LowRank, low_rank
-from hansa.aggregation.matrix import Banded, Tree, banded, tree
-from hansa.aggregation.noise import Gaussian, LocalGaussian, LocalLaplace, gaussian, local_gaussian, local_laplace
-from hansa.aggregation.quantization import QSGD, Quantize, qsgd, quantize
+from hansa.aggregation.low_rank import LowRank
+from hansa.aggregation.matrix import Banded, Tree
+from hansa.aggregation.noise import Gaussian, LocalGaussian, LocalLaplace
+from hansa.aggregation.quantization import QSGD, Quantize
 from hansa.aggregation.reduce import Reduction
-from hansa.aggregation.ring import (
-    Bucket,
-    DiscreteGaussian,
-    Grid,
-    SecureSum,
-    Skellam,
-    bucket,
-    discrete_gaussian,
-    grid,
-    secure_sum,
-    skellam,
-)
-from hansa.aggregation.robust import (
-    CenteredClip,
-    GeometricMedian,
-    Krum,
-    Median,
-    MultiKrum,
-    TrimmedMean,
-    centered_clip,
-    geometric_median,
-    krum,
-    median,
-    multi_krum,
-    trimmed_mean,
-)
-from hansa.aggregation.rotation import Rotate, rotate
+from hansa.aggregation.ring import Bucket, DiscreteGaussian, Grid, SecureSum, Skellam
+from hansa.aggregation.robust import CenteredClip, GeometricMedian, Krum, Median, MultiKrum, TrimmedMean
+from hansa.aggregation.rotation import Rotate
 from hansa.aggregation.signal import Signal
-from hansa.aggregation.sparsification import (
-    RandomK,
-    RandomMask,
-    Subsample,
-    TopK,
-    random_k,
-    random_mask,
-    subsample,
-    top_k,
-)
-from hansa.aggregation.stage import Aggregation, Reducer, Stage
+from hansa.aggregation.sparsification import RandomK, RandomMask, Subsample, TopK
+from hansa.aggregation.stage import Aggregation, Reducer, Stage, chain
 
 __all__ = [
     "QSGD", "AdaptiveClip", "Aggregation", "Banded", "Bucket", "CenteredClip", "Clip", "Codec", "DiscreteGaussian",
@@ -58,3 +25,13 @@ __all__ = [
     "multi_krum", "norm_bound", "qsgd", "quantize", "random_k", "random_mask", "rotate", "secure_sum",
     "skellam", "subsample", "top_k", "tree", "trimmed_mean",
 ]  # fmt: skip
+
+adaptive_clip, norm_bound, low_rank = chain(AdaptiveClip), chain(NormBound), chain(LowRank)
+banded, tree, rotate = chain(Banded), chain(Tree), chain(Rotate)
+gaussian, local_gaussian, local_laplace = chain(Gaussian), chain(LocalGaussian), chain(LocalLaplace)
+quantize, qsgd = chain(Quantize), chain(QSGD)
+grid, skellam, discrete_gaussian = chain(Grid), chain(Skellam), chain(DiscreteGaussian)
+bucket, secure_sum = chain(Bucket), chain(SecureSum)
+median, trimmed_mean, krum, multi_krum = chain(Median), chain(TrimmedMean), chain(Krum), chain(MultiKrum)
+geometric_median, centered_clip = chain(GeometricMedian), chain(CenteredClip)
+top_k, random_k, random_mask, subsample = chain(TopK), chain(RandomK), chain(RandomMask), chain(Subsample)

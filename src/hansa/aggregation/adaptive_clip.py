@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field as Limits
 
 from hansa.aggregation.signal import Signal, joint_norms
-from hansa.aggregation.stage import Context, Decoded, Encoded, Stage, chain
+from hansa.aggregation.stage import Context, Decoded, Encoded, Stage
 from hansa.contribution import Contributions, Field, Total, Values
 from hansa.errors import ConsentError, PipelineError
 
@@ -75,6 +75,3 @@ class AdaptiveClip(Stage):
         values |= {name: values[name] * clip for name in context.signal.vectors}
         after = np.clip(math.log(clip) + self.lr * (self.quantile - fraction), *_LOGS)
         return replace(total, values=Values(values)), Values({"norm": np.exp(after)})
-
-
-adaptive_clip = chain(AdaptiveClip)

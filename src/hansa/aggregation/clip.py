@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field as Limits
 
 from hansa.aggregation.signal import Signal, joint_norms
-from hansa.aggregation.stage import STAGES, Aggregation, Context, Encoded, Stage, chain
+from hansa.aggregation.stage import STAGES, Aggregation, Context, Encoded, Stage
 from hansa.contribution import Contributions, Values
 
 
@@ -71,6 +71,3 @@ def _scaled(stack: Contributions, names: Sequence[str], norm: float) -> Contribu
 def clip(norm: float) -> Aggregation:
     """A chain of one stage: `Clip`."""
     return Aggregation(stages=(Clip(norm=norm),))
-
-
-norm_bound = chain(NormBound)

@@ -11,7 +11,6 @@ from pydantic import Field as Limits
 from hansa import keyed
 from hansa.aggregation.codec import Codec, Draw, carrier
 from hansa.aggregation.signal import Signal
-from hansa.aggregation.stage import chain
 from hansa.contribution import Array, Field
 
 
@@ -61,6 +60,3 @@ def _shape(count: int) -> tuple[int, int]:
     """The rows and columns that so many entries are laid out in."""
     rows = math.isqrt(count - 1) + 1 if count else 1
     return rows, -(-count // rows)
-
-
-low_rank = chain(LowRank)

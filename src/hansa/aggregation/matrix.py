@@ -17,7 +17,7 @@ from pydantic import Field as Limits
 
 from hansa.aggregation.noise import Gaussian
 from hansa.aggregation.signal import Schedule, Signal
-from hansa.aggregation.stage import Context, Reduced, chain
+from hansa.aggregation.stage import Context, Reduced
 from hansa.contribution import Array, Values
 from hansa.errors import RunError
 from hansa.privacy import events, noise
@@ -123,7 +123,3 @@ def _in_trees(schedule: Schedule, restart: int) -> float:
         before = np.append(0, np.cumsum(rounds % schedule.period == first))
         worst = max(worst, int(np.square(before[1:] - before[rounds + 1 - (t & -t)]).sum()))
     return math.sqrt(worst)
-
-
-banded = chain(Banded)
-tree = chain(Tree)

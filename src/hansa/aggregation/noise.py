@@ -15,7 +15,7 @@ from pydantic import Field as Limits
 
 from hansa import keyed
 from hansa.aggregation.signal import Noised, Signal
-from hansa.aggregation.stage import Context, Decoded, Encoded, Reduced, Stage, chain
+from hansa.aggregation.stage import Context, Decoded, Encoded, Reduced, Stage
 from hansa.contribution import Algebra, Array, Contributions, Total, Values
 from hansa.errors import PipelineError
 from hansa.privacy import events, noise
@@ -185,8 +185,3 @@ def chance(context: Context, kind: str, party: str, values: Mapping[str, Array])
         digest.update(name.encode() + b"\0" + np.ascontiguousarray(values[name]).tobytes())
     purpose = (kind, context.version, party, digest.hexdigest())
     return noise.Stream(noise.derived(context.secret, *purpose))
-
-
-gaussian = chain(Gaussian)
-local_gaussian = chain(LocalGaussian)
-local_laplace = chain(LocalLaplace)

@@ -11,7 +11,6 @@ from pydantic import Field as Limits
 
 from hansa.aggregation.codec import Codec, Draw, pack_bits, part, unpack_bits
 from hansa.aggregation.signal import Signal
-from hansa.aggregation.stage import chain
 from hansa.contribution import Array, Field
 
 _RUN = 256  # neighbouring entries that share a party's own dither
@@ -144,7 +143,3 @@ def dithered(draw: Draw, count: int, zero: float, dtype: type[np.floating]) -> A
 def _top(bits: int) -> float:
     """Steps from zero to the highest level."""
     return 2.0 ** (bits - 1) - 1 if bits > 1 else 0.5
-
-
-quantize = chain(Quantize)
-qsgd = chain(QSGD)

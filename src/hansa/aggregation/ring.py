@@ -13,7 +13,7 @@ from pydantic import Field as Limits
 
 from hansa.aggregation.noise import chance, groups
 from hansa.aggregation.signal import Buckets, Noised, Signal
-from hansa.aggregation.stage import Context, Decoded, Encoded, Stage, chain
+from hansa.aggregation.stage import Context, Decoded, Encoded, Stage
 from hansa.contribution import Algebra, Array, Ask, Contributions, Field, Total, Values
 from hansa.errors import PipelineError
 from hansa.privacy import events, mechanisms, noise
@@ -291,10 +291,3 @@ def _signed(summed: Array) -> Array:
 def _integer(field: Field, most: int, dtype: Any) -> Field:
     low = 0.0 if dtype == "uint32" else -float(most)
     return replace(field, dtype=dtype, algebra=Algebra.SUM, low=low, high=float(most))
-
-
-grid = chain(Grid)
-skellam = chain(Skellam)
-discrete_gaussian = chain(DiscreteGaussian)
-bucket = chain(Bucket)
-secure_sum = chain(SecureSum)

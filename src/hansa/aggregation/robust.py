@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field as Limits
 
 from hansa.aggregation.signal import Signal
-from hansa.aggregation.stage import Context, Reduced, Reducer, chain
+from hansa.aggregation.stage import Context, Reduced, Reducer
 from hansa.contribution import Array, Values
 from hansa.errors import PipelineError, RunError
 
@@ -251,11 +251,3 @@ def trimmed(x: Array, cut: int) -> Array:
 def _blocks(x: Array) -> Iterator[slice]:
     for at in range(0, x.shape[1], _COLUMNS):
         yield slice(at, at + _COLUMNS)
-
-
-median = chain(Median)
-trimmed_mean = chain(TrimmedMean)
-krum = chain(Krum)
-multi_krum = chain(MultiKrum)
-geometric_median = chain(GeometricMedian)
-centered_clip = chain(CenteredClip)

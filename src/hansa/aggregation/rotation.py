@@ -10,7 +10,7 @@ import numpy as np
 
 from hansa.aggregation.codec import Draw, blocks
 from hansa.aggregation.signal import Signal
-from hansa.aggregation.stage import Context, Decoded, Encoded, Stage, chain
+from hansa.aggregation.stage import Context, Decoded, Encoded, Stage
 from hansa.contribution import Array, Contributions, Total, Values
 
 
@@ -108,6 +108,3 @@ def _small(base: int, dtype: str) -> Array:
     while len(h) < base:
         h = np.block([[h, h], [h, -h]])
     return (h / math.sqrt(base)).astype(dtype)
-
-
-rotate = chain(Rotate)

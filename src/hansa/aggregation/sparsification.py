@@ -11,7 +11,6 @@ from pydantic import Field as Limits
 
 from hansa.aggregation.codec import Codec, Draw, carrier, part
 from hansa.aggregation.signal import Signal
-from hansa.aggregation.stage import chain
 from hansa.contribution import Array, Dtype, Field
 from hansa.errors import PipelineError
 
@@ -124,9 +123,3 @@ class Subsample(RandomK):
 
     def _scale(self, field: Field) -> float:
         return field.size / self._kept(field)
-
-
-top_k = chain(TopK)
-random_k = chain(RandomK)
-random_mask = chain(RandomMask)
-subsample = chain(Subsample)
