@@ -111,7 +111,7 @@ class Crowd:
             reply = await own.receive()
             if reply is not None and reply.WhichOneof("body") == "resume":
                 for chunk in chunks.split(body, reply.resume.offset):
-                    if not await own.send(chunks.uploaded(chunk)):
+                    if not await own.send(chunk):
                         break
                 reply = await own.receive()
             return reply

@@ -123,7 +123,7 @@ def _upload(data: bytes) -> None:
 def _chunks(data: bytes) -> None:
     with contextlib.suppress(DecodeError):
         receiver = chunks.Receiver(100, chunks.digest(bytes(100)))
-        receiver.accept(m.Chunk.FromString(data))
+        receiver.accept(data)
         receiver.finish()
 
 
@@ -475,7 +475,7 @@ def _seeds_of_wire() -> dict[str, list[bytes]]:
         "ask": [m.Notice(work=[work]).SerializeToString()],
         "hello": [m.Hello(protocol=1, offers=[offer], pending=[m.Pending(run="r")]).SerializeToString()],
         "upload": [m.UploadPart(head=head).SerializeToString()],
-        "chunks": [m.Chunk(offset=0, data=bytes(100)).SerializeToString()],
+        "chunks": [bytes(100)],
     }
 
 

@@ -221,16 +221,6 @@ class FetchRequest(Message):
         offset: int = ...,
     ) -> None: ...
 
-class Chunk(Message):
-    offset: int
-    data: bytes
-    def __init__(
-        self,
-        *,
-        offset: int = ...,
-        data: bytes = ...,
-    ) -> None: ...
-
 class Head(Message):
     run: str
     version: int
@@ -269,21 +259,19 @@ class Failure(Message):
 
 class UploadPart(Message):
     head: Head
-    chunk: Chunk
     failure: Failure
     step: Step
     def __init__(
         self,
         *,
         head: Head | None = ...,
-        chunk: Chunk | None = ...,
         failure: Failure | None = ...,
         step: Step | None = ...,
     ) -> None: ...
     def WhichOneof(  # noqa: N802 (protobuf"s name)
         self,
         oneof_group: Literal["body"],
-    ) -> Literal["head", "chunk", "failure", "step"] | None: ...
+    ) -> Literal["head", "failure", "step"] | None: ...
 
 class Resume(Message):
     offset: int

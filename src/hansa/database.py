@@ -162,7 +162,7 @@ class Database:
         """Seal everything anew, under the first key of the vault; what was there leaves nothing behind."""
         self.apply([Put(name, row) for name in self._binary for row in self.rows(name)], erase=True)
 
-    def _seal(self, body: bytes, *place: str | int) -> bytes:
+    def _seal(self, body: Buffer, *place: str | int) -> bytes:
         return b"".join(self.vault.seal(body, *place))
 
     def _opened(self, sealed: bytes, *place: str | int) -> Buffer:

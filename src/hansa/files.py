@@ -3,8 +3,10 @@
 import mmap
 import os
 import secrets
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,19 +30,63 @@ def mapped(path: Path) -> memoryview:
         return memoryview(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def laid(folder: Path, pieces: Iterable[Any]) -> memoryview:
-    """Some bytes, in a file without a name that is gone with them: in memory is what is looked at."""
-    folder.mkdir(0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.writelines(pieces)
-        file.flush()
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
 def unload(body: object) -> None:
     """Let what was read of a file that is `mapped` go from memory, where the system can be told."""
     if isinstance(body, memoryview) and isinstance(body.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         body.obj.madvise(mmap.MADV_DONTNEED)
+
+
+class Spares:
+    """Files that nobody needs any more, to be written over: where large ones come and go, new room for each costs more
+    than its bytes do. Whoever still maps one sees that."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._files, self._idle = folder, dict[int, list[Path]](), list[int]()
+
+    def give(self, paths: Sequence[Path] = ()) -> None:
+        """Keep these, and no longer what was there."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        while len(self._idle) > (_NAMELESS if paths else 0):
+            os.close(self._idle.pop())
+        files = dict[int, list[Path]]()
+        for path in paths:
+            with suppress(OSError):
+                self._folder.mkdir(0o700, parents=True, exist_ok=True)
+                found = (kept := path.replace(self._folder / path.name)).stat()
+                if found.st_nlink == 1:  # else it is in a backup that is being made
+                    files.setdefault(found.st_size, []).append(kept)
+        self._files = files
+
+    def take(self, size: int, path: Path) -> bool:
+        """Let one of this size be the file ``path``; whether there was one."""
+        with suppress(LookupError, OSError):
+            path.parent.mkdir(0o700, parents=True, exist_ok=True)
+            return bool(self._files[size].pop().replace(path))
+        return False
+
+    def laid(self, pieces: Iterable[Any]) -> memoryview:
+        """Some bytes, in a file without a name: in memory is what is looked at. Then the file is a spare."""
+        (folder := self._folder.parent).mkdir(0o700, parents=True, exist_ok=True)
+        handle = self._idle.pop() if self._idle else _nameless(folder)
+        try:
+            with os.fdopen(handle, "r+b", closefd=False) as file:
+                file.seek(0)
+                file.writelines(pieces)
+                file.truncate()
+            whole = mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
+        except BaseException:
+            os.close(handle)
+            raise
+        weakref.finalize(whole, self._idle.append, handle)
+        return memoryview(whole)
+
+
+_NAMELESS = 2  # spare files without a name that are kept
+
+
+def _nameless(folder: Path) -> int:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.dup(file.fileno())
 
 
 def set_aside(path: Path) -> Path:
@@ -59,13 +105,15 @@ def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
 
 
 @contextmanager
-def writing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
-    """A file to write into, which takes its place as `write_whole` says, at the end."""
+def writing(path: Path, *, private: bool = False, spares: Spares | None = None, size: int = 0) -> Iterator[BinaryIO]:
+    """A file to write into, which takes its place as `write_whole` says, at the end. It may be one of the ``spares``,
+    where all of its ``size`` is to be written."""
     path.parent.mkdir(0o700 if private else 0o777, parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     # Made with its mode: a chmod afterwards would leave a moment in which others can open it.
     mode = 0o600 if private else 0o666
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+    fresh = 0 if spares and spares.take(size, part) else os.O_CREAT | os.O_EXCL
+    handle = os.open(part, os.O_WRONLY | fresh | getattr(os, "O_BINARY", 0), mode)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file

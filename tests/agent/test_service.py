@@ -93,9 +93,9 @@ class Cut:
     def __init__(self, body: bytes) -> None:
         self.body, self.offsets = body, list[int]()
 
-    async def stream(self, rpc: Any, request: m.FetchRequest) -> AsyncIterator[m.Chunk]:
+    async def stream(self, rpc: Any, request: m.FetchRequest) -> AsyncIterator[bytes]:
         self.offsets.append(request.offset)
-        for number, chunk in enumerate(map(m.Chunk.FromString, chunks.split(self.body, request.offset))):
+        for number, chunk in enumerate(chunks.split(self.body, request.offset)):
             if number:
                 raise UnreachableError("the link broke")
             yield chunk

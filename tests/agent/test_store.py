@@ -70,9 +70,39 @@ def test_nobody_else_may_read_a_folder_or_a_file_of_it(tmp_path: Path) -> None:
         os.umask(umask)
 
 
+def test_a_large_answer_is_in_its_file_before_its_row_and_over_the_one_before_the_last(tmp_path: Path) -> None:
+    store, bodies, inodes = AgentStore(tmp_path), [bytes([n]) * LARGE for n in range(5)], list[int]()
+    for version, body in enumerate(bodies):
+        kept = store.keep([body[:9], body[9:]])
+        assert kept == body
+        assert store.digest(kept) == blake3(body).digest()
+        dropped = [Drop("answer", {"run": "run", "version": version - 1})] if version else []
+        held = {"run": "run", "version": version, "attempt": 1, "round": 1, "weight": 1.0, "body": kept, "memory": b""}
+        store.apply([*dropped, Put("answer", held)])
+        assert [row["body"] for row in store.rows("answer")] == [body]
+        (file,) = (path for path in (tmp_path / "large").iterdir() if path.is_file())
+        assert file.name == blake3(body).hexdigest()
+        inodes.append(file.stat().st_ino)
+    assert inodes[2:] == inodes[:3]
+    assert store.keep([b"small", b" one"]) == b"small one"
+    store.apply([Drop("answer", {"run": "run", "version": 4})])
+    assert not [path for path in (tmp_path / "large").rglob("*") if path.is_file()]
+    store.close()
+
+
+def test_what_was_kept_and_not_asked_for_is_written_over(tmp_path: Path) -> None:
+    store, rest = AgentStore(tmp_path), {"attempt": 1, "round": 1, "weight": 1.0, "memory": b""}
+    first = store.keep([bytes(LARGE)])
+    second = store.keep([bytes([1]) * LARGE])
+    store.apply([Put("answer", {"run": "run", "version": 1, **rest, "body": first})])
+    store.apply([Put("answer", {"run": "run", "version": 2, **rest, "body": second})])
+    assert [row["body"] for row in store.rows("answer", "version")] == [bytes(LARGE), bytes([1]) * LARGE]
+    store.close()
+
+
 def test_a_large_answer_lies_in_a_file_that_its_row_names_and_that_goes_with_it(tmp_path: Path) -> None:
     def files() -> list[bytes]:
-        return [path.read_bytes() for path in (tmp_path / "large").glob("*")]
+        return [path.read_bytes() for path in (tmp_path / "large").glob("*") if path.is_file()]
 
     store, large, other = AgentStore(tmp_path), bytes(LARGE), bytes([7]) * LARGE
     rest = {"attempt": 1, "round": 1, "weight": 1.0}

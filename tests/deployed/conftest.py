@@ -116,7 +116,7 @@ class Puppet:
     async def work(self) -> m.Work:
         return await asyncio.wait_for(self.works.get(), 20)
 
-    async def upload(self, *parts: m.UploadPart) -> m.UploadReply | None:
+    async def upload(self, *parts: m.UploadPart | bytes) -> m.UploadReply | None:
         """Send everything, and hear the last reply."""
         last = None
         async with self.client.bidi(UPLOAD) as call:

@@ -260,9 +260,9 @@ async def test_a_large_answer_is_hidden_on_the_disk_while_it_arrives(
             passed.append(receiver._path.read_bytes())
         return finish(receiver)
 
-    def heard(receiver: chunks.Receiver, chunk: Any) -> None:
+    def heard(receiver: chunks.Receiver, chunk: bytes) -> None:
         if receiver._path:
-            arrived.append(chunk.data)
+            arrived.append(chunk)
         accept(receiver, chunk)
 
     monkeypatch.setattr(chunks.Receiver, "finish", spy)

@@ -46,12 +46,11 @@ def one(update: object = UPDATE, **others: object) -> bytes:
     return tensors.write({k: np.asarray(v) for k, v in arrays.items() if v is not None})
 
 
-def chunked(work: m.Work, body: bytes, *pieces: tuple[int, bytes]) -> list[m.UploadPart]:
-    parts = [m.UploadPart(head=head(work, body, data=b""))]
-    return parts + [m.UploadPart(chunk=m.Chunk(offset=at, data=data)) for at, data in pieces]
+def chunked(work: m.Work, body: bytes, *pieces: bytes) -> list[m.UploadPart | bytes]:
+    return [m.UploadPart(head=head(work, body, data=b"")), *pieces]
 
 
-Craft = Callable[[m.Work], list[m.UploadPart]]
+Craft = Callable[[m.Work], list[m.UploadPart | bytes]]
 
 
 def whole(body: bytes, **changes: Any) -> Craft:
@@ -76,11 +75,11 @@ BAD: Mapping[str, tuple[Craft, str]] = {
     "another digest": (whole(one(), digest=b"0" * 32), "its digest differs"),
     "too large": (whole(b"", size=10_000_000_000), "10000000000 bytes where at most"),
     "more than the head says": (whole(one(), size=10), ""),
-    "a gap": (lambda w: chunked(w, one(), (0, b"ab"), (7, b"c")), "a chunk begins at 7, not at 2"),
-    "an overlap": (lambda w: chunked(w, one(), (0, b"ab"), (1, b"c")), "begins at 1, not at 2"),
-    "more chunks than declared": (lambda w: chunked(w, one(), (0, one() + b"more")), "more arrives than"),
-    "chunks of another body": (lambda w: chunked(w, one(), (0, one(-UPDATE))), "digest differs"),
-    "an empty chunk": (lambda w: chunked(w, one(), (0, b"")), "a chunk of 0 bytes is none"),
+    "a gap": (lambda w: chunked(w, one(), one()[:2], one()[7:], bytes(5)), "digest differs"),
+    "a chunk twice": (lambda w: chunked(w, one(), one()[:8], one()[:8], one()[8:]), "more arrives than"),
+    "more chunks than declared": (lambda w: chunked(w, one(), one() + b"more"), "more arrives than"),
+    "chunks of another body": (lambda w: chunked(w, one(), one(-UPDATE)), "digest differs"),
+    "an empty chunk": (lambda w: chunked(w, one(), b""), "a chunk of 0 bytes is none"),
 }
 
 
@@ -223,7 +222,7 @@ async def test_an_upload_that_is_none_ends_its_call_only(
     await town.settle(harvests)
     async with puppet(town, MALLORY, harvests["bremen"]) as party:
         with pytest.raises(ContributionError, match="begins with a head or a failure"):
-            await party.upload(m.UploadPart(chunk=m.Chunk(offset=0, data=b"x")))
+            await party.upload(m.UploadPart())
         federation = study(
             rounds=1,
             cohort=hs.All(deadline=2),
@@ -243,12 +242,12 @@ async def test_a_broken_off_upload_goes_on_where_it_broke(
         work = await party.work()
         body = one()
         with pytest.raises(UnreachableError, match="it may be resumed"):
-            await party.upload(*chunked(work, body, (0, body[:40])))
+            await party.upload(*chunked(work, body, body[:40]))
         async with party.client.bidi(UPLOAD) as call:
             await call.send(chunked(work, body)[0])
             reply = await call.receive()
             assert reply.resume.offset == 40
-            await call.send(m.UploadPart(chunk=m.Chunk(offset=40, data=body[40:])))
+            await call.send(body[40:])
             reply = await call.receive()
             assert reply.receipt.accepted
         ended = await town.watch(run)

@@ -101,7 +101,7 @@ def begun(work: m.Work, body: bytes) -> list[m.UploadPart]:
     head = m.Head(
         run=work.run, version=work.version, attempt=work.attempt, weight=3.0, size=len(body), digest=chunks.digest(body)
     )
-    return [m.UploadPart(head=head), m.UploadPart(chunk=m.Chunk(offset=0, data=body[:40]))]
+    return [m.UploadPart(head=head), body[:40]]
 
 
 BODY = tensors.write({"update": np.array([0.1, 0.2, 0.3])})
@@ -142,7 +142,7 @@ async def test_an_upload_whose_folder_is_gone_is_sent_again_and_costs_nobody_the
         run = await town.submit(federation)
         work = await party.work()
         first, part = begun(work, BODY)
-        rest = m.UploadPart(chunk=m.Chunk(offset=40, data=BODY[40:]))
+        rest = BODY[40:]
         async with party.client.bidi(UPLOAD) as call:
             await call.send(first)
             await call.receive()
@@ -169,7 +169,7 @@ async def test_large_uploads_take_turns_which_a_stalled_one_loses_and_small_ones
     async with puppet(town, MALLORY, harvests["bremen"]) as slow, puppet(town, "eve", harvests["bremen"]) as other:
         run = await town.submit(federation)
         first, part = begun(await slow.work(), BODY)
-        rest = m.UploadPart(chunk=m.Chunk(offset=40, data=BODY[40:]))
+        rest = BODY[40:]
         async with slow.client.bidi(UPLOAD) as stalled, other.client.bidi(UPLOAD) as waiting:
             await stalled.send(first)
             assert (await stalled.receive()).resume.offset == 0
@@ -207,7 +207,7 @@ async def test_a_party_that_sends_many_large_answers_at_once_has_one_of_them_on_
             (first,) = (i for i in waiting if replies[i].done())
             assert len(town.running.inbox.open) == 1
             assert len([*town.running.driver.store._blobs.rglob("*.part")]) == 1
-            for part in (begun(works[first], BODY)[1], m.UploadPart(chunk=m.Chunk(offset=40, data=BODY[40:]))):
+            for part in (begun(works[first], BODY)[1], BODY[40:]):
                 await calls[first].send(part)
             assert (await calls[first].receive()).receipt.accepted
             waiting.remove(first)
@@ -223,7 +223,7 @@ async def test_an_upload_for_which_the_disk_has_no_room_is_told_to_come_back_lat
     async with puppet(town, MALLORY, harvests["bremen"]) as party:
         run = await town.submit(federation)
         first, part = begun(await party.work(), BODY)
-        rest = m.UploadPart(chunk=m.Chunk(offset=40, data=BODY[40:]))
+        rest = BODY[40:]
         full = shutil.disk_usage(".")._replace(free=RESERVE + len(BODY) - 1)
         with monkeypatch.context() as patched:
             patched.setattr("hansa.coordinator.inbox.shutil.disk_usage", lambda path: full)

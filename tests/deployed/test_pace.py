@@ -85,13 +85,13 @@ async def test_who_is_never_among_the_first_works_on_the_newest_round_only(
     assert not [event for event in ended.events if event.kind == "refused"]
 
 
-def parts(work: m.Work, size: int) -> tuple[m.UploadPart, list[m.UploadPart]]:
+def parts(work: m.Work, size: int) -> tuple[m.UploadPart, list[bytes]]:
     """An upload in pieces."""
     body = tensors.write({"update": np.array([0.1, 0.2, 0.3])})
     where = {"run": work.run, "version": work.version, "attempt": work.attempt}
     head = m.Head(**where, weight=3.0, size=len(body), digest=chunks.digest(body))
     cuts = range(0, len(body), size)
-    return m.UploadPart(head=head), [m.UploadPart(chunk=m.Chunk(offset=at, data=body[at : at + size])) for at in cuts]
+    return m.UploadPart(head=head), [body[at : at + size] for at in cuts]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import hansa as hs
 from hansa import files, methods
 from hansa.aggregation import clip
 from hansa.coordinator import engine, store
+from hansa.wire import chunks
 
 TASKS = {
     "linear": hs.LinearRegression(target="y", features=("a", "b"), l2=0.01),
@@ -81,13 +82,17 @@ def test_models_and_sums_that_a_coordinator_holds_in_files_have_the_same_bits(
 ) -> None:
     sizes = list[int]()
 
-    def laid(*given: Any) -> memoryview:
-        body = files.laid(*given)
+    laid = files.Spares.laid
+
+    def spy(*given: Any) -> memoryview:
+        body = laid(*given)
         sizes.append(len(body))
         return body
 
-    monkeypatch.setattr(store, "laid", laid)
-    for large in (store, engine):
+    monkeypatch.setattr(files.Spares, "laid", spy)
+    took, take = list[bool](), files.Spares.take
+    monkeypatch.setattr(files.Spares, "take", lambda *given: took.append(take(*given)) or took[-1])
+    for large in (store, engine, chunks):
         monkeypatch.setattr(large, "INLINE", 64)
     federation = study(method=WITH_MEMORY[method], evaluation=hs.Evaluate(every=0), rounds=3)
     there, here = deployed(harvests).run(federation), federation.run(hs.Local(harvests))
@@ -95,6 +100,7 @@ def test_models_and_sums_that_a_coordinator_holds_in_files_have_the_same_bits(
     assert here.progress is not None
     assert there.progress.pack() == here.progress.pack()
     assert len(sizes) >= 6, "an ask and a sum of each round"
+    assert took.count(True) >= 3, "answers of a round are written over those of the one before"
 
 
 async def test_a_federation_runs_inside_a_running_event_loop(

@@ -19,6 +19,7 @@ from hansa import database
 from hansa.agent import store as agent
 from hansa.agent.store import AgentStore
 from hansa.coordinator import store as coordinator
+from hansa.coordinator.epochs import Fenced
 from hansa.coordinator.store import CoordinatorStore
 from hansa.database import Drop, Put
 from hansa.errors import StoreError
@@ -103,6 +104,7 @@ class Simulated:
 
     def apply(self, changes: Iterable[Change], *, erase: bool = False) -> None:
         changes, since = list(changes), self.disk.written
+        self._fence(None)
         try:
             for change in changes:
                 self.disk.write(change)
@@ -111,6 +113,9 @@ class Simulated:
             raise
         self._written += changes
         self.sync()
+
+    def _fence(self, connection: None) -> None:
+        pass
 
     def sync(self) -> None:
         self.disk.sync()
@@ -161,13 +166,39 @@ class SimulatedAgentStore(Simulated):
 
 
 class SimulatedCoordinatorStore(Simulated):
-    """`CoordinatorStore` in memory; files are there from the moment they were renamed into their place."""
+    """`CoordinatorStore` in memory; files are there from the moment they were renamed into their place.
+
+    Epochs are taken, and held to, by the rule of production. As on a file, who asks for the next one gets it: who may
+    ask is the simulator's matter.
+    """
 
     run, vault, maps = CoordinatorStore.run, None, True
+    take, peers, _fence, _over = Fenced.take, Fenced.peers, Fenced._fence, Fenced._over
+    epoch, _sole, _head = Fenced.epoch, True, None
 
     @staticmethod
     def disk() -> Disk:
         return Disk(coordinator.metadata)
+
+    def _transaction(self, work: Callable[[None], Any], *_: str) -> Any:
+        return work(None)
+
+    def _migrate(self) -> None:
+        """Its tables are there."""
+
+    def _next(self, connection: None, row: dict[str, str]) -> int:
+        newest = max((abs(kept["number"] or 0) for kept in self.disk.tables["epoch"].values()), default=0)
+        self._swap(connection, newest, -newest)
+        self.disk.write(Put("epoch", {**row, "number": newest + 1}))
+        self.sync()
+        return newest + 1
+
+    def _swap(self, connection: None, number: int, becomes: int) -> None:
+        there = [kept for kept in self.disk.tables["epoch"].values() if kept["number"] == number] if number else []
+        if number and not there:
+            raise self._over()
+        for kept in there:
+            kept["number"] = becomes
 
     def counted(self) -> list[tuple[str, str, int]]:
         applied: dict[str, int] = {}
@@ -201,7 +232,7 @@ class SimulatedCoordinatorStore(Simulated):
     def laid(self, pieces: Iterable[bytes]) -> bytes:
         return b"".join(pieces)
 
-    def sweep(self, run: str, version: int) -> None:
+    def sweep(self, run: str, version: int, last: bool = True) -> None:
         for key in [key for key in self.disk.files if key[:2] == (run, version)]:
             del self.disk.files[key]
 

@@ -18,7 +18,8 @@ from hansa.errors import ContributionError, TrustError
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel, serve
 from hansa.wire.client import Client
-from hansa.wire.service import handlers
+from hansa.wire.rpcs import UPLOAD
+from hansa.wire.service import decoded, handlers
 
 SEED = bytes(range(16))
 
@@ -58,23 +59,25 @@ class Desk:
         finally:
             self.ended.set()
 
-    async def fetch(self, request: m.FetchRequest, peer: pki.Identity) -> AsyncIterator[m.Chunk]:
+    async def fetch(self, request: m.FetchRequest, peer: pki.Identity) -> AsyncIterator[bytes]:
         for number in range(3):
-            yield m.Chunk(offset=number, data=bytes([number]))
+            yield bytes([number])
         self.note("fetch", peer)
 
-    async def upload(self, parts: AsyncIterator[m.UploadPart], peer: pki.Identity) -> AsyncIterator[m.UploadReply]:
+    async def upload(self, parts: AsyncIterator[bytes], peer: pki.Identity) -> AsyncIterator[m.UploadReply]:
         self.note("upload", peer)
         arrived = b""
-        async for part in parts:
+        async for raw in parts:
+            if len(raw) == 1:
+                arrived += raw
+                continue
+            part = decoded(UPLOAD, raw)
             if part.WhichOneof("body") == "head":
                 yield m.UploadReply(resume=m.Resume(offset=part.head.size))
-            elif part.WhichOneof("body") == "failure":
+            else:
                 if part.failure.reason == "raise":
                     raise ContributionError("no", party=peer.name, round=3, field="w")
                 break
-            else:
-                arrived += part.chunk.data
         yield m.UploadReply(receipt=m.Receipt(accepted=True, reason=arrived.decode()))
 
 

@@ -1,7 +1,7 @@
 """Where the agent works: studies that were described, tables that were read, parties at work."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from hansa.methods.base import Setup, UpdateMethod
 from hansa.party import Party
 from hansa.run import now
 from hansa.wire import tensors
+from hansa.wire.tensors import Buffer
 
 STUDIES, PARTIES = 256, 8
 """Studies that are remembered, and those whose encoded tables stay in memory; an agent takes part in few at a time."""
@@ -48,10 +49,16 @@ class Desk:
     """Answers asks to the party of a name, from what its owner offers; no network, no store."""
 
     def __init__(
-        self, party: str, offers: Sequence[Offer], secret: bytes = b"", ledger: Ledger | None = None, honest: int = 1
+        self,
+        party: str,
+        offers: Sequence[Offer],
+        secret: bytes = b"",
+        ledger: Ledger | None = None,
+        honest: int = 1,
+        keep: Callable[[list[Buffer]], Buffer] = b"".join,
     ) -> None:
         self._name, self._offers, self._secret, self._honest = party, tuple(offers), secret, honest
-        self._ledger = ledger or Ledger()
+        self._ledger, self._keep = ledger or Ledger(), keep
         self._studies: dict[str, Study] = {}
         self._parties: dict[str, tuple[Study, Party]] = {}
 
@@ -106,7 +113,7 @@ class Desk:
             kept = tensors.write(Values({**remembered, **answer.memory})) if answer.memory else b""
             values = answer.contribution.values
             if not signal.hidden or rules is None:
-                return Worked(asked, answer.contribution.weight, tensors.write(values), kept, charge)
+                return Worked(asked, answer.contribution.weight, self._keep(tensors.pieces(values)), kept, charge)
             fresh = any(noised.where != "coordinator" for noised in signal.noise)
             vector = Sitting(sitting(asked.ask, signal), rules, fresh, joined(values, signal.fields))
             return Worked(asked, 1.0, b"", kept, charge, vector)

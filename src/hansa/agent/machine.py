@@ -18,6 +18,7 @@ from hansa.database import Drop, Put
 from hansa.errors import ConsentError, HansaError
 from hansa.secure.terms import Phase, Rules, Step, Work, numbered
 from hansa.wire import tensors
+from hansa.wire.tensors import Buffer
 
 Key = tuple[str, int]
 
@@ -58,7 +59,7 @@ class Worked:
 
     asked: Asked
     weight: float
-    body: bytes
+    body: Buffer
     memory: bytes
     charge: Mapping[str, Any] = field(default_factory=dict)
     sitting: Sitting | None = None
@@ -103,7 +104,7 @@ class Held:
     attempt: int
     round: int
     weight: float
-    body: bytes
+    body: Buffer
     memory: bytes
 
 

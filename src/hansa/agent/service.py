@@ -35,6 +35,7 @@ from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
 from hansa.wire.client import Client, Conversation
 from hansa.wire.rpcs import ATTEND, DESCRIBE, FETCH, PENDING, PROTOCOL, RENEW, UPLOAD
+from hansa.wire.tensors import Buffer
 
 LOG = structlog.get_logger("hansa.agent")
 
@@ -64,7 +65,7 @@ class Agent:
         memories.sort(key=lambda row: last.get(row["run"], -1))
         self._machine = Machine(held, memories, latest, seats)
         key = kept_key(home.folder / "noise.key")
-        self._desk = Desk(home.party, offers, key, self._ledger, self._store.honest())
+        self._desk = Desk(home.party, offers, key, self._ledger, self._store.honest(), self._store.keep)
         self._left = Left(home.folder / "left.jsonl")
         self._worker, self._bench = ThreadPoolExecutor(1, "work"), asyncio.Lock()
         self._pause, self._waiting, self._tried = FIRST_PAUSE, False, 0
@@ -286,11 +287,11 @@ class Agent:
 
     async def _send(self, held: Held) -> None:
         where: dict[str, Any] = {"run": held.run, "version": held.version}
-        size, digest = len(held.body), chunks.digest(held.body)
+        size, digest = len(held.body), self._store.digest(held.body)
         head = m.Head(**where, attempt=held.attempt, weight=held.weight, size=size, digest=digest)
         small, part = len(held.body) <= chunks.INLINE, m.UploadPart(head=head)
         if small:
-            part.head.data = held.body
+            part.head.data = bytes(held.body)
         values = tensors.read(held.body)
         shapes = {name: list(value.shape) for name, value in values.items()}
         first = {name: value.reshape(-1)[:4].tolist() for name, value in values.items()}
@@ -326,14 +327,14 @@ class Agent:
             raise UnreachableError("the coordinator ended the conversation")
         return reply
 
-    async def _upload_large(self, head: m.UploadPart, body: bytes) -> m.UploadReply | None:
+    async def _upload_large(self, head: m.UploadPart, body: Buffer) -> m.UploadReply | None:
         """Send the rest in chunks, from where an earlier attempt broke off."""
         async with self._calls.bidi(UPLOAD) as upload:
             await upload.send(head)
             reply = await upload.receive()
             if reply is not None and reply.WhichOneof("body") == "resume":
                 for chunk in chunks.split(body, reply.resume.offset):
-                    if not await upload.send(chunks.uploaded(chunk)):
+                    if not await upload.send(chunk):
                         break
                 reply = await upload.receive()
         return reply

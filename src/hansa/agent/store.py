@@ -10,8 +10,10 @@ from hansa.agent.ledger import RESTORED, Budget, Ledger
 from hansa.crypto.vault import Buffer, Vault
 from hansa.database import Database, Drop, Put, columns
 from hansa.errors import StoreError
+from hansa.files import Spares, mapped, sync_folder, writing
 from hansa.privacy.events import EVENTS, Exact
 from hansa.secure.terms import Rules
+from hansa.wire import chunks
 
 HEAD = "0003"
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -28,6 +30,7 @@ sa.Table("seat", metadata, *columns({"run": str, "attempt": int}, body=bytes, ru
 sa.Table("member", metadata, *columns({"name": str}, identity=bytes | None, words=str | None))
 sa.Table("rule", metadata, *columns({"name": str}, value=int))
 
+KEPT = ".kept"
 LARGE, APART = 1 << 20, b"\xffapart\n"
 """Bytes from which on a value lies in a file beside the database, and what a row that names the file begins with."""
 
@@ -37,6 +40,7 @@ class AgentStore(Database):
 
     def __init__(self, home: Path) -> None:
         self._large, self._named = home / "large", dict[tuple[str | int, ...], str]()
+        self._spares, self._kept = Spares(self._large / ".spare"), (memoryview(b""), b"")
         super().__init__(home / "agent.db", metadata, MIGRATIONS, HEAD, Vault.of(home), home / "party.json")
 
     def apply(self, changes: Iterable[Put | Drop], *, erase: bool = False) -> None:
@@ -45,14 +49,20 @@ class AgentStore(Database):
         super().apply(wanted := list(changes), erase=erase)
         dropped = {(change.table, *change.values.values()) for change in wanted if isinstance(change, Drop)}
         self._named = {place: n for place, n in self._named.items() if (place[0], *place[2:]) not in dropped}
-        for name in before.difference(self._named.values()):
-            (self._large / name).unlink(missing_ok=True)
+        if over := [self._large / name for name in before.difference(self._named.values())]:
+            self._spares.give(over)
+            if not self._named:
+                self._spares.give()
 
-    def _seal(self, body: bytes, *place: str | int) -> bytes:
+    def _seal(self, body: Buffer, *place: str | int) -> bytes:
         self._named.pop(place, None)
         if len(body) >= LARGE and place[0] in ("answer", "memory"):  # and not the secrets of seats
-            name = self._named[place] = blake3(body).hexdigest()
-            self.vault.write(self._large / name, body)
+            name = self._named[place] = self.digest(body).hex()
+            if body is not self._kept[0]:
+                self.vault.write(self._large / name, body)
+            else:
+                (self._large / KEPT).replace(self._large / name)
+                sync_folder(self._large)
             body = APART + name.encode()
         return super()._seal(body, *place)
 
@@ -64,6 +74,21 @@ class AgentStore(Database):
             if blake3(body).hexdigest() != name:
                 raise StoreError(f"{self._large / name} is damaged", remedy="Restore the folder from a backup")
         return body
+
+    def keep(self, pieces: list[Buffer]) -> Buffer:
+        """The pieces of a body, in one; a large one is in a file already, which is its row's as soon as that is
+        written, unless all in files is sealed."""
+        if self.vault or (size := sum(map(len, pieces))) < LARGE:
+            return b"".join(pieces)
+        with writing(self._large / KEPT, private=True, spares=self._spares, size=size) as file:
+            file.writelines(pieces)
+        self._kept = mapped(self._large / KEPT), chunks.digest(*pieces)
+        return self._kept[0]
+
+    def digest(self, body: Buffer) -> bytes:
+        """BLAKE3 of a body, which is known if it was kept just now."""
+        kept, digest = self._kept
+        return digest if body is kept else chunks.digest(body)
 
     def ledger(self) -> Ledger:
         """What was charged, and the budget."""

@@ -1,6 +1,8 @@
 """From many contributions to one total, in float64, in roster order."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -56,7 +58,8 @@ def _add(total: Array, values: Array, order: Sequence[int], times: Array) -> Non
     for at in range(0, total.size, step):
         part = total[at : at + step]
         if len(order) == 1:
-            part += times[0] * values[order[0], at : at + step]
+            one = values[order[0], at : at + step]
+            part += one if times[0] == 1 else times[0] * one
             continue
         rows = np.empty((len(order) + 1, part.size))
         rows[0] = part
@@ -127,7 +130,8 @@ def discounted(stack: Contributions, fields: Sequence[Field], factor: float) -> 
     return stack.holding({n: v * v.dtype.type(factor) if n in means else v for n, v in stack.values.items()})
 
 
-PIECE = 1 << 18  # numbers of each field whose sum is made at once: it stays in the cache
+THREADS, PIECE = min(4, os.cpu_count() or 1), 1 << 18
+"""Pieces that are summed at the same time, and numbers of a field in each: it stays in the cache."""
 
 
 def piecewise(
@@ -147,7 +151,7 @@ def piecewise(
         given: those who are counted, in that order.
         population: how many parties take part in the run.
         keep: makes one buffer of the pieces of the total, as they come.
-        after: called after every piece."""
+        after: called after every piece, by several threads."""
 
     def summed(*some: Field, part: slice = slice(None)) -> Total:
         reduction = Reduction([replace(f, shape=(len(range(f.size)[part]),)) for f in some], asked)
@@ -157,8 +161,14 @@ def piecewise(
         after()
         return reduction.total(population)
 
-    parts = ((field, slice(at, at + PIECE)) for field in fields for at in range(0, field.size, PIECE))
-    whole = keep(summed(field, part=part).values[field.name].data.cast("B") for field, part in parts)
+    parts = [(field, slice(at, at + PIECE)) for field in fields for at in range(0, field.size, PIECE)]
+
+    def total(field: Field, part: slice) -> memoryview:
+        return summed(field, part=part).values[field.name].data.cast("B")
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        some = (zip(*parts[at : at + THREADS], strict=True) for at in range(0, len(parts), THREADS))
+        whole = keep(piece for few in some for piece in threads.map(total, *few))
     flat = np.split(np.frombuffer(whole), [*accumulate(field.size for field in fields)][:-1])
     values = {field.name: one.reshape(field.shape or ()) for field, one in zip(fields, flat, strict=True)}
     return replace(summed(), values=Values(values))

@@ -139,7 +139,7 @@ class Engine:
             self._tell(party, notice)
         self._set_alarms(effects)
         for run, version in effects.settled:
-            await self.read(self.store.sweep, run, version)
+            await self.read(self.store.sweep, run, version, run in effects.ended)
         for run, version, parties in effects.reduce:
             with span("aggregate", run=run, version=version):
                 reduced = await self.read(self._reduce, run, version, parties, self._bodies)

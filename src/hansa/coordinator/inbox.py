@@ -83,8 +83,10 @@ class Inbox:
         if path in self.open:
             self.open.pop(path).close(_BROKEN_OFF)
         with _kept():
+            if not path.exists():
+                self._store.spares.take(head.size, path)
             gathering = Gathering(head, path, party, self._store)
-            coming = sum(one.receiver.size - one.receiver.offset for one in (gathering, *self.open.values()))
+            coming = sum(one.receiver.lacking for one in (gathering, *self.open.values()))
             if coming + RESERVE > shutil.disk_usage(path.parent).free:
                 gathering.close(_BROKEN_OFF)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -130,7 +132,7 @@ class Gathering:
             self.receiver.close()
 
     async def receive(
-        self, requests: AsyncIterator[m.UploadPart], signal: Signal | None, moved: Callable[[], None]
+        self, requests: AsyncIterator[bytes], signal: Signal | None, moved: Callable[[], None]
     ) -> tuple[bytes | Spooled, str]:
         """The body, or why it is not what was declared.
 
@@ -138,13 +140,13 @@ class Gathering:
         receiver, away, self.moved = self.receiver, asyncio.to_thread, time.monotonic()
         try:
             while receiver.offset < receiver.size:
-                part = await self._next(requests)
+                chunk = await self._next(requests)
                 if self.closed.done():
                     break
-                if part is None:
+                if chunk is None:
                     raise UnreachableError(_BROKEN_OFF)
                 with _kept(self.closed):
-                    await away(receiver.accept, part.chunk)
+                    await away(receiver.accept, chunk)
                 self.moved = time.monotonic()
                 moved()
             if not self.closed.done():
@@ -165,8 +167,8 @@ class Gathering:
             return b"", STALE
         raise UnreachableError(self.closed.result())
 
-    async def _next(self, requests: AsyncIterator[m.UploadPart]) -> m.UploadPart | None:
-        """The next part; None if there is none, or nobody waits for it any more."""
+    async def _next(self, requests: AsyncIterator[bytes]) -> bytes | None:
+        """The next chunk; None if there is none, or nobody waits for it any more."""
         coming = asyncio.ensure_future(anext(aiter(requests), None))
         waits: set[asyncio.Future[Any]] = {coming, self.closed}
         try:

@@ -33,8 +33,8 @@ from hansa.text import legible
 from hansa.wire import chunks
 from hansa.wire import messages as m
 from hansa.wire.channel import serve
-from hansa.wire.rpcs import STATUS
-from hansa.wire.service import handlers
+from hansa.wire.rpcs import STATUS, UPLOAD
+from hansa.wire.service import decoded, handlers
 
 LOG = structlog.get_logger("hansa.coordinator")
 
@@ -254,9 +254,12 @@ class Coordinator(Operators):
                 yield chunk
                 moved()
 
-    async def upload(self, requests: AsyncIterator[m.UploadPart], peer: pki.Identity) -> AsyncIterator[m.UploadReply]:
-        """A party's answer: small in one message, large in chunks that resume where they broke off."""
-        async for first in requests:
+    async def upload(self, requests: AsyncIterator[bytes], peer: pki.Identity) -> AsyncIterator[m.UploadReply]:
+        """A party's answers: small ones in a message each; or a large one, the last, in chunks that resume where they
+        broke off."""
+        large = False
+        while not large and (raw := await anext(requests, None)) is not None:
+            first = decoded(UPLOAD, raw)
             self._require_member(peer)
             ticket: asyncio.Future[tuple[bool, str]] = asyncio.get_running_loop().create_future()
             kind, head = first.WhichOneof("body"), first.head
@@ -265,7 +268,7 @@ class Coordinator(Operators):
             signal = inbox.expected(self.driver.machine.runs.get(head.run), head, peer.name)
             refusal = inbox.too_large(signal, head.size) if kind == "head" else ""
             body: bytes | Spooled = bytes(head.data)
-            if not refusal and len(body) < head.size:
+            if large := not refusal and len(body) < head.size:
                 with self.inbox.gathering(head, peer.name) as gathering:
                     async with self.inbox.turn() as moved:
                         yield m.UploadReply(resume=m.Resume(offset=gathering.receiver.offset))
@@ -286,7 +289,7 @@ class Coordinator(Operators):
                     event = ev.Delivered(*which, head.weight, head.digest.hex(), b"" if refusal else body, refusal)
                 case _:
                     raise ContributionError("an upload begins with a head or a failure, or is a step")
-            del first, head, body  # a party that is silent now holds no memory
+            del raw, first, head, body  # a party that is silent now holds no memory
             await self.driver.put(event)
             del event
             taken, reason = await asyncio.shield(ticket)

@@ -15,7 +15,7 @@ from hansa.coordinator.epochs import Fenced
 from hansa.crypto.vault import DamagedError, Vault
 from hansa.database import Put, columns
 from hansa.errors import StoreError, StudyError, UsageError, did_you_mean
-from hansa.files import laid, mapped, set_aside, sync_folder, unload, writing
+from hansa.files import Spares, mapped, set_aside, sync_folder, unload, writing
 from hansa.wire import chunks
 from hansa.wire.tensors import Buffer
 
@@ -91,6 +91,7 @@ class CoordinatorStore(Fenced):
         self._blobs = Path(rest) if kind == "file" else home / "blobs"
         self._bucket = Bucket(blobs, self.stopping) if kind == "s3" else None
         self._shared, self._inline = self.server or bool(blobs), 1 << 30 if self.server and not blobs else INLINE
+        self.spares = Spares(self._blobs / ".spare")
         self._renamed = set[Path]()  # folders in which a name is not durable yet
         self.maps = self._inline == INLINE and not self.vault  # large blobs, when they are read
 
@@ -162,7 +163,7 @@ class CoordinatorStore(Fenced):
             if inline is None and self._bucket and not path.exists():
                 self._bucket.get(path)
             body = self.vault.open(mapped(path), "blob", run, version, name) if inline is None else inline
-            whole = blake3(body).hexdigest() == row["digest"]
+            whole = blake3(body, max_threads=blake3.AUTO).hexdigest() == row["digest"]
             unload(body)
         except OSError as error:
             remedy = "Start with the same --blobs as ever, or restore its folder from a backup"
@@ -176,8 +177,13 @@ class CoordinatorStore(Fenced):
         return body
 
     def laid(self, pieces: Iterable[Any]) -> Buffer:
-        """Large bytes that nobody will look for: in a file (`files.laid`), unless all in files is sealed."""
-        return b"".join(pieces) if self.vault else laid(self._blobs, pieces)
+        """Large bytes that nobody will look for: in a file (`Spares.laid`), unless all in files is sealed."""
+        return b"".join(pieces) if self.vault else self.spares.laid(pieces)
+
+    def close(self) -> None:
+        """Release the file, and what is spare."""
+        self.spares.give()
+        super().close()
 
     def rekey(self) -> None:
         """Seal everything anew, blobs in files, too."""
@@ -197,11 +203,16 @@ class CoordinatorStore(Fenced):
         path.unlink()
         return body
 
-    def sweep(self, run: str, version: int) -> None:
-        """Remove the files of an exchange whose rows were dropped, after that was committed."""
+    def sweep(self, run: str, version: int, last: bool = True) -> None:
+        """Remove the files of an exchange whose rows were dropped, after that was committed; the next answers are
+        written over large ones, unless there are none after the ``last``."""
         if self._bucket:
             self._bucket.drop(f"{run}/{version}")
+        over = [] if last or self.vault else [*(self._blobs / run / str(version)).glob("*.answer")]
+        if over or last:
+            self.spares.give(over)
         shutil.rmtree(self._blobs / run / str(version), ignore_errors=True)
 
     def _path(self, run: str, version: int, name: str) -> Path:
-        return self._blobs / run / str(version) / blake3(name.encode()).hexdigest()
+        path = self._blobs / run / str(version) / blake3(name.encode()).hexdigest()
+        return path.with_suffix(".answer" if name.startswith("answer") else "")

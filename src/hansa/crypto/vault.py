@@ -105,7 +105,7 @@ class Vault:
         """The bytes of a file, which is bound to its name."""
         return bytes(self.open(path.read_bytes(), path.name))
 
-    def write(self, path: Path, body: bytes) -> None:
+    def write(self, path: Path, body: Buffer) -> None:
         """Write a file whole, for its owner alone."""
         write_whole(path, b"".join(self.seal(body, path.name)), private=True)
 

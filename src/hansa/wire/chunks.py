@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import secrets
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from functools import reduce
 from io import FileIO
@@ -18,7 +20,6 @@ from blake3 import blake3
 from hansa.crypto import masks
 from hansa.errors import ContributionError, UnreachableError
 from hansa.files import mapped
-from hansa.wire.messages import Chunk
 from hansa.wire.tensors import Buffer
 
 INLINE = 1 << 16
@@ -33,35 +34,40 @@ def digest(*data: Buffer) -> bytes:
 
 
 def split(data: Buffer, offset: int = 0) -> Iterator[bytes]:
-    """``data`` from ``offset`` on, as chunks: messages that are serialised already, each byte copied once."""
+    """``data`` from ``offset`` on, as chunks: messages that hold nothing else."""
     view = memoryview(data)
     for start in range(offset, len(view), CHUNK):
-        body = view[start : start + CHUNK]
-        yield b"".join((Chunk(offset=start).SerializeToString(), _tagged(_DATA, len(body)), body))
+        yield bytes(view[start : start + CHUNK])
 
 
-def uploaded(chunk: bytes) -> bytes:
-    """An UploadPart that is this chunk."""
-    return b"".join((_tagged(_CHUNK, len(chunk)), chunk))
+def _lent(size: int) -> memoryview:
+    """Memory, which comes back when nobody looks at it any more, and is lent again: to find so much anew takes as long
+    as what is done with it. What lies idle the system may take away."""
+    if size < CHUNK or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.empty(size, np.uint8).data
+    whole = _IDLE.pop() if _IDLE and len(_IDLE[0]) == size else mmap.mmap(-1, size, mmap.MAP_PRIVATE)
+    whole.madvise(mmap.MADV_HUGEPAGE)
+    lent = np.frombuffer(whole, np.uint8)
+    weakref.finalize(lent, _back, whole)
+    return lent.data
 
 
-_DATA, _CHUNK = 2, 2  # the numbers of Chunk.data and UploadPart.chunk
+_IDLE = list[mmap.mmap]()
 
 
-def _tagged(field: int, size: int) -> bytes:
-    """What stands before the bytes of a field in a message of protobuf's: its number and kind, and how many."""
-    out = [field << 3 | 2]
-    while size > 127:
-        out.append(size & 127 | 128)
-        size >>= 7
-    return bytes([*out, size])
+def _back(whole: mmap.mmap) -> None:
+    whole.madvise(mmap.MADV_FREE)
+    _IDLE[:] = [whole]
+
+
+_COUNT = 8  # bytes behind a body that is not whole in its file yet: how many of it are there
 
 
 class Receiver:
     """Takes the chunks of one body, in order, into memory or into a file.
 
-    A receiver that is made again finds what had gathered in the file and goes on at its :attr:`offset`. Chunks may
-    be taken in another thread than it is closed in.
+    A receiver that is made again finds what had gathered in the file and goes on at its :attr:`offset`; a file of just
+    its size is written over. Chunks may be taken in another thread than it is closed in.
 
     Args:
         size: bytes of the whole body, as declared; whether so many are allowed, the caller checks.
@@ -71,30 +77,31 @@ class Receiver:
 
     def __init__(self, size: int, digest: bytes, path: Path | None = None, key: bytes = b"") -> None:
         self.size, self._digest, self._path = size, digest, path
-        self.offset, self._resumed = 0, False
+        self.offset, self._resumed, self._placed = 0, False, False
         self._hash: Any = blake3()
-        self._memory = np.empty(0 if path else size, np.uint8).data
+        self._memory = _lent(0 if path else size)
         self._file: FileIO | None = None
         self._lock = threading.Lock()
         self._hide: Callable[[Buffer], Buffer] = masks.opened(key).update if key else lambda data: data
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(0o600)
-            self._file = path.open("ab", buffering=0)
-            found = path.stat().st_size
-            if found > self.size:  # of another body: begin again
-                self._file.truncate(0)
-            elif found:
-                self._hash.update(self._hide(mapped(path)))
-                self.offset, self._resumed = found, True
+            self._file = path.open("r+b", buffering=0)
+            self._placed = (found := path.stat().st_size) == size  # a spare, to be written over
+            self._file.truncate(size + _COUNT)
+            if found == size + _COUNT and (there := int.from_bytes(mapped(path)[size:], "little")) <= size:
+                self._hash.update(self._hide(mapped(path)[:there]))
+                self.offset, self._resumed = self._file.seek(there), there > 0
 
-    def accept(self, chunk: Chunk) -> None:
-        """Take the next chunk; raises ContributionError: it does not continue what is here, or goes past the declared
-        size; or OSError: the file cannot take it, or was closed."""
-        data = chunk.data  # each look at it is a copy
+    @property
+    def lacking(self) -> int:
+        """Bytes for which the disk must still find room."""
+        return 0 if self._placed else self.size - self.offset
+
+    def accept(self, data: bytes) -> None:
+        """Take the next chunk; raises ContributionError: it is empty or too long, or goes past the declared size; or
+        OSError: the file cannot take it, or was closed."""
         end = self.offset + len(data)
-        if chunk.offset != self.offset:
-            raise ContributionError(f"a chunk begins at {chunk.offset}, not at {self.offset}")
         if not data or len(data) > CHUNK:
             raise ContributionError(f"a chunk of {len(data)} bytes is none")
         if end > self.size:
@@ -104,6 +111,10 @@ class Receiver:
                 self._memory[self.offset : end] = data
             elif self._file is None or self._file.write(self._hide(data)) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            else:  # a crash finds no more counted than is there
+                self._file.seek(self.size)
+                self._file.write(end.to_bytes(_COUNT, "little"))
+                self._file.seek(end)
             self._hash.update(data)
             self.offset = end
 
@@ -113,7 +124,7 @@ class Receiver:
         Raises ContributionError: it is shorter than declared (and may be resumed), or its digest is another than
         declared (and what arrived is thrown away); UnreachableError: the digest is another one, and the beginning had
         been kept from an earlier transfer: that may have suffered, and all of it must be sent again."""
-        self.close(sync=True)
+        self.close(whole=self.offset == self.size)
         if self.offset != self.size:
             raise ContributionError(f"only {self.offset} of {self.size} bytes arrived")
         if not secrets.compare_digest(self._hash.digest(), self._digest):
@@ -130,11 +141,12 @@ class Receiver:
         if self._path:
             self._path.unlink(missing_ok=True)
 
-    def close(self, *, sync: bool = False) -> None:
-        """Let go of the file and keep its part, so that another receiver can go on."""
+    def close(self, *, whole: bool = False) -> None:
+        """Let go of the file; keep its part, so that another receiver can go on, or the body, durably."""
         with self._lock:
             file, self._file = self._file, None
             if file:
                 with file:
-                    if sync:
+                    if whole:
+                        file.truncate(self.size)
                         os.fsync(file.fileno())

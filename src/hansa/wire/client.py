@@ -164,6 +164,8 @@ def _require(rpc: Rpc[Any, Any], kind: Kind) -> None:
 
 def _decoded(rpc: Rpc[Any, R], raw: bytes) -> R:
     note("hansa_bytes", len(raw), way="in")
+    if issubclass(rpc.reply, bytes):
+        return rpc.reply(raw)
     try:
         return rpc.reply.FromString(raw)
     except DecodeError as error:

@@ -16,7 +16,7 @@ PROTOCOL = 1  # version of the protocol; the number in Hello and JoinRequest
 PENDING = 1000  # answers that a party may ask about at once; about the others when it comes back
 
 Q = TypeVar("Q", bound=Message)
-R = TypeVar("R", bound=Message)
+R = TypeVar("R", bound=Message | bytes)
 Kind = Literal["unary", "server_stream", "bidi"]
 
 
@@ -50,7 +50,7 @@ RENEW = Rpc("Renew", "unary", m.RenewRequest, m.RenewReply, _MEMBERS)
 
 ATTEND = Rpc("Attend", "server_stream", m.Hello, m.Notice, _PARTY)
 DESCRIBE = Rpc("Describe", "unary", m.Describe, m.Description, _MEMBERS)
-FETCH = Rpc("Fetch", "server_stream", m.FetchRequest, m.Chunk, _MEMBERS)
+FETCH = Rpc("Fetch", "server_stream", m.FetchRequest, bytes, _MEMBERS)
 UPLOAD = Rpc("Upload", "bidi", m.UploadPart, m.UploadReply, _PARTY)
 
 SUBMIT = Rpc("Submit", "unary", m.SubmitRequest, m.SubmitReply, _OPERATOR)

@@ -15,7 +15,7 @@ from hansa.crypto.pki import Identity
 from hansa.errors import ContributionError, TrustError, UnreachableError
 from hansa.telemetry import note
 from hansa.wire.faults import refuse
-from hansa.wire.rpcs import RPCS, SERVICE, Rpc
+from hansa.wire.rpcs import RPCS, SERVICE, Q, Rpc
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Authorise = Callable[[bytes, str], Identity]
@@ -28,7 +28,8 @@ def handlers(implementation: object, authorise: Authorise) -> grpc.GenericRpcHan
         implementation: has a method for each rpc that it answers, in snake case, each taking the
             peer's :class:`~hansa.crypto.pki.Identity` last. Unary: ``async def join(request, peer)
             -> reply``. Server stream: an async generator ``attend(request, peer)``. Both ways: an
-            async generator ``upload(requests, peer)``, where ``requests`` is an async iterator.
+            async generator ``upload(requests, peer)``, where ``requests`` is an async iterator of
+            bytes: messages to be :func:`decoded`, or the chunks of a body.
             A HansaError that it raises reaches the caller as the same error; anything else is
             logged, and the caller hears only that the coordinator failed.
         authorise: from a peer's certificate (PEM) and a call's name to its identity, at every call, so that a removal
@@ -72,10 +73,10 @@ async def _end(context: Context, rpc: Rpc[Any, Any], error: Exception | asyncio.
     await refuse(context, rpc.name, error)
 
 
-def _decoded(rpc: Rpc[Any, Any], raw: bytes) -> Message:
-    note("hansa_bytes", len(raw), way="in")
+def decoded(rpc: Rpc[Q, Any], raw: bytes) -> Q:
+    """A request; raises ContributionError: it cannot be read."""
     try:
-        message: Message = rpc.request.FromString(raw)
+        message: Q = rpc.request.FromString(raw)
     except DecodeError:
         raise ContributionError(f"what was sent to {rpc.name} cannot be read") from None
     return message
@@ -87,11 +88,12 @@ def _encoded(reply: Message | bytes) -> bytes:
     return raw
 
 
-async def _requests(rpc: Rpc[Any, Any], context: Context) -> AsyncGenerator[Message, None]:
+async def _requests(context: Context) -> AsyncGenerator[bytes, None]:
     """What the caller sends. gRPC's own iterator cannot be closed, and leaves a warning behind."""
     read: Any = context.read  # its stub leaves out EOF
     while (raw := [await read()]) != [grpc.aio.EOF]:
-        yield _decoded(rpc, raw.pop())  # and hold nothing of it while the caller is silent
+        note("hansa_bytes", len(raw[0]), way="in")
+        yield raw.pop()  # and hold nothing of it while the caller is silent
 
 
 def _unary(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
@@ -99,7 +101,8 @@ def _unary(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
         try:
             peer = _admit(rpc, context, authorise)
             await context.send_initial_metadata((("hansa", f"{__version__} {time.time():.0f}"),))
-            return _encoded(await method(_decoded(rpc, raw), peer))
+            note("hansa_bytes", len(raw), way="in")
+            return _encoded(await method(decoded(rpc, raw), peer))
         except (Exception, asyncio.CancelledError) as error:
             await _end(context, rpc, error)
 
@@ -112,9 +115,10 @@ def _streamed(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
             peer = _admit(rpc, context, authorise)
             async with AsyncExitStack() as open_:
                 if rpc.kind == "bidi":
-                    sent: Any = await open_.enter_async_context(aclosing(_requests(rpc, context)))
+                    sent: Any = await open_.enter_async_context(aclosing(_requests(context)))
                 else:
-                    sent = _decoded(rpc, raw)
+                    note("hansa_bytes", len(raw), way="in")
+                    sent = decoded(rpc, raw)
                 async for reply in await open_.enter_async_context(aclosing(method(sent, peer))):
                     yield _encoded(reply)
                     del reply
