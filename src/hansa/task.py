@@ -8,7 +8,7 @@ import fnmatch
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 from pydantic import Field as Limits
@@ -20,6 +20,8 @@ from hansa.errors import DataError, StudyError
 from hansa.learners.base import Learner
 from hansa.learners.glm import Glm, Hazard, Linear, Logistic, Poisson, Softmax
 from hansa.part import Catalogue, Part
+
+Sums: TypeAlias = Mapping[str, tuple[str, ...]]  # of each metric, those that it is made of
 
 BINS = 512
 """Bins of the score histograms from which AUC is computed; its error is below the share of pairs of a
@@ -37,7 +39,7 @@ class Task(Part):
 
     additive: ClassVar[bool] = True  # whether its loss is a mean over rows, so that each row has a gradient of its own
 
-    made_of: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    made_of: ClassVar[Sums] = {}
     """The sums, beside ``rows``, of each metric that `metrics` can give by itself."""
 
     target: Annotated[str, Limits(min_length=1)]
@@ -105,8 +107,9 @@ def counted(name: str, *shape: int, low: float = 0.0, high: float = 2.0**40, exa
     return Field(name, shape=shape, algebra=Algebra.SUM, low=low, high=high, example=example)
 
 
-def _summed(**sums: Any) -> Values:
-    return Values({name: np.asarray(value, dtype=np.float64) for name, value in sums.items()})
+def _summed(y: Array, **each: Any) -> Values:
+    """How many rows there are, and the sums of what each adds, ``[n]``."""
+    return Values({name: np.asarray(np.sum(of), np.float64) for name, of in {"rows": len(y), **each}.items()})
 
 
 _LEAST = 1e-12  # of a probability in a log loss
@@ -118,7 +121,7 @@ def histograms(scores: Array, y: Array) -> dict[str, Array]:
     """How many rows of either class have scores, from 0 to 1, in each bin."""
     bins = np.minimum((scores * BINS).astype(np.intp), BINS - 1)
     sides = {"positives": y == 1, "negatives": y == 0}
-    return {side: np.bincount(bins[own], minlength=BINS) for side, own in sides.items()}
+    return {side: np.bincount(bins[own], minlength=BINS).astype(np.float64) for side, own in sides.items()}
 
 
 def ordered_pairs(totals: Mapping[str, Array]) -> float:
@@ -171,10 +174,10 @@ class _Glm(Task):
 class LinearRegression(_Glm):
     """Least squares. Metrics: rmse, mae, r2."""
 
-    kind: ClassVar[str] = "linear-regression"
+    kind = "linear-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "rmse", "mae", "r2")
-    model: ClassVar[type[Glm]] = Linear
-    sums: ClassVar[tuple[Field, ...]] = (
+    model = Linear
+    sums = (
         counted("rows"),
         *(counted(name, high=2.0**100) for name in ("squared", "absolute", "target_squared")),
         counted("target", low=-(2.0**100), high=2.0**100),
@@ -185,24 +188,14 @@ class LinearRegression(_Glm):
 
     def tally(self, predicted: Array, y: Array) -> Values:
         error = predicted - y
-        return _summed(
-            rows=len(y),
-            squared=np.square(error).sum(),
-            absolute=np.abs(error).sum(),
-            target_squared=np.square(y).sum(),
-            target=y.sum(),
-        )
+        return _summed(y, squared=np.square(error), absolute=np.abs(error), target_squared=np.square(y), target=y)
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
         rows = float(totals["rows"])
         mse = float(totals["squared"]) / rows
         spread = float(totals["target_squared"]) / rows - (float(totals["target"]) / rows) ** 2
-        return {
-            "loss": mse / 2,
-            "rmse": mse**0.5,
-            "mae": float(totals["absolute"]) / rows,
-            "r2": 1 - mse / spread if spread > 0 else 0.0,
-        }
+        r2 = 1 - mse / spread if spread > 0 else 0.0
+        return {"loss": mse / 2, "rmse": mse**0.5, "mae": float(totals["absolute"]) / rows, "r2": r2}
 
 
 class LogisticRegression(_Glm):
@@ -211,15 +204,11 @@ class LogisticRegression(_Glm):
     Args:
         positive: the label that counts as 1, if the target is text; a target of numbers is 0 or 1."""
 
-    kind: ClassVar[str] = "logistic-regression"
+    kind = "logistic-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "auc")
-    model: ClassVar[type[Glm]] = Logistic
-    made_of: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "loss": ("loss",),
-        "accuracy": ("correct",),
-        "auc": ("positives", "negatives"),
-    }
-    sums: ClassVar[tuple[Field, ...]] = (*_HITS, *SIDES)
+    model = Logistic
+    made_of: ClassVar[Sums] = {"loss": ("loss",), "accuracy": ("correct",), "auc": ("positives", "negatives")}
+    sums = (*_HITS, *SIDES)
     positive: str | None = None
 
     def labels(self, table: Table) -> Array:
@@ -235,9 +224,8 @@ class LogisticRegression(_Glm):
         """Sums over rows. Probabilities are kept 1e-12 away from 0 and 1."""
         p = np.clip(predicted, _LEAST, 1 - _LEAST)
         losses = -(y * np.log(p) + (1 - y) * np.log1p(-p))
-        return _summed(
-            rows=len(y), correct=((predicted >= 0.5) == (y == 1)).sum(), loss=losses.sum(), **histograms(predicted, y)
-        )
+        hits = _summed(y, correct=(predicted >= 0.5) == (y == 1), loss=losses)
+        return Values({**hits, **histograms(predicted, y)})
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
         auc = {"auc": ordered_pairs(totals)} if "positives" in totals else {}
@@ -250,10 +238,10 @@ class SoftmaxRegression(_Glm):
     Args:
         classes: the labels, distinct, as text or numbers, in the order of the model's outputs."""
 
-    kind: ClassVar[str] = "softmax-regression"
+    kind = "softmax-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
-    made_of: ClassVar[Mapping[str, tuple[str, ...]]] = {"loss": ("loss",), "accuracy": ("correct",)}
-    sums: ClassVar[tuple[Field, ...]] = _HITS
+    made_of: ClassVar[Sums] = {"loss": ("loss",), "accuracy": ("correct",)}
+    sums = _HITS
     classes: Annotated[tuple[str | int, ...], Limits(min_length=2)]
 
     def model_post_init(self, context: Any) -> None:
@@ -281,22 +269,18 @@ class SoftmaxRegression(_Glm):
 
     def tally(self, predicted: Array, y: Array) -> Values:
         chosen = np.clip(predicted[np.arange(len(y)), y], _LEAST, 1.0)
-        return _summed(rows=len(y), correct=(predicted.argmax(axis=-1) == y).sum(), loss=-np.log(chosen).sum())
+        return _summed(y, correct=predicted.argmax(axis=-1) == y, loss=-np.log(chosen))
 
 
 class PoissonRegression(_Glm):
     """Counts, with mean ``exp(x w + b)``. Metrics: deviance, mae. The loss is minus the log likelihood but for what the
     model cannot change; the deviance of a row is ``2 (y log(y / mu) - y + mu)``."""
 
-    kind: ClassVar[str] = "poisson-regression"
+    kind = "poisson-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("loss", "deviance", "mae")
-    model: ClassVar[type[Glm]] = Poisson
-    made_of: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "loss": ("loss",),
-        "deviance": ("deviance",),
-        "mae": ("absolute",),
-    }
-    sums: ClassVar[tuple[Field, ...]] = (
+    model = Poisson
+    made_of: ClassVar[Sums] = {"loss": ("loss",), "deviance": ("deviance",), "mae": ("absolute",)}
+    sums = (
         counted("rows"),
         counted("loss", low=-(2.0**400), high=2.0**400),
         *(counted(name, high=2.0**400) for name in ("deviance", "absolute")),
@@ -312,12 +296,8 @@ class PoissonRegression(_Glm):
         """Sums over rows. Means are kept 1e-300 away from 0."""
         mu = np.maximum(predicted, 1e-300)
         logs = np.where(y > 0, y * np.log(np.maximum(y, 1) / mu), 0.0)
-        return _summed(
-            rows=len(y),
-            loss=(mu - y * np.log(mu)).sum(),
-            deviance=np.maximum(2 * (logs - y + mu), 0.0).sum(),
-            absolute=np.abs(mu - y).sum(),
-        )
+        deviance = np.maximum(2 * (logs - y + mu), 0.0)
+        return _summed(y, loss=mu - y * np.log(mu), deviance=deviance, absolute=np.abs(mu - y))
 
 
 class CoxRegression(_Glm):
@@ -329,14 +309,11 @@ class CoxRegression(_Glm):
     Args:
         event: the column that is 1 where the event was seen at that time, 0 where the row was last seen without it."""
 
-    kind: ClassVar[str] = "cox-regression"
+    kind = "cox-regression"
     metric_names: ClassVar[tuple[str, ...]] = ("concordance",)
-    additive: ClassVar[bool] = False
-    model: ClassVar[type[Glm]] = Hazard
-    sums: ClassVar[tuple[Field, ...]] = (
-        counted("rows"),
-        *(counted(name, high=2.0**80) for name in ("pairs", "ordered", "tied")),
-    )
+    additive = False
+    model = Hazard
+    sums = (counted("rows"), *(counted(name, high=2.0**80) for name in ("pairs", "ordered", "tied")))
     event: Annotated[str, Limits(min_length=1)]
 
     def select(self, columns: Sequence[str], where: str) -> tuple[str, ...]:
@@ -369,7 +346,7 @@ class CoxRegression(_Glm):
                 tied += bisect.bisect_right(later, score) - below
             for score in scores:
                 bisect.insort(later, score)
-        return _summed(rows=len(y), pairs=pairs, ordered=ordered, tied=tied)
+        return _summed(y, pairs=pairs, ordered=ordered, tied=tied)
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, float]:
         """One half if no pair is comparable."""
@@ -388,7 +365,7 @@ class CodeTask(Task):
     Args:
         module: ``"file:object"``, beside the study; the object is a `Task`."""
 
-    kind: ClassVar[str] = "code"
+    kind = "code"
     module: str
     target: str = ""
     _task: Task | None = PrivateAttr(default=None)

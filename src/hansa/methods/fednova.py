@@ -1,6 +1,6 @@
 """FedNova: averaging that does not favour those who take more steps."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +19,9 @@ class FedNova(GradientMethod):
     sum of the weights with which the party's gradients entered its update: ``steps`` for plain SGD, and ``(steps - m (1
     - m^steps) / (1 - m)) / (1 - m)`` with momentum ``m``. Where all take as many steps, it is FedAvg."""
 
-    kind: ClassVar[str] = "fednova"
-    reducible: ClassVar[bool] = False
-    fields: ClassVar[tuple[Field, ...]] = (
-        Field("update", like="parameters"),
-        Field("steps", shape=(1,), low=0.0, high=float(2**20)),
-    )
+    kind = "fednova"
+    reducible = False
+    fields = (Field("update", like="parameters"), Field("steps", shape=(1,), low=0.0, high=float(2**20)))
 
     def model_post_init(self, context: Any) -> None:
         """Refuse a local optimiser whose updates are no weighted sums of gradients."""

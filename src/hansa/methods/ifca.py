@@ -1,7 +1,7 @@
 """IFCA: several models, each party with the one that fits it best."""
 
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field as Limits
@@ -29,15 +29,12 @@ class IFCA(GradientMethod):
         clusters: how many models.
         spread: standard deviation of that noise."""
 
-    kind: ClassVar[str] = "ifca"
-    reducible: ClassVar[bool] = False
-    stacks: ClassVar[bool] = True
-    personalises: ClassVar[bool] = True
-    afresh: ClassVar[str] = "a party of ifca may train another model in every round"
-    fields: ClassVar[tuple[Field, ...]] = (
-        Field("update", like="parameters"),
-        Field("chosen", shape=(1,), low=0.0, high=1.0),
-    )
+    kind = "ifca"
+    reducible = False
+    stacks = True
+    personalises = True
+    afresh = "a party of ifca may train another model in every round"
+    fields = (Field("update", like="parameters"), Field("chosen", shape=(1,), low=0.0, high=1.0))
 
     clusters: Annotated[int, Limits(ge=2, le=1000)] = 2
     spread: Positive = 0.1
