@@ -78,15 +78,10 @@ class Bare:
         if federation.preprocessing.standardise and setup.numbers:
             numbers = np.stack([rows.column(name) for name in setup.numbers])
             encoding = setup.scaled(np.nanmean(numbers, axis=1), np.nanstd(numbers, axis=1))
-        bare = {
-            "task": task.model_copy(update={"features": (f"features of {task.target}",)}),
-            "preprocessing": Moments(standardise=False),
-            "evaluation": Evaluate(every=0, holdout=0.0),
-            "statistics": Aggregation(),
-            "contract": Contract(),
-            "stop": None,
-            "privacy": federation.privacy.model_copy(update={"epsilon": None}),
-        }
+        one_array = task.model_copy(update={"features": (f"features of {task.target}",)})
+        free = federation.privacy.model_copy(update={"epsilon": None})
+        plain = {"preprocessing": Moments(standardise=False), "statistics": Aggregation(), "contract": Contract()}
+        bare = {**plain, "task": one_array, "evaluation": Evaluate(every=0, holdout=0.0), "stop": None, "privacy": free}
         x = encoding.matrix(rows) if task.flat else encoding.features(rows)
         held_out, target = [test for _, test in splits if test.rows], rows.column(task.target)
         return cls(federation.model_copy(update=bare), x, target, owner[kept], held_out)
@@ -105,11 +100,8 @@ class Bare:
 def unnoised(federation: Federation, bare: bool = False) -> Federation:
     """The same federation with as good as no noise: the same samples and clips; or ``bare`` of any protection."""
     none = {"noise_multiplier": 1e-9}
-    stages = tuple(
-        stage.model_copy(update=none) if isinstance(stage, Noise) else stage
-        for stage in federation.aggregation.stages
-        if not (bare or isinstance(stage, Shares))
-    )
+    kept = [stage for stage in federation.aggregation.stages if not (bare or isinstance(stage, Shares))]
+    stages = tuple(stage.model_copy(update=none) if isinstance(stage, Noise) else stage for stage in kept)
     method, local = federation.method, getattr(federation.method, "local", None)
     if isinstance(local, Private):
         local = SGD(lr=local.lr) if bare else local.model_copy(update=none)

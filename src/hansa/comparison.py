@@ -88,10 +88,8 @@ def cross_matrix(run: Run, parties: Mapping[str, Table], metric: str = "accuracy
     course = run.federation.model_copy(update=scoring).course(run.setup)
     ask = course.ask(replace(run.progress, phase="evaluate"))
     assert ask is not None
-    ats = [
-        Party(name, table, course).at(ask, run.memories.get(name, Values()).under("train"))
-        for name, table in sorted(parties.items())
-    ]
+    memories = {name: run.memories.get(name, Values()).under("train") for name in sorted(parties)}
+    ats = [Party(name, parties[name], course).at(ask, memory) for name, memory in memories.items()]
     held_out = [at.held_out() for at in ats]
 
     def scored(model: Array, x: Array, y: Array) -> float:

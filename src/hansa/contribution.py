@@ -232,6 +232,11 @@ class Ask:
     parties: tuple[str, ...] = ()  # who is asked, in roster order; empty until the cohort has been drawn
     among: int = 0  # of an open study: how many of its roster, which only grows, took part in the run by then
 
+    @property
+    def place(self) -> dict[str, Json]:
+        """Which exchange of its run it is, as events say it."""
+        return {"version": self.version, "work": self.work, "round": self.round}
+
     def header(self) -> dict[str, Json]:
         """Everything but the arrays, as canonical JSON values."""
         parts = {"fields": [declared.to_json() for declared in self.fields], "parties": list(self.parties)}
@@ -312,7 +317,6 @@ def _check_array(array: Array, declared: Field) -> None:
         raise ContributionError(f"there is {bad} in it", field=declared.name)
     below = array.size and declared.low > -math.inf and array.min() < declared.low
     if below or (array.size and declared.high < math.inf and array.max() > declared.high):
-        raise ContributionError(
-            f"values from {array.min():g} to {array.max():g} where {declared.low:g} to {declared.high:g} was declared",
-            field=declared.name,
-        )
+        span = f"values from {array.min():g} to {array.max():g}"
+        what = f"{span} where {declared.low:g} to {declared.high:g} was declared"
+        raise ContributionError(what, field=declared.name)

@@ -49,14 +49,9 @@ CHECKED = 1 << 28  # bytes up to which a SQLite file is looked over when it is o
 _RESTORE = "Restore its folder from a backup: `hansa coordinator restore` or `hansa agent restore`"
 
 _TYPES: Mapping[Any, Any] = {
-    bool: sa.Boolean,
-    int: sa.Integer,
-    float: sa.Float,
-    str: sa.String,
-    bytes: sa.LargeBinary,
-    dict: sa.JSON,
+    bool: sa.Boolean, int: sa.Integer, float: sa.Float, str: sa.String, bytes: sa.LargeBinary, dict: sa.JSON,
     list: sa.JSON,
-}
+}  # fmt: skip
 
 
 def columns(key: Mapping[str, type], **others: Any) -> Iterator[sa.Column[Any]]:
@@ -104,10 +99,8 @@ class Database:
             if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise _damaged(Path(self._engine.url.database or ""), str(error.orig)) from error
             what = f"the database {self._engine.url!r} cannot be opened: {_said(error)}"
-            remedy = (
-                "Check its permissions and the disk, or a server's URL (HANSA_DATABASE), or restore it from a backup"
-            )
-            raise StoreError(what, remedy=remedy) from error
+            look = "Check its permissions and the disk, or a server's URL (HANSA_DATABASE)"
+            raise StoreError(what, remedy=f"{look}, or restore it from a backup") from error
 
     def apply(self, changes: Iterable[Put | Drop], *, erase: bool = False) -> None:
         """All changes in one transaction; when this returns they are durable. To ``erase`` leaves nothing of what they
@@ -286,11 +279,7 @@ def _engine(url: str | Path, begun: Path | None) -> sa.Engine:
             address = sa.make_url(url)
             if address.drivername == "postgresql":
                 alive = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
-                given = {
-                    **alive,
-                    "tcp_user_timeout": 10_000,
-                    "connect_timeout": 5,
-                }  # a machine that is gone says nothing
+                given = {**alive, "tcp_user_timeout": 10_000, "connect_timeout": 5}  # a machine that is gone is silent
                 address = address.set(drivername="postgresql+psycopg")
                 return sa.create_engine(address, poolclass=sa.NullPool, connect_args=given)
             if address.drivername != "sqlite" or not (url := address.database or ""):

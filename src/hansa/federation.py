@@ -17,7 +17,7 @@ from hansa.aggregation.signal import Among, Buckets, Schedule, Signal
 from hansa.aggregation.stage import NO_STAGES, Aggregation, Reducer
 from hansa.cohort import All, AnyCohort
 from hansa.contribution import canonical
-from hansa.data.contract import Contract
+from hansa.data.contract import TO_NUMBERS, Contract
 from hansa.data.table import ColumnSchema
 from hansa.errors import ConsentError, DataError, PipelineError, PrivacyError, StudyError
 from hansa.methods.base import AnyMethod, Setup, UpdateMethod
@@ -131,11 +131,9 @@ class Federation(Part):
             what = "cohort.open: what noise, samples and secure sums hide is reckoned for the parties of the beginning"
             raise PipelineError(what, remedy="Leave it out; dp-sgd and dp-adam go with it where the cohort is all")
         if self.method.exact and (self.aggregation.stages or type(self.cohort) is not All or pace.goal):
-            raise PipelineError(
-                f"the method {self.method.kind} needs the exact sums of all parties, and so takes no "
-                + ("aggregation stage" if self.aggregation.stages else "cohort but all of them"),
-                remedy="Leave [aggregation] and [cohort] out, or choose another method",
-            )
+            without = "aggregation stage" if self.aggregation.stages else "cohort but all of them"
+            what = f"the method {kind} needs the exact sums of all parties, and so takes no {without}"
+            raise PipelineError(what, remedy="Leave [aggregation] and [cohort] out, or choose another method")
         counts = replace(_ROWS, privacy=self.privacy)
         if self.method.statistics and not self.statistics.bind(counts)[-1].noise:  # a sum alone hides no row
             what = f"the method {self.method.kind} counts rows in cells that may hold one, and nothing hides them"
@@ -154,11 +152,9 @@ class Federation(Part):
                     remedy = f"Leave {stage.kind} out, or use another method and no cohort.late"
                     raise PipelineError(f"{stage.kind} goes by rounds, and {why}", remedy=remedy)
                 if isinstance(stage, Reducer) and not self.method.reducible:
-                    raise PipelineError(
-                        f"{stage.kind} would not bound what one party does to {self.method.kind}, which "
-                        "scales the update by a mean of its own",
-                        remedy=f"Leave {stage.kind} out, or use another method",
-                    )
+                    why = f"{kind}, which scales the update by a mean of its own"
+                    what = f"{stage.kind} would not bound what one party does to {why}"
+                    raise PipelineError(what, remedy=f"Leave {stage.kind} out, or use another method")
         if (pace.goal or pace.late) and self.rules(1):
             what = "whoever is quick counts by cohort.goal and cohort.late, and in a secure sum who signed its set"
             raise PipelineError(what, remedy="Leave these out: cohort.deadline and the threshold say who is needed")
@@ -235,38 +231,25 @@ class Federation(Part):
         parties = tuple(sorted(offers))
         roster = parties if roster is None else roster
         if len(roster) < self.cohort.minimum:
-            raise StudyError(
-                f"{len(roster)} {'party offers' if len(parties) == 1 else 'parties offer'} "
-                f"{self.dataset!r} ({', '.join(parties) or 'none'}), "
-                f"and the study needs {self.cohort.minimum}",
-                remedy="Invite more parties, or lower cohort.minimum",
-            )
+            who = f"{len(roster)} {'party offers' if len(parties) == 1 else 'parties offer'} {self.dataset!r}"
+            what = f"{who} ({', '.join(parties) or 'none'}), and the study needs {self.cohort.minimum}"
+            raise StudyError(what, remedy="Invite more parties, or lower cohort.minimum")
         chosen = {name: self._features(name, offers[name]) for name in parties}
         first = parties[0]
         for name in parties[1:]:
             if set(chosen[name]) != set(chosen[first]):
-                missing = sorted(set(chosen[first]) ^ set(chosen[name]))
-                raise DataError(
-                    f"its feature columns are not those of {first!r}; they differ in "
-                    f"{', '.join(missing)}; it has {', '.join(c.name for c in offers[name])}",
-                    party=name,
-                    remedy="Name common columns in `features`",
-                )
-        categories = {
-            column: rule.categories
-            for column, rule in sorted(self.contract.columns.items())
-            if rule.type == "category" and column in chosen[first]
-        }
+                missing = ", ".join(sorted(set(chosen[first]) ^ set(chosen[name])))
+                has = ", ".join(column.name for column in offers[name])
+                what = f"its feature columns are not those of {first!r}; they differ in {missing}; it has {has}"
+                raise DataError(what, party=name, remedy="Name common columns in `features`")
+        rules = [(name, rule) for name, rule in sorted(self.contract.columns.items()) if name in chosen[first]]
+        categories = {name: rule.categories for name, rule in rules if rule.type == "category"}
         arrays = {c.name: c.shape for c in offers[first] if c.type == "array" and c.name in chosen[first]}
         numbers = tuple(c for c in chosen[first] if c not in categories and c not in arrays)
         for party, columns in sorted(offers.items()):
             if texts := [c.name for c in columns if c.name in numbers and c.type == "text"]:
-                raise DataError(
-                    f"the feature column {texts[0]!r} holds text",
-                    party=party,
-                    remedy="Run `hansa data check` there to see the row, declare the column's categories "
-                    "in the study's [contract], or leave it out of `features`",
-                )
+                remedy = f"Run `hansa data check` there to see the row, {TO_NUMBERS}"
+                raise DataError(f"the feature column {texts[0]!r} holds text", party=party, remedy=remedy)
         setup = Setup(roster, numbers, categories, self.seed, arrays, self.bounds(numbers))
         self.cohort.draw(setup, 1)  # refuses a cohort that the roster cannot fill
         cap = self.privacy.epsilon
@@ -299,20 +282,10 @@ class Federation(Part):
             setup: who they are, and their columns.
             secret: a key of the one who adds noise, 32 bytes; in simulation noise comes from the seed."""
         return Course(
-            task=self.task,
-            method=self.method,
-            moments=self.preprocessing,
-            evaluate=self.evaluation,
-            aggregation=self.aggregation,
-            rounds=self.rounds,
-            stop=self.stop,
-            setup=setup,
-            statistics=self.statistics,
-            privacy=self.privacy,
-            among=self._among(len(setup.parties)),
-            period=self.cohort.period,
-            secret=secret,
-        )
+            task=self.task, method=self.method, moments=self.preprocessing, evaluate=self.evaluation,
+            aggregation=self.aggregation, rounds=self.rounds, stop=self.stop, setup=setup, statistics=self.statistics,
+            privacy=self.privacy, among=self._among(len(setup.parties)), period=self.cohort.period, secret=secret,
+        )  # fmt: skip
 
     def _among(self, parties: int) -> Among:
         """How many of so many parties are in one sum."""

@@ -57,11 +57,7 @@ class Model:
     def to_bytes(self) -> bytes:
         """A safetensors file: named arrays, and everything else as JSON in its metadata."""
         layout = self.task.learner(self.encoding.width).layout
-        facts: dict[str, Json] = {
-            "task": TASKS.spec(self.task),
-            "encoding": self.encoding.to_json(),
-            "facts": dict(self.facts),
-        }
+        facts = {"task": TASKS.spec(self.task), "encoding": self.encoding.to_json(), "facts": dict(self.facts)}
         return tensors.write(layout.split(self.parameters), {"hansa": canonical(facts).decode()})
 
     def save(self, path: str | Path) -> Path:

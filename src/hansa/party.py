@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -90,7 +90,7 @@ class Party:
         """Features and labels to learn from; raises ContributionError if there are none."""
         if not self.split[0].rows:
             raise no_row(self.name)
-        return self._encode(self.split[0], False, encoding)
+        return self._encode(encoding, self.split[0])
 
     def tested(self, ask: Ask) -> Contribution:
         """The tallies of the global model on all rows of the table: the central evaluation."""
@@ -98,20 +98,13 @@ class Party:
 
     def at(self, ask: Ask, memory: Values) -> At:
         """The party with all that its work on an ask may use."""
-        encoding = _encoding(self.course, ask)
-        train, test = self.split
-        return At(
-            **_told(self.course, ask) | self.own,
-            memory=memory,
-            parties=(self.name,),
-            train_rows=train,
-            test_rows=test,
-            encode=lambda rows: self._encode(rows, rows is test, encoding),
-        )
+        told, (train, test) = _told(self.course, ask) | self.own | {"parties": (self.name,)}, self.split
+        encode = partial(self._encode, _encoding(self.course, ask))
+        return At(**told, memory=memory, train_rows=train, test_rows=test, encode=encode)
 
-    def _encode(self, rows: Table, held_out: bool, encoding: Encoding) -> tuple[Array, Array]:
+    def _encode(self, encoding: Encoding, rows: Table) -> tuple[Array, Array]:
         """Features and labels; kept, since the encoding stays the same for many rounds."""
-        key = bytes([held_out]) + encoding.mean.tobytes() + encoding.scale.tobytes()
+        key = bytes([rows is self.split[1]]) + encoding.mean.tobytes() + encoding.scale.tobytes()
         if key not in self._matrices:
             if len(self._matrices) > 2:
                 self._matrices.clear()
@@ -265,14 +258,8 @@ class Outcome:
 
 
 def _told(course: Course, ask: Ask) -> dict[str, Any]:
-    return {
-        "round": ask.round,
-        "task": course.task,
-        "setup": course.setup,
-        "learner": course.learner,
-        "received": ask.send,
-        "secret": course.chance,
-    }
+    known = {"task": course.task, "setup": course.setup, "learner": course.learner, "secret": course.chance}
+    return {**known, "round": ask.round, "received": ask.send}
 
 
 def _encoding(course: Course, ask: Ask) -> Encoding:

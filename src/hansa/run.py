@@ -95,39 +95,23 @@ def too_few(federation: Federation, ask: Ask, counted: int, excluded: Mapping[st
     if counted >= needed(federation, ask):
         return None
     reasons = "; ".join(f"{party}: {reason}" for party, reason in sorted(excluded.items()))
-    return RunError(
-        f"{counted} of {len(ask.parties)} contributions could be counted, and the study needs "
-        f"{federation.cohort.minimum} ({reasons})",
-        round=ask.round,
-        remedy="Mend what the parties report, then `hansa resume` the run",
-    )
+    needs = f"the study needs {federation.cohort.minimum} ({reasons})"
+    what = f"{counted} of {len(ask.parties)} contributions could be counted, and {needs}"
+    return RunError(what, round=ask.round, remedy="Mend what the parties report, then `hansa resume` the run")
 
 
 def asked(ask: Ask) -> dict[str, Json]:
     """The body of an ``asked`` event: the recorded decision who takes part."""
-    return {
-        "version": ask.version,
-        "work": ask.work,
-        "round": ask.round,
-        "parties": list(ask.parties),
-        "ask": ask.digest,
-        "bytes": ask.send.nbytes,
-        **({"among": ask.among} if ask.among else {}),
-    }
+    said = {"parties": list(ask.parties), "ask": ask.digest, "bytes": ask.send.nbytes}
+    return {**ask.place, **said, **({"among": ask.among} if ask.among else {})}
 
 
 def arrived(arrival: Arrival) -> dict[str, Json]:
     """The body of an ``arrived`` event: the recorded decision who was counted."""
-    return {
-        "version": arrival.ask.version,
-        "work": arrival.ask.work,
-        "round": arrival.ask.round,
-        "counted": list(arrival.total.parties),
-        "excluded": dict(arrival.excluded),
-        **({"buckets": [list(names) for names in arrival.total.buckets]} if arrival.total.buckets else {}),
-        **({"lags": dict(arrival.lags)} if arrival.lags else {}),
-        **arrival.metrics,
-    }
+    total = arrival.total
+    rare = {"buckets": [list(names) for names in total.buckets], "lags": dict(arrival.lags)}
+    said = {"counted": list(total.parties), "excluded": dict(arrival.excluded)}
+    return {**arrival.ask.place, **said, **{name: of for name, of in rare.items() if of}, **arrival.metrics}
 
 
 @dataclass(frozen=True)
@@ -199,14 +183,9 @@ class Run:
         progress = self._progress
         if self.setup is None:
             raise RunError("the run has no model yet")
-        facts: dict[str, Json] = {
-            "run": self.id,
-            "federation": self.federation.hash,
-            "rounds": progress.round,
-            "metrics": dict(progress.metrics),
-        }
         course = self.federation.course(self.setup)
-        encoding = course.encoding(progress)
+        encoding, metrics = course.encoding(progress), dict(progress.metrics)
+        facts = {"run": self.id, "federation": self.federation.hash, "rounds": progress.round, "metrics": metrics}
         facts |= course.method.facts(progress.states["train"], encoding)
         return Model(self.federation.task, encoding, progress.parameters, facts)
 

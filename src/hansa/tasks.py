@@ -69,11 +69,9 @@ def torch(
         raise StudyError(f"arguments {', '.join(arguments)} for a module that is already made", remedy=remedy)
     for name, given in (("metrics", metrics), ("features", features), ("classes", classes)):
         if isinstance(given, str) or not isinstance(given, Iterable):
-            raise StudyError(
-                f"`{name}` is the task's own, a list, and not {given!r}",
-                remedy=f"Write {name}=[...]; for a module that takes {name}, too, write a function "
-                "without arguments that makes it, and give that",
-            )
+            what = f"`{name}` is the task's own, a list, and not {given!r}"
+            way = "write a function without arguments that makes it, and give that"
+            raise StudyError(what, remedy=f"Write {name}=[...]; for a module that takes {name}, too, {way}")
     try:
         canonical(arguments)
     except (TypeError, ValueError):
@@ -81,18 +79,10 @@ def torch(
         remedy = "Write a function without arguments that makes the module, and give that"
         raise StudyError(what, remedy=remedy) from None
     task = Torch(
-        module=_reference(module),
-        arguments=arguments,
-        loss=loss if isinstance(loss, str) else _reference(loss),
-        measures=tuple(m if isinstance(m, str) else _reference(m) for m in metrics),
-        target=target,
-        features=tuple(features),
-        classes=tuple(classes),
-        buffers=buffers,
-        precision=precision,
-        start=start,
-        source=_digest(module, loss, *metrics),
-    )
+        module=_reference(module), arguments=arguments, loss=_reference(loss), measures=tuple(map(_reference, metrics)),
+        target=target, features=tuple(features), classes=tuple(classes), buffers=buffers, precision=precision,
+        start=start, source=_digest(module, loss, *metrics),
+    )  # fmt: skip
     for code in (module, loss, *metrics):
         if not isinstance(code, str):
             _LIVE[_reference(code), task.source] = code
@@ -162,13 +152,8 @@ class Torch(Task):
                 if (error.name or "").partition(".")[0] != "torch":
                     raise
                 raise StudyError("PyTorch is not installed", remedy="pip install 'hansa[torch]'") from None
-            self._learner = Module(
-                self._build,
-                self.loss if self.loss in LOSSES else self._code(self.loss),
-                precision=self.precision,
-                buffers=self.buffers,
-                given=self.start == "given",
-            )
+            loss, given = self.loss if self.loss in LOSSES else self._code(self.loss), self.start == "given"
+            self._learner = Module(self._build, loss, precision=self.precision, buffers=self.buffers, given=given)
         learner: Learner = self._learner
         return learner
 
@@ -257,7 +242,9 @@ class Torch(Task):
 
 
 def _reference(code: Any) -> str:
-    """Where a class or a function is found; an instance by its class, with ``()`` behind it."""
+    """Where a class or a function is found; an instance by its class, with ``()`` behind it; a name as it is."""
+    if isinstance(code, str):
+        return code
     if not callable(code):
         raise StudyError(f"a name or a function was wanted, not {code!r}")
     live = not hasattr(code, "__qualname__")

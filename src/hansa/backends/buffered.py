@@ -4,7 +4,7 @@ import heapq
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,12 +50,9 @@ class BufferedExchange(LocalExchange):
     def under_way(self) -> State | None:
         """Who is at work since when, and the asks that they work on."""
         values = {f"{v}.{n}": a for v, ask in self._asks.items() for n, a in ask.send.items()}
-        facts: dict[str, Any] = {
-            "now": self._now,
-            "begun": self._begun,
-            "flights": [list(flight) for flight in sorted(self._flights)],
-            "asks": {str(version): ask.header() for version, ask in self._asks.items()},
-        }
+        asks = {str(version): ask.header() for version, ask in self._asks.items()}
+        flights = [list(flight) for flight in sorted(self._flights)]
+        facts = {"now": self._now, "begun": self._begun, "flights": flights, "asks": asks}
         return State(values=Values(values), facts=facts)
 
     def _take_up(self, state: State) -> None:
@@ -101,11 +98,8 @@ class BufferedExchange(LocalExchange):
                 reduction.add(party, counted[party])
         self.remember([proposed])
         lags = {party: ask.round - one.round for party, one in began.items()}
-        metrics = {
-            "bytes_out": float(ask.send.nbytes * len(began)),
-            "bytes_in": float(leaving),
-            "lag": float(np.mean(list(lags.values()) or [0])),
-        }
+        lag, sent = float(np.mean(list(lags.values()) or [0])), float(ask.send.nbytes * len(began))
+        metrics = {"bytes_out": sent, "bytes_in": float(leaving), "lag": lag}
         excluded = {name: why for name, why in excluded.items() if name not in counted}
         total = reduction.total(ask.among or len(self.course.setup.parties))
         lags = {party: lag for party, lag in lags.items() if lag and party in counted}

@@ -237,8 +237,7 @@ class Actors(Room):
         self._ready.remove(lost)
         self._ray.kill(lost)  # it may only be out of reach
         self._start()
-        told = {"version": ask.version, "work": ask.work, "round": ask.round}
-        self._book.event("repeated", **told, actor=self._names.pop(lost), reason=self._why)
+        self._book.event("repeated", **ask.place, actor=self._names.pop(lost), reason=self._why)
 
     def _start(self) -> None:
         name = f"hansa-{secrets.token_hex(4)}"

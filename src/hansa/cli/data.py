@@ -154,10 +154,7 @@ def require_numbers(table: Table, federation: Federation) -> None:
             try:
                 contract.numbers(table, name)
             except ContractError as error:
-                error.remedy = error.remedy or (
-                    "Mend the cell, or declare the column's categories in the study's [contract],"
-                    " or leave it out of `features`"
-                )
+                error.remedy = error.remedy or f"Mend the cell, or {contract.TO_NUMBERS}"
                 raise
 
 

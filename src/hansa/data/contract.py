@@ -13,6 +13,7 @@ from hansa.data.table import Table, missing_column
 from hansa.errors import ContractError, did_you_mean
 from hansa.part import Written
 
+TO_NUMBERS = "declare the column's categories in the study's [contract], or leave it out of `features`"
 OTHER = "other"  # what rare and undeclared categories are counted as; no category may be declared by this name
 
 

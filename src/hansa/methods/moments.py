@@ -67,13 +67,9 @@ class Moments(Method):
             x, rare = np.clip(2 * (x - low) / (high - low) - 1, -1, 1), 0
             more = {"squares": np.nansum(np.square(x), axis=0)}
         counts = [count_categories(texts(rows, name), values, rare) for name, values in declared]
-        values = {
-            "rows": np.asarray(float(rows.rows)),
-            "missing": np.isnan(x).sum(axis=0).astype(np.float64),
-            "total": np.nansum(x, axis=0),
-            "categories": np.concatenate(counts) if counts else np.empty(0),
-            **more,
-        }
+        missing, total = np.isnan(x).sum(axis=0).astype(np.float64), np.nansum(x, axis=0)
+        values = {"rows": np.asarray(float(rows.rows)), "missing": missing, "total": total, **more}
+        values["categories"] = np.concatenate(counts) if counts else np.empty(0)
         return Answer(Contribution(Values({n: v for n, v in values.items() if not more or v.size})))
 
     def apply(self, state: State, ask: Ask, total: Total) -> State:

@@ -115,15 +115,9 @@ class Newton(Method):
             order = np.roll(order, 1)
         coefficients = (back @ state.values["parameters"][free])[order]
         covariance = (back @ state.values["covariance"] @ back.T)[np.ix_(order, order)]
-        found = {
-            "names": [names[i] for i in order],
-            "coefficients": coefficients.tolist(),
-            "covariance": covariance.tolist(),
-            "degrees": None,
-            **{name: state.facts[name] for name in ("deviance", "converged", "parties")},
-            **state.facts["more"],
-        }
-        return {"inference": found}
+        kept = {name: state.facts[name] for name in ("deviance", "converged", "parties")}
+        found = {"names": [names[i] for i in order], "coefficients": coefficients.tolist(), "degrees": None}
+        return {"inference": {**found, "covariance": covariance.tolist(), **kept, **state.facts["more"]}}
 
     def _inverse(self, state: State, curve: Curve) -> Array:
         """Of the Hessian, by the eigenvalues of what it is after its columns are brought to one scale."""
