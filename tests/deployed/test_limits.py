@@ -215,6 +215,39 @@ async def test_a_party_that_sends_many_large_answers_at_once_has_one_of_them_on_
             assert (await town.watch(run)).status == "finished"
 
 
+async def test_a_party_that_comes_back_does_not_wait_for_what_its_earlier_link_was_sending(
+    town: Town, harvests: Tables, study: Study, puppet: Puppets
+) -> None:
+    made = {"rounds": 1, "preprocessing": hs.Moments(standardise=False), "evaluation": hs.Evaluate(every=0)}
+    await town.settle(harvests)
+    async with puppet(town, MALLORY, harvests["bremen"]) as party:
+        runs = [await town.submit(study(**made, seed=seed)) for seed in range(2)]
+        first, second = [await party.work() for _ in runs]
+        async with party.client.bidi(UPLOAD) as half_open, party.client.bidi(UPLOAD) as call:
+            for part in begun(first, BODY):
+                await half_open.send(part)
+            assert (await half_open.receive()).resume.offset == 0
+            await call.send(begun(second, BODY)[0])
+            reply = asyncio.ensure_future(call.receive())
+            await asyncio.sleep(0.2)
+            assert not reply.done()
+            again = asyncio.ensure_future(party.listen(harvests["bremen"]))
+            assert (await asyncio.wait_for(reply, 5)).resume.offset == 0
+            await call.send(BODY)
+            assert (await call.receive()).receipt.accepted
+            with pytest.raises(UnreachableError, match="it may be resumed"):
+                await half_open.receive()
+        async with party.client.bidi(UPLOAD) as call:
+            await call.send(begun(first, BODY)[0])
+            assert (await call.receive()).resume.offset == 40
+            await call.send(BODY[40:])
+            assert (await call.receive()).receipt.accepted
+        for run in runs:
+            assert (await town.watch(run)).status == "finished"
+        again.cancel()
+        await asyncio.wait({again})
+
+
 async def test_an_upload_for_which_the_disk_has_no_room_is_told_to_come_back_later(
     town: Town, harvests: Tables, study: Study, puppet: Puppets, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,8 +71,16 @@ class Inbox:
     async def alone(self, head: m.Head, party: str) -> None:
         """Wait until the party sends no other large answer: of each, one at a time gathers on the disk."""
         here = head.run, head.version
-        while others := [one.closed for one in self.open.values() if one.party == party and one.exchange != here]:
+        while others := [one.closed for one in self._of(party) if one.exchange != here]:
             await asyncio.wait(others)
+
+    def left(self, party: str) -> None:
+        """The party came back, so that what it was sending over an earlier link comes no more."""
+        for gathering in self._of(party):
+            gathering.close(_BROKEN_OFF)
+
+    def _of(self, party: str) -> list[Gathering]:
+        return [one for one in self.open.values() if one.party == party and not one.closed.done()]
 
     @contextlib.contextmanager
     def gathering(self, head: m.Head, party: str) -> Iterator[Gathering]:

@@ -192,6 +192,7 @@ class Coordinator(Operators):
             if earlier.instance != request.instance:
                 self._replaced[peer.name] = (*replaced, earlier.instance)[-REPLACED:]
             earlier.end()
+            self.inbox.left(peer.name)
         self._listeners[peer.name], listener.instance = listener, request.instance
         try:
             yield m.Notice(welcome=m.Welcome(coordinator=self.home.name, addresses=self.driver.peers))
