@@ -216,19 +216,13 @@ def status(*, confirm: bool = False, home: AgentFolder = None, json: Json = Fals
         out.say(f"it could not do exchange {version} of run {run}, which tells of its rows, so it does no more:")
         out.say("see its log for the reason, and go on by `hansa agent status --confirm`")
     out.say(f"{messages} messages have left; {record} tells of each")
-    out.finish(
-        {
-            "party": joined.party,
-            "federation": joined.federation,
-            "address": joined.address,
-            "certificate_expires": expires.isoformat(),
-            "identity": own,
-            "roster": roster,
-            "offers": listed,
-            "privacy": {**privacy, "spent": spent if spent < math.inf else None},
-            "left": {"file": record, "messages": messages},
-        }
-    )
+    document = {
+        "party": joined.party, "federation": joined.federation, "address": joined.address, "identity": own,
+        "certificate_expires": expires.isoformat(), "roster": roster, "offers": listed,
+        "privacy": {**privacy, "spent": spent if spent < math.inf else None},
+        "left": {"file": record, "messages": messages},
+    }  # fmt: skip
+    out.finish(document)
 
 
 def confirm(name: str, *words: str, home: AgentFolder = None, json: Json = False) -> None:

@@ -65,15 +65,11 @@ def require_known(words: Sequence[str]) -> None:
 
 def build_app() -> App:
     """The whole tree of commands; a command's module is imported only when it is run."""
+    look = DefaultFormatter(panel_spec=PanelSpec(box=FRAMELESS, padding=0))
     app = App(
-        name="hansa",
-        help=SUMMARY,
-        version=__version__,
-        help_format="markdown",
-        help_formatter=DefaultFormatter(panel_spec=PanelSpec(box=FRAMELESS, padding=0)),
-        group_parameters="Options",
-        suppress_keyboard_interrupt=False,
-    )
+        name="hansa", help=SUMMARY, version=__version__, help_format="markdown", help_formatter=look,
+        group_parameters="Options", suppress_keyboard_interrupt=False,
+    )  # fmt: skip
     groups = {name: App(name=name, help=summary) for name, summary in GROUPS.items()}
     for group in groups.values():
         app.command(group)
@@ -114,10 +110,8 @@ def _confess(error: Exception, output: Output) -> int:
         handle, name = tempfile.mkstemp(".txt", f"hansa-{time.strftime('%Y%m%d-%H%M%S')}-")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.writelines(traceback.format_exception(error))
-        remedy = (
-            f"Please report it with {name}; read that file first, it may quote your data."
-            " HANSA_DEBUG=1 shows the traceback here."
-        )
+        careful = "read that file first, it may quote your data"
+        remedy = f"Please report it with {name}; {careful}. HANSA_DEBUG=1 shows the traceback here."
     message = f"this is a defect of Hansa: {type(error).__name__}: {error}"
     output.fail(HansaError(message, remedy=remedy), kind="Defect")
     return DEFECT

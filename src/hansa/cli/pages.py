@@ -59,15 +59,8 @@ def section(title: str, rows: Iterable[tuple[str, str]]) -> str:
 
 
 def _wrap(text: str, *, first: str = "", indent: str = "") -> list[str]:
-    width = min(shutil.get_terminal_size((80, 24)).columns, WIDEST)
-    return textwrap.wrap(
-        text,
-        width=max(width, NARROWEST),
-        initial_indent=first,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    width = max(min(shutil.get_terminal_size((80, 24)).columns, WIDEST), NARROWEST)
+    return textwrap.TextWrapper(width, first, indent, break_long_words=False, break_on_hyphens=False).wrap(text)
 
 
 def _heading(title: str) -> str:

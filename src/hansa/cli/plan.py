@@ -51,10 +51,8 @@ class Plan(NamedTuple):
     def __str__(self) -> str:
         each_way = f"{decimal(self.down)} to each and {decimal(self.up)} back"
         all_ = decimal(self.cohort * (self.down + self.up))
-        return (
-            f"Plan: {self.cohort} of {self.parties} parties in a round, {self.parameters:,} parameters;"
-            f" {each_way}, {all_} a round; about {decimal(self.memory)} of memory"
-        )
+        what = f"{self.cohort} of {self.parties} parties in a round, {self.parameters:,} parameters"
+        return f"Plan: {what}; {each_way}, {all_} a round; about {decimal(self.memory)} of memory"
 
 
 class Pace:

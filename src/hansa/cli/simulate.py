@@ -82,15 +82,9 @@ def simulate(
     # All of them now, so that what is wrong with one is said before the first is run.
     varied = [vary(federation, point) for point in points]
     local = partial(
-        _backend(backend),
-        test=dealt.tested_on,
-        keep=keep,
-        fork=_forked(fork),
-        clock=Clock.read(clock) if clock else None,
-        engine=engine,
-        device=device,
-        replay=Run.load(replay) if replay else None,
-    )
+        _backend(backend), test=dealt.tested_on, keep=keep, fork=_forked(fork), engine=engine, device=device,
+        clock=Clock.read(clock) if clock else None, replay=Run.load(replay) if replay else None,
+    )  # fmt: skip
     bench = _Bench(out, dealt, local, output, compare)
     if sweeps:
         return bench.sweep(points, varied)
@@ -242,13 +236,8 @@ class _Bench:
 def _results(out: Output, results: Sequence[Mapping[str, Any]], aims: bool) -> None:
     """The table of a sweep; ``aims`` says whether there is a target that may be reached."""
     measured = dict.fromkeys(name for result in results for name in result.get("metrics", ()))
-    named = {
-        "rounds": "rounds",
-        **({"to target": "target_round"} if aims else {}),
-        **{name: name for name in measured if name != "round" and "." not in name},
-        "seconds": "seconds",
-        "run": "run",
-    }
+    named = {"rounds": "rounds", **({"to target": "target_round"} if aims else {})}
+    named |= {name: name for name in (*measured, "seconds", "run") if name != "round" and "." not in name}
     rows = []
     for result in results:
         told = {"run": result["status"], **result, **result.get("metrics", {})}
@@ -263,18 +252,12 @@ def summary(run: Run, output: Path) -> dict[str, Any]:
 
     metrics, folder = run.metrics(), output / run.id
     begun, ended = (datetime.fromisoformat(run.events[i].at) for i in (0, -1))
+    rounds, seconds = run.progress.round if run.progress else 0, (ended - begun).total_seconds()
     return {
-        "run": run.id,
-        "status": run.status,
-        "reason": run.reason,
-        "federation": run.federation.hash,
-        "rounds": run.progress.round if run.progress else 0,
-        "target_round": rounds_to_target(run),
-        "seconds": (ended - begun).total_seconds(),
-        "metrics": metrics[-1] if metrics else {},
-        "folder": folder,
-        "model": folder / "model.safetensors",
-    }
+        "run": run.id, "status": run.status, "reason": run.reason, "federation": run.federation.hash,
+        "rounds": rounds, "target_round": rounds_to_target(run), "seconds": seconds,
+        "metrics": metrics[-1] if metrics else {}, "folder": folder, "model": folder / "model.safetensors",
+    }  # fmt: skip
 
 
 def _forked(words: str) -> Run | None:

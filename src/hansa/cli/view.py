@@ -93,10 +93,8 @@ class RoundsView(ExitStack):
         first = not self._pace.done
         self._pace.round(event)
         if first and self._pace.left >= WORTH_SAYING:
-            self._say(
-                f"The first round took {in_time(self._pace.each)}:"
-                f" about {in_time(self._pace.left)} for the other {self._rounds - self._pace.at}"
-            )
+            ahead = f"about {in_time(self._pace.left)} for the other {self._rounds - self._pace.at}"
+            self._say(f"The first round took {in_time(self._pace.each)}: {ahead}")
 
     def _metrics(self, metrics: dict[str, float], number: int) -> None:
         self._latest = metrics

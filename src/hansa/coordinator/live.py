@@ -208,10 +208,11 @@ class Live:
             return True
         return not (self.trains and wanted) and not self.due and taken >= needed(self.federation, self.ask)
 
-    def about(self, party: str) -> dict[str, Json]:
-        """What an event about a party in the open ask says first."""
-        assert self.ask is not None
-        return {"party": party, "round": self.ask.round, "work": self.ask.work}
+    def about(self, party: str, version: int = -1) -> dict[str, Json]:
+        """What an event about a party says first: in the open ask, unless it is another one."""
+        ask = self.ask if version < 0 else self.asks[version]
+        assert ask is not None
+        return {"party": party, "round": ask.round, "work": ask.work}
 
 
 def revived(

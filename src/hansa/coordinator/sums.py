@@ -252,8 +252,7 @@ class Sums:
         version, attempt = live.begun.pop(party)
         live.late.pop(party, None)
         self._save_answer(effects, live, party, Answered(attempt, "", 0.0, False, _short(reason)), version)
-        where = {"party": party, "round": live.asks[version].round, "work": "train"}
-        self._event(effects, live, "refused", **where, reason=_short(reason))
+        self._event(effects, live, "refused", **live.about(party, version), reason=_short(reason))
         effects.notices.append((party, ev.SettledNotice(live.id, version, False, reason)))
         self._save_begun(effects, live)
 
@@ -272,8 +271,7 @@ class Sums:
         for party, late in live.late.items():
             version, why = live.begun[party][0], "it came late, and the run ended before it counted"
             self._save_answer(effects, live, party, replace(late, reason=why), version)
-            where = {"party": party, "round": live.asks[version].round, "work": "train"}
-            self._event(effects, live, "refused", **where, reason=why)
+            self._event(effects, live, "refused", **live.about(party, version), reason=why)
         hidden = live.ask.parties if live.ask and live.rules else ()
         taken = hidden or [party for party, answer in live.answers.items() if answer.taken]
         owed = {(party, live.progress.version) for party in taken}

@@ -51,17 +51,10 @@ def read_csv(path: Path, encoding: str = "utf-8") -> Table:
             cells = [f"c{i}" for i in range(len(layout.names))]
             try:
                 duck.read_csv(
-                    literal(file),
-                    header=True,
-                    auto_detect=False,
-                    columns=dict.fromkeys(cells, "VARCHAR"),
-                    sep=layout.delimiter,
-                    quotechar='"',
-                    escapechar='"',
-                    lineterminator=layout.line_end,
-                    compression="none",
-                    hive_partitioning=False,
-                ).create("cells")
+                    literal(file), header=True, auto_detect=False, columns=dict.fromkeys(cells, "VARCHAR"),
+                    sep=layout.delimiter, quotechar='"', escapechar='"', lineterminator=layout.line_end,
+                    compression="none", hive_partitioning=False,
+                ).create("cells")  # fmt: skip
             except duckdb.Error as error:
                 raise _fault(file, path.name, layout, error) from error
             return Table(fetch(_typed(duck.table("cells"), cells), layout.names))

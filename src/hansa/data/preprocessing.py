@@ -91,12 +91,8 @@ class Encoding:
 
     def to_json(self) -> str:
         """The encoding as one line of JSON; `from_json` gives back the same bits."""
-        fields: dict[str, Any] = {
-            "numbers": list(self.numbers),
-            "mean": self.mean.tolist(),
-            "scale": self.scale.tolist(),
-            "categories": {name: list(values) for name, values in self.categories.items()},
-        }
+        fields: dict[str, Any] = {"numbers": self.numbers, "mean": self.mean.tolist(), "scale": self.scale.tolist()}
+        fields["categories"] = {name: list(values) for name, values in self.categories.items()}
         if self.arrays:
             fields["arrays"] = {name: list(shape) for name, shape in self.arrays.items()}
         return json.dumps(fields, ensure_ascii=False)

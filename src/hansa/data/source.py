@@ -52,10 +52,8 @@ class Source(Written):
             return cls(path=text, encoding=encoding)
         url, _, sql = text.partition("#")
         if not sql.strip():
-            raise DataError(
-                "a database needs a query",
-                remedy="Write it after the address: 'sqlite:///a.db#SELECT * FROM patients'.",
-            )
+            remedy = "Write it after the address: 'sqlite:///a.db#SELECT * FROM patients'."
+            raise DataError("a database needs a query", remedy=remedy)
         return cls(url=url, sql=sql)
 
 

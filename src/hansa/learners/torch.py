@@ -324,19 +324,14 @@ class Torch(Learner):
 
     def _statistics(self) -> list[str]:
         """Names of the running statistics that are averaged, after the rule for buffers."""
-        norms = {
-            name: part
-            for name, part in self.template.named_modules()
-            if isinstance(part, nn.modules.batchnorm._NormBase) and part.running_mean is not None
-        }
+        parts = [(n, m) for n, m in self.template.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+        norms = {name: part for name, part in parts if part.running_mean is not None}
         if norms and self.buffers == "refuse":
             name, part = next(iter(norms.items()))
-            raise StudyError(
-                f"the module's {type(part).__name__} {name!r} keeps running statistics, which are wrong "
-                "as a mean over parties whose data differ",
-                remedy='Use GroupNorm or LayerNorm; or say buffers="local", to normalise by each party\'s '
-                'own rows, or buffers="average"',
-            )
+            wrong = "wrong as a mean over parties whose data differ"
+            what = f"the module's {type(part).__name__} {name!r} keeps running statistics, which are {wrong}"
+            ways = 'buffers="local", to normalise by each party\'s own rows, or buffers="average"'
+            raise StudyError(what, remedy=f"Use GroupNorm or LayerNorm; or say {ways}")
         if self.buffers == "local":
             for part in norms.values():
                 part.running_mean = part.running_var = part.num_batches_tracked = None
@@ -413,11 +408,9 @@ class Torch(Learner):
             fits = out.ndim > 1 and y.shape in (last, first)
             takes = "[n, k] and [n], or [n, t, k] and [n, t]"
         if not fits:
-            raise StudyError(
-                f"{self.named} cannot compare outputs of shape {list(out.shape[1:])} a row with labels "
-                f"of shape {list(y.shape[1:])}",
-                remedy=f"It takes {takes}",
-            )
+            given, labels = list(out.shape[1:]), list(y.shape[1:])
+            what = f"{self.named} cannot compare outputs of shape {given} a row with labels of shape {labels}"
+            raise StudyError(what, remedy=f"It takes {takes}")
         if not self.of_classes:
             return 0
         self.axis = -1 if y.shape == last else 1
@@ -437,11 +430,8 @@ class Torch(Learner):
                 resident.module.eval()
                 out = resident.outputs(rows)
             except Exception as error:
-                raise StudyError(
-                    f"the module cannot take rows of shape {list(x.shape[1:])} and type {x.dtype}: "
-                    f"{type(error).__name__}: {_first_line(error)}",
-                    remedy="Correct the module, or `features` of the task",
-                ) from error
+                what = f"the module cannot take rows of shape {list(x.shape[1:])} and type {x.dtype}: {_told(error)}"
+                raise StudyError(what, remedy="Correct the module, or `features` of the task") from error
             for name, buffer in resident.module.named_buffers():
                 if name in before and not torch.equal(buffer, before[name]):
                     what = f"the module changes its buffer {name!r} in training, which no rule covers"
@@ -491,6 +481,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
 @contextmanager
 def _one_core() -> Iterator[None]:
     """Compute on one core; the caller's threads stay what they are."""
@@ -524,8 +518,8 @@ def _failures() -> Iterator[None]:
         if isinstance(error, MemoryError) or "memory" in _first_line(error):
             remedy = "Lower local.batch_size, or the number of workers, or make the module smaller"
             raise RunError(f"out of memory: {_first_line(error)}", remedy=remedy) from error
-        kind, remedy = type(error).__name__, "Correct the module, or `features` and `target` of the task"
-        raise StudyError(f"the module fails: {kind}: {_first_line(error)}", remedy=remedy) from error
+        remedy = "Correct the module, or `features` and `target` of the task"
+        raise StudyError(f"the module fails: {_told(error)}", remedy=remedy) from error
 
 
 class _Factored(torch.autograd.Function):  # type: ignore[misc]  # PyTorch is not read by mypy
