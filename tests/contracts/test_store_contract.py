@@ -19,7 +19,7 @@ from hansa.agent.store import AgentStore
 from hansa.coordinator import store as coordinator
 from hansa.coordinator.store import INLINE, CoordinatorStore
 from hansa.database import Database, Drop, Put, upgrade
-from hansa.errors import StoreError
+from hansa.errors import StoreError, TrustError
 
 Open = Callable[[], Any]
 PARTS = {"coordinator": coordinator, "agent": agent}
@@ -207,6 +207,23 @@ def test_who_was_counted_when_last_is_what_was_taken_and_applied(coordinators: O
     store.apply([Put("answer", row) for row in [*answers, {**answers[0], "run": "new"}]])
     store.apply([store.blob("r", 2, "checkpoint", b"two")])
     assert sorted(store.counted()) == [("a", "r", 1), ("b", "r", 0)]
+
+
+def test_who_took_the_newest_epoch_writes_and_who_was_replaced_is_refused(coordinators: Open) -> None:
+    first, second = coordinators(), coordinators()
+    row = Put("run", {"id": "r", "round": 1})
+    assert first.take("first", "first:1", "keys")
+    first.apply([row])
+    assert second.take("second", "second:1", "keys")
+    assert (first.epoch, second.epoch) == (1, 2)
+    for refused in (lambda: first.apply([Put("run", {"id": "r", "round": 2})]), first.peers):
+        with pytest.raises(StoreError, match="another coordinator has taken over"):
+            refused()
+    assert second.row("run", id="r")["round"] == 1
+    second.apply([row])
+    assert second.peers() == ["first:1", "second:1"]
+    with pytest.raises(TrustError, match="whose keys this coordinator has not"):
+        first.take("first", "first:1", "other keys")
 
 
 def test_the_simulated_store_loses_in_a_crash_what_was_not_synced_and_nothing_else() -> None:

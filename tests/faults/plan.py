@@ -40,8 +40,13 @@ FAULTS = {
 RATES = (0.0, 0.0, 0.0, 0.003, 0.01, 0.04)
 """Of a fault, at each moment at which it may happen. Many seeds do without most of them: what goes wrong by itself
 would else hide behind what goes wrong all the time."""
+SHARE = 1 / 8
+"""Of the seeds in which a second coordinator stands by."""
 SELDOM = ("ghost", "apart")
 """Those for which there is little occasion."""
+
+HALTS = ("idle", "before", "after", "told")
+"""Where a coordinator stands still: at once, before or after it next asks its store, or before what it told leaves."""
 
 CHEATS = ("other", "nan", "weight", "shape", "negative", "unknown", "stale", "damaged", "silent", "babble")
 
@@ -49,6 +54,38 @@ CHEATS = ("other", "nan", "weight", "shape", "negative", "unknown", "stale", "da
 def generator(seed: int, *purpose: str | int) -> random.Random:
     """A generator that depends on nothing but its key, and is quicker than NumPy's for single numbers."""
     return random.Random(int.from_bytes(keyed.key(seed, *purpose)[:16], "little"))
+
+
+@dataclass(frozen=True)
+class Spell:
+    """A time in which whoever coordinates is not there, and does not know it.
+
+    Args:
+        after: seconds since the study was handed in, or since the last such time began.
+        where: it is halted, of `HALTS`.
+        cut: whether it is cut off from everybody, and not only still.
+        session: seconds after which the database ends its session, so that another one may take over.
+        lasts: seconds until it wakes up.
+    """
+
+    after: float
+    where: str
+    cut: bool
+    session: float
+    lasts: float
+
+    @classmethod
+    def some(cls, seed: int) -> tuple[Spell, ...]:
+        """None in most seeds, which then have one coordinator."""
+        draw = generator(seed, "takeover")
+        if draw.random() >= SHARE:
+            return ()
+
+        def one() -> Spell:
+            after, session, lasts = 10 ** draw.uniform(-2, 0.5), draw.uniform(0.05, 3), 10 ** draw.uniform(-0.5, 1.3)
+            return cls(after, draw.choice(HALTS), draw.random() < 0.4, session, lasts)
+
+        return tuple(one() for _ in range(draw.randint(1, 3)))
 
 
 @dataclass(frozen=True)
@@ -187,6 +224,7 @@ class Plan:
     back: dict[str, float] = field(default_factory=dict)  # and when it joins again
     joins: dict[str, float] = field(default_factory=dict)  # when others are invited
     budget: float | None = None
+    spells: tuple[Spell, ...] = ()  # in which it is not there, if a second coordinator is
 
     @classmethod
     def of(cls, seed: int) -> Plan:
@@ -210,7 +248,8 @@ class Plan:
             joins = {name: draw.uniform(0, 4) for name in NAMES[parties:] if draw.random() < 0.7}
             leaves |= {name: at + draw.uniform(1, 8) for name, at in joins.items() if draw.random() < 0.3}
             back |= {name: leaves[name] + draw.uniform(0, 8) for name in joins if name in leaves}
-        return cls(seed, kind, parties, rates, calm, inline, cheats, leaves, back, joins, KINDS[kind].budget)
+        budget, spells = KINDS[kind].budget, Spell.some(seed)
+        return cls(seed, kind, parties, rates, calm, inline, cheats, leaves, back, joins, budget, spells)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -238,4 +277,5 @@ class Plan:
             f"{name} {what}" for name, what in {**self.cheats, **dict.fromkeys(self.leaves, "leaves")}.items()
         )
         more = f" and {len(self.joins)} that join" if self.joins else ""
+        more += f", two coordinators that stand still {len(self.spells)} times" if self.spells else ""
         return f"{self.kind}, {self.parties} parties{more}; {rates or 'no faults'}; {odd or 'all honest'}"

@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from tests.faults.stores import Disk, Simulated
+from tests.faults.stores import Disk, Simulated, SimulatedCoordinatorStore
 
 from hansa.agent import machine as agent
 from hansa.agent.desk import Desk
@@ -158,3 +158,9 @@ def a_seat_that_is_not_durable(patch: pytest.MonkeyPatch) -> None:
 def a_roster_that_is_not_durable(patch: pytest.MonkeyPatch) -> None:
     """A party joins, and a coordinator that comes back does not know of it."""
     dropped(patch, "coordinator", lambda change: change.table == "run" and change.values.keys() == {"id", "setup"})
+
+
+@planted
+def a_fence_that_no_commit_looks_at(patch: pytest.MonkeyPatch) -> None:
+    """A coordinator that was replaced while it stood still goes on writing."""
+    patch.setattr(SimulatedCoordinatorStore, "_fence", lambda self, connection: None)

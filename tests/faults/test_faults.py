@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,18 @@ def test_seeds_differ_and_every_fault_happens() -> None:
     happened = {line[2] for one in found for line in one.trace if line[1] == "fault"}
     assert happened == set(plans.FAULTS)
     assert any("joined" in line for one in found for line in one.trace if line[1] == "committed")
+
+
+def test_a_coordinator_that_was_replaced_while_it_stood_still_is_refused_and_stops() -> None:
+    """At a commit, or when it looks; its run goes on under the second, without it."""
+    found = list(outcomes(seed for seed in range(120) if Plan.of(seed).spells))
+    judged(found)
+    happened = Counter(line[1] for one in found for line in one.trace)
+    newest = [max(line[3] for line in one.trace if line[1] == "takes over") for one in found]
+    assert sum(epoch > 1 for epoch in newest) > len(found) / 2
+    assert {"stands still", "is cut off", "wakes up", "steps down"} < happened.keys()
+    refused = [line for one in found for line in one.trace if line[1] == "stops" and "has taken over" in line[2]]
+    assert refused
 
 
 def test_a_failing_seed_says_how_to_see_it_again(

@@ -1,4 +1,4 @@
-"""One coordinator, a few agents and what lies between them: one thread, simulated time, everything from a seed.
+"""One coordinator or two, a few agents and what lies between them: one thread, simulated time, all from a seed.
 
 The coordinator's `Engine` and the agents' `Agent` are those of production, with their machines, seats, ledgers and
 desks. What is simulated: disks, links, clocks, processes that die and supervisors that start them again.
@@ -19,7 +19,7 @@ from unittest import mock
 import numpy as np
 from tests.faults import plan as plans
 from tests.faults.invariants import RUN, Record, Sent, ViolationError, require
-from tests.faults.plan import IDENTITIES, NAMES, PINS, SECRET, Plan, generator
+from tests.faults.plan import IDENTITIES, NAMES, PINS, SECRET, Plan, Spell, generator
 from tests.faults.stores import Change, Guard, Memory, SimulatedAgentStore, SimulatedCoordinatorStore
 
 from hansa.agent import desk as agent_desk
@@ -45,6 +45,12 @@ LONGEST = 4000.0
 PATIENCE = 5.0
 """Seconds after which a side notices that its link is broken."""
 
+LEAVES = 60.0
+"""Seconds after which an agent, at the latest, leaves a coordinator that does not answer."""
+
+PULSE = 2.0
+"""Seconds after which a coordinator, at the latest, looks whether another one has taken over."""
+
 
 class Crash(BaseException):
     """A process dies; no code may catch it."""
@@ -57,6 +63,13 @@ def driven(coroutine: Coroutine[Any, Any, None]) -> None:
     except StopIteration:
         return
     raise AssertionError("it waits for something")
+
+
+class Halt:
+    """Awaited by a coordinator that stands still, until it wakes up."""
+
+    def __await__(self) -> Iterator[None]:
+        yield
 
 
 class Pause:
@@ -84,7 +97,12 @@ class World:
         self.skew = 0.0
         self.partitioned: set[str] = set()
         made = disks or _in_memory
-        self.coordinator = Coordinator(self, made(""))
+        self.coordinator = Coordinator(self, "", made(""))  # who took the newest epoch
+        self.coordinators = [self.coordinator]
+        self.session: Coordinator | None = None  # whose session of the database has the lock, if they are two
+        if plan.spells:
+            self.coordinators.append(Coordinator(self, "second", self.coordinator.disk))
+        self.chance = generator(plan.seed, "takeovers")
         self.parties = {name: Party(self, name, made(name)) for name in (*plan.names, *plan.joins)}
         self._resumed = 0
 
@@ -124,7 +142,8 @@ class World:
 
     def run(self) -> Record:
         """Until the run has ended, and everybody knows."""
-        self.coordinator.start()
+        for coordinator in self.coordinators:
+            coordinator.start()
         for name in self.plan.names:
             self.at(self.soon(), None, self.parties[name].start)
         self.at(0.5, None, self._submit)
@@ -133,6 +152,9 @@ class World:
             require(self._heap, "nothing happens any more, and the run has not ended")
             self.now, _, owner, life, do, args = heapq.heappop(self._heap)
             if owner is not None and (owner.life != life or owner.process is None):
+                continue
+            if owner is not None and owner.still:
+                owner.held.append((do, args))
                 continue
             require(self.now < self.calm + LONGEST, "the run does not end")
             try:
@@ -154,7 +176,8 @@ class World:
             self.calm = min(self.calm, self.now + 2.0)
             for seconds in (60.0, 90.0):  # what a party gave after the end, it hears of when it comes back
                 self.at(seconds, None, self._reconnect)
-        up = self.coordinator.process is not None
+        alone = all((one.process is not None) == (one is self.coordinator) for one in self.coordinators)
+        up = alone and not self.coordinator.still
         return up and self.now > self.calm and all(party.settled for party in self.parties.values())
 
     def _reconnect(self) -> None:
@@ -170,16 +193,44 @@ class World:
 
     def close(self) -> None:
         """Let go of the stores, and of work that was under way."""
-        for machine in (self.coordinator, *self.parties.values()):
+        for machine in (*self.coordinators, *self.parties.values()):
             if isinstance(machine, Party) and machine.process is not None:
                 machine.process.end()
             if machine.store is not None:
                 machine.store.close()
 
+    def _answering(self) -> CoordinatorProcess | None:
+        """The coordinator, as its operator reaches it."""
+        process: CoordinatorProcess | None = None if self.coordinator.still else self.coordinator.process
+        return process
+
+    # --- a second coordinator
+
+    def unlocked(self) -> None:
+        """A session of the database has ended, and who stands by finds its lock free."""
+        self.session = None
+        for one in self.coordinators:
+            if one.stands_by:
+                self.at(self.chance.random() * 0.25, None, one.ask_again, one.life)
+
+    def _spell(self, number: int = 0) -> None:
+        """Whoever coordinates is soon not there, and does not know it; and so on."""
+        spell, on = self.plan.spells[number], self.coordinator
+        if on.process is None or on.still:
+            self.at(0.2, None, self._spell, number)
+            return
+        on.halted(spell)
+        if self.plan.spells[number + 1 :]:
+            self.at(self.plan.spells[number + 1].after, None, self._spell, number + 1)
+
+    # --- those who run it
+
     def _submit(self) -> None:
         """The operator hands in the study, again if that comes to nothing."""
-        process = self.coordinator.process
+        process = self._answering()
         if self.record.events:
+            if self.plan.spells:
+                self.at(self.plan.spells[0].after, None, self._spell)
             for name, seconds in self.plan.leaves.items():
                 self.at(seconds, None, self._remove, name)
             for name, seconds in self.plan.back.items():
@@ -197,21 +248,22 @@ class World:
         if self.record.status != "failed" or self._beyond_help():
             return
         require(self._resumed < 8, "the run fails whatever its operator does")
-        if self.coordinator.process is not None:
+        if (process := self._answering()) is not None:
             self._resumed += 1
             self.note("resume")
-            self.coordinator.process.post(Resume(RUN))
+            process.post(Resume(RUN))
         self.at(3.0, None, self.resume)
 
     def _remove(self, name: str) -> None:
-        if self.record.status != "running" or self.coordinator.process is None:
+        process = self._answering()
+        if self.record.status != "running" or process is None:
             return
         self.note("remove", name)
         with suppress(HansaError):
-            self.coordinator.process.post(ev.Removed(name, "it moved away"))
+            process.post(ev.Removed(name, "it moved away"))
 
     def _rejoin(self, name: str) -> None:
-        process, party = self.coordinator.process, self.parties[name]
+        process, party = self._answering(), self.parties[name]
         guest = process.machine.guests.get(name) if process else None
         if process is None or guest is None:
             self.at(1.0, None, self._rejoin, name)
@@ -224,7 +276,7 @@ class World:
 
     def _join(self, name: str) -> None:
         """A party is invited, joins once that is durable, and starts its agent."""
-        process = self.coordinator.process
+        process = self._answering()
         if process is None or process.store.row("party", name=name) is None:
             if process is not None:
                 process.post(ev.Joined(name, "1", "later"))
@@ -241,7 +293,7 @@ class World:
             self.partitioned.clear()
             return
         self.at(0.3, None, self._weather)
-        for machine in (self.coordinator, *self.parties.values()):
+        for machine in (*self.coordinators, *self.parties.values()):
             if machine.process is not None and self.hits("idle"):
                 self.note("dies", machine.name)
                 machine.crash()
@@ -287,6 +339,8 @@ class Machine:
         self.life = 0
         self.process: Any = None
         self.store: Any = None
+        self.still = False  # it has stopped, and may go on as if nothing had been
+        self.held: list[tuple[Callable[..., None], tuple[Any, ...]]] = []  # what happened to it meanwhile
 
     def start(self) -> None:
         """Start the process; if its disk is full, or it dies at once, again later."""
@@ -295,6 +349,10 @@ class Machine:
         self.life += 1
         self.world.note("starts", self.name)
         self.store = Guard(self.disk.open(), self._before, self._after)
+        self.attempt()
+
+    def attempt(self) -> None:
+        """Begin, or die of it."""
         try:
             self.begin()
         except (Crash, StoreError):
@@ -307,7 +365,7 @@ class Machine:
     def crash(self) -> None:
         """The process is gone; what it did not sync is, too."""
         self.life += 1
-        self.process = None
+        self.process, self.still, self.held = None, False, []
         self.disk.crash(self.store)
         self.world.at(self.world.soon(2.0), None, self.start)
 
@@ -332,8 +390,7 @@ class Session:
     """A connection of an agent, with what is on its way."""
 
     party: Party
-    agent_life: int
-    coordinator_life: int
+    at: Coordinator
     broken: bool = False
     latest: dict[str, float] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)  # streams that a message was lost of
@@ -360,12 +417,16 @@ class Parcel:
 class Coordinator(Machine):
     """The machine on which the coordinator runs."""
 
-    def __init__(self, world: World, disk: Any) -> None:
-        super().__init__(world, "", disk)
+    def __init__(self, world: World, name: str, disk: Any) -> None:
+        super().__init__(world, name, disk)
         self.spools: dict[tuple[Any, ...], bytearray] = {}
-        self._setting_up = True
+        self.stands_by = False
+        self.spell: Spell | None = None  # which is to come, or is
 
     def begin(self) -> None:
+        self.stands_by = bool(self.world.plan.spells) and not self._takes_over()
+        if self.stands_by:
+            return
         self.process = CoordinatorProcess(self, self.store)
         driven(self.process.restore())
         self.compare()
@@ -375,10 +436,85 @@ class Coordinator(Machine):
 
     def crash(self) -> None:
         super().crash()
+        self.spell, self.stands_by = None, False
         for spool in self.spools.values():  # its end was not synced
             del spool[int(len(spool) * self.world.draw()) :]
-        for party in self.world.parties.values():
+        for party in self._listeners():
             party.unplug()
+        if self.world.session is self:
+            self.world.unlocked()
+
+    def _listeners(self) -> list[Party]:
+        return [party for party in self.world.parties.values() if party.session and party.session.at is self]
+
+    # --- one of two
+
+    def _takes_over(self) -> bool:
+        """Take the next epoch, if nobody else's session has the lock."""
+        world = self.world
+        if world.session not in (None, self):
+            return False
+        world.session = self
+        require(self.store.take(self.name, self.name, "keys"), "who has the lock gets no epoch")
+        world.coordinator = self
+        world.note("takes over", self.name, self.store.epoch)
+        return True
+
+    def ask_again(self, life: int) -> None:
+        if life == self.life and self.stands_by:
+            self.attempt()
+
+    def halted(self, spell: Spell) -> None:
+        """It is soon not there; at the latest in a while."""
+        self.spell = spell
+        if spell.where == "idle":
+            self.stop(spell)
+        else:
+            self.world.at(1.0, self, self.stop, spell)
+
+    def stop(self, spell: Spell) -> None:
+        """It stands still, or is cut off. What it sent is under way, and what it said to the database was done, or is
+        yet to be done; what happens to it, it finds when it wakes up.
+        """
+        if spell is not self.spell or self.still:
+            return
+        world, self.still = self.world, True
+        world.note("is cut off" if spell.cut else "stands still", self.name, spell.where)
+        for party in self._listeners():
+            if spell.cut:
+                party.unplug()
+            else:
+                party.leaves_late()
+        world.at(spell.session, None, self._forgotten, spell)
+        world.at(spell.lasts, None, self._wake, spell)
+
+    def _forgotten(self, spell: Spell) -> None:
+        """The database ends its session."""
+        if spell is self.spell and self.world.session is self:
+            self.world.unlocked()
+
+    def _wake(self, spell: Spell) -> None:
+        """It goes on where it was, sure of its place; the database hears of it again."""
+        if spell is not self.spell:
+            return
+        world, self.spell, self.still = self.world, None, False
+        world.note("wakes up", self.name)
+        held, self.held = self.held, []
+        for do, args in held:
+            world.at(0.0, self, do, *args)
+        world.session = world.session or self
+        world.at(world.chance.random() * PULSE, self, self._pulse)
+
+    def _pulse(self) -> None:
+        """See, until it has the lock again, that nobody has taken over: also while nothing is to be written."""
+        self.world.session = self.world.session or self
+        if self.world.session is not self:
+            self.world.at(PULSE, self, self._pulse)
+        try:
+            self.store.peers()
+        except StoreError as error:
+            self.world.note("steps down", self.name, str(error))
+            raise Crash from error
 
     def compare(self) -> None:
         """What is in the store is what became durable."""
@@ -388,6 +524,7 @@ class Coordinator(Machine):
 
     def _after(self, changes: list[Change]) -> None:
         self.world.record.committed(changes)
+        require(self.world.coordinator is self, "who was replaced has committed")
         kinds = [change.values["kind"] for change in changes if isinstance(change, Put) and change.table == "event"]
         if kinds:
             self.world.note("committed", *kinds)
@@ -397,7 +534,7 @@ class Coordinator(Machine):
 
     def describe(self, party: str) -> tuple[bytes, Any]:
         """The study, and among whom it runs, as a party is told."""
-        if self.process is None:
+        if self.process is None or self.still:
             raise UnreachableError("the coordinator is down")
         row = self.store.row("run", id=RUN)
         require(party in row["setup"]["parties"], f"{party} is asked, and is not among the parties of the run")
@@ -501,7 +638,15 @@ class CoordinatorProcess(Engine):
         self.alarms: dict[ev.DeadlinePassed, int] = {}
 
     async def read(self, query: Callable[..., Any], *args: Any) -> Any:
-        return query(*args)
+        spell = self._on.spell
+        if spell is None or self._on.still:
+            return query(*args)
+        if spell.where == "before":
+            await Halt()
+        said = query(*args)
+        if spell.where == "after":
+            await Halt()
+        return said
 
     def post(self, event: ev.MachineEvent | Resume, *also: Put, ticket: Any = None) -> None:
         if not self._queue:
@@ -513,11 +658,23 @@ class CoordinatorProcess(Engine):
         for event, *_ in batch:
             what = type(event).__name__
             self._world.note("step", what, getattr(event, "party", ""))
+        self._go_on(self._step(batch))
+
+    def _go_on(self, step: Coroutine[Any, Any, None]) -> None:
+        """Take a step until it is done, or halted in its middle."""
+        on = self._on
         try:
-            driven(self._step(batch))
+            step.send(None)
+        except StopIteration:
+            if on.spell is not None and on.spell.where == "told":
+                on.stop(on.spell)
+            return
         except StoreError as error:  # it cannot remember, so it stops
             self._world.note("stops", str(error))
             raise Crash from error
+        assert on.spell is not None
+        on.stop(on.spell)
+        on.held.append((self._go_on, (step,)))
 
     def _answer(self, ticket: Any, said: object) -> None:
         self._on.dies("between")
@@ -663,28 +820,48 @@ class Party(Machine):
             session.broken = True
             self.world.note("link breaks", self.name)
             self.world.at(self.world.soon(PATIENCE), self, self.lost, session)
-            self.world.at(self.world.soon(PATIENCE), self.world.coordinator, self.world.coordinator.lost, session)
+            self.world.at(self.world.soon(PATIENCE), session.at, session.at.lost, session)
 
     def unplug(self) -> None:
         if self.session is not None:
             self.breaks(self.session)
+
+    def leaves_late(self) -> None:
+        """Its coordinator is silent: it breaks the link in the end."""
+
+        def leave(session: Session | None) -> None:
+            if session is not None and session is self.session:
+                self.breaks(session)
+
+        self.world.at(self.world.chance.random() ** 3 * LEAVES, self, leave, self.session)
+
+    def _address(self) -> Coordinator:
+        """One of the addresses that it knows; who stands by sends it on."""
+        world = self.world
+        if not world.plan.spells:
+            return world.coordinator
+        there = [one for one in world.coordinators if one.process and not (one.still and one.spell and one.spell.cut)]
+        return world.chance.choice(there or world.coordinators)
 
     def dial(self) -> None:
         """Reach for the coordinator, again and again."""
         world, process = self.world, self.process
         if self.session is not None or process is None or self.gone:
             return
-        if world.coordinator.process is None or self.name in world.partitioned:
+        at = self._address()
+        if at.process is None or self.name in world.partitioned:
             world.at(world.soon(1.0), self, self.dial)
             return
-        self.session = session = Session(self, self.life, world.coordinator.life)
+        self.session = session = Session(self, at)
         process._client = session
         pending = tuple(ev.Unsettled(run, version) for run, version in process._machine.pending)
         offer = plans.offers()[self.name]
         offered = ev.Offered(offer.dataset, offer.rows, offer.table.schema(), offer.allow)
         world.note("dials", self.name, pending)
         hello = ev.Connected(self.name, (offered,), pending, self.identity.public)
-        self.carry(session, "hello", world.coordinator, world.coordinator.accept, hello)
+        self.carry(session, "hello", at, at.accept, hello)
+        if at.still:
+            self.leaves_late()
 
     def lost(self, session: Session) -> None:
         """It notices that its link is broken."""
@@ -736,8 +913,7 @@ class Party(Machine):
             self._recorded(one)
             self.world.note("uploads", self.name, *parcel.about())
             if isinstance(one, Held) and self.world.hits("torn"):
-                large = self.world.coordinator.receive
-                self.carry(session, f"{self.world._count}", self.world.coordinator, large, parcel, True)
+                self.carry(session, f"{self.world._count}", session.at, session.at.receive, parcel, True)
                 continue
             session.uploads.append(parcel)
             if not session.at_work:
@@ -761,8 +937,7 @@ class Party(Machine):
 
     def _next(self, session: Session) -> None:
         session.at_work = True
-        receive = self.world.coordinator.receive
-        self.carry(session, "uploads", self.world.coordinator, receive, session.uploads.popleft())
+        self.carry(session, "uploads", session.at, session.at.receive, session.uploads.popleft())
 
     def _cheated(self, what: Held | CouldNot | Step) -> list[Held | CouldNot | Step]:
         """What a cheat sends instead."""
@@ -876,7 +1051,8 @@ class AgentProcess(Agent):
     async def _understood(self, work: Any) -> Asked:
         await Pause(self._world.soon(0.05))
         if not self._desk.knows(work.run, work.ask.among):
-            self._desk.describe(work.run, *self._world.coordinator.describe(self._on.name))
+            at = self._on.session.at if self._on.session else self._world.coordinator
+            self._desk.describe(work.run, *at.describe(self._on.name))
         return Asked(work.run, work.ask, work.attempt, work.federation, self._on.secret())
 
     async def _work(self, asked: Asked) -> None:
