@@ -54,7 +54,7 @@ FEATURES, CHUNK = 1000, 1 << 20
 PROCESSES = 4
 """Of light parties, and of the clients of bare gRPC when there are many."""
 
-AGENTS, LIGHT, ROUNDS = 10, 100, 5
+AGENTS, LIGHT, ROUNDS = 10, 100, 9
 
 
 def study(size: int, rounds: int, name: str = "tiny") -> hs.Federation:

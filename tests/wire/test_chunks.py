@@ -1,9 +1,7 @@
-import mmap
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,29 +129,6 @@ def test_what_a_full_disk_did_not_take_is_not_counted(tmp_path: Path, monkeypatc
     again = Receiver(6, digest(b"abcdef"), tmp_path / "body")
     again.close()
     assert again.offset == 2
-
-
-def test_memory_is_lent_again_when_nobody_looks_at_it_any_more():
-    def received(byte: int) -> memoryview:
-        body = bytes([byte]) * CHUNK
-        receiver = Receiver(len(body), digest(body))
-        receiver.accept(body)
-        found = receiver.finish()
-        assert isinstance(found, memoryview)
-        return found
-
-    def place(view: np.ndarray) -> int:
-        return view.__array_interface__["data"][0]
-
-    first = np.frombuffer(received(1), np.uint8)[5:]
-    second = np.frombuffer(received(2), np.uint8)
-    assert set(first) == {1}  # though all but a view of it is gone
-    where = place(second)
-    del second
-    third = np.frombuffer(received(3), np.uint8)
-    assert (set(first), set(third)) == ({1}, {3})
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        assert place(third) == where
 
 
 def test_what_is_discarded_leaves_nothing(tmp_path: Path):

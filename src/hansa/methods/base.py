@@ -21,6 +21,7 @@ from hansa.errors import StudyError
 from hansa.learners.base import Affine, Learner
 from hansa.learners.optimizer import SGD, FirstOrder, Optimizer
 from hansa.learners.private import by_example
+from hansa.memory import lent
 from hansa.methods.work import At, Named, Stack
 from hansa.part import Catalogue, Part
 from hansa.privacy.claim import Privacy
@@ -82,7 +83,7 @@ class State:
         """The next round's state: the server's optimiser moves the parameters along ``update``, some at a time:
         what is in between stays in the cache."""
         before, slots = self.values["parameters"], self.values.under("server")
-        parameters, moved = np.empty_like(before), dict[str, Array]()
+        parameters, moved = np.frombuffer(lent(before.nbytes), before.dtype), dict[str, Array]()
         for at in range(0, before.size, _PIECE):
             part = slice(at, at + _PIECE)
             few = {name: slot[part] if slot.shape == before.shape else slot for name, slot in slots.items()}

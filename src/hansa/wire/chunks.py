@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import secrets
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from functools import reduce
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from blake3 import blake3
 
 from hansa.crypto import masks
 from hansa.errors import ContributionError, UnreachableError
 from hansa.files import mapped
+from hansa.memory import lent
 from hansa.wire.tensors import Buffer
 
 INLINE = 1 << 16
@@ -38,26 +36,6 @@ def split(data: Buffer, offset: int = 0) -> Iterator[bytes]:
     view = memoryview(data)
     for start in range(offset, len(view), CHUNK):
         yield bytes(view[start : start + CHUNK])
-
-
-def _lent(size: int) -> memoryview:
-    """Memory, which comes back when nobody looks at it any more, and is lent again: to find so much anew takes as long
-    as what is done with it. What lies idle the system may take away."""
-    if size < CHUNK or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return np.empty(size, np.uint8).data
-    whole = _IDLE.pop() if _IDLE and len(_IDLE[0]) == size else mmap.mmap(-1, size, mmap.MAP_PRIVATE)
-    whole.madvise(mmap.MADV_HUGEPAGE)
-    lent = np.frombuffer(whole, np.uint8)
-    weakref.finalize(lent, _back, whole)
-    return lent.data
-
-
-_IDLE = list[mmap.mmap]()
-
-
-def _back(whole: mmap.mmap) -> None:
-    whole.madvise(mmap.MADV_FREE)
-    _IDLE[:] = [whole]
 
 
 _COUNT = 8  # bytes behind a body that is not whole in its file yet: how many of it are there
@@ -79,7 +57,7 @@ class Receiver:
         self.size, self._digest, self._path = size, digest, path
         self.offset, self._resumed, self._placed = 0, False, False
         self._hash: Any = blake3()
-        self._memory = _lent(0 if path else size)
+        self._memory = lent(0 if path else size)
         self._file: FileIO | None = None
         self._lock = threading.Lock()
         self._hide: Callable[[Buffer], Buffer] = masks.opened(key).update if key else lambda data: data
