@@ -71,6 +71,18 @@ def test_a_bad_field_is_refused_by_name(bad: Contribution, field: str, reason: s
     assert reason in caught.value.message
 
 
+@pytest.mark.parametrize(("bad", "reason"), [(math.nan, "NaN"), (math.inf, "infinity"), (-1e300, "1e\\+300 is absurd")])
+@pytest.mark.parametrize("place", [0, (1 << 18) - 1, 1 << 18, 3 << 18])
+def test_one_bad_number_among_many_is_found_wherever_it_is(place: int, bad: float, reason: str) -> None:
+    update = np.zeros((3 << 18) + 1)
+    update[place] = bad
+    field = Field("update", shape=update.shape)
+    with pytest.raises(ContributionError, match=reason):
+        check(Contribution(Values({"update": update}), 1.0), (field,))
+    update[place] = 0.0
+    check(Contribution(Values({"update": update}), 1.0), (field,))
+
+
 @pytest.mark.parametrize(
     ("weight", "reason"),
     [

@@ -303,13 +303,19 @@ def check(contribution: Contribution, fields: tuple[Field, ...]) -> None:
         raise ContributionError(f"the weight {weight:g} is absurd; the limit is {WEIGHT_LIMIT:g}")
 
 
+_PART = 1 << 18  # numbers that stay in the cache while both their ends are looked for
+
+
 def _check_array(array: Array, declared: Field) -> None:
     if array.shape != declared.shape:
         what = f"shape {list(array.shape)} where {list(declared.shape or ())} was declared"
         raise ContributionError(what, field=declared.name)
     if array.dtype != np.dtype(declared.dtype):
         raise ContributionError(f"dtype {array.dtype} where {declared.dtype} was declared", field=declared.name)
-    largest = float(max(array.max(initial=0), -array.min(initial=0)))
+    flat = array.reshape(-1)
+    parts = (flat[at : at + _PART] for at in range(0, flat.size or 1, _PART))
+    ends = np.array([(part.min(initial=0), part.max(initial=0)) for part in parts])  # NaN, if there is one
+    largest = float(max(ends[:, 1].max(), -ends[:, 0].min()))
     if not largest <= VALUE_LIMIT:
         if np.isfinite(array).all():
             raise ContributionError(f"the value {largest:g} is absurd", field=declared.name)
