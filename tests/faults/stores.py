@@ -23,6 +23,7 @@ from hansa.coordinator.epochs import Fenced
 from hansa.coordinator.store import CoordinatorStore
 from hansa.database import Drop, Put
 from hansa.errors import StoreError
+from hansa.wire import chunks
 
 Change = Put | Drop
 Key = tuple[Any, ...]
@@ -159,6 +160,7 @@ class SimulatedAgentStore(Simulated):
     """`AgentStore` in memory."""
 
     ledger, pins, honest = AgentStore.ledger, AgentStore.pins, AgentStore.honest
+    keep, digest = staticmethod(b"".join), staticmethod(chunks.digest)
 
     @staticmethod
     def disk() -> Disk:
