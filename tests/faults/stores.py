@@ -115,7 +115,7 @@ class Simulated:
         self._written += changes
         self.sync()
 
-    def _fence(self, connection: None) -> None:
+    def _fence(self, connection: Any) -> None:
         pass
 
     def sync(self) -> None:
@@ -182,20 +182,20 @@ class SimulatedCoordinatorStore(Simulated):
     def disk() -> Disk:
         return Disk(coordinator.metadata)
 
-    def _transaction(self, work: Callable[[None], Any], *_: str) -> Any:
+    def _transaction(self, work: Callable[[Any], Any], *_: str) -> Any:
         return work(None)
 
     def _migrate(self) -> None:
         """Its tables are there."""
 
-    def _next(self, connection: None, row: dict[str, str]) -> int:
+    def _next(self, connection: Any, row: dict[str, str]) -> int:
         newest = max((abs(kept["number"] or 0) for kept in self.disk.tables["epoch"].values()), default=0)
         self._swap(connection, newest, -newest)
         self.disk.write(Put("epoch", {**row, "number": newest + 1}))
         self.sync()
         return newest + 1
 
-    def _swap(self, connection: None, number: int, becomes: int) -> None:
+    def _swap(self, connection: Any, number: int, becomes: int) -> None:
         there = [kept for kept in self.disk.tables["epoch"].values() if kept["number"] == number] if number else []
         if number and not there:
             raise self._over()
