@@ -49,9 +49,14 @@ CHECKED = 1 << 28  # bytes up to which a SQLite file is looked over when it is o
 _RESTORE = "Restore its folder from a backup: `hansa coordinator restore` or `hansa agent restore`"
 
 _TYPES: Mapping[Any, Any] = {
-    bool: sa.Boolean, int: sa.Integer, float: sa.Float, str: sa.String, bytes: sa.LargeBinary, dict: sa.JSON,
+    bool: sa.Boolean,
+    int: sa.Integer,
+    float: sa.Float,
+    str: sa.String,
+    bytes: sa.LargeBinary,
+    dict: sa.JSON,
     list: sa.JSON,
-}  # fmt: skip
+}
 
 
 def columns(key: Mapping[str, type], **others: Any) -> Iterator[sa.Column[Any]]:

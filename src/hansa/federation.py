@@ -282,10 +282,20 @@ class Federation(Part):
             setup: who they are, and their columns.
             secret: a key of the one who adds noise, 32 bytes; in simulation noise comes from the seed."""
         return Course(
-            task=self.task, method=self.method, moments=self.preprocessing, evaluate=self.evaluation,
-            aggregation=self.aggregation, rounds=self.rounds, stop=self.stop, setup=setup, statistics=self.statistics,
-            privacy=self.privacy, among=self._among(len(setup.parties)), period=self.cohort.period, secret=secret,
-        )  # fmt: skip
+            task=self.task,
+            method=self.method,
+            moments=self.preprocessing,
+            evaluate=self.evaluation,
+            aggregation=self.aggregation,
+            rounds=self.rounds,
+            stop=self.stop,
+            setup=setup,
+            statistics=self.statistics,
+            privacy=self.privacy,
+            among=self._among(len(setup.parties)),
+            period=self.cohort.period,
+            secret=secret,
+        )
 
     def _among(self, parties: int) -> Among:
         """How many of so many parties are in one sum."""

@@ -79,10 +79,18 @@ def torch(
         remedy = "Write a function without arguments that makes the module, and give that"
         raise StudyError(what, remedy=remedy) from None
     task = Torch(
-        module=_reference(module), arguments=arguments, loss=_reference(loss), measures=tuple(map(_reference, metrics)),
-        target=target, features=tuple(features), classes=tuple(classes), buffers=buffers, precision=precision,
-        start=start, source=_digest(module, loss, *metrics),
-    )  # fmt: skip
+        module=_reference(module),
+        arguments=arguments,
+        loss=_reference(loss),
+        measures=tuple(map(_reference, metrics)),
+        target=target,
+        features=tuple(features),
+        classes=tuple(classes),
+        buffers=buffers,
+        precision=precision,
+        start=start,
+        source=_digest(module, loss, *metrics),
+    )
     for code in (module, loss, *metrics):
         if not isinstance(code, str):
             _LIVE[_reference(code), task.source] = code

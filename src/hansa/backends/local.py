@@ -142,10 +142,18 @@ class Local:
             remedy = "Leave masks out, or end a chain in secure_sum()"
             raise UsageError("there are no secure sums to put masks on", remedy=remedy)
         return made_by(
-            course, Crowd(self._tables, course), run, engine=engine, workers=self.workers or os.cpu_count() or 1,
+            course,
+            Crowd(self._tables, course),
+            run,
+            engine=engine,
+            workers=self.workers or os.cpu_count() or 1,
             test=self.test if self.test is None or isinstance(self.test, Table) else Table(self.test),
-            clock=self.clock, deadline=federation.cohort.deadline, decisions=made, masks=masks, pace=pace,
-        )  # fmt: skip
+            clock=self.clock,
+            deadline=federation.cohort.deadline,
+            decisions=made,
+            masks=masks,
+            pace=pace,
+        )
 
     def _room(self, here: Room, book: Book) -> Room:
         """Where the parties work: here."""

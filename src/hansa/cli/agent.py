@@ -217,11 +217,16 @@ def status(*, confirm: bool = False, home: AgentFolder = None, json: Json = Fals
         out.say("see its log for the reason, and go on by `hansa agent status --confirm`")
     out.say(f"{messages} messages have left; {record} tells of each")
     document = {
-        "party": joined.party, "federation": joined.federation, "address": joined.address, "identity": own,
-        "certificate_expires": expires.isoformat(), "roster": roster, "offers": listed,
+        "party": joined.party,
+        "federation": joined.federation,
+        "address": joined.address,
+        "identity": own,
+        "certificate_expires": expires.isoformat(),
+        "roster": roster,
+        "offers": listed,
         "privacy": {**privacy, "spent": spent if spent < math.inf else None},
         "left": {"file": record, "messages": messages},
-    }  # fmt: skip
+    }
     out.finish(document)
 
 

@@ -67,9 +67,14 @@ def build_app() -> App:
     """The whole tree of commands; a command's module is imported only when it is run."""
     look = DefaultFormatter(panel_spec=PanelSpec(box=FRAMELESS, padding=0))
     app = App(
-        name="hansa", help=SUMMARY, version=__version__, help_format="markdown", help_formatter=look,
-        group_parameters="Options", suppress_keyboard_interrupt=False,
-    )  # fmt: skip
+        name="hansa",
+        help=SUMMARY,
+        version=__version__,
+        help_format="markdown",
+        help_formatter=look,
+        group_parameters="Options",
+        suppress_keyboard_interrupt=False,
+    )
     groups = {name: App(name=name, help=summary) for name, summary in GROUPS.items()}
     for group in groups.values():
         app.command(group)

@@ -82,9 +82,15 @@ def simulate(
     # All of them now, so that what is wrong with one is said before the first is run.
     varied = [vary(federation, point) for point in points]
     local = partial(
-        _backend(backend), test=dealt.tested_on, keep=keep, fork=_forked(fork), engine=engine, device=device,
-        clock=Clock.read(clock) if clock else None, replay=Run.load(replay) if replay else None,
-    )  # fmt: skip
+        _backend(backend),
+        test=dealt.tested_on,
+        keep=keep,
+        fork=_forked(fork),
+        engine=engine,
+        device=device,
+        clock=Clock.read(clock) if clock else None,
+        replay=Run.load(replay) if replay else None,
+    )
     bench = _Bench(out, dealt, local, output, compare)
     if sweeps:
         return bench.sweep(points, varied)
@@ -254,10 +260,17 @@ def summary(run: Run, output: Path) -> dict[str, Any]:
     begun, ended = (datetime.fromisoformat(run.events[i].at) for i in (0, -1))
     rounds, seconds = run.progress.round if run.progress else 0, (ended - begun).total_seconds()
     return {
-        "run": run.id, "status": run.status, "reason": run.reason, "federation": run.federation.hash,
-        "rounds": rounds, "target_round": rounds_to_target(run), "seconds": seconds,
-        "metrics": metrics[-1] if metrics else {}, "folder": folder, "model": folder / "model.safetensors",
-    }  # fmt: skip
+        "run": run.id,
+        "status": run.status,
+        "reason": run.reason,
+        "federation": run.federation.hash,
+        "rounds": rounds,
+        "target_round": rounds_to_target(run),
+        "seconds": seconds,
+        "metrics": metrics[-1] if metrics else {},
+        "folder": folder,
+        "model": folder / "model.safetensors",
+    }
 
 
 def _forked(words: str) -> Run | None:

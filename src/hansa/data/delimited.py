@@ -51,10 +51,17 @@ def read_csv(path: Path, encoding: str = "utf-8") -> Table:
             cells = [f"c{i}" for i in range(len(layout.names))]
             try:
                 duck.read_csv(
-                    literal(file), header=True, auto_detect=False, columns=dict.fromkeys(cells, "VARCHAR"),
-                    sep=layout.delimiter, quotechar='"', escapechar='"', lineterminator=layout.line_end,
-                    compression="none", hive_partitioning=False,
-                ).create("cells")  # fmt: skip
+                    literal(file),
+                    header=True,
+                    auto_detect=False,
+                    columns=dict.fromkeys(cells, "VARCHAR"),
+                    sep=layout.delimiter,
+                    quotechar='"',
+                    escapechar='"',
+                    lineterminator=layout.line_end,
+                    compression="none",
+                    hive_partitioning=False,
+                ).create("cells")
             except duckdb.Error as error:
                 raise _fault(file, path.name, layout, error) from error
             return Table(fetch(_typed(duck.table("cells"), cells), layout.names))

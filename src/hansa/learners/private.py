@@ -61,8 +61,10 @@ def by_example(privacy: Privacy, local: Any) -> tuple[Noised, ...]:
     if privacy.unit != "example" or not isinstance(local, Private):
         return ()
     event = events.Gaussian(
-        adjacency=privacy.adjacency, noise_multiplier=local.noise_multiplier, times=local.steps,
+        adjacency=privacy.adjacency,
+        noise_multiplier=local.noise_multiplier,
+        times=local.steps,
         sampling=events.Poisson(rate=local.rate) if local.rate < 1 else None,
         failure=2.0**-66,  # of up to 2^34 numbers, each at most 2^-100 off
-    )  # fmt: skip
+    )
     return (Noised("party", event, local.kind),)

@@ -294,10 +294,13 @@ class Course:
     def signals(self, ask: Ask) -> tuple[Signal, ...]:
         """What flows between the stages for this ask, last what travels; raises PipelineError if a stage refuses."""
         signal = Signal(
-            ask.fields, noise=self.method.noise(self.privacy) if ask.through == "update" else (),
-            weights=getattr(self.method, "weights", "examples"), privacy=self.privacy, among=self.among,
+            ask.fields,
+            noise=self.method.noise(self.privacy) if ask.through == "update" else (),
+            weights=getattr(self.method, "weights", "examples"),
+            privacy=self.privacy,
+            among=self.among,
             schedule=Schedule(self.rounds, self.period),
-        )  # fmt: skip
+        )
         if ask.through == "plain":
             return (signal,)
         if ask.through == "statistics":  # sums, in which all parties count the same

@@ -29,17 +29,21 @@ class Family:
 
 FAMILIES: Mapping[type[Learner], Family] = {
     Linear: Family(
-        link=lambda mu: mu, variance=np.ones_like, begin=lambda y: y, deviance=lambda y, eta, mu: np.square(y - mu),
+        link=lambda mu: mu, variance=np.ones_like, begin=lambda y: y, deviance=lambda y, eta, mu: np.square(y - mu)
     ),
     Logistic: Family(
-        link=lambda mu: np.log(mu / (1 - mu)), variance=lambda mu: mu * (1 - mu), begin=lambda y: (y + 0.5) / 2,
+        link=lambda mu: np.log(mu / (1 - mu)),
+        variance=lambda mu: mu * (1 - mu),
+        begin=lambda y: (y + 0.5) / 2,
         deviance=lambda y, eta, mu: 2 * (np.logaddexp(0.0, eta) - y * eta),
     ),
     Poisson: Family(
-        link=np.log, variance=lambda mu: mu, begin=lambda y: y + 0.1,
+        link=np.log,
+        variance=lambda mu: mu,
+        begin=lambda y: y + 0.1,
         deviance=lambda y, eta, mu: 2 * (y * (np.log(np.where(y > 0, y, 1.0)) - eta) - (y - mu)),
     ),
-}  # fmt: skip
+}
 
 
 class IRLS(Newton):
