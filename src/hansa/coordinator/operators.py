@@ -93,7 +93,7 @@ class Operators:
 
     async def parties(self, request: m.PartiesRequest, peer: pki.Identity) -> m.PartiesReply:
         """All parties, removed ones included; what they offer as far as a message has room, without the columns."""
-        reply, room = m.PartiesReply(), 3 * chunks.CHUNK
+        reply, room = m.PartiesReply(), 3 << 20  # bytes, of the 4 MiB of a message
         for name, guest in sorted(self.driver.machine.guests.items()):
             offers = [m.Offer(dataset=o.dataset, rows=o.rows, allow=o.allow) for o in guest.offers]
             room -= sum(offer.ByteSize() + 8 for offer in offers)
