@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import mmap
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -53,3 +54,16 @@ def test_what_nobody_looks_at_is_lent_again_for_the_same_size_only() -> None:
     longer = lent(2 * LARGE)
     longer[:] = bytes(2 * LARGE)
     assert len(longer) == 2 * LARGE
+
+
+def test_threads_never_share_what_is_lent() -> None:
+    def own(byte: int) -> bool:
+        for _ in range(30):
+            memory = lent(LARGE)
+            memory[:] = bytes([byte]) * LARGE
+            if bytes(memory) != bytes([byte]) * LARGE:
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(own, range(4)))

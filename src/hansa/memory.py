@@ -17,8 +17,11 @@ def lent(size: int) -> memoryview:
     much anew takes a system as long as what is done with it. What lies idle it may take away."""
     if size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return np.empty(size, np.uint8).data
-    whole = _IDLE.pop() if _IDLE and len(_IDLE[0]) == size else mmap.mmap(-1, size, mmap.MAP_PRIVATE)
-    with suppress(OSError):  # a system may be without them
+    idle: mmap.mmap | None = None
+    with suppress(IndexError):  # threads take turns at nothing here
+        idle = _IDLE.pop()
+    whole = idle if idle is not None and len(idle) == size else mmap.mmap(-1, size, mmap.MAP_PRIVATE)
+    with suppress(OSError):  # a system may be without large pages
         whole.madvise(mmap.MADV_HUGEPAGE)
     array = np.frombuffer(whole, np.uint8)
     weakref.finalize(array, _back, whole)
