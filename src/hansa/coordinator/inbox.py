@@ -52,8 +52,9 @@ class Inbox:
         self._turns = asyncio.Semaphore(TURNS)
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[Callable[[], None]]:
-        """A turn to move a large body: however many want to, memory holds pieces of few. To be told of each chunk."""
+    async def turn(self) -> AsyncIterator[Callable[..., None]]:
+        """A turn to move a large body: however many want to, memory holds pieces of few. To be told of each chunk,
+        and whether it is the party that is waited for now: a disk of ours that is slow lets nobody else begin."""
         await self._turns.acquire()
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as held:
@@ -62,9 +63,10 @@ class Inbox:
             slow = [loop.call_later(TURN, held.close)]
             held.callback(lambda: slow[0].cancel())
 
-            def moved() -> None:
+            def moved(waits: bool = True) -> None:
                 slow[0].cancel()
-                slow[0] = loop.call_later(TURN, held.close)
+                if waits:
+                    slow[0] = loop.call_later(TURN, held.close)
 
             yield moved
 
@@ -140,7 +142,7 @@ class Gathering:
             self.receiver.close()
 
     async def receive(
-        self, requests: AsyncIterator[bytes], signal: Signal | None, moved: Callable[[], None]
+        self, requests: AsyncIterator[bytes], signal: Signal | None, moved: Callable[..., None]
     ) -> tuple[bytes | Spooled, str]:
         """The body, or why it is not what was declared.
 
@@ -153,6 +155,7 @@ class Gathering:
                     break
                 if chunk is None:
                     raise UnreachableError(_BROKEN_OFF)
+                moved(False)
                 with _kept(self.closed):
                     await away(receiver.accept, chunk)
                 self.moved = time.monotonic()

@@ -1,4 +1,4 @@
-"""Large bodies in chunks of 2 MiB, resumable by offset, checked by BLAKE3 at the end."""
+"""Large bodies in chunks of 1 MiB, resumable by offset, checked by BLAKE3 at the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hansa.wire.tensors import Buffer
 INLINE = 1 << 16
 """Bytes of a body that travels in one message with what is said of it; a larger one comes in chunks, in its turn."""
 
-CHUNK = 2 << 20  # most bytes in a chunk
+CHUNK = 1 << 20  # most bytes in a chunk
 
 
 def digest(*data: Buffer) -> bytes:
