@@ -46,19 +46,33 @@ __version__ = "0.1.0"
 _HOMES = {
     name: home
     for home, names in {
-        "hansa": "aggregation errors methods tasks", "hansa.data": "partition wisconsin",
-        "hansa.backends.clock": "Clock", "hansa.backends.local": "Local", "hansa.backends.ray": "Ray",
-        "hansa.backends.remote": "Remote", "hansa.cohort": "All Cyclic Fixed Poisson",
-        "hansa.contribution": "Contribution Field", "hansa.data.contract": "ColumnRule Contract",
-        "hansa.data.population": "Population", "hansa.data.source": "read", "hansa.data.table": "Table",
-        "hansa.federation": "Federation", "hansa.learners.optimizer": "Adagrad Adam AdamW DPAdam DPSGD SGD Yogi",
-        "hansa.methods.course": "Stop", "hansa.methods.evaluate": "Evaluate", "hansa.methods.fedavg": "FedAvg",
-        "hansa.methods.fedsgd": "FedSGD", "hansa.methods.moments": "Moments", "hansa.model": "Model",
-        "hansa.privacy.claim": "Adversary Privacy", "hansa.run": "Run", "hansa.study": "load",
+        "hansa": "aggregation errors methods tasks",
+        "hansa.data": "partition wisconsin",
+        "hansa.backends.clock": "Clock",
+        "hansa.backends.local": "Local",
+        "hansa.backends.ray": "Ray",
+        "hansa.backends.remote": "Remote",
+        "hansa.cohort": "All Cyclic Fixed Poisson",
+        "hansa.contribution": "Contribution Field",
+        "hansa.data.contract": "ColumnRule Contract",
+        "hansa.data.population": "Population",
+        "hansa.data.source": "read",
+        "hansa.data.table": "Table",
+        "hansa.federation": "Federation",
+        "hansa.learners.optimizer": "Adagrad Adam AdamW DPAdam DPSGD SGD Yogi",
+        "hansa.methods.course": "Stop",
+        "hansa.methods.evaluate": "Evaluate",
+        "hansa.methods.fedavg": "FedAvg",
+        "hansa.methods.fedsgd": "FedSGD",
+        "hansa.methods.moments": "Moments",
+        "hansa.model": "Model",
+        "hansa.privacy.claim": "Adversary Privacy",
+        "hansa.run": "Run",
+        "hansa.study": "load",
         "hansa.task": "CoxRegression LinearRegression LogisticRegression PoissonRegression SoftmaxRegression Task",
     }.items()
     for name in names.split()
-}  # fmt: skip
+}
 
 __all__ = [
     "DPSGD", "SGD", "Adagrad", "Adam", "AdamW", "Adversary", "All", "Clock", "ColumnRule", "Contract",

@@ -82,6 +82,11 @@ def decoded(rpc: Rpc[Q, Any], raw: bytes) -> Q:
     return message
 
 
+def _heard(raw: bytes) -> bytes:
+    note("hansa_bytes", len(raw), way="in")
+    return raw
+
+
 def _encoded(reply: Message | bytes) -> bytes:
     raw = reply if isinstance(reply, bytes) else reply.SerializeToString()
     note("hansa_bytes", len(raw), way="out")
@@ -92,8 +97,7 @@ async def _requests(context: Context) -> AsyncGenerator[bytes, None]:
     """What the caller sends. gRPC's own iterator cannot be closed, and leaves a warning behind."""
     read: Any = context.read  # its stub leaves out EOF
     while (raw := [await read()]) != [grpc.aio.EOF]:
-        note("hansa_bytes", len(raw[0]), way="in")
-        yield raw.pop()  # and hold nothing of it while the caller is silent
+        yield _heard(raw.pop())  # and hold nothing of it while the caller is silent
 
 
 def _unary(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
@@ -101,8 +105,7 @@ def _unary(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
         try:
             peer = _admit(rpc, context, authorise)
             await context.send_initial_metadata((("hansa", f"{__version__} {time.time():.0f}"),))
-            note("hansa_bytes", len(raw), way="in")
-            return _encoded(await method(decoded(rpc, raw), peer))
+            return _encoded(await method(decoded(rpc, _heard(raw)), peer))
         except (Exception, asyncio.CancelledError) as error:
             await _end(context, rpc, error)
 
@@ -117,8 +120,7 @@ def _streamed(rpc: Rpc[Any, Any], method: Any, authorise: Authorise) -> Any:
                 if rpc.kind == "bidi":
                     sent: Any = await open_.enter_async_context(aclosing(_requests(context)))
                 else:
-                    note("hansa_bytes", len(raw), way="in")
-                    sent = decoded(rpc, raw)
+                    sent = decoded(rpc, _heard(raw))
                 async for reply in await open_.enter_async_context(aclosing(method(sent, peer))):
                     yield _encoded(reply)
                     del reply
