@@ -277,7 +277,7 @@ def test_it_repeats_its_bits_and_leaves_the_module_as_it_was(build: Any) -> None
     assert learner.template.training == before.training
     for name, value in before.state_dict().items():
         assert torch.equal(value, learner.template.state_dict()[name])
-    for resident in learner._free:
+    for resident in learner.idle:
         assert not any(part._forward_hooks for part in resident.module.modules())
     assert not learner.clipped(theta, x[:0], y[:0], NORM).any()
 

@@ -380,7 +380,7 @@ def test_constants_and_frozen_parameters_stay_and_tied_ones_are_one() -> None:
 
 
 def test_large_linear_layers_are_stepped_without_forming_their_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hansa.learners.torch._LARGE", 10)
+    monkeypatch.setattr("hansa.learners.resident.LARGE", 10)
     formed = torch.autograd.grad
     seen: list[int] = []
 

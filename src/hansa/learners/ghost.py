@@ -17,6 +17,7 @@ from torch import nn
 
 from hansa.contribution import Array
 from hansa.errors import HansaError, StudyError
+from hansa.learners.resident import at_work
 
 _ROWS, _KEPT = 32, 1 << 24  # at once, and numbers of their gradients
 _SLACK = 2.0**-36  # of what a norm is a difference of: far more than float64 loses, far less than matters
@@ -59,7 +60,7 @@ def clipped(learner: Any, theta: Array, x: Any, y: Any, norm: float) -> Array:
         out = torch.func.functional_call(resident.module, own, x[None])
         return learner.losses(out, y[None]).mean(), {n: calls[n][0] for n in given if n in layers}
 
-    with learner._at_work() as resident, ExitStack() as hooks:
+    with at_work(learner) as resident, ExitStack() as hooks:
         leaves = dict(zip(learner.names, learner.views(learner.native(theta)), strict=True))
         layers = {f"{path}.weight".lstrip("."): layer for path, layer in resident.module.train().named_modules()}
         layers = {n: m for n, m in layers.items() if n in leaves and type(m) in (nn.Linear, nn.Embedding)}

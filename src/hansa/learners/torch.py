@@ -1,15 +1,7 @@
-"""Any PyTorch module as functions of one flat parameter vector.
+"""Any PyTorch module as functions of one flat parameter vector; what trains it is in `hansa.learners.resident`."""
 
-Two engines train it. *Stacked*: the parameters of many parties as ``[k, d]``, the forward pass vectorised over parties
-(`torch.func`), one backward pass for all. *Resident*: one module whose parameters are views into a party's row of the
-result, updated in place, without padding; convolutions run channels-last. A party trains on one core, and parties share
-the cores, so that neither their number nor whose rows lie beside a party's own changes its bits."""
-
-import copy
-import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -20,10 +12,11 @@ from blake3 import blake3
 from torch import nn
 
 from hansa.contribution import Array
-from hansa.errors import DataError, HansaError, RunError, StudyError, UsageError
+from hansa.errors import DataError, HansaError, StudyError, UsageError
 from hansa.learners import ghost
 from hansa.learners.base import Correction, Engine, Feed, Layout, Learner, Slots
-from hansa.learners.optimizer import SGD, FirstOrder
+from hansa.learners.optimizer import FirstOrder
+from hansa.learners.resident import LARGE, Resident, at_work, failures, first_line, seeded
 
 with warnings.catch_warnings():  # what is sent is read-only; PyTorch warns of that once a process
     warnings.simplefilter("ignore")
@@ -32,9 +25,7 @@ with warnings.catch_warnings():  # what is sent is read-only; PyTorch warns of t
 Precision = Literal["float32", "float64", "bfloat16"]
 Buffers = Literal["refuse", "average", "local"]
 
-_LARGE = 1 << 17  # parameters; above it a step of one party outweighs what stacking saves
 _ROWS = 500  # in one forward pass of a prediction
-_RANDOM = threading.RLock()  # PyTorch draws from one generator for the whole process
 
 
 def _log_loss(p: Any, y: Any, reduction: str) -> Any:
@@ -117,10 +108,10 @@ class Torch(Learner):
             self.device = torch.device(device)
             torch.zeros(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
-            what = f"PyTorch does not reach the device {device!r}: {_first_line(error)}"
+            what = f"PyTorch does not reach the device {device!r}: {first_line(error)}"
             remedy = 'Say device="cpu", or install a PyTorch that is built for the device'
             raise UsageError(what, remedy=remedy) from None
-        self._free: list[_Resident] = []
+        self.idle: list[Resident] = []  # no thread works with them
 
     def expect(self, shape: tuple[int, ...]) -> None:
         self._shape = shape
@@ -162,7 +153,7 @@ class Torch(Learner):
         why = self.unstackable
         if not why and self.convolves:
             why = "convolutions are faster one party at a time"
-        elif not why and self.learnt > _LARGE:
+        elif not why and self.learnt > LARGE:
             why = f"{self.learnt:,} parameters outweigh what a stack saves"
         return ("resident", why + tail) if why else ("stacked", "many small modules at once" + tail)
 
@@ -182,7 +173,7 @@ class Torch(Learner):
     def loss(self, parameters: Array, x: Array, y: Array, weights: Array | None = None) -> Array:
         each = []
         for theta, rows in self._each(parameters, x, y, weights):
-            with self._at_work(theta) as resident, torch.no_grad():
+            with at_work(self, theta) as resident, torch.no_grad():
                 each.append(float(resident.mean(*rows)))
         return np.asarray(each).reshape(parameters.shape[:-1])
 
@@ -197,7 +188,7 @@ class Torch(Learner):
         for i, (theta, rows) in enumerate(self._each(parameters, x, y, weights)):
             given = theta.tobytes() + rows[0].tobytes() if self.draws else b""
             key = int.from_bytes(blake3(given).digest(7), "little")
-            with self._at_work(theta.copy(), True, key) as resident:  # which a forward pass may change
+            with at_work(self, theta.copy(), True, key) as resident:  # which a forward pass may change
                 slopes = resident.slopes(resident.mean(*rows))
             for view, slope in zip(self.views(flat[i]), slopes, strict=True):
                 if slope is not None:
@@ -224,7 +215,7 @@ class Torch(Learner):
         if not len(x):
             return self.predict(parameters, np.zeros((1, *x.shape[1:]), x.dtype))[:0]
         rows = len(x) if self.buffers == "local" else _ROWS  # all at once, if normalised together
-        with self._at_work(parameters, few=len(x) <= _ROWS) as resident, torch.no_grad():
+        with at_work(self, parameters, few=len(x) <= _ROWS) as resident, torch.no_grad():
             parts = (resident.outputs(self.features(x[i : i + rows])) for i in range(0, len(x), rows))
             predicted: Array = torch.cat([self.activated(part).cpu() for part in parts]).numpy()
         return predicted
@@ -250,24 +241,14 @@ class Torch(Learner):
         kept = {name: self.native(value).clone() for name, value in (slots or {}).items()}
         if stacked and not self.unstackable:
             parameters[:] = start
-            with self._at_work() as resident:
+            with at_work(self) as resident:
                 resident.train_stack(parameters, feed, local, correct, kept)
             return parameters, {name: value.cpu().numpy() for name, value in kept.items()}
         ends: Slots = {}
-        for i, result in enumerate(parameters):
+        for i, row in enumerate(parameters):
             mine = {name: value[i : i + 1] for name, value in kept.items()}
-            with self._at_work(key=int(feed.keys[i]) >> 1) as resident:
-                for tracked in resident.tracked:
-                    tracked.fill_(feed.part[0])
-                row = torch.from_numpy(result).to(self.device)
-                before = self.native(start[i] if start.ndim == 2 else start)
-                if type(local) is SGD and not local.momentum and correct is None:
-                    resident.descend(before, row, feed.batches(i), local.lr)
-                else:
-                    row.copy_(before)
-                    mine = resident.step(row, feed, i, local, correct, mine)
-                if self.device.type != "cpu":
-                    result[:] = row.cpu().numpy()
+            with at_work(self, key=int(feed.keys[i]) >> 1) as resident:
+                mine = resident.train_one(row, start[i] if start.ndim == 2 else start, feed, i, local, correct, mine)
             for name, value in mine.items():
                 ends.setdefault(name, []).append(value.cpu().numpy())
         return parameters, {name: np.concatenate(values) for name, values in ends.items()}
@@ -312,7 +293,7 @@ class Torch(Learner):
         return self._losses[2](out.to(self.type))
 
     def _drawn(self, seed: int) -> Any:
-        with _failures(), _keyed(seed):
+        with failures(), seeded(seed):
             module = self.build()
         if not isinstance(module, nn.Module):
             remedy = "Give a class derived from torch.nn.Module, a function that makes one, or one"
@@ -350,22 +331,6 @@ class Torch(Learner):
                 rows, labels, mine = rows[mine > 0], labels[mine > 0], mine[mine > 0]
             self.check(rows, labels)
             yield theta, (rows, labels, None if mine is None or np.ptp(mine) == 0 else mine)
-
-    @contextmanager
-    def _at_work(
-        self, theta: Array | None = None, training: bool = False, key: int | None = None, few: bool = True
-    ) -> Iterator["_Resident"]:
-        """A resident module, of which there are as many as threads that ask at once; with these parameters,
-        drawing under this key if it draws, and on one core unless it has more than a few rows."""
-        with _failures(), _keyed(key if self.draws else None), _one_core() if few else nullcontext():
-            resident = self._free.pop() if self._free else _Resident(self)
-            try:
-                if theta is not None:
-                    resident.hold(self.views(self.native(theta)), training)
-                yield resident
-            finally:
-                resident.rest()
-                self._free.append(resident)
 
     def check(self, x: Array, y: Array) -> None:
         """Refuse rows that the module or the loss cannot take: found out on one of them, once a shape."""
@@ -421,7 +386,7 @@ class Torch(Learner):
         them, or changes a buffer."""
         rows, known = self.features(x), ("running_mean", "running_var", "num_batches_tracked")
         start = self.flat(self.template)
-        with _keyed(0), self._at_work(start, training=True) as resident, torch.no_grad():
+        with seeded(0), at_work(self, start, training=True) as resident, torch.no_grad():
             buffers = dict(resident.module.named_buffers())
             before = {n: b.clone() for n, b in buffers.items() if not n.endswith(known)}
             try:
@@ -430,7 +395,8 @@ class Torch(Learner):
                 resident.module.eval()
                 out = resident.outputs(rows)
             except Exception as error:
-                what = f"the module cannot take rows of shape {list(x.shape[1:])} and type {x.dtype}: {_told(error)}"
+                why = f"{type(error).__name__}: {first_line(error)}"
+                what = f"the module cannot take rows of shape {list(x.shape[1:])} and type {x.dtype}: {why}"
                 raise StudyError(what, remedy="Correct the module, or `features` of the task") from error
             for name, buffer in resident.module.named_buffers():
                 if name in before and not torch.equal(buffer, before[name]):
@@ -458,7 +424,7 @@ class Torch(Learner):
         raise problem
 
     def _compare(self, x: Array) -> str:
-        with _failures():
+        with failures():
             y = self._labels_like(x[0])
         if y is None:
             return "the loss gives one number for a batch, not one per row"
@@ -469,225 +435,9 @@ class Torch(Learner):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch warns of what is slow when vectorised
-                with self._at_work() as resident:
+                with at_work(self) as resident:
                     beside = resident.stacked(*args)[1].cpu().numpy()
         except StudyError as error:
             return f"torch.func cannot stack it: {error.message}"
         same = np.allclose(beside, alone, rtol=1e-2, atol=1e-4 * np.abs(alone).max())
         return "" if same else "a row's output depends on the rows beside it"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {_first_line(error)}"
-
-
-@contextmanager
-def _one_core() -> Iterator[None]:
-    """Compute on one core; the caller's threads stay what they are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _keyed(seed: int | None) -> Iterator[None]:
-    """Draw under this seed, alone in the process; as it comes, if there is none."""
-    if seed is None:
-        yield
-        return
-    with _RANDOM, torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def _failures() -> Iterator[None]:
-    """What goes wrong in somebody's module is told as such; memory that ran out with what to lower."""
-    try:
-        yield
-    except HansaError:
-        raise
-    except Exception as error:
-        if isinstance(error, MemoryError) or "memory" in _first_line(error):
-            remedy = "Lower local.batch_size, or the number of workers, or make the module smaller"
-            raise RunError(f"out of memory: {_first_line(error)}", remedy=remedy) from error
-        remedy = "Correct the module, or `features` and `target` of the task"
-        raise StudyError(f"the module fails: {_told(error)}", remedy=remedy) from error
-
-
-class _Factored(torch.autograd.Function):  # type: ignore[misc]  # PyTorch is not read by mypy
-    """A linear layer whose weight's gradient stays in its two factors, outputs' gradient and inputs."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any, factors: list[Any]) -> Any:
-        """As `nn.Linear`."""
-        ctx.save_for_backward(x, weight)
-        ctx.factors = factors
-        return nnf.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Any) -> Any:
-        """Those of the inputs and the bias."""
-        x, weight = ctx.saved_tensors
-        flat = gradient.reshape(-1, gradient.shape[-1])
-        ctx.factors.append((flat.t(), x.reshape(-1, x.shape[-1])))
-        inputs = gradient @ weight if ctx.needs_input_grad[0] else None
-        return inputs, None, flat.sum(0), None
-
-
-class _Resident:
-    """One module of a thread, whose parameters are views into a party's vector while it works."""
-
-    def __init__(self, learner: Torch) -> None:
-        self.learner, self.module = learner, copy.deepcopy(learner.template).to(learner.device)
-        parameters = dict(self.module.named_parameters())
-        self.leaves = [parameters[name] for name in learner.names]
-        self.own: dict[int, Any] = {}  # leaves that lie in another order than the layout's
-        if learner.convolves:
-            self.module.to(memory_format=torch.channels_last)
-            self.own = {i: leaf.data for i, leaf in enumerate(self.leaves) if leaf.ndim == 4}
-        buffers = self.module.named_buffers()
-        self.tracked = [b for name, b in buffers if name.endswith("num_batches_tracked")]
-        self.factors: dict[int, list[Any]] = {}  # of weights that are so large that it pays
-        self.factoring = False
-        for layer in self.module.modules():
-            for i, leaf in enumerate(self.leaves) if type(layer) is nn.Linear else ():
-                large = leaf is layer.weight and leaf.numel() > _LARGE
-                if large and layer.bias in set(self.leaves):
-                    layer.forward = partial(self._linear, layer, self.factors.setdefault(i, []))
-
-    def _linear(self, layer: Any, factors: list[Any], x: Any) -> Any:
-        if not self.factoring or self.learner.bfloat:
-            return nnf.linear(x, layer.weight, layer.bias)
-        return _Factored.apply(x, layer.weight.detach(), layer.bias, factors)
-
-    def rest(self) -> None:
-        """Let go of the party's vector."""
-        self.factoring = False
-        for leaf in self.leaves:
-            leaf.data = leaf.data.new_empty(0)
-        self._run_on([None] * len(self.learner.running))
-
-    def hold(self, views: list[Any], training: bool, copies: bool = True) -> None:
-        """Make the module's state these views, or copies of them where it has its own order."""
-        self.module.train(training)
-        for i, leaf in enumerate(self.leaves):
-            leaf.data = self.own.get(i, views[i])
-            if copies and i in self.own:
-                leaf.data.copy_(views[i])
-        self._run_on(views[len(self.leaves) :])
-
-    def _run_on(self, statistics: list[Any]) -> None:
-        for name, value in zip(self.learner.running, statistics, strict=True):
-            owner, _, which = name.rpartition(".")
-            setattr(self.module.get_submodule(owner), which, value)
-
-    def outputs(self, x: Any) -> Any:
-        """The forward pass."""
-        learner = self.learner
-        with torch.autocast(learner.device.type, torch.bfloat16, enabled=learner.bfloat):
-            return self.module(x)
-
-    def mean(self, x: Array, y: Array, weights: Array | None = None) -> Any:
-        """The weighted mean loss."""
-        losses = self.learner.losses(self.outputs(self.learner.features(x)), self.learner.labels(y))
-        if weights is None or losses.ndim == 0:
-            return losses.mean()
-        return (losses * self.learner.native(weights)).sum()
-
-    def slopes(self, mean: Any) -> Any:
-        """The gradients of the leaves; None of those that take no part."""
-        return torch.autograd.grad(mean, self.leaves, allow_unused=True)
-
-    def train_stack(
-        self, result: Array, feed: Feed, local: FirstOrder, correct: Correction | None, kept: Slots
-    ) -> None:
-        """Train all parties of a feed at once, from ``result [k, d]``; ``kept`` becomes their state."""
-        learner = self.learner
-        whole = torch.from_numpy(result).to(learner.device)
-        begun = None if kept else -1  # whose slots are not fresh
-        for parties, x, y, weights in feed.stacked(learner.takes):
-            theta, batch = whole[parties], (learner.features(x), learner.labels(y))
-            gradient = self.stacked(theta, *batch, learner.native(weights))
-            if correct is not None:
-                gradient = correct(gradient, theta, parties)
-            if type(local) is SGD and not local.momentum:  # the same, without its temporaries
-                theta.add_(gradient, alpha=-local.lr)
-                continue
-            fresh = begun is not None and begun != parties.start
-            begun = parties.start if fresh else begun
-            mine = {} if fresh else {name: value[parties] for name, value in kept.items()}
-            moved, after = local.step(theta, -gradient, mine)
-            whole[parties] = moved
-            for name, value in after.items():
-                if name not in kept:
-                    kept[name] = torch.zeros_like(whole[:, : value.shape[1]])
-                kept[name][parties] = value
-        if learner.device.type != "cpu":
-            result[:] = whole.cpu().numpy()
-
-    def stacked(self, theta: Any, x: Any, y: Any, weights: Any) -> Any:
-        """Gradients ``[m, d]``: the forward pass is vectorised, the sum over parties differentiated."""
-
-        def one(leaves: dict[str, Any], x: Any, y: Any, weights: Any) -> Any:
-            with torch.autocast(learner.device.type, torch.bfloat16, enabled=learner.bfloat):
-                out = torch.func.functional_call(self.module, leaves, (x,))
-            return (learner.losses(out, y) * weights).sum()
-
-        learner = self.learner
-        self.module.train()
-        flat = theta.detach().requires_grad_()
-        leaves = dict(zip(learner.names, learner.views(flat), strict=True))
-        return torch.autograd.grad(torch.func.vmap(one, randomness="error")(leaves, x, y, weights).sum(), flat)[0]
-
-    def descend(self, before: Any, row: Any, batches: Iterator[Any], lr: float) -> None:
-        """Plain SGD in place; its first step reads the start and writes the row."""
-        source, views = self.learner.views(before), self.learner.views(row)
-        learnt = len(self.leaves)
-        for value, view in zip(source[learnt:], views[learnt:], strict=True):
-            view.copy_(value)
-        targets = [self.own.get(i, view) for i, view in enumerate(views)]
-        self.hold([*source[:learnt], *views[learnt:]], training=True)
-        values = [leaf.data for leaf in self.leaves]
-        self.factoring = True
-        for x, y in batches:
-            for factors in self.factors.values():
-                factors.clear()
-            slopes = self.slopes(self.mean(x, y))
-            for i, (value, slope, target) in enumerate(zip(values, slopes, targets, strict=False)):
-                if slope is not None:
-                    value = torch.add(value, slope, alpha=-lr, out=target)
-                for left, right in self.factors.get(i, ()):
-                    value = torch.addmm(value, left, right.detach(), alpha=-lr, out=target)
-                if value is not target:
-                    target.copy_(value)
-            if values is not targets:
-                self.hold(targets, training=True, copies=False)
-                values = targets
-        for i, own in self.own.items():
-            views[i].copy_(own)
-
-    def step(self, row: Any, feed: Feed, i: int, local: FirstOrder, correct: Correction | None, slots: Slots) -> Slots:
-        """Any optimiser and any correction, on the i-th party's flat vector; the optimiser's state after it."""
-        views, theta, gradient = self.learner.views(row), row[None], torch.zeros_like(row)
-        leaves, learnt = self.learner.views(gradient), self.learner.learnt
-        self.hold(views, training=True)
-        for x, y in feed.batches(i):
-            for leaf, slope in zip(leaves, self.slopes(self.mean(x, y)), strict=False):
-                leaf.copy_(torch.zeros_like(leaf) if slope is None else slope)
-            used = gradient[None]
-            used = used if correct is None else correct(used, theta, slice(i, i + 1))
-            statistics = row[learnt:].clone()
-            moved, slots = local.step(theta, -used, slots)
-            theta.copy_(moved)
-            row[learnt:] = statistics  # they move by the forward pass alone
-            for i, own in self.own.items():
-                own.copy_(views[i])
-        return slots
