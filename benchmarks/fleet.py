@@ -312,7 +312,9 @@ class Killed:
     seconds: list[float] = field(default_factory=list)
 
 
-def disturbed(fleet: Fleet, run: str, kills: int, seed: int, whom: str, rounds: int = 30, again: bool = True) -> Killed:
+def disturbed(
+    fleet: Fleet, run: str, kills: int, seed: int, whom: str, rounds: int = 30, again: bool = True, within: float = 0.03
+) -> Killed:
     """Kill processes at random moments of a run, and start them again.
 
     Args:
@@ -323,12 +325,13 @@ def disturbed(fleet: Fleet, run: str, kills: int, seed: int, whom: str, rounds: 
         whom: the coordinator, or ``agents``: one of them, or two at once; or ``any``: in turn the one and the others.
         rounds: of the run.
         again: whether now and then one that is just coming up is killed, too.
+        within: so many seconds of a round's beginning they are killed: about what a round takes.
     """
     chance, told = random.Random(seed), Killed()
     for i, round in enumerate(sorted(chance.choice(range(rounds)) for _ in range(kills))):
         if told.kills >= kills or not fleet.reach(run, round):
             break
-        time.sleep(chance.uniform(0, 0.03))
+        time.sleep(chance.uniform(0, within))
         of_it = whom == COORDINATOR or (whom == "any" and i % 2 == 0)
         among = [COORDINATOR] if of_it else chance.sample(fleet.agents, chance.choice((1, 1, 2)))
         before = fleet.arrivals(run)

@@ -26,7 +26,12 @@ class Kind:
     parts: dict[str, Any] = field(default_factory=dict)
     words: tuple[str, ...] = ()
     acquainted: bool = False
+    columns: int = 4
+    within: float = 0.03
+    rounds: int = 30
 
+
+CLASSES = tuple(range(2000))
 
 KINDS = {
     "memory": Kind(),
@@ -50,7 +55,18 @@ KINDS = {
         },
         words=("--budget", "1000", "--delta", "0.01"),
     ),
+    # An answer has 8 MB: it travels in pieces, into files that are written over from round to round.
+    "large bodies": Kind(
+        {"task": hs.SoftmaxRegression(target="y", classes=CLASSES)},
+        words=("--allow", "softmax-regression"),
+        columns=250,
+        within=1.0,
+        rounds=20,
+    ),
 }
+
+
+RUNS = {"memory": 10, "secure sum": 3, "noise and a ledger": 3, "large bodies": 3}
 
 
 def study(kind: str, rounds: int) -> hs.Federation:
@@ -71,12 +87,13 @@ def test_a_run_whose_processes_are_killed_in_turn_ends_with_the_simulated_bits(f
 
 
 @pytest.mark.skipif(not LONG, reason="HANSA_LONG is not set")
-@pytest.mark.parametrize(("kind", "runs"), {"memory": 10, "secure sum": 3, "noise and a ledger": 3}.items())
+@pytest.mark.parametrize(("kind", "runs"), RUNS.items())
 def test_runs_of_killed_processes_end_with_the_undisturbed_bits(kind: str, runs: int, fleet: Fleet) -> None:
-    parties, rounds, kills = 5, 30, 10
+    kills, chosen = 10, KINDS[kind]
+    rounds = chosen.rounds
     fleet.found()
-    fleet.join(tables(parties), *KINDS[kind].words)
-    if KINDS[kind].acquainted:
+    fleet.join(tables(5, columns=chosen.columns), *chosen.words)
+    if chosen.acquainted:
         fleet.acquaint()
     federation = study(kind, rounds)
     run = fleet.begun(federation)
@@ -86,7 +103,7 @@ def test_runs_of_killed_processes_end_with_the_undisturbed_bits(kind: str, runs:
     for seed in range(runs):
         for whom in total:
             fleet.again()
-            total[whom] += disturbed(fleet, run, kills, seed, whom, rounds).kills
+            total[whom] += disturbed(fleet, run, kills, seed, whom, rounds, within=chosen.within).kills
             ended = fleet.ended(run)
             attempts = [event.body for event in ended.events if event.kind == "attempt"]
             if attempts:  # what was rounded anew for another attempt has other bits, and the same sum

@@ -17,8 +17,9 @@ class Left:
     """One JSON line for every message that leaves, written before it does.
 
     A line says when, by which call, how many bytes with which BLAKE3 hash and, for an answer, of which
-    run and round it is, which fields with which shapes are in it, and the first numbers of each. The
-    bytes are those of the message; TLS and HTTP/2 add their own around them. The file only grows."""
+    run and round it is, which fields with which shapes are in it, and the first numbers of each. A large
+    answer is several messages: first what it is, then its bytes, with how many are before them (``offset``).
+    The bytes are those of the message; TLS and HTTP/2 add their own around them. The file only grows."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

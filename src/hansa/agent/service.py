@@ -295,8 +295,9 @@ class Agent:
         values = tensors.read(held.body)
         shapes = {name: list(value.shape) for name, value in values.items()}
         first = {name: value.reshape(-1)[:4].tolist() for name, value in values.items()}
-        with coordinators_own(), about(**where, round=held.round, fields=shapes, first=first), span("upload", **where):
-            reply = await (self._upload(part) if small else self._upload_large(part, held.body))
+        of = where | {"round": held.round}
+        with coordinators_own(), about(**of, fields=shapes, first=first), span("upload", **where):
+            reply = await (self._upload(part) if small else self._upload_large(part, held.body, of))
         self._rests()
         if reply is not None and reply.receipt.accepted:
             self._pause = FIRST_PAUSE
@@ -327,15 +328,18 @@ class Agent:
             raise UnreachableError("the coordinator ended the conversation")
         return reply
 
-    async def _upload_large(self, head: m.UploadPart, body: Buffer) -> m.UploadReply | None:
+    async def _upload_large(self, head: m.UploadPart, body: Buffer, of: Mapping[str, Any]) -> m.UploadReply | None:
         """Send the rest in chunks, from where an earlier attempt broke off."""
         async with self._calls.bidi(UPLOAD) as upload:
             await upload.send(head)
             reply = await upload.receive()
             if reply is not None and reply.WhichOneof("body") == "resume":
-                for chunk in chunks.split(body, reply.resume.offset):
-                    if not await upload.send(chunk):
-                        break
+                at = reply.resume.offset
+                for chunk in chunks.split(body, at):
+                    with about(**of, offset=at):
+                        if not await upload.send(chunk):
+                            break
+                    at += len(chunk)
                 reply = await upload.receive()
         return reply
 
