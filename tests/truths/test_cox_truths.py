@@ -1,10 +1,9 @@
-"""Federated Cox regression is the pooled one: a closed form, a published one, statsmodels and lifelines."""
+"""Federated Cox regression is the pooled one: a closed form, a published one and statsmodels."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,22 +115,6 @@ def test_the_baseline_is_breslows_step_function() -> None:
     baseline = run.model.facts["inference"]["baseline"]
     assert baseline["times"] == np.unique(times[died == 1]).tolist()
     np.testing.assert_allclose(baseline["hazard"], expected, rtol=1e-7)
-
-
-def test_it_is_lifelines_where_that_is_installed() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its own, of newer pandas
-        lifelines = pytest.importorskip("lifelines")
-        pandas = pytest.importorskip("pandas")
-        columns = survivors(1.0)
-        fit = lifelines.CoxPHFitter().fit(pandas.DataFrame(columns), "months", "died", fit_options={"precision": 1e-14})
-    found = fitted(parties(columns)).summary()
-    for got, wanted in (
-        ([row.coefficient for row in found], fit.params_),
-        ([row.error for row in found], fit.standard_errors_),
-        ([row.p for row in found], fit.summary["p"]),
-    ):
-        np.testing.assert_allclose(got, wanted.to_numpy(), rtol=1e-8)
 
 
 def test_how_the_rows_lie_among_the_parties_is_nothing() -> None:
