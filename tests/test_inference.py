@@ -25,7 +25,7 @@ def test_students_tail_with_two_degrees_of_freedom_has_a_closed_form() -> None:
 def test_the_normal_tail_and_quantile_are_the_familiar_ones() -> None:
     assert tail(1.959963984540054) == pytest.approx(0.05, rel=1e-13)
     assert quantile(0.95) == pytest.approx(1.959963984540054, rel=1e-14)
-    assert quantile(0.95, 10) == pytest.approx(2.228138851986274, rel=1e-12)
+    assert quantile(0.95, 10) == pytest.approx(2.228138851986274, rel=1e-10)  # eleven digits before SciPy 1.15
 
 
 def test_a_quantile_is_the_inverse_of_the_tail() -> None:

@@ -122,7 +122,7 @@ def _enter(values: dict[str, Any], path: list[str]) -> Any:
             value = table[key]
         else:
             field = model.model_fields.get(name) if model else None
-            value = field.get_default(call_default_factory=True) if field else None
+            value = field.get_default(call_default_factory=True, validated_data={}) if field else None
         table[key] = _opened(value)
         table = table[key]
         kind = table.get("kind") if isinstance(table, dict) else None
