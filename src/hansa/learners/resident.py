@@ -250,8 +250,7 @@ class Resident:
         for x, y in feed.batches(i):
             for leaf, slope in zip(leaves, self.slopes(self.mean(x, y)), strict=False):
                 leaf.copy_(torch.zeros_like(leaf) if slope is None else slope)
-            used = gradient[None]
-            used = used if correct is None else correct(used, theta, slice(i, i + 1))
+            used = gradient[None] if correct is None else correct(gradient[None], theta, slice(i, i + 1))
             statistics = row[learnt:].clone()
             moved, slots = local.step(theta, -used, slots)
             theta.copy_(moved)
