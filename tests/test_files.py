@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hansa.files import Spares, writing
+from hansa.files import Spares, mapped, writing
 
 
 def inode(path: Path) -> int:
@@ -49,6 +49,18 @@ def test_what_a_backup_has_linked_is_not_written_over(tmp_path: Path) -> None:
     spares.give([old])
     assert not spares.take(3, tmp_path / "new")
     assert backup.read_bytes() == b"abc"
+
+
+def test_what_somebody_still_reads_is_not_written_over(tmp_path: Path) -> None:
+    spares, old = Spares(tmp_path / ".spare"), tmp_path / "old"
+    for kept in (True, False):
+        old.write_bytes(b"abc")
+        read = np.frombuffer(mapped(old), np.uint8)[1:]
+        if not kept:
+            del read
+        spares.give([old])
+        assert spares.take(3, tmp_path / "new") is not kept
+        assert not kept or bytes(read) == b"bc"
 
 
 def test_only_what_was_given_last_is_spare(tmp_path: Path) -> None:

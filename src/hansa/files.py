@@ -23,11 +23,18 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+_MAPS: dict[object, int] = {}  # the inodes of files that are mapped now
+
+
 def mapped(path: Path) -> memoryview:
     """The bytes of a file, which come into memory as they are read."""
     with path.open("rb") as file:
-        empty = not os.fstat(file.fileno()).st_size
-        return memoryview(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        if not (found := os.fstat(file.fileno())).st_size:
+            return memoryview(b"")
+        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    _MAPS[key := object()] = found.st_ino
+    weakref.finalize(whole, _MAPS.pop, key)
+    return memoryview(whole)
 
 
 def unload(body: object) -> None:
@@ -38,13 +45,13 @@ def unload(body: object) -> None:
 
 class Spares:
     """Files that nobody needs any more, to be written over: where large ones come and go, new room for each costs more
-    than its bytes do. Whoever still maps one sees that."""
+    than its bytes do."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._files, self._idle = folder, dict[int, list[Path]](), list[int]()
 
     def give(self, paths: Sequence[Path] = ()) -> None:
-        """Keep these, and no longer what was there."""
+        """Keep these, and no longer what was there; one that is still `mapped` here, or in a backup, just goes."""
         shutil.rmtree(self._folder, ignore_errors=True)
         while len(self._idle) > (_NAMELESS if paths else 0):
             os.close(self._idle.pop())
@@ -53,7 +60,7 @@ class Spares:
             with suppress(OSError):
                 self._folder.mkdir(0o700, parents=True, exist_ok=True)
                 found = (kept := path.replace(self._folder / path.name)).stat()
-                if found.st_nlink == 1:  # else it is in a backup that is being made
+                if found.st_nlink == 1 and found.st_ino not in [*_MAPS.values()]:
                     files.setdefault(found.st_size, []).append(kept)
         self._files = files
 

@@ -85,12 +85,11 @@ class Engine:
                     completed = await self.read(self._answered, event)
                 else:
                     completed = event
-                effects = self.machine.handle(completed)
+                merged.extend(self.machine.handle(completed))
             except HansaError as error:
                 self._answer(waiting, error)
                 continue
-            effects.changes.extend(also)
-            merged.extend(effects)
+            merged.changes.extend(also)
             done.append(waiting)
         await self._carry_out(merged, done)
 

@@ -133,11 +133,11 @@ class CoordinatorStore(Fenced):
         path = self._path(run, version, f"{name} {digest}")  # until the row is there, what was is to be found
         if isinstance(body, Spooled):
             body.path.replace(path)
-        elif sum(map(len, pieces)) <= self._inline:
+        elif (size := sum(map(len, pieces))) <= self._inline:
             return Put("blob", {**row, "body": b"".join(pieces)})
         else:
-            with writing(path, private=True) as file:
-                sealed = self.vault.seal(b"".join(pieces), "blob", run, version, name) if self.vault else pieces
+            sealed = self.vault.seal(b"".join(pieces), "blob", run, version, name) if self.vault else pieces
+            with writing(path, private=True, spares=self.spares, size=size) as file:  # no spares where all is sealed
                 file.writelines(sealed)
         self._renamed |= {path.parent, path.parent.parent, self._blobs}
         if self._bucket:
@@ -204,14 +204,15 @@ class CoordinatorStore(Fenced):
         return body
 
     def sweep(self, run: str, version: int, last: bool = True) -> None:
-        """Remove the files of an exchange whose rows were dropped, after that was committed; the next answers are
-        written over large ones, unless there are none after the ``last``."""
+        """Remove the files of an exchange whose rows were dropped, after that was committed; what comes next is written
+        over large ones, if answers are among them, and there is a next after the ``last``."""
         if self._bucket:
             self._bucket.drop(f"{run}/{version}")
-        over = [] if last or self.vault else [*(self._blobs / run / str(version)).glob("*.answer")]
-        if over or last:
+        folder = self._blobs / run / str(version)
+        over = [] if last or self.vault else [path for path in folder.glob("*") if path.suffix in ("", ".answer")]
+        if last or any(path.suffix for path in over):
             self.spares.give(over)
-        shutil.rmtree(self._blobs / run / str(version), ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _path(self, run: str, version: int, name: str) -> Path:
         path = self._blobs / run / str(version) / blake3(name.encode()).hexdigest()
