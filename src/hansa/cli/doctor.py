@@ -162,15 +162,17 @@ def elsewhere(environment: Mapping[str, str]) -> Iterator[Check]:
         def _migrate(self) -> None:
             """It changes nothing."""
 
+    def revision() -> str:
+        with closing(Looked(url, metadata, MIGRATIONS, HEAD)) as database:
+            return f"revision {database._revision() or 'none yet'}"
+
     def answering() -> str:
         (at_once := threading.Event()).set()  # it waits for nobody
         Bucket(blobs, at_once).drop("-")
         return f"{blobs} answers"
 
     if url:
-        yield _tried(
-            "database", lambda: f"revision {Looked(url, metadata, MIGRATIONS, HEAD)._revision() or 'none yet'}"
-        )
+        yield _tried("database", revision)
     if blobs.startswith("s3:"):
         yield _tried("blobs", answering)
 
