@@ -47,7 +47,7 @@ class Client:
         multicallable: Any = self._channel.unary_unary(rpc.path)
         call = multicallable(self._leave(rpc, request), timeout=10.0)
         with _hansa_errors():
-            version, _, clock = str(dict(await call.initial_metadata()).get("hansa") or await call).partition(" ")
+            version, _, clock = str(dict([*await call.initial_metadata()]).get("hansa") or await call).partition(" ")
         return version, float(clock)
 
     async def stream(self, rpc: Rpc[Q, R], request: Q) -> AsyncGenerator[R, None]:
