@@ -96,11 +96,10 @@ class Database:
             self._require_whole()
             if self._reach():
                 self._migrate()
-        except StoreError:
-            self._engine.dispose()
-            raise
-        except sa.exc.DBAPIError as error:
-            self._engine.dispose()
+        except (StoreError, sa.exc.DBAPIError) as error:
+            Database.close(self)  # what more a subclass would release is not there yet
+            if isinstance(error, StoreError):
+                raise
             if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise _damaged(Path(self._engine.url.database or ""), str(error.orig)) from error
             what = f"the database {self._engine.url!r} cannot be opened: {_said(error)}"
@@ -153,7 +152,8 @@ class Database:
     def close(self) -> None:
         """Release the file."""
         with self._turn:
-            self._connection.close()
+            if "_connection" in vars(self):
+                self._connection.close()
         self._engine.dispose()
 
     def rekey(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -117,13 +118,14 @@ def test_its_migrations_build_exactly_its_tables(opened: Open, part: str) -> Non
 
 
 @pytest.mark.parametrize("kind", SQL, indirect=True)
-def test_a_database_of_a_newer_hansa_is_refused(opened: Open, part: str) -> None:
+def test_a_database_of_a_newer_hansa_is_refused_and_let_go(opened: Open, tmp_path: Path) -> None:
     store = opened()
     with store._connection.begin():
         store._connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     store.close()
     with pytest.raises(StoreError, match=r"does not know: .*9999.*Update Hansa"):
         opened()
+    assert str(tmp_path / "hansa.db") not in [file.path for file in psutil.Process().open_files()]
 
 
 # --- where it is a file
