@@ -47,7 +47,7 @@ class Values(Mapping[str, Array]):
     def __init__(self, arrays: Mapping[str, Array] | None = None) -> None:
         views = {name: np.asarray(array).view() for name, array in (arrays or {}).items()}
         for view in views.values():
-            view.flags.writeable = False
+            view.setflags(write=False)
         object.__setattr__(self, "_arrays", views)
 
     def __getitem__(self, name: str) -> Array:
@@ -280,9 +280,12 @@ class Arrival:
     lags: Mapping[str, int] = field(default_factory=dict)
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
 def canonical(body: Json | Mapping[str, Json]) -> bytes:
     """JSON with sorted keys, no spaces, UTF-8: one value, one string of bytes; a ValueError for NaN or infinity."""
-    return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _CANONICAL(body).encode()
 
 
 def check(contribution: Contribution, fields: tuple[Field, ...]) -> None:
@@ -314,11 +317,10 @@ def _check_array(array: Array, declared: Field) -> None:
         raise ContributionError(f"dtype {array.dtype} where {declared.dtype} was declared", field=declared.name)
     flat = array.reshape(-1)
     parts = (flat[at : at + _PART] for at in range(0, flat.size or 1, _PART))
-    ends = np.array([(part.min(initial=0), part.max(initial=0)) for part in parts])  # NaN, if there is one
-    largest = float(max(ends[:, 1].max(), -ends[:, 0].min()))
-    if not largest <= VALUE_LIMIT:
+    ends = [abs(float(end)) for part in parts for end in (part.min(initial=0), part.max(initial=0))]
+    if not all(end <= VALUE_LIMIT for end in ends):  # NaN, if there is one, is not
         if np.isfinite(array).all():
-            raise ContributionError(f"the value {largest:g} is absurd", field=declared.name)
+            raise ContributionError(f"the value {max(ends):g} is absurd", field=declared.name)
         bad = "NaN" if np.isnan(array).any() else "an infinity"
         raise ContributionError(f"there is {bad} in it", field=declared.name)
     below = array.size and declared.low > -math.inf and array.min() < declared.low

@@ -242,7 +242,7 @@ class Record:
 
     def after(self) -> None:
         """After every event: if anything has changed, every answer that was acknowledged has its fate."""
-        if not self._changed:
+        if not self._changed:  # a fate is read from nothing but what `committed` was given, and then it has changed
             return
         self._changed = False
         for place in list(self._unsettled):
@@ -272,7 +272,8 @@ class Record:
         """The attempt whose noise is in an answer, which the ledger says; 0 for what is seen."""
         charges = self._charges.get((party, version), [])
         if vector is None:
-            require(attempt in charges, f"{party}: an answer to exchange {version}.{attempt} is not charged")
+            if attempt not in charges:
+                raise ViolationError(f"{party}: an answer to exchange {version}.{attempt} is not charged")
             return 0
         # An attempt may take a vector that was made for an earlier one, and charged then, and never given.
         for of in range(1, attempt + 1):
@@ -399,4 +400,5 @@ def _matches(row: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
 
 
 def digest(trace: list[Any]) -> str:
-    return blake3(json.dumps(trace, ensure_ascii=False, default=str).encode()).hexdigest()[:16]
+    rounded = [(round(at, 6), *what) for at, *what in trace]
+    return blake3(json.dumps(rounded, ensure_ascii=False, default=str).encode()).hexdigest()[:16]

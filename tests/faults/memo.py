@@ -9,17 +9,19 @@ from typing import Any
 from unittest import mock
 
 from hansa import federation, run
-from hansa.agent import desk
+from hansa.agent import desk, seats
 from hansa.contribution import Ask, Values
 from hansa.coordinator import inbox, live, machine
-from hansa.crypto import agreement
+from hansa.crypto import agreement, shares
 from hansa.federation import Federation
+from hansa.methods.base import Setup
 from hansa.methods.course import Course, Progress
 from hansa.party import Party
 from hansa.privacy.events import EVENTS
 from hansa.secure import coordinator as secure_coordinator
 from hansa.secure import party as secure_party
 from hansa.secure import terms as secure_terms
+from hansa.secure.terms import Envelope, Rules
 from hansa.wire import tensors
 
 
@@ -31,10 +33,11 @@ class Memo:
         self._kept: list[Any] = []
 
     def __call__(self, key: tuple[Any, ...], make: Callable[[], Any], *kept: Any) -> Any:
-        if key not in self._known:
+        known = self._known.get(key, self)
+        if known is self:
             self._kept.append(kept)  # an identity is given again once its owner is gone
-            self._known[key] = make()
-        return self._known[key]
+            known = self._known[key] = make()
+        return known
 
 
 def _values(values: Values) -> tuple[Any, ...]:
@@ -57,7 +60,7 @@ def _patches() -> dict[Any, dict[str, Any]]:
     memo = Memo()
     from_json, to_json, course = Federation.from_json, Federation.to_json, Federation.course
     begin, asks, apply, permits = Course.begin, Course.ask, Course.apply, Course.permits
-    pack, unpack = Progress.pack, Progress.unpack
+    pieces, unpack = Progress.pieces, Progress.unpack
     answer, again, admit = Party.answer, Party.again, desk.admit
     signals = Course.signals
     hashed = Federation.hash.fget
@@ -76,19 +79,26 @@ def _patches() -> dict[Any, dict[str, Any]]:
         )
         return made
 
-    def packed(self: Progress, memories: Any = None) -> bytes:
-        body: bytes = memo(("pack", id(self)), lambda: pack(self), self) if memories is None else pack(self, memories)
-        return body
+    def in_pieces(self: Progress, memories: Any = None) -> list[Any]:
+        if memories is not None:
+            return pieces(self, memories)
+        return list(memo(("pieces", id(self)), lambda: pieces(self), self))
 
     def party_of(name: str, table: Any, of: Course) -> Party:
         made: Party = memo(("party", name, id(table), id(of)), lambda: Party(name, table, of), table, of)
         return made
 
-    build = EVENTS.build
+    build, spec, sign, setup = EVENTS.build, EVENTS.spec, agreement.Identity.sign, Setup.from_json
     agree = agreement.agree
     known = {name: cache(getattr(agreement, name)) for name in ("signed", "derive", "public")}
     agreed = cache(lambda private, peers: agree(private, peers))
     known["agree"] = lambda private, peers: agreed(private, tuple(peers))
+    known |= {"seal": cache(agreement.seal), "unseal": cache(agreement.unseal)}
+    promises = secure_party.promises
+    known["promises"] = lambda of, *what: memo(("promises", of.digest, *what), lambda: promises(of, *what))
+    encode, bound, split = secure_terms.encode, secure_terms.Terms.bound, shares.split
+    encoded = cache(encode)
+    known["encode"] = lambda value: encoded(value) if isinstance(value, Rules | Envelope) else encode(value)
     deploy = federation.deployed
 
     def deployed(of: Federation, setup: Any, secret: bytes, run: str) -> Course:
@@ -143,8 +153,22 @@ def _patches() -> dict[Any, dict[str, Any]]:
             "apply": applied,
             "open": open_once,
         },
-        EVENTS: {"build": lambda body: memo(("event", repr(body)), lambda: build(body))},
-        Progress: {"pack": packed, "unpack": staticmethod(cache(unpack))},
+        EVENTS: {
+            "build": lambda body: memo(("event", repr(body)), lambda: build(body)),
+            "spec": lambda event: dict(memo(("spec", event), lambda: spec(event))),
+        },
+        Progress: {"pieces": in_pieces, "unpack": staticmethod(cache(unpack))},
+        Setup: {"from_json": staticmethod(lambda body: memo(("setup", repr(body)), lambda: setup(body)))},
+        agreement.Identity: {"sign": lambda self, *what: memo(("sign", self.public, *what), lambda: sign(self, *what))},
+        seats: {"words": cache(agreement.words), "encode": known["encode"]},
+        secure_terms.Terms: {
+            "bound": lambda self, coins: memo(("bound", self.digest, coins), lambda: bound(self, coins))
+        },
+        shares: {
+            "split": lambda secrets, points, threshold, key: memo(
+                ("split", *secrets, points.tobytes(), threshold, key), lambda: split(secrets, points, threshold, key)
+            )
+        },
         Party: {
             "answer": answered,
             "again": lambda self, attempt: memo(("again", id(self), attempt), lambda: again(self, attempt), self),
@@ -157,9 +181,10 @@ def _patches() -> dict[Any, dict[str, Any]]:
             "deployed": deployed,
             "Party": party_of,
             "admit": lambda federation, ask, setup, offers, party: memo(
-                ("admit", id(federation), ask.digest, repr(setup), id(offers[0]), party),
+                ("admit", id(federation), ask.digest, id(setup), id(offers[0]), party),
                 lambda: admit(federation, ask, setup, offers, party),
                 federation,
+                setup,
                 offers[0],
             ),
         },

@@ -190,6 +190,12 @@ PINS = {name: words(one.public) for name, one in IDENTITIES.items()}
 
 
 @cache
+def entropy(name: str, number: int) -> bytes:
+    """A secret of a party, 32 bytes, of those that it draws in a world."""
+    return keyed.key(0, "entropy", name, number)
+
+
+@cache
 def federation(kind: str, parties: int) -> hs.Federation:
     of = KINDS[kind]
     fields: dict[str, Any] = {

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import sqlalchemy as sa
@@ -29,19 +29,26 @@ Change = Put | Drop
 Key = tuple[Any, ...]
 
 
-Shape = dict[str, list[str]]
+class Shape(NamedTuple):
+    """A table's columns: an empty row, those of its primary key, those that are never empty, those kept as JSON."""
+
+    empty: dict[str, None]
+    primary: tuple[str, ...]
+    needed: tuple[str, ...]
+    json: tuple[str, ...]
 
 
 @cache
-def _shape(metadata: sa.MetaData) -> tuple[Shape, Shape, Shape, Shape]:
-    """The columns of each table: all, those of its primary key, those that are never empty, those kept as JSON."""
-    tables = metadata.tables.items()
-    return (
-        {name: [c.name for c in table.columns] for name, table in tables},
-        {name: [c.name for c in table.primary_key] for name, table in tables},
-        {name: [c.name for c in table.columns if not c.nullable] for name, table in tables},
-        {name: [c.name for c in table.columns if isinstance(c.type, sa.JSON)] for name, table in tables},
-    )
+def _shapes(metadata: sa.MetaData) -> dict[str, Shape]:
+    return {
+        name: Shape(
+            dict.fromkeys(c.name for c in table.columns),
+            tuple(c.name for c in table.primary_key),
+            tuple(c.name for c in table.columns if not c.nullable),
+            tuple(c.name for c in table.columns if isinstance(c.type, sa.JSON)),
+        )
+        for name, table in metadata.tables.items()
+    }
 
 
 class Disk:
@@ -52,35 +59,33 @@ class Disk:
     """
 
     def __init__(self, metadata: sa.MetaData) -> None:
-        self.columns, self.primary, self.needed, self.json = _shape(metadata)
-        self.tables: dict[str, dict[Key, dict[str, Any]]] = {name: {} for name in self.columns}
+        self.shapes = _shapes(metadata)
+        self.tables: dict[str, dict[Key, dict[str, Any]]] = {name: {} for name in self.shapes}
         self.files: dict[tuple[str, int, str, str], bytes] = {}
-        self._undo: list[Callable[[], Any]] = []
+        self._undo: list[tuple[dict[Key, dict[str, Any]], Key, dict[str, Any] | None]] = []
 
     def write(self, change: Change) -> None:
         rows, values = self.tables[change.table], change.values
         if isinstance(change, Drop):
             for key in [k for k, row in self.some(change.table, values) if all(row[n] == v for n, v in values.items())]:
-                self._keep(rows, key)
-                del rows[key]
+                self._undo.append((rows, key, rows.pop(key)))
             return
-        if None in map(values.get, self.needed[change.table]):
+        shape = self.shapes[change.table]
+        if None in map(values.get, shape.needed):
             raise StoreError(f"the database refuses to write: a row of {change.table!r} is not whole")
-        key = tuple(values[name] for name in self.primary[change.table])
-        self._keep(rows, key)
-        before = rows.get(key) or dict.fromkeys(self.columns[change.table])
-        rows[key] = {**before, **values}
+        key = tuple(map(values.__getitem__, shape.primary))
+        before = rows.get(key)
+        self._undo.append((rows, key, before))
+        rows[key] = {**(before or shape.empty), **values}
 
     def some(self, table: str, where: Mapping[str, Any]) -> Iterable[tuple[Key, dict[str, Any]]]:
         """Rows among which are all that have these values: one at most, where they say its primary key."""
-        rows, key = self.tables[table], tuple(map(where.get, self.primary[table]))
-        if None in key or any(isinstance(value, list) for value in key):
+        if not (rows := self.tables[table]):
+            return ()
+        key = tuple(map(where.get, self.shapes[table].primary))
+        if None in key or list in map(type, key):
             return rows.items()
-        return [(key, rows[key])] if key in rows else []
-
-    def _keep(self, rows: dict[Key, dict[str, Any]], key: Key) -> None:
-        row = rows.get(key)
-        self._undo.append((lambda: rows.pop(key, None)) if row is None else (lambda: rows.__setitem__(key, row)))
+        return [(key, rows[key])] if key in rows else ()
 
     @property
     def written(self) -> int:
@@ -93,7 +98,11 @@ class Disk:
     def crash(self, since: int = 0) -> None:
         """Take back what was written and not synced."""
         while len(self._undo) > since:
-            self._undo.pop()()
+            rows, key, row = self._undo.pop()
+            if row is None:
+                rows.pop(key, None)
+            else:
+                rows[key] = row
 
 
 class Simulated:
@@ -137,16 +146,22 @@ class Simulated:
         columns: Sequence[str] = (),
         **where: Any,
     ) -> list[dict[str, Any]]:
-        kept, names = self.disk.json[table], columns or self.disk.columns[table]
-        found: list[dict[str, Any]] = [row for _, row in self.disk.some(table, where)]
+        if not (found := [row for _, row in self.disk.some(table, where)]):
+            return []
         for name, value in where.items():
-            some = value if isinstance(value, list) else [value]
-            found = [row for row in found if row[name] in some]
+            if isinstance(value, list):
+                found = [row for row in found if row[name] in value]
+            else:
+                found = [row for row in found if row[name] == value]
         if after is not None:
             found = [row for row in found if row[after[0]] > after[1]]
         if order is not None:
             found.sort(key=lambda row: row[order])
-        return [{n: json.loads(json.dumps(row[n])) if n in kept else row[n] for n in names} for row in found[:limit]]
+        copies = [{n: row[n] for n in columns} if columns else row.copy() for row in found[:limit]]
+        for name in self.disk.shapes[table].json:
+            for row in copies if not columns or name in columns else ():
+                row[name] = json.loads(json.dumps(row[name]))
+        return copies
 
     def row(self, table: str, **where: Any) -> dict[str, Any] | None:
         found = self.rows(table, **where)
@@ -286,6 +301,10 @@ def quickly() -> Iterator[None]:
         yield
 
 
+LOOKED_UP = ("row", "rows", "blob", "read_blob", "sweep", "pins", "digest", "keep")
+"""What a guard does not stand in the way of, and is asked for most often."""
+
+
 class Guard:
     """A store whose commits may fail, or be the last thing that its process did.
 
@@ -299,13 +318,16 @@ class Guard:
         self, store: Any, before: Callable[[list[Change]], None], after: Callable[[list[Change]], None]
     ) -> None:
         self._store, self._before, self._after = store, before, after
-        self.row, self.rows = store.row, store.rows  # a look-up less each time
+        self._durable = store.durable if isinstance(store, Simulated) else None
+        for name in LOOKED_UP:
+            if hasattr(store, name):
+                setattr(self, name, getattr(store, name))
 
     def apply(self, changes: Iterable[Change], **more: Any) -> None:
         changes = list(changes)
         self._before(changes)
         self._store.apply(changes, **more)
-        self._after(self._store.durable() if isinstance(self._store, Simulated) else changes)
+        self._after(self._durable() if self._durable else changes)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, cached_property, partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -26,6 +26,7 @@ from hansa.agent import desk as agent_desk
 from hansa.agent import service as agent_service
 from hansa.agent.machine import Asked, CouldNot, Held
 from hansa.agent.service import Agent
+from hansa.aggregation import reduce
 from hansa.contribution import Ask, Values
 from hansa.coordinator import engine as coordinator_engine
 from hansa.coordinator import events as ev
@@ -44,6 +45,9 @@ LONGEST = 4000.0
 
 PATIENCE = 5.0
 """Seconds after which a side notices that its link is broken."""
+
+ENDED = ("finished", "failed")
+"""How a run may stand when it ends; one that failed may be let go on."""
 
 LEAVES = 60.0
 """Seconds after which an agent, at the latest, leaves a coordinator that does not answer."""
@@ -88,6 +92,7 @@ class World:
     def __init__(self, plan: Plan, disks: Callable[[str], Any] | None = None) -> None:
         self.plan, self.now, self.ended_at = plan, 0.0, 0.0
         self.calm = plan.calm
+        self.rates = {fault: rate for fault, rate in plan.rates.items() if rate}
         self._random = generator(plan.seed, "world")
         self.draw = self._random.random
         self._heap: list[tuple[float, int, Machine | None, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -116,12 +121,14 @@ class World:
 
     def hits(self, fault: str) -> bool:
         """Whether a fault happens now."""
-        rate = self.plan.rates.get(fault)
-        if not rate or self.now >= self.calm:
+        if fault not in self.rates:
+            return False
+        if self.now >= self.calm:  # for good
+            self.rates = {}
             return False
         if not self.record.events and fault not in ("before", "after"):  # the study is yet to be handed in
             return False
-        if self.draw() >= rate:
+        if self.draw() >= self.rates[fault]:
             return False
         self.note("fault", fault)
         return True
@@ -129,10 +136,10 @@ class World:
     def soon(self, longest: float = 0.02) -> float:
         """Seconds that something takes; at times much longer."""
         seconds = 0.001 + self.draw() * longest
-        return seconds + self.draw() * 20 if self.hits("slow") else seconds
+        return seconds + self.draw() * 20 if "slow" in self.rates and self.hits("slow") else seconds
 
     def note(self, *what: Any) -> None:
-        self.trace.append((round(self.now, 6), *what))
+        self.trace.append((self.now, *what))
 
     def clock(self) -> str:
         """What the machines' clocks say."""
@@ -148,28 +155,31 @@ class World:
             self.at(self.soon(), None, self.parties[name].start)
         self.at(0.5, None, self._submit)
         self.at(1.0, None, self._weather)
-        while not self._over():
-            require(self._heap, "nothing happens any more, and the run has not ended")
-            self.now, _, owner, life, do, args = heapq.heappop(self._heap)
-            if owner is not None and (owner.life != life or owner.process is None):
-                continue
-            if owner is not None and owner.still:
-                owner.held.append((do, args))
-                continue
-            require(self.now < self.calm + LONGEST, "the run does not end")
+        heap, record = self._heap, self.record
+        while record.status not in ENDED or not self._over():
+            require(heap, "nothing happens any more, and the run has not ended")
+            self.now, _, owner, life, do, args = heapq.heappop(heap)
+            if owner is not None:
+                if owner.life != life or owner.process is None:
+                    continue
+                if owner.still:
+                    owner.held.append((do, args))
+                    continue
+            if self.now >= self.calm + LONGEST:
+                raise ViolationError("the run does not end")
             try:
                 do(*args)
             except Crash:
                 assert owner is not None
                 self.note("dies", owner.name)
                 owner.crash()
-            self.record.after()
+            record.after()
         self._judge()
-        return self.record
+        return record
 
     def _over(self) -> bool:
-        """Whether the run has ended, its operator wants no more of it, and every party knows."""
-        if self.record.status != "finished" and not (self.record.status == "failed" and self._beyond_help()):
+        """Whether a run that has come to an end is over: its operator wants no more of it, and every party knows."""
+        if self.record.status == "failed" and not self._beyond_help():
             return False
         if not self.ended_at:
             self.ended_at = self.now
@@ -378,7 +388,7 @@ class Machine:
         self.dies("after")
 
     def dies(self, where: str) -> None:
-        if self.world.hits(where):
+        if where in self.world.rates and self.world.hits(where):
             raise Crash
 
 
@@ -405,10 +415,16 @@ class Parcel:
 
     what: Held | CouldNot | Step
 
+    @cached_property
+    def digest(self) -> bytes:
+        """Of an answer's body, as it left."""
+        return chunks.digest(self.what.body) if isinstance(self.what, Held) else b""
+
+    @cached_property
     def about(self) -> tuple[Any, ...]:
         what = self.what
         if isinstance(what, Held):
-            return "answer", what.version, what.attempt, chunks.digest(what.body).hex()[:8]
+            return "answer", what.version, what.attempt, self.digest.hex()[:8]
         if isinstance(what, CouldNot):
             return "excuse", what.asked.ask.version, what.asked.attempt, what.reason
         return "step", what.version, what.attempt, Phase(what.phase).name
@@ -525,7 +541,7 @@ class Coordinator(Machine):
     def _after(self, changes: list[Change]) -> None:
         self.world.record.committed(changes)
         require(self.world.coordinator is self, "who was replaced has committed")
-        kinds = [change.values["kind"] for change in changes if isinstance(change, Put) and change.table == "event"]
+        kinds = [change.values["kind"] for change in changes if change.table == "event" and isinstance(change, Put)]
         if kinds:
             self.world.note("committed", *kinds)
         if "failed" in kinds:
@@ -582,7 +598,7 @@ class Coordinator(Machine):
             which = ticket, name, asked.run, asked.ask.version, asked.attempt
             process.post(ev.Failed(*which, what.reason, what.about))
             return
-        body, digest = what.body, chunks.digest(what.body)
+        body, digest = what.body, parcel.digest
         damaged = self.world.plan.cheats.get(name) == "damaged"
         if damaged:  # on its way, which only its own network can have done
             body = bytes(reversed(body))
@@ -609,7 +625,7 @@ class Coordinator(Machine):
         """The machine gives its receipt."""
         assert isinstance(said, tuple)
         what = parcel.what
-        self.world.note("receipt", session.party.name, *parcel.about(), *said)
+        self.world.note("receipt", session.party.name, *parcel.about, *said)
         if said[0] and isinstance(what, Held):
             sent = Sent(what.attempt, what.weight, what.body)
             self.world.record.acknowledged(session.party.name, what.version, what.attempt, sent)
@@ -742,7 +758,7 @@ class Party(Machine):
     def secret(self) -> bytes:
         """32 bytes, as if of the operating system's generator: never the same twice in a world."""
         self._drawn += 1
-        return plans.keyed.key(0, "entropy", self.name, self._drawn)
+        return plans.entropy(self.name, self._drawn)
 
     def begin(self) -> None:
         if self.gone:
@@ -755,12 +771,7 @@ class Party(Machine):
 
     def _prepare(self) -> None:
         """What the owner says before the agent first starts."""
-        rows: list[Change] = [Put("rule", {"name": "honest", "value": 1})]
-        rows += [Put("member", {"name": n, "identity": None, "words": PINS[n]}) for n in NAMES]
-        if (epsilon := self.world.plan.budget) is not None:
-            rows.append(Put("budget", {"unit": "example", "epsilon": epsilon, "delta": 1e-5}))
-            rows.append(Put("rule", {"name": "order", "value": 4}))  # to find it anew takes long
-        self.store.apply(rows)
+        self.store.apply(_said_before(self.world.plan.budget))
         self._prepared = True
 
     def crash(self) -> None:
@@ -911,7 +922,7 @@ class Party(Machine):
         for one in self._cheated(what):
             parcel = Parcel(one)
             self._recorded(one)
-            self.world.note("uploads", self.name, *parcel.about())
+            self.world.note("uploads", self.name, *parcel.about)
             if isinstance(one, Held) and self.world.hits("torn"):
                 self.carry(session, f"{self.world._count}", session.at, session.at.receive, parcel, True)
                 continue
@@ -965,6 +976,16 @@ class Party(Machine):
         return [what]
 
 
+@cache
+def _said_before(epsilon: float | None) -> tuple[Change, ...]:
+    rows = [Put("rule", {"name": "honest", "value": 1})]
+    rows += [Put("member", {"name": n, "identity": None, "words": PINS[n]}) for n in NAMES]
+    if epsilon is not None:
+        rows.append(Put("budget", {"unit": "example", "epsilon": epsilon, "delta": 1e-5}))
+        rows.append(Put("rule", {"name": "order", "value": 4}))  # to find it anew takes long
+    return tuple(rows)
+
+
 def _altered(held: Held, how: Callable[[Any], Any]) -> Held:
     values = {name: how(value) for name, value in tensors.read(held.body).items()}
     return replace(held, body=tensors.write(values))
@@ -999,7 +1020,8 @@ def _message(notices: Iterable[ev.Notice]) -> Any:
                 message.work.append(work)
             case ev.RemovedNotice():
                 message.removed = notice
-    message.HasField = lambda name: name == "removed" and message.removed is not None
+    removed = message.removed is not None
+    message.HasField = lambda name: name == "removed" and removed
     return message
 
 
@@ -1102,6 +1124,7 @@ def stage() -> Iterator[Callable[[World], None]]:
     logs, clocks = (agent_service, coordinator_engine), (agent_desk, coordinator_machine, coordinator_sums)
     stand_ins: list[tuple[Any, str, Any]] = [(agent_service, name, made) for name, made in agents.items()]
     stand_ins += [(module, "LOG", _Silent()) for module in logs]
+    stand_ins.append((reduce, "ThreadPoolExecutor", _NoThreads))
     stand_ins += [(module, "now", clock) for module in (*logs, *clocks)]
     with ExitStack() as stack:
         for place in stand_ins:
@@ -1117,6 +1140,19 @@ def stage() -> Iterator[Callable[[World], None]]:
             yield enter
         finally:
             coordinator_engine.INLINE = coordinator_store.INLINE = inline
+
+
+class _NoThreads:
+    """As many threads as there are: one."""
+
+    def __init__(self, *_: int) -> None:
+        self.map = map
+
+    def __enter__(self) -> _NoThreads:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 class _Silent:

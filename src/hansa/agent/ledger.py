@@ -153,7 +153,7 @@ class Ledger:
         own += [event for event in map(less_one, shares) if event is not None]
         event: Event = EXACT
         if own and (privacy.unit, privacy.adjacency) == ("example", "add-remove"):
-            event = min(own, key=lambda e: accountant.epsilon([e], 1e-5, "rdp"))
+            event = min(own, key=lambda e: accountant.epsilon([e], 1e-5, "rdp")) if own[1:] else own[0]
         with self._lock:
             if self.budget is not None:
                 self._within(self.budget, privacy, event)

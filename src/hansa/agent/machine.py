@@ -202,7 +202,7 @@ class Machine:
         ready, known = self._ready.get(_key(asked)[:2]), self.latest.get(asked.run, latest)
         if held is not None and held.attempt == asked.attempt and latest.version < known.version:
             effects.send.append(held)  # it was evaluated, say, before its late update counted
-        elif known == replace(latest, digest=COUNTED):
+        elif (known.federation, known.version, known.digest) == (latest.federation, latest.version, COUNTED):
             effects.excuse.append(CouldNot(asked, "its answer to this exchange was counted already"))
         elif not latest.follows(known):
             reason = "another study or another ask than before comes under the same name and number"
@@ -217,7 +217,7 @@ class Machine:
             if asked.ask.version <= self.over.get(asked.run, -1):  # a run that failed goes on
                 self.over[asked.run] = asked.ask.version - 1
             self._working.add(_key(asked))
-            effects.work.append(replace(asked, paid=self._paid(asked)))
+            effects.work.append(replace(asked, paid=True) if self._paid(asked) else asked)
 
     def _paid(self, asked: Asked) -> bool:
         """Whether the vector of this very ask has a row in the ledger, but not yet left: a restart forgot it."""
@@ -307,8 +307,8 @@ class Machine:
             del self.over[next(iter(self.over))]
         latest = self.latest.get(run)
         if counted and latest and latest.version == version and latest.digest != COUNTED:
-            self.latest[run] = replace(latest, digest=COUNTED)
-            effects.changes.append(Put("latest", vars(self.latest[run])))
+            self.latest[run] = latest = Latest(run, latest.federation, version, COUNTED)
+            effects.changes.append(Put("latest", vars(latest)))
         self._ready.pop(key, None)
         effects.changes += self._seats.close(run, version)
         if held := self.held.pop(key, None):

@@ -183,7 +183,7 @@ class Engine:
             object.__setattr__(live.ask, "send", Values(tensors.read(body)))
         elif large and live and self.store.maps and not body and live.progress.version == blob.version:
             live.progress, _ = Progress.unpack(self.store.read_blob(blob.run, blob.version, blob.name))
-        return replace(blob, body=body)
+        return ev.Blob(blob.run, blob.version, blob.name, body)
 
     def _reduce(self, run: str, version: int, parties: tuple[str, ...], at_hand: Mapping[Key, Buffer]) -> ev.Reduced:
         """Sum the answers in roster order: large ones a piece of all at a time, or one after the other if a stage

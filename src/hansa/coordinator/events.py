@@ -237,4 +237,5 @@ class Effects:
     def extend(self, more: Effects) -> None:
         """Add what a later event leads to."""
         for name, value in vars(more).items():
-            getattr(self, name).extend(value)
+            if value:
+                getattr(self, name).extend(value)

@@ -151,21 +151,21 @@ class Live:
         """Whether nothing more is expected of a party; who is left out may still sign that there is no sum."""
         answer = self.answers.get(party)
         desks = self.desk.open if self.desk and self.desk.phase == Phase.SURVIVORS else ()
-        if any(party in desk.terms.names for desk in desks if not desk.survivors):  # it signs that there is no sum
+        if desks and any(party in one.terms.names for one in desks if not one.survivors):  # it signs that there is no sum
             return party in self.gone
         return party in self.gone or (answer is not None and not (answer.taken and self.rules))
 
     @property
     def waiting(self) -> list[str]:
         """The parties for which the open ask waits."""
-        return [*self.due, *(p for p in self.begun if self.behind(p) and p not in {**self.late, **self.answers})]
+        return [*self.due, *[p for p in self.begun if self.behind(p) and p not in {**self.late, **self.answers}]]
 
     @property
     def due(self) -> list[str]:
         """Those of them who are to answer this very ask."""
         asked = self.ask.parties if self.ask else ()
         due = set(self.desk.missing) if self.desk else set(asked).difference(self.adverts)
-        return [party for party in asked if party in due and not self.out(party) and not self.busy(party)]
+        return [p for p in asked if p in due and not self.out(p) and not (self.begun and self.busy(p))]
 
     @property
     def trains(self) -> bool:

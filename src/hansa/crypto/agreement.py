@@ -39,7 +39,7 @@ def derive(secret: bytes, bound: bytes, purpose: bytes) -> bytes:
 
 def digest(purpose: bytes, *parts: bytes) -> bytes:
     """SHA-256 of parts with their lengths, for a purpose: it binds to them, and hides a uniform key."""
-    framed = (b"\0%d\0%b" % (len(part), part) for part in parts)
+    framed = [b"\0%d\0%b" % (len(part), part) for part in parts]
     return hashlib.sha256(b"hansa " + purpose + b"".join(framed)).digest()
 
 

@@ -33,7 +33,7 @@ class Desk(Kept):
     refused: tuple[str, ...] = ()  # what was wrong with whom, for people to read
     ended: Literal["", "summed", "abandoned", "failed"] = ""  # abandoned: no sum will be, signed
 
-    @property
+    @cached_property
     def survivors(self) -> tuple[str, ...]:
         """Whose vectors are in the sum; nobody's before that is fixed."""
         chosen = self.chosen or bytes(len(self.terms.names))
@@ -44,7 +44,7 @@ class Desk(Kept):
         there, marked = set(names), zip(self.terms.names, self.answers, strict=True)
         return replace(self, answers=tuple(b"\1" if name in there else got for name, got in marked))
 
-    @property
+    @cached_property
     def missing(self) -> tuple[str, ...]:
         """Whose answers are out; none after the end."""
         asked = set(self.survivors or self.terms.names)

@@ -30,6 +30,7 @@ _DTYPES = {
 }  # fmt: skip
 _CODES = {np.dtype(text): code for code, text in _DTYPES.items()}
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _METADATA = "__metadata__"
 _HEADER_LIMIT = 4 << 20  # ample for 40,000 arrays; a header costs about ten times its size to parse
 _MOST_DIMENSIONS = 32
@@ -58,7 +59,7 @@ def pieces(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | Non
         begin, end = end, end + array.nbytes
         header[name] = {"dtype": _CODES[array.dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
     try:
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        text = _JSON(header).encode()
     except UnicodeEncodeError:
         raise ContributionError("a field's name or metadata is not text") from None
     text += b" " * (-len(text) % 8)
@@ -105,8 +106,7 @@ def _little_endian(name: str, array: NDArray[Any]) -> NDArray[Any]:
     """``array`` C-ordered and little-endian; itself, if it is so already."""
     if name == _METADATA or not isinstance(name, str):
         raise ContributionError(f"{name!r} cannot be the name of a field")
-    wanted = array.dtype.newbyteorder("<")
-    if wanted not in _CODES:
+    if (wanted := array.dtype) not in _CODES and (wanted := wanted.newbyteorder("<")) not in _CODES:
         raise ContributionError(f"arrays of {array.dtype} cannot be sent", field=name)
     return np.asarray(array, dtype=wanted, order="C")
 
