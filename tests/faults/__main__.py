@@ -68,7 +68,7 @@ def _many(first: int, last: int, jobs: int, sqlite: bool) -> int:
 
 
 def _begin() -> None:
-    """A process for nothing but seeds looks for garbage after each part, and never again among what is left then: that is
+    """A process for nothing but seeds looks for garbage after each part, and not again among what is left then: that is
     what seeds share, there is more and more of it, and all of it is kept.
     """
     gc.disable()

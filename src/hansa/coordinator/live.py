@@ -150,8 +150,8 @@ class Live:
     def out(self, party: str) -> bool:
         """Whether nothing more is expected of a party; who is left out may still sign that there is no sum."""
         answer = self.answers.get(party)
-        desks = self.desk.open if self.desk and self.desk.phase == Phase.SURVIVORS else ()
-        if desks and any(party in one.terms.names for one in desks if not one.survivors):  # it signs that there is no sum
+        signing = self.desk.open if self.desk and self.desk.phase == Phase.SURVIVORS else ()
+        if signing and any(party in desk.terms.names for desk in signing if not desk.survivors):  # that there is no sum
             return party in self.gone
         return party in self.gone or (answer is not None and not (answer.taken and self.rules))
 
