@@ -18,7 +18,7 @@ from hansa.aggregation.reduce import Reduction, discounted
 from hansa.aggregation.ring import joined, parted
 from hansa.contribution import Array, Ask, Contribution, Contributions, Total, Values
 from hansa.coordinator.live import LATE
-from hansa.database import Drop, Put
+from hansa.database import Put
 from hansa.federation import deployed
 from hansa.methods.course import Course, Progress
 from hansa.party import Party
@@ -94,21 +94,22 @@ class Record:
         arrived = list[int]()
         for change in changes:
             row = change.values
-            match change:
-                case Put("event"):
+            match change.table, isinstance(change, Put):
+                case "event", True:
                     self._event(dict(row), arrived)
-                case Put("answer"):
+                case "answer", True:
                     place = row["version"], row["party"]
                     self.answers[place] = {**self.answers.get(place, {}), **row}
-                case Put("blob") if row["name"] == "checkpoint":
-                    checkpoints.add(row["version"])
-                case Put("run"):
+                case "blob", True:
+                    if row["name"] == "checkpoint":
+                        checkpoints.add(row["version"])
+                case "run", True:
                     self.status = row.get("status", self.status)
                     self._setup = row["setup"]["parties"] if "setup" in row else self._setup
-                case Drop("answer"):
+                case "answer", False:
                     for place in [p for p, kept in self.answers.items() if _matches(kept, row)]:
                         del self.answers[place]
-                case Drop("event"):
+                case "event", False:
                     raise ViolationError("an event was taken back")
         require(not self._setup or self._setup == self.roster, "a run is among others than its events say")
         if arrived:  # of several in one transaction, the last one's is enough
@@ -254,15 +255,15 @@ class Record:
         """A party's changes of one transaction became durable; it has these vectors ready for secure sums."""
         for change in changes:
             row = change.values
-            match change:
-                case Put("charge"):
+            match change.table, isinstance(change, Put):
+                case "charge", True:
                     self._charges.setdefault((party, row["version"]), []).append(row["attempt"])
-                case Put("answer"):
+                case "answer", True:
                     place = party, row["version"], row["attempt"]
                     self._held[place] = row["body"]
                     self._noise[place] = self._charged(*place, vectors.get(row["version"]))
                     self._proposed[party, row["version"]] = row["memory"]
-                case Put("memory"):
+                case "memory", True:
                     counted = [v for v, name in self._in if name == party]
                     same = row["body"] in {self._proposed.get((party, v)) for v in counted}
                     require(same, f"{party} remembers what was not counted")

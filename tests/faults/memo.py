@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 from hansa import federation, run
-from hansa.agent import desk, seats
+from hansa.agent import desk, ledger, seats
 from hansa.contribution import Ask, Values
 from hansa.coordinator import inbox, live, machine
 from hansa.crypto import agreement, shares
@@ -98,7 +98,7 @@ def _patches() -> dict[Any, dict[str, Any]]:
     known["promises"] = lambda of, *what: memo(("promises", of.digest, *what), lambda: promises(of, *what))
     encode, bound, split = secure_terms.encode, secure_terms.Terms.bound, shares.split
     encoded = cache(encode)
-    known["encode"] = lambda value: encoded(value) if isinstance(value, Rules | Envelope) else encode(value)
+    known["encode"] = lambda value: encoded(value) if type(value) in (Rules, Envelope) else encode(value)
     deploy = federation.deployed
 
     def deployed(of: Federation, setup: Any, secret: bytes, run: str) -> Course:
@@ -177,6 +177,7 @@ def _patches() -> dict[Any, dict[str, Any]]:
         inbox: {"refusal": refused},
         live: {"deployed": deployed, "draw": drawn},
         machine: {"deployed": deployed, "draw": drawn},
+        ledger: {"less_one": cache(ledger.less_one)},
         desk: {
             "deployed": deployed,
             "Party": party_of,

@@ -164,7 +164,7 @@ class Simulated:
         return copies
 
     def row(self, table: str, **where: Any) -> dict[str, Any] | None:
-        found = self.rows(table, **where)
+        found = self.rows(table, None, None, 1, **where)
         return found[0] if found else None
 
     def close(self) -> None:

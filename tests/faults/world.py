@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -100,6 +100,7 @@ class World:
         self.trace: list[tuple[Any, ...]] = []
         self.record = Record(plan)
         self.skew = 0.0
+        self._clock = -1.0, ""
         self.partitioned: set[str] = set()
         made = disks or _in_memory
         self.coordinator = Coordinator(self, "", made(""))  # who took the newest epoch
@@ -143,7 +144,10 @@ class World:
 
     def clock(self) -> str:
         """What the machines' clocks say."""
-        return f"2030-01-01T{self.now + self.skew:.3f}Z"
+        at = self.now + self.skew
+        if at != self._clock[0]:
+            self._clock = at, f"2030-01-01T{at:.3f}Z"
+        return self._clock[1]
 
     # --- what happens
 
@@ -303,7 +307,7 @@ class World:
             self.partitioned.clear()
             return
         self.at(0.3, None, self._weather)
-        for machine in (*self.coordinators, *self.parties.values()):
+        for machine in (*self.coordinators, *self.parties.values()) if "idle" in self.rates else ():
             if machine.process is not None and self.hits("idle"):
                 self.note("dies", machine.name)
                 machine.crash()
@@ -409,25 +413,19 @@ class Session:
     at_work: bool = False
 
 
-@dataclass(frozen=True, eq=False)
 class Parcel:
-    """What a party uploads: an answer, an excuse, or a step."""
+    """What a party uploads: an answer, an excuse, or a step; with the digest of an answer, as it left."""
 
-    what: Held | CouldNot | Step
-
-    @cached_property
-    def digest(self) -> bytes:
-        """Of an answer's body, as it left."""
-        return chunks.digest(self.what.body) if isinstance(self.what, Held) else b""
-
-    @cached_property
-    def about(self) -> tuple[Any, ...]:
-        what = self.what
+    def __init__(self, what: Held | CouldNot | Step) -> None:
+        self.what, self.digest = what, b""
+        self.about: tuple[Any, ...]
         if isinstance(what, Held):
-            return "answer", what.version, what.attempt, self.digest.hex()[:8]
-        if isinstance(what, CouldNot):
-            return "excuse", what.asked.ask.version, what.asked.attempt, what.reason
-        return "step", what.version, what.attempt, Phase(what.phase).name
+            self.digest = chunks.digest(what.body)
+            self.about = "answer", what.version, what.attempt, self.digest.hex()[:8]
+        elif isinstance(what, CouldNot):
+            self.about = "excuse", what.asked.ask.version, what.asked.attempt, what.reason
+        else:
+            self.about = "step", what.version, what.attempt, Phase(what.phase).name
 
 
 class Coordinator(Machine):
@@ -992,34 +990,30 @@ def _altered(held: Held, how: Callable[[Any], Any]) -> Held:
 
 
 def _said(notice: ev.Notice) -> str:
-    match notice:
-        case ev.WorkNotice(_, ask, attempt):
-            return f"work {ask.version}.{attempt}"
-        case ev.SettledNotice(_, version, counted):
-            return f"settled {version} {counted}"
-        case Step():
-            return f"step {notice.version}.{notice.attempt} {Phase(notice.phase).name}"
-    return "removed"
+    if isinstance(notice, ev.WorkNotice):
+        return f"work {notice.ask.version}.{notice.attempt}"
+    if isinstance(notice, ev.SettledNotice):
+        return f"settled {notice.version} {notice.counted}"
+    return (
+        f"step {notice.version}.{notice.attempt} {Phase(notice.phase).name}" if isinstance(notice, Step) else "removed"
+    )
 
 
 def _message(notices: Iterable[ev.Notice]) -> Any:
     """A message as the service makes it of several notices: by kind."""
     message = SimpleNamespace(settled=[], steps=[], work=[], removed=None)
     for notice in notices:
-        match notice:
-            case ev.SettledNotice(run, version):
-                for told in (message.work, message.steps):
-                    told[:] = [one for one in told if (one.run, one.version) != (run, version)]
-                message.settled.append(notice)
-            case Step():
-                message.steps.append(notice)
-            case ev.WorkNotice(run, ask, attempt, federation):
-                work = SimpleNamespace(
-                    run=run, ask=ask, attempt=attempt, version=ask.version, work=ask.work, federation=federation
-                )
-                message.work.append(work)
-            case ev.RemovedNotice():
-                message.removed = notice
+        if isinstance(notice, ev.SettledNotice):
+            for told in (message.work, message.steps):
+                told[:] = [one for one in told if (one.run, one.version) != (notice.run, notice.version)]
+            message.settled.append(notice)
+        elif isinstance(notice, Step):
+            message.steps.append(notice)
+        elif isinstance(notice, ev.WorkNotice):
+            of = notice.ask
+            message.work.append(SimpleNamespace(**vars(notice), version=of.version, work=of.work))
+        elif isinstance(notice, ev.RemovedNotice):
+            message.removed = notice
     removed = message.removed is not None
     message.HasField = lambda name: name == "removed" and removed
     return message

@@ -26,8 +26,8 @@ def stream(key: bytes, length: int) -> bytes:
 
 def apply(vector: NDArray[Any], masks: Iterable[tuple[bytes, bool]]) -> None:
     """Add masks to ``[d]`` of one of :data:`DTYPES`, or take them off; their keys have no other use."""
-    step, waiting = BLOCK // vector.itemsize, iter(masks)
-    buffer = bytearray(BLOCK + 15)  # older releases of `cryptography` ask for a block more
+    step, waiting = max(1, min(BLOCK // vector.itemsize, len(vector))), iter(masks)
+    buffer = bytearray(step * vector.itemsize + 15)  # older releases of `cryptography` ask for a block more
     made = np.frombuffer(buffer, vector.dtype, count=step)
     while streams := [
         (opened(key).update_into, np.add if added else np.subtract)
