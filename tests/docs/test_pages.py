@@ -12,6 +12,8 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -192,7 +194,10 @@ def test_a_file_that_is_named_is_there(page: Path):
 
 
 def named(dotted: str) -> bool:
-    """Whether a module, or something in a module, has this name."""
+    """Whether a module, or something in a module, has this name; a module's own extra may be missing here."""
+    with suppress(ModuleNotFoundError):  # its parent is no package
+        if find_spec(dotted):
+            return True
     try:
         pkgutil.resolve_name(dotted)
     except (ImportError, AttributeError):
