@@ -14,6 +14,7 @@ import hansa as hs
 from hansa import aggregation as agg
 from hansa import keyed, methods
 from hansa.agent.policy import Offer
+from hansa.coordinator.events import Offered
 from hansa.crypto.agreement import Identity, words
 from hansa.methods.base import Setup
 
@@ -183,6 +184,13 @@ def tables() -> dict[str, hs.Table]:
 @cache
 def offers() -> dict[str, Offer]:
     return {name: Offer(DATASET, table, ("linear-regression",)) for name, table in tables().items()}
+
+
+@cache
+def offered(name: str) -> Offered:
+    """What a party says of its table when it dials."""
+    offer = offers()[name]
+    return Offered(offer.dataset, offer.rows, offer.table.schema(), offer.allow)
 
 
 IDENTITIES = {name: Identity(name.encode().ljust(32, b"-")) for name in NAMES}

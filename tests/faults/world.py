@@ -864,10 +864,8 @@ class Party(Machine):
         self.session = session = Session(self, at)
         process._client = session
         pending = tuple(ev.Unsettled(run, version) for run, version in process._machine.pending)
-        offer = plans.offers()[self.name]
-        offered = ev.Offered(offer.dataset, offer.rows, offer.table.schema(), offer.allow)
         world.note("dials", self.name, pending)
-        hello = ev.Connected(self.name, (offered,), pending, self.identity.public)
+        hello = ev.Connected(self.name, (plans.offered(self.name),), pending, self.identity.public)
         self.carry(session, "hello", at, at.accept, hello)
         if at.still:
             self.leaves_late()
