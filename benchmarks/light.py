@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 
 import hansa as hs
+from hansa import tensors
 from hansa.agent.home import AgentHome
 from hansa.contribution import Ask, Values
 from hansa.crypto.token import Token
 from hansa.federation import Federation
 from hansa.methods.base import Setup
 from hansa.party import Party
-from hansa.wire import chunks, tensors
+from hansa.wire import chunks
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
 from hansa.wire.client import Client
@@ -87,7 +88,7 @@ class Crowd:
             self.bodies = {key: (contribution.weight, tensors.write(contribution.values))}
         weight, data = self.bodies[key]
         where = {"run": work.run, "version": work.version, "attempt": work.attempt, "weight": weight}
-        head = m.Head(**where, size=len(data), digest=chunks.digest(data))
+        head = m.Head(**where, size=len(data), digest=tensors.digest(data))
         head.data = data if len(data) <= chunks.INLINE else b""
         return m.UploadPart(head=head)
 

@@ -31,6 +31,7 @@ import numpy as np
 
 import hansa as hs
 from benchmarks.light import Crowd, main
+from hansa import tensors
 from hansa.agent.home import AgentHome
 from hansa.agent.left import Left
 from hansa.agent.policy import Offer
@@ -43,7 +44,6 @@ from hansa.crypto import keys, pki
 from hansa.crypto.token import Token
 from hansa.methods.base import Answer
 from hansa.methods.fedavg import FedAvg
-from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
 from hansa.wire.channel import MESSAGE
 from hansa.wire.client import Client
@@ -232,7 +232,7 @@ class Streams(Crowd):
             self.bodies = {key: (1.0, tensors.write({"update": np.full(field["shape"], 1e-3, np.float32)}))}
         _, data = self.bodies[key]
         where: dict[str, Any] = {"run": work.run, "version": work.version, "attempt": work.attempt}
-        return m.UploadPart(head=m.Head(**where, weight=1.0, size=len(data), digest=chunks.digest(data)))
+        return m.UploadPart(head=m.Head(**where, weight=1.0, size=len(data), digest=tensors.digest(data)))
 
 
 def memory(pid: int, what: str = "RssAnon") -> float:

@@ -33,7 +33,7 @@ with contextlib.ExitStack() as _stack:
         _stack.enter_context(atheris.instrument_imports(include=["hansa", "tomllib", "json"]))
     from google.protobuf.message import DecodeError
 
-    from hansa import backup
+    from hansa import backup, tensors
     from hansa.agent import machine as agent
     from hansa.agent import store as agents_store
     from hansa.contribution import Ask, Total, Values, canonical
@@ -52,7 +52,7 @@ with contextlib.ExitStack() as _stack:
     from hansa.methods.base import Setup
     from hansa.secure import coordinator, party, terms
     from hansa.study import from_mapping
-    from hansa.wire import chunks, tensors
+    from hansa.wire import chunks
     from hansa.wire import messages as m
     from hansa.wire.rpcs import RPCS
     from hansa.wire.service import decoded
@@ -122,7 +122,7 @@ def _upload(data: bytes) -> None:
 
 def _chunks(data: bytes) -> None:
     """A body of a hundred zeros, cut where the first byte says."""
-    receiver, cut = chunks.Receiver(100, chunks.digest(bytes(100))), 1 + data[0] if data else 0
+    receiver, cut = chunks.Receiver(100, tensors.digest(bytes(100))), 1 + data[0] if data else 0
     for chunk in (data[1:cut], data[cut:]):
         receiver.accept(chunk)
     assert receiver.finish() == bytes(100)
@@ -470,7 +470,7 @@ def _seeds_of_wire() -> dict[str, list[bytes]]:
     work.tensors = body
     offer = m.Offer(dataset="t", rows=9, columns=[m.Column(name="x", type="number")], allow=["cox-regression"])
     sums = tensors.write({field.name: np.zeros(field.shape or ()) for field in ask.fields})
-    head = m.Head(run="r", version=0, attempt=1, weight=1.0, size=len(sums), digest=chunks.digest(sums), data=sums)
+    head = m.Head(run="r", version=0, attempt=1, weight=1.0, size=len(sums), digest=tensors.digest(sums), data=sums)
     return {
         "tensors": [body, sums, tensors.write({"a": np.ones((2, 3), "f4"), "b": np.array([True])}, {"k": "v"})],
         "ask": [m.Notice(work=[work]).SerializeToString()],

@@ -15,9 +15,9 @@ from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from blake3 import blake3
 from numpy.typing import NDArray
 
+from hansa import tensors
 from hansa.errors import ContributionError, StudyError
 
 Array: TypeAlias = NDArray[Any]
@@ -212,7 +212,6 @@ class Total:
     buckets: tuple[tuple[str, ...], ...] = ()  # who of them was summed with whom, if that was seen of several sums
 
 
-_MANY = 1 << 23  # bytes that are worth several threads
 _PLAIN = ("work", "version", "round", "through")  # what JSON says of an ask as it is
 
 
@@ -244,22 +243,23 @@ class Ask:
         return {name: getattr(self, name) for name in plain} | parts
 
     @classmethod
-    def from_header(cls, header: Mapping[str, Any], send: Values) -> Ask:
-        """The inverse of `header`, with the arrays beside it."""
+    def from_header(cls, header: Mapping[str, Any], send: Values, sent: bytes = b"") -> Ask:
+        """The inverse of `header`, with the arrays beside it, and what they hashed to on their way if that is known."""
         fields = tuple(Field.from_json(body) for body in header["fields"])
         plain = {name: header[name] for name in (*_PLAIN, "among") if name in header}
-        return cls(**plain, send=send, fields=fields, parties=tuple(header["parties"]))
+        ask = cls(**plain, send=send, fields=fields, parties=tuple(header["parties"]))
+        vars(ask).update({"sent": sent} if sent else {})
+        return ask
+
+    @cached_property
+    def sent(self) -> bytes:
+        """BLAKE3 of the arrays as they travel."""
+        return tensors.digest(*tensors.pieces(self.send))
 
     @cached_property
     def digest(self) -> str:
-        """blake3 over the header, and over name, type, shape and every byte of the arrays."""
-        send = sorted(self.send.items())
-        shapes = [[name, array.dtype.str, list(array.shape)] for name, array in send]
-        threads = blake3.AUTO if self.send.nbytes > _MANY else 1
-        state = blake3(canonical([self.header(), shapes]), max_threads=threads)
-        for _, array in send:
-            state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        return state.hexdigest()
+        """BLAKE3 over the header, and what the arrays hash to."""
+        return tensors.digest(canonical(self.header()), self.sent).hex()
 
     def __hash__(self) -> int:
         return hash(self.digest)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hansa import tensors
 from hansa.contribution import Array, Json, canonical
 from hansa.data.preprocessing import Encoding
 from hansa.data.table import Table
@@ -16,7 +17,6 @@ from hansa.errors import DataError, HansaError, StoreError
 from hansa.files import write_whole
 from hansa.inference import Estimate, estimates
 from hansa.task import TASKS, Task
-from hansa.wire import tensors
 
 
 @dataclass(frozen=True, eq=False)

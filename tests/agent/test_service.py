@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
+from hansa import tensors
 from hansa.agent import service as agent_service
 from hansa.agent.home import AgentHome
 from hansa.agent.machine import Asked, Latest, Settled
@@ -108,8 +109,8 @@ async def test_a_fetch_goes_on_where_the_link_broke(agent: Agent, monkeypatch: p
     agent._client = cut  # all of it that a fetch needs
     for _ in range(2):
         with pytest.raises(UnreachableError):
-            await agent._fetch(chunks.digest(body), len(body))
-    assert await agent._fetch(chunks.digest(body), len(body)) == body
+            await agent._fetch(tensors.digest(body), len(body))
+    assert await agent._fetch(tensors.digest(body), len(body)) == body
     assert cut.offsets == [0, 4, 8]
     assert agent._kept is None
 
@@ -119,9 +120,9 @@ async def test_another_body_is_fetched_from_its_beginning(agent: Agent, monkeypa
     cut = Cut(b"0123456789")
     agent._client = cut  # all of it that a fetch needs
     with pytest.raises(UnreachableError):
-        await agent._fetch(chunks.digest(cut.body), 10)
+        await agent._fetch(tensors.digest(cut.body), 10)
     cut.body = b"abcd"
-    assert await asyncio.wait_for(agent._fetch(chunks.digest(b"abcd"), 4), 5) == b"abcd"
+    assert await asyncio.wait_for(agent._fetch(tensors.digest(b"abcd"), 4), 5) == b"abcd"
     assert cut.offsets == [0, 0]
 
 

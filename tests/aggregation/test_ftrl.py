@@ -13,6 +13,7 @@ import scipy.linalg
 
 import hansa as hs
 from hansa import aggregation as agg
+from hansa import tensors
 from hansa.aggregation import Aggregation, Banded, Signal, Tree
 from hansa.aggregation.signal import Among, Schedule
 from hansa.aggregation.stage import Context
@@ -20,7 +21,6 @@ from hansa.contribution import Array, Field, Total, Values
 from hansa.methods.base import Setup
 from hansa.privacy import accountant, noise
 from hansa.privacy.events import Gaussian, MatrixMechanism
-from hansa.wire import tensors
 
 ROUNDS, SIZE = 11, 20_000
 KEY = bytes(range(32))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import hansa as hs
+from hansa import tensors
 from hansa.aggregation import clip
 from hansa.backends.exchange import LocalExchange
 from hansa.contribution import Algebra, Arrival, Ask, Field, Values, canonical, check
@@ -22,7 +23,6 @@ from hansa.methods.base import METHODS
 from hansa.methods.course import Course, Progress
 from hansa.party import Crowd, Party
 from hansa.run import draw
-from hansa.wire import tensors
 
 Tables = Mapping[str, hs.Table]
 TASK = hs.LogisticRegression(target="y", l2=0.01)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import hansa as hs
+from hansa import tensors
 from hansa.aggregation import Aggregation, Reduction, Signal, Stage
 from hansa.aggregation.stage import STAGES, Context
 from hansa.contribution import Algebra, Array, Contributions, Field, Total, Values, canonical
-from hansa.wire import tensors
 
 SIZE = 6
 PARTIES = ("harbour", "north", "river")

@@ -13,6 +13,7 @@ from tests.coordinator.test_machine import KEYS, PINS, RUN, TABLES, Guild, Remem
 from tests.coordinator.test_pace import Buffered, fates, record, replayed, work
 
 import hansa as hs
+from hansa import tensors
 from hansa.agent import desk
 from hansa.agent.desk import Desk
 from hansa.agent.policy import Offer
@@ -22,7 +23,6 @@ from hansa.coordinator.live import Guest
 from hansa.crypto.agreement import Identity, words
 from hansa.methods.base import METHODS, Setup
 from hansa.methods.course import Progress
-from hansa.wire import tensors
 
 NEW, NEWER = "aachen", "d"  # whose places by name would be the first and the last
 EXTRA = {

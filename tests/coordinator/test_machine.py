@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import hansa as hs
 from hansa import aggregation as agg
+from hansa import tensors
 from hansa.agent import machine as party
 from hansa.agent import store as party_store
 from hansa.agent.desk import Desk
@@ -57,7 +58,6 @@ from hansa.methods.base import METHODS
 from hansa.run import Event, Run
 from hansa.secure.coordinator import total, unfit
 from hansa.secure.terms import Phase, Step
-from hansa.wire import tensors
 
 RUN = "run"
 

@@ -10,12 +10,12 @@ from tests.coordinator.test_machine import RUN, TABLES, Remembering, World, harm
 
 import hansa as hs
 from hansa import aggregation as agg
+from hansa import tensors
 from hansa.agent import desk
 from hansa.coordinator.events import Failed, Removed, Resumed, SettledNotice
 from hansa.methods.base import METHODS
 from hansa.methods.course import Progress
 from hansa.run import Event, Run
-from hansa.wire import tensors
 
 
 @pytest.fixture(autouse=True)

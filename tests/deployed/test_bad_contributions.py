@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import hansa as hs
+from hansa import tensors
 from hansa.aggregation import clip
 from hansa.errors import ContributionError, UnreachableError
-from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
 from hansa.wire.rpcs import UPLOAD
 
@@ -34,7 +34,7 @@ def head(work: m.Work, body: bytes, **changes: Any) -> m.Head:
         "attempt": work.attempt,
         "weight": 3.0,
         "size": len(body),
-        "digest": chunks.digest(body),
+        "digest": tensors.digest(body),
         "data": body,
         **changes,
     }

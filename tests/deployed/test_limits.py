@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import hansa as hs
+from hansa import tensors
 from hansa.contribution import Ask, Values
 from hansa.coordinator import hello as limits
 from hansa.coordinator import service
@@ -20,7 +21,6 @@ from hansa.coordinator.inbox import RESERVE
 from hansa.coordinator.listener import ASKS
 from hansa.coordinator.service import FEW
 from hansa.errors import RunError, TrustError, UnreachableError
-from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
 from hansa.wire.rpcs import ATTEND, FETCH, PARTIES, PROTOCOL, UPLOAD
 
@@ -99,7 +99,12 @@ async def test_few_are_told_of_a_large_ask_at_once_until_they_come_for_it_or_do_
 def begun(work: m.Work, body: bytes) -> list[m.UploadPart]:
     """A large upload that stops in its middle."""
     head = m.Head(
-        run=work.run, version=work.version, attempt=work.attempt, weight=3.0, size=len(body), digest=chunks.digest(body)
+        run=work.run,
+        version=work.version,
+        attempt=work.attempt,
+        weight=3.0,
+        size=len(body),
+        digest=tensors.digest(body),
     )
     return [m.UploadPart(head=head), body[:40]]
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import hansa as hs
+from hansa import tensors
 from hansa.agent.machine import Asked, Worked
 from hansa.coordinator import inbox
-from hansa.wire import chunks, tensors
 from hansa.wire import messages as m
 from hansa.wire.rpcs import REMOVE, UPLOAD
 
@@ -89,7 +89,7 @@ def parts(work: m.Work, size: int) -> tuple[m.UploadPart, list[bytes]]:
     """An upload in pieces."""
     body = tensors.write({"update": np.array([0.1, 0.2, 0.3])})
     where = {"run": work.run, "version": work.version, "attempt": work.attempt}
-    head = m.Head(**where, weight=3.0, size=len(body), digest=chunks.digest(body))
+    head = m.Head(**where, weight=3.0, size=len(body), digest=tensors.digest(body))
     cuts = range(0, len(body), size)
     return m.UploadPart(head=head), [body[at : at + size] for at in cuts]
 

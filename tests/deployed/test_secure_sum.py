@@ -13,12 +13,12 @@ from tests.deployed.halts import Cut
 
 import hansa as hs
 from hansa import aggregation as agg
+from hansa import tensors
 from hansa.agent.offers import Offers
 from hansa.coordinator import engine as coordinator_engine
 from hansa.crypto.agreement import Identity, words
 from hansa.crypto.vault import kept_key
 from hansa.errors import RunError
-from hansa.wire import tensors
 
 Study = Callable[..., hs.Federation]
 Tables = dict[str, hs.Table]

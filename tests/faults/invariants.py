@@ -14,6 +14,7 @@ from tests.faults import plan as plans
 from tests.faults.plan import SECRET, Plan
 from tests.faults.stores import Change
 
+from hansa import tensors
 from hansa.aggregation.reduce import Reduction, discounted
 from hansa.aggregation.ring import joined, parted
 from hansa.contribution import Array, Ask, Contribution, Contributions, Total, Values
@@ -23,7 +24,6 @@ from hansa.federation import deployed
 from hansa.methods.course import Course, Progress
 from hansa.party import Party
 from hansa.run import draw
-from hansa.wire import tensors
 
 RUN = "run"
 

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 from unittest import mock
 
-from hansa import federation, run
+from hansa import federation, run, tensors
 from hansa.agent import desk, ledger, seats
 from hansa.contribution import Ask, Values
 from hansa.coordinator import inbox, live, machine
@@ -22,7 +22,6 @@ from hansa.secure import coordinator as secure_coordinator
 from hansa.secure import party as secure_party
 from hansa.secure import terms as secure_terms
 from hansa.secure.terms import Envelope, Rules
-from hansa.wire import tensors
 
 
 class Memo:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from tests.faults.stores import Disk, Simulated, SimulatedCoordinatorStore
 
+from hansa import tensors
 from hansa.agent import machine as agent
 from hansa.agent.desk import Desk
 from hansa.coordinator import events as ev
 from hansa.coordinator.engine import Engine
 from hansa.coordinator.machine import Machine
 from hansa.database import Put
-from hansa.wire import tensors
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 PLANTS: dict[str, Plant] = {}

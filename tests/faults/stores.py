@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from blake3 import blake3
 from sqlalchemy.util import LRUCache
 
-from hansa import database
+from hansa import database, tensors
 from hansa.agent import store as agent
 from hansa.agent.store import AgentStore
 from hansa.coordinator import store as coordinator
@@ -23,7 +23,6 @@ from hansa.coordinator.epochs import Fenced
 from hansa.coordinator.store import CoordinatorStore
 from hansa.database import Drop, Put
 from hansa.errors import StoreError
-from hansa.wire import chunks
 
 Change = Put | Drop
 Key = tuple[Any, ...]
@@ -175,7 +174,7 @@ class SimulatedAgentStore(Simulated):
     """`AgentStore` in memory."""
 
     ledger, pins, honest = AgentStore.ledger, AgentStore.pins, AgentStore.honest
-    keep, digest = staticmethod(b"".join), staticmethod(chunks.digest)
+    keep, digest = staticmethod(b"".join), staticmethod(tensors.digest)
 
     @staticmethod
     def disk() -> Disk:

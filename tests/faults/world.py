@@ -22,6 +22,7 @@ from tests.faults.invariants import RUN, Record, Sent, ViolationError, require
 from tests.faults.plan import IDENTITIES, NAMES, PINS, SECRET, Plan, Spell, generator
 from tests.faults.stores import Change, Guard, Memory, SimulatedAgentStore, SimulatedCoordinatorStore
 
+from hansa import tensors
 from hansa.agent import desk as agent_desk
 from hansa.agent import service as agent_service
 from hansa.agent.machine import Asked, CouldNot, Held
@@ -38,7 +39,6 @@ from hansa.coordinator.engine import Engine, Resume
 from hansa.database import Put
 from hansa.errors import HansaError, StoreError, TrustError, UnreachableError
 from hansa.secure.terms import Phase, Step
-from hansa.wire import chunks, tensors
 
 LONGEST = 4000.0
 """Simulated seconds within which a run ends once nothing goes wrong any more."""
@@ -420,7 +420,7 @@ class Parcel:
         self.what, self.digest = what, b""
         self.about: tuple[Any, ...]
         if isinstance(what, Held):
-            self.digest = chunks.digest(what.body)
+            self.digest = tensors.digest(what.body)
             self.about = "answer", what.version, what.attempt, self.digest.hex()[:8]
         elif isinstance(what, CouldNot):
             self.about = "excuse", what.asked.ask.version, what.asked.attempt, what.reason

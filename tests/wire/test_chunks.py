@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from hansa.crypto.masks import opened
 from hansa.errors import ContributionError, UnreachableError
-from hansa.wire.chunks import CHUNK, Receiver, digest, split
+from hansa.tensors import digest
+from hansa.wire.chunks import CHUNK, Receiver, split
 
 BODY = bytes(range(256)) * 4096 * 2 + b"the end"  # 2 MiB and a little
 

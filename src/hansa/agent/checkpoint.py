@@ -9,7 +9,7 @@ import numpy as np
 import structlog
 from blake3 import blake3
 
-from hansa import __version__
+from hansa import __version__, tensors
 from hansa.agent.machine import Asked
 from hansa.contribution import Array
 from hansa.crypto.agreement import derive
@@ -17,7 +17,6 @@ from hansa.crypto.vault import Vault
 from hansa.errors import HansaError
 from hansa.files import set_aside
 from hansa.learners.base import Feed, Slots
-from hansa.wire import tensors
 
 LOG = structlog.get_logger("hansa.agent")
 EVERY, TIMES = 10.0, 20  # seconds between two checkpoints, and at least so many times what the last one took

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hansa import tensors
 from hansa.agent.checkpoint import Kept
 from hansa.agent.ledger import Ledger
 from hansa.agent.machine import Asked, Sitting, Worked
@@ -18,8 +19,7 @@ from hansa.federation import Federation, deployed
 from hansa.methods.base import Setup, UpdateMethod
 from hansa.party import Party
 from hansa.run import now
-from hansa.wire import tensors
-from hansa.wire.tensors import Buffer
+from hansa.tensors import Buffer
 
 STUDIES, PARTIES = 256, 8
 """Studies that are remembered, and those whose encoded tables stay in memory; an agent takes part in few at a time."""

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from hansa import tensors
 from hansa.agent.seats import ATTEMPTS, Seats, seen
 from hansa.contribution import Array, Ask, Values
 from hansa.crypto.agreement import Identity
 from hansa.database import Drop, Put
 from hansa.errors import ConsentError, HansaError
 from hansa.secure.terms import Phase, Rules, Step, Work, numbered
-from hansa.wire import tensors
-from hansa.wire.tensors import Buffer
+from hansa.tensors import Buffer
 
 Key = tuple[str, int]
 

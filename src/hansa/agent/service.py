@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from hansa import __version__
+from hansa import __version__, tensors
 from hansa.agent.checkpoint import forget
 from hansa.agent.desk import Desk, SpentError
 from hansa.agent.home import AgentHome
@@ -30,12 +30,12 @@ from hansa.errors import ConsentError, ContributionError, HansaError, PrivacyErr
 from hansa.run import now
 from hansa.secure.terms import Phase, Step
 from hansa.telemetry import span
-from hansa.wire import chunks, tensors
+from hansa.tensors import Buffer
+from hansa.wire import chunks
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
 from hansa.wire.client import Client, Conversation
 from hansa.wire.rpcs import ATTEND, DESCRIBE, FETCH, PENDING, PROTOCOL, RENEW, UPLOAD
-from hansa.wire.tensors import Buffer
 
 LOG = structlog.get_logger("hansa.agent")
 
@@ -211,7 +211,7 @@ class Agent:
             raise ContributionError(f"{work.size} bytes are more than the study has to send")
         with span("download", run=work.run, version=work.version, attempt=work.attempt, work=work.work):
             body = work.tensors or await self._fetch(work.digest, work.size)
-        ask = Ask.from_header(header, Values(tensors.read(body)))
+        ask = Ask.from_header(header, Values(tensors.read(body)), b"" if work.tensors else work.digest)
         if (ask.work, ask.version, ask.round) != (work.work, work.version, work.round):
             raise ContributionError("the ask is another one than its notice says")
         return Asked(work.run, ask, work.attempt, work.federation.hex(), secrets.token_bytes(32))
@@ -258,7 +258,7 @@ class Agent:
 
     async def _work(self, asked: Asked) -> None:
         working = asyncio.get_running_loop().run_in_executor
-        path = self.home.folder / "training" / chunks.digest(asked.run.encode()).hex()
+        path = self.home.folder / "training" / tensors.digest(asked.run.encode()).hex()
         await self._bench.acquire()
         try:
             if self._machine.done(asked):  # while it waited for its turn

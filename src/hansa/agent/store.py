@@ -6,6 +6,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from blake3 import blake3
 
+from hansa import tensors
 from hansa.agent.ledger import RESTORED, Budget, Ledger
 from hansa.crypto.vault import Buffer, Vault
 from hansa.database import Database, Drop, Put, columns
@@ -13,7 +14,6 @@ from hansa.errors import StoreError
 from hansa.files import Spares, mapped, sync_folder, writing
 from hansa.privacy.events import EVENTS, Exact
 from hansa.secure.terms import Rules
-from hansa.wire import chunks
 
 HEAD = "0003"
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -82,13 +82,13 @@ class AgentStore(Database):
             return b"".join(pieces)
         with writing(self._large / KEPT, private=True, spares=self._spares, size=size) as file:
             file.writelines(pieces)
-        self._kept = mapped(self._large / KEPT), chunks.digest(*pieces)
+        self._kept = mapped(self._large / KEPT), tensors.digest(*pieces)
         return self._kept[0]
 
     def digest(self, body: Buffer) -> bytes:
         """BLAKE3 of a body, which is known if it was kept just now."""
         kept, digest = self._kept
-        return digest if body is kept else chunks.digest(body)
+        return digest if body is kept else tensors.digest(body)
 
     def ledger(self) -> Ledger:
         """What was charged, and the budget."""

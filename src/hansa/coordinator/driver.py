@@ -8,14 +8,14 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import Any
 
+from hansa import tensors
 from hansa.contribution import Ask
 from hansa.coordinator import events as ev
 from hansa.coordinator.engine import LOG, PAGE, Engine, Resume, Waiting
 from hansa.database import Put
 from hansa.errors import UnreachableError
 from hansa.telemetry import note, span
-from hansa.wire import tensors
-from hansa.wire.tensors import Buffer
+from hansa.tensors import Buffer
 
 PULSE = 2.0  # seconds between two looks at who coordinates
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from hansa import tensors
 from hansa.aggregation.reduce import Reduction, discounted, piecewise
 from hansa.aggregation.ring import parted, pooled
 from hansa.contribution import Array, Contribution, Contributions, Values
@@ -24,8 +25,7 @@ from hansa.methods.course import Progress
 from hansa.run import now
 from hansa.secure.coordinator import LOST, total
 from hansa.telemetry import span
-from hansa.wire import tensors
-from hansa.wire.tensors import Buffer
+from hansa.tensors import Buffer
 
 PAGE = 256  # events that are handed out at once, and that are kept at hand of each run under way
 

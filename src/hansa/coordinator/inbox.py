@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hansa import tensors
 from hansa.aggregation.ring import masked, sitting
 from hansa.aggregation.signal import Signal
 from hansa.contribution import Contribution, Values
@@ -23,9 +24,9 @@ from hansa.coordinator.store import CoordinatorStore, Spooled
 from hansa.crypto import masks
 from hansa.errors import ContributionError, UnreachableError
 from hansa.files import mapped
-from hansa.wire import chunks, tensors
+from hansa.tensors import Buffer
+from hansa.wire import chunks
 from hansa.wire import messages as m
-from hansa.wire.tensors import Buffer
 
 STALE = "stale"  # why an answer is not taken that nobody waits for; the machine says more
 
@@ -223,7 +224,7 @@ def refusal(body: Buffer, head: m.Head, signal: Signal | None, *, whole: bool = 
     if signal is None:
         return STALE
     try:
-        if not whole and chunks.digest(body) != head.digest:
+        if not whole and tensors.digest(body) != head.digest:
             raise ContributionError("what arrived is not what was declared: its digest differs")
         signal.check(Contribution(Values(tensors.read(body, limit=head.size)), head.weight))
     except ContributionError as error:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from hansa import tensors
 from hansa.contribution import Ask, Json, Values
 from hansa.coordinator.events import Offered
 from hansa.errors import StoreError
@@ -17,8 +18,7 @@ from hansa.methods.course import Course, Progress
 from hansa.run import draw, goal, needed
 from hansa.secure.coordinator import Table
 from hansa.secure.terms import Kept, Phase, Rules, decode, numbered
-from hansa.wire import tensors
-from hansa.wire.tensors import Buffer
+from hansa.tensors import Buffer
 
 ANY = "*"  # among a party's serial numbers: one was forgotten, so that until it renews any of its certificates will do
 

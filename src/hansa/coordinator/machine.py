@@ -6,6 +6,7 @@ committed stands where it stood; the ask that is open is made again from the che
 
 from dataclasses import replace
 
+from hansa import tensors
 from hansa.contribution import Arrival
 from hansa.coordinator import events as ev
 from hansa.coordinator.admission import admissible, joining
@@ -16,7 +17,6 @@ from hansa.errors import RunError, StudyError, TrustError, did_you_mean, reason_
 from hansa.federation import deployed
 from hansa.run import arrived, asked, draw, now, too_few
 from hansa.secure.terms import Phase
-from hansa.wire import tensors
 
 GRACE = 10  # parts of a deadline that one whose upload makes progress is given beyond it, one after the other
 

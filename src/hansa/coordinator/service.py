@@ -334,7 +334,7 @@ class Coordinator(Operators):
         where: dict[str, Any] = {"run": notice.run, "attempt": notice.attempt, "version": ask.version}
         what: dict[str, Any] = {"work": ask.work, "round": ask.round, "ask": canonical(ask.header())}
         work = m.Work(**where, **what, federation=bytes.fromhex(notice.federation))
-        work.digest, work.size = chunks.digest(body), len(body)
+        work.digest, work.size = ask.sent, len(body)
         work.tensors = bytes(body) if len(body) <= chunks.INLINE else b""
         self._latest = key, work
         self._told = {d: told for d, told in self._told.items() if told[0] in self.driver.machine.runs}

@@ -10,14 +10,15 @@ from typing import Any
 import sqlalchemy as sa
 from blake3 import blake3
 
+from hansa import tensors
 from hansa.coordinator.bucket import Bucket
 from hansa.coordinator.epochs import Fenced
 from hansa.crypto.vault import DamagedError, Vault
 from hansa.database import Put, columns
 from hansa.errors import StoreError, StudyError, UsageError, did_you_mean
 from hansa.files import Spares, mapped, set_aside, sync_folder, unload, writing
+from hansa.tensors import Buffer
 from hansa.wire import chunks
-from hansa.wire.tensors import Buffer
 
 INLINE = chunks.INLINE  # blobs up to this size lie in the database, larger ones in files beside it
 
@@ -128,7 +129,7 @@ class CoordinatorStore(Fenced):
         """The row of a blob, or of the pieces of one; a large one is written to its file before this returns, and one
         that is in a file becomes the blob's: durably, as soon as the row is."""
         pieces = [] if isinstance(body, Spooled) else body if isinstance(body, list) else [body]
-        digest = body.digest if isinstance(body, Spooled) else chunks.digest(*pieces).hex()
+        digest = body.digest if isinstance(body, Spooled) else tensors.digest(*pieces).hex()
         row = {"run": run, "version": version, "name": name, "digest": digest, "body": None}
         path = self._path(run, version, f"{name} {digest}")  # until the row is there, what was is to be found
         if isinstance(body, Spooled):

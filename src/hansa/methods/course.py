@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, cast
 import numpy as np
 from pydantic import Field as Limits
 
+from hansa import tensors
 from hansa.aggregation.signal import ONCE, Among, Schedule, Signal
 from hansa.aggregation.stage import NO_STAGES, Aggregation, Context
 from hansa.contribution import Algebra, Array, Ask, Contributions, Total, Values, canonical
@@ -29,7 +30,6 @@ from hansa.part import Written
 from hansa.privacy.claim import PARTY, Privacy
 from hansa.privacy.noise import derived
 from hansa.task import Task
-from hansa.wire import tensors
 
 _LARGE = 1 << 20
 _KEPT = ("version", "phase", "best", "since", "reason")  # of a checkpoint, as it is

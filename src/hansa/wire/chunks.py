@@ -7,7 +7,6 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from functools import reduce
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,12 @@ from hansa.crypto import masks
 from hansa.errors import ContributionError, UnreachableError
 from hansa.files import mapped
 from hansa.memory import lent
-from hansa.wire.tensors import Buffer
+from hansa.tensors import Buffer
 
 INLINE = 1 << 16
 """Bytes of a body that travels in one message with what is said of it; a larger one comes in chunks, in its turn."""
 
 CHUNK = 1 << 20  # most bytes in a chunk
-
-
-def digest(*data: Buffer) -> bytes:
-    """BLAKE3 of ``data``, one after the other, 32 bytes."""
-    return bytes(reduce(lambda hashed, piece: hashed.update(piece), data, blake3()).digest())
 
 
 def split(data: Buffer, offset: int = 0) -> Iterator[bytes]:

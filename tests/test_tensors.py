@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from hansa import tensors
 from hansa.errors import ContributionError
-from hansa.wire import tensors
 
 DTYPES = ["?", "i1", "u1", "<i2", "<u2", "<f2", "<i4", "<u4", "<f4", "<i8", "<u8", "<f8"]
 ARRAYS = st.dictionaries(
