@@ -44,7 +44,7 @@ def written(field: FieldInfo) -> str:
     """A default as the page writes it."""
     if field.is_required():
         return REQUIRED
-    default = field.get_default(call_default_factory=True)
+    default = field.get_default(call_default_factory=True, validated_data={})
     if default is None:
         return OPTIONAL
     if isinstance(default, BaseModel):
