@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from grpc._cython import cygrpc
 
 from hansa import errors
 from hansa.errors import (
@@ -47,6 +48,14 @@ async def test_an_error_with_a_very_long_text_still_arrives(world):
     async with world.dial() as client:
         with pytest.raises(StudyError, match=r"^错+"):
             await client.unary(rpcs.DESCRIBE, m.Describe())
+
+
+async def test_a_call_under_which_the_server_stops_ends_without_a_word(world, caplog):
+    world.desk.failure = cygrpc._ServerStoppedError("Server already stopped")  # as a read or a write raises it then
+    async with world.dial() as client:
+        with pytest.raises(UnreachableError):
+            await client.unary(rpcs.DESCRIBE, m.Describe())
+    assert not caplog.records
 
 
 async def test_a_defect_is_logged_at_the_coordinator_and_tells_strangers_nothing(world, caplog):

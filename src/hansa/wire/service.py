@@ -63,6 +63,8 @@ def _admit(rpc: Rpc[Any, Any], context: Context, authorise: Authorise) -> Identi
 
 async def _end(context: Context, rpc: Rpc[Any, Any], error: Exception | asyncio.CancelledError) -> NoReturn:
     """End a call that failed, or was cancelled."""
+    if isinstance(error, grpc.aio.BaseError):
+        raise asyncio.CancelledError from error  # the server has stopped under it: there is nobody to tell
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         if task is None or task.cancelling():
