@@ -111,7 +111,13 @@ def fuzz(messages: int = 10_000_000) -> dict[str, Any]:
 
     said = ""
     for name, share in SHARES.items():
-        command = [sys.executable, str(ROOT / "tools" / "fuzz.py"), name, "--runs", str(int(messages * share))]
+        command = [
+            sys.executable,
+            str(ROOT / "tools" / "fuzz.py"),
+            name,
+            "--runs",
+            str(int(messages * share / sum(SHARES.values())) + 1),
+        ]
         said += subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
     return fuzzed(said)
 
