@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,13 @@ import hansa as hs
 from hansa import tensors
 from hansa.contribution import Ask, Values
 from hansa.coordinator import hello as limits
-from hansa.coordinator import service
+from hansa.coordinator import inbox, service
 from hansa.coordinator.events import WorkNotice
 from hansa.coordinator.inbox import RESERVE
 from hansa.coordinator.listener import ASKS
 from hansa.coordinator.service import FEW
 from hansa.errors import RunError, TrustError, UnreachableError
+from hansa.wire import chunks
 from hansa.wire import messages as m
 from hansa.wire.rpcs import ATTEND, FETCH, PARTIES, PROTOCOL, UPLOAD
 
@@ -191,6 +192,58 @@ async def test_large_uploads_take_turns_which_a_stalled_one_loses_and_small_ones
                 await party.send(rest)
                 assert (await party.receive()).receipt.accepted
         assert (await town.watch(run)).status == "finished"
+
+
+async def test_of_large_bodies_that_stand_still_only_so_many_are_under_way_until_they_are_silent_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"TURNS": 1, "TURN": 0.05, "MOST": 2, "SILENT": 1.0}.items():
+        monkeypatch.setattr(inbox, name, value)
+    turns, began, over = inbox.Inbox(None), list[int](), asyncio.Event()  # type: ignore[arg-type]  # no store is needed
+
+    async def still(number: int) -> None:
+        async with turns.turn():
+            began.append(number)
+            await over.wait()
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(3):
+            group.create_task(still(number))
+        await asyncio.sleep(0.5)
+        assert began == [0, 1]  # the second when the first had lost its turn
+        await asyncio.sleep(1.0)
+        assert began == [0, 1, 2]
+        over.set()
+    async with asyncio.timeout(1), turns.turn(), turns.turn():  # nothing that was lost or given back twice is missing
+        assert turns._places.locked()
+
+
+async def test_a_party_that_fetches_much_at_once_and_does_not_read_holds_up_only_itself(
+    town: Town, harvests: Tables, study: Study, puppet: Puppets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "TURN", 0.05)
+    begun, split = list[int](), chunks.split
+
+    def endless(_: tensors.Buffer, offset: int = 0) -> Iterator[bytes]:
+        begun.append(offset)
+        while True:
+            yield bytes(chunks.CHUNK)
+
+    await town.settle(harvests)
+    async with puppet(town, MALLORY, harvests["bremen"]) as party:
+        await town.submit(study(rounds=1, preprocessing=hs.Moments(standardise=False)))
+        request = m.FetchRequest(digest=(await party.work()).digest)
+        monkeypatch.setattr(chunks, "split", endless)
+        fetch = party.client._channel.unary_stream(FETCH.path)
+        calls = [fetch(request.SerializeToString()) for _ in range(inbox.OWN + 2)]
+        await town.until(lambda: len(begun) == inbox.OWN)
+        await asyncio.sleep(0.5)
+        assert len(begun) == inbox.OWN
+        async with town.running.inbox.turn():  # others come
+            pass
+        monkeypatch.setattr(chunks, "split", split)
+        for call in calls:
+            call.cancel()
 
 
 async def test_a_party_that_sends_many_large_answers_at_once_has_one_of_them_on_the_disk(

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -39,6 +40,13 @@ _LOOK = ThreadPoolExecutor(1, "look")  # at one large answer at a time: meanwhil
 TURNS, TURN = 16, 0.5
 """Large bodies that move at once, asks and answers; and seconds without a chunk after which another one moves, too."""
 
+MOST, SILENT = 256, 60.0
+"""Large bodies that are under way at once, those that stand still included; and seconds without a chunk after which one no
+longer keeps another from coming: a link may be silent for ever."""
+
+OWN = 4
+"""Asks that one party fetches at once: it may have left some behind with an earlier link."""
+
 RESERVE = 1 << 28  # bytes of the disk that large answers leave free
 
 SLACK = 1 << 16  # bytes that an answer may take beside its arrays: names, shapes, offsets
@@ -50,26 +58,33 @@ class Inbox:
     def __init__(self, store: CoordinatorStore) -> None:
         self._store = store
         self.open: dict[Path, Gathering] = {}
-        self._turns = asyncio.Semaphore(TURNS)
+        self._turns, self._places = asyncio.Semaphore(TURNS), asyncio.Semaphore(MOST)
+        self.fetching = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(OWN))
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[Callable[..., None]]:
         """A turn to move a large body: however many want to, memory holds pieces of few. To be told of each chunk,
         and whether it is the party that is waited for now: a disk of ours that is slow lets nobody else begin."""
-        await self._turns.acquire()
-        loop = asyncio.get_running_loop()
-        with contextlib.ExitStack() as held:
-            held.callback(self._turns.release)
-            held.callback(loop.call_later(60 * TURN, held.close).cancel)  # nor may a trickle keep it
-            slow = [loop.call_later(TURN, held.close)]
-            held.callback(lambda: slow[0].cancel())
+        later, timers = asyncio.get_running_loop().call_later, list[asyncio.TimerHandle]()
+        with contextlib.ExitStack() as under_way, contextlib.ExitStack() as held:
+            for slots, stack in ((self._places, under_way), (self._turns, held)):
+                await slots.acquire()
+                stack.callback(slots.release)
+            held.callback(later(60 * TURN, held.close).cancel)  # nor may a trickle keep it
+
+            def again() -> None:  # it may be our loop that was late
+                timers[0] = later(TURN / 2, held.close)
 
             def moved(waits: bool = True) -> None:
-                slow[0].cancel()
-                if waits:
-                    slow[0] = loop.call_later(TURN, held.close)
+                for timer in timers:
+                    timer.cancel()
+                timers[:] = [later(TURN / 2, again), later(SILENT, under_way.close)] if waits else []
 
-            yield moved
+            moved()
+            try:
+                yield moved
+            finally:
+                moved(False)
 
     async def alone(self, head: m.Head, party: str) -> None:
         """Wait until the party sends no other large answer: of each, one at a time gathers on the disk."""

@@ -248,7 +248,7 @@ class Coordinator(Operators):
             body = await read(store.read_blob, rows[0]["run"], rows[0]["version"], rows[0]["name"])
         if body is None:
             raise RunError("nothing that this peer may fetch has that digest")
-        async with self.inbox.turn() as moved:
+        async with self.inbox.fetching[peer.name], self.inbox.turn() as moved:
             for chunk in chunks.split(body, request.offset):
                 if peer.role == pki.PARTY:  # it may be removed meanwhile
                     self._require_member(peer)
