@@ -41,8 +41,8 @@ TURNS, TURN = 16, 0.5
 """Large bodies that move at once, asks and answers; and seconds without a chunk after which another one moves, too."""
 
 MOST, SILENT = 256, 60.0
-"""Large bodies that are under way at once, those that stand still included; and seconds without a chunk after which one no
-longer keeps another from coming: a link may be silent for ever."""
+"""Large bodies that are under way at once, those that stand still included; and seconds without a chunk after which one
+no longer keeps another from coming: a link may be silent for ever."""
 
 OWN = 4
 """Asks that one party fetches at once: it may have left some behind with an earlier link."""
