@@ -63,6 +63,23 @@ def test_what_somebody_still_reads_is_not_written_over(tmp_path: Path) -> None:
         assert not kept or bytes(read) == b"bc"
 
 
+def test_a_file_that_became_a_spare_while_it_was_opened_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spares, old, fstat = Spares(tmp_path / ".spare"), tmp_path / "old", os.fstat
+    old.write_bytes(b"abc")
+
+    def swept(handle: int) -> os.stat_result:
+        monkeypatch.setattr(os, "fstat", fstat)
+        spares.give([old])
+        return fstat(handle)
+
+    monkeypatch.setattr(os, "fstat", swept)
+    with pytest.raises(FileNotFoundError):
+        mapped(old)
+    assert spares.take(3, tmp_path / "new")
+
+
 def test_only_what_was_given_last_is_spare(tmp_path: Path) -> None:
     spares = Spares(tmp_path / ".spare")
     for name in ("first", "second"):

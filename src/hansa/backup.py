@@ -42,6 +42,11 @@ def backup(folder: Path, archive: Path, about: dict[str, str]) -> dict[str, str]
     return hashes
 
 
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # else no row speaks any more of what was in it
+        raise error
+
+
 def _freeze(folder: Path, frozen: Path) -> None:
     """Link all files while writers to the databases wait, for milliseconds, and copy the databases as they stood then:
     a file that a row speaks of comes before the row and goes after it."""
@@ -54,9 +59,9 @@ def _freeze(folder: Path, frozen: Path) -> None:
             readers = [opened.enter_context(closing(sqlite3.connect(path, isolation_level=None))) for path in databases]
             for reader in readers:
                 reader.execute("BEGIN").execute("SELECT count(*) FROM sqlite_master").fetchall()
-            for path in folder.rglob("*"):
+            for path in (Path(at, name) for at, _, names in os.walk(folder, onerror=_unless_gone) for name in names):
                 out = any(map(LEFT_OUT.fullmatch, path.relative_to(folder).parts)) or path == own
-                if not (out or path.is_dir() or path.suffix in (".db", ".jsonl")):
+                if not (out or path.suffix in (".db", ".jsonl")):
                     (to := frozen / path.relative_to(folder)).parent.mkdir(exist_ok=True, parents=True)
                     with suppress(FileNotFoundError):  # no row speaks of it any more, or yet
                         os.link(path, to)

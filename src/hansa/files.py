@@ -1,5 +1,6 @@
 """Writing a file whole or not at all."""
 
+import errno
 import mmap
 import os
 import secrets
@@ -31,8 +32,14 @@ def mapped(path: Path) -> memoryview:
     with path.open("rb") as file:
         if not (found := os.fstat(file.fileno())).st_size:
             return memoryview(b"")
-        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    _MAPS[key := object()] = found.st_ino
+        _MAPS[key := object()] = found.st_ino
+        try:
+            if path.stat().st_ino != found.st_ino:  # it became a spare before it was known here
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except BaseException:
+            del _MAPS[key]
+            raise
     weakref.finalize(whole, _MAPS.pop, key)
     return memoryview(whole)
 
