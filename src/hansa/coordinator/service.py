@@ -63,7 +63,6 @@ class Coordinator(Operators):
         self._joining: set[str] = set()
         self._replaced: dict[str, tuple[bytes, ...]] = {}
         self._latest: tuple[tuple[str, int, int], m.Work] | None = None
-        self._told: dict[bytes, tuple[str, int]] = {}
         self._few, self._called = asyncio.Semaphore(FEW), dict[str, asyncio.TimerHandle]()
         self.started = now()
         self._server: Any = None
@@ -238,12 +237,11 @@ class Coordinator(Operators):
         """A large body in chunks, from an offset: asks for parties, results for operators."""
         self._came(peer.name)
         store, read, body = self.driver.store, self.driver.read, None
-        run, version = self._told.get(request.digest, ("", 0))
         if peer.role == pki.PARTY:
-            live = self.driver.machine.runs.get(run)
-            asks = (live.ask, *live.asks.values()) if live and peer.name in live.course.setup.parties else ()
-            for ask in [one for one in asks if one and one.version == version][:1]:
-                body = self.driver.tensors_of(run, ask)
+            runs = [live for live in self.driver.machine.runs.values() if peer.name in live.course.setup.parties]
+            asks = [(live.id, ask) for live in runs for ask in (live.ask, *live.asks.values())]
+            for told in [(run, ask) for run, ask in asks if ask and ask.sent == request.digest][:1]:
+                body = self.driver.tensors_of(*told)
         elif rows := await read(lambda: store.rows("blob", digest=request.digest.hex())):
             body = await read(store.read_blob, rows[0]["run"], rows[0]["version"], rows[0]["name"])
         if body is None:
@@ -337,6 +335,4 @@ class Coordinator(Operators):
         work.digest, work.size = ask.sent, len(body)
         work.tensors = bytes(body) if len(body) <= chunks.INLINE else b""
         self._latest = key, work
-        self._told = {d: told for d, told in self._told.items() if told[0] in self.driver.machine.runs}
-        self._told[work.digest] = notice.run, ask.version
         return work
