@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.faults.seeds import Outcome, outcomes
 
-SOME = 100
+SOME = 20
 """Seeds that a process takes at a time."""
 
 
@@ -60,8 +60,9 @@ def _many(first: int, last: int, jobs: int, sqlite: bool) -> int:
                 ends[one.status] += 1
                 if one.failure:
                     print(f'\r{one.failure}\n    {one.plan}\n    make simulate-faults ARGS="--seed {one.seed}"')
-            rate = done / (time.monotonic() - begun)
-            print(f"\r{done} of {last - first} seeds, {rate:.0f} a second, {failed} failed", end="", file=sys.stderr)
+            if sys.stderr.isatty():
+                rate = f"{done / (time.monotonic() - begun):.0f} a second"
+                print(f"\r{done} of {last - first} seeds, {rate}, {failed} failed", end="", file=sys.stderr)
     told = ", ".join(f"{count} {what}" for what, count in sorted({**fates, **ends}.items()))
     print(f"\n{done} seeds in {time.monotonic() - begun:.0f} s on {jobs} processes, {failed} failed ({told})")
     return 1 if failed else 0
