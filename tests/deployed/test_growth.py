@@ -10,18 +10,31 @@ import pytest
 
 import hansa as hs
 from hansa import methods
-from hansa.coordinator import engine
+from hansa.coordinator import engine, store
+from hansa.wire import chunks
 
 ROUNDS = 60
+LOCAL = hs.SGD(lr=0.1, batch_size=8)
+STUDIES: dict[str, dict[str, Any]] = {
+    "small": {"method": methods.Scaffold(local=LOCAL)},
+    "large": {"method": methods.Scaffold(local=LOCAL)},
+    "late": {"method": methods.FedBuff(local=LOCAL, buffer=2, concurrency=3)},
+}
 
 
+@pytest.mark.parametrize("name", STUDIES)
 async def test_neither_the_coordinator_nor_an_agent_holds_anything_more_of_every_round(
-    town: Any, harvests: Mapping[str, hs.Table], study: Callable[..., hs.Federation], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    town: Any,
+    harvests: Mapping[str, hs.Table],
+    study: Callable[..., hs.Federation],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(engine, "PAGE", 16)  # of the latest events some are kept at hand
+    for files in (store, engine, chunks) if name == "large" else ():
+        monkeypatch.setattr(files, "INLINE", 64)
     await town.settle(harvests)
-    method, seldom = methods.Scaffold(local=hs.SGD(lr=0.1, batch_size=8)), hs.Evaluate(every=0, holdout=0.25)
-    run = await town.submit(study(method=method, evaluation=seldom, rounds=10_000))
+    run = await town.submit(study(evaluation=hs.Evaluate(every=0, holdout=0.25), rounds=10_000, **STUDIES[name]))
     machine = town.running.driver.machine
 
     async def kept(round: int) -> int:
