@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import sqlite3
 import tarfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +58,28 @@ def test_a_backup_beside_a_writer_is_of_one_moment(tmp_path: Path, monkeypatch: 
             assert bytes(store.read_blob(**row)) == b"%d " % row["version"] * 5000
             seen.add(row["version"])
     assert len(seen) > 1
+
+
+def test_a_folder_that_goes_while_it_is_listed_is_left_out_and_one_that_cannot_be_listed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, scandir, why = tmp_path / "home", os.scandir, FileNotFoundError(errno.ENOENT, "gone")
+    (home / "blobs" / "over").mkdir(parents=True)
+    for name in ("kept", "over/gone"):
+        (home / "blobs" / name).write_bytes(b"1")
+    sqlite3.connect(home / "coordinator.db").close()
+
+    def listed(path: Any) -> Any:  # or a number, where one is open
+        if f"{path}".endswith("over"):
+            raise why
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", listed)
+    assert set(backup(home, tmp_path / "archive.tar", ABOUT)) == {"blobs/kept", "coordinator.db"}
+    why = PermissionError(errno.EACCES, "not yours")
+    with pytest.raises(PermissionError):
+        backup(home, tmp_path / "another.tar", ABOUT)
+    assert not (tmp_path / "another.tar").exists()
 
 
 def test_a_database_is_copied_while_others_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
