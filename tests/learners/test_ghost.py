@@ -235,6 +235,22 @@ def test_one_row_moves_the_sum_by_the_clip_at_most_and_nearly_so(build: Any) -> 
     assert max(moved) > 0.9 * NORM
 
 
+def test_where_a_row_s_place_moves_its_last_bits_rows_are_clipped_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    factors = ghost._factors
+
+    def misplaced(*given: Any) -> Any:
+        left, right = factors(*given)
+        return left, right * (1 + 1e-7 * (torch.arange(len(right)) >= 16))[:, None, None]
+
+    monkeypatch.setattr(ghost, "_factors", misplaced)
+    learner, (x, y) = Torch(flat), rows(flat, 9)
+    theta = start(learner)
+    np.testing.assert_array_equal(learner.clipped(theta, x, y, NORM), by_row(learner, theta, x, y))
+    assert "rounds a row by its place" in caplog.text
+
+
 def test_a_row_without_a_gradient_adds_nothing() -> None:
     for build in (flat, grouped, Mixed):
         learner, (x, y) = Torch(build), rows(build, 40)

@@ -88,7 +88,7 @@ class Driver(Engine):
         if key in self._bodies:
             return self._bodies[key]
         body, live = self.store.laid(tensors.pieces(ask.send)), self.machine.runs.get(run)
-        if live and live.ask is ask:  # after a restart
+        if live and ask in (live.ask, *live.asks.values()):  # after a restart
             self._bodies[key] = body
         return body
 

@@ -97,12 +97,13 @@ class Engine:
         """The event with what the store says: of the run, or of each unsettled answer."""
         if isinstance(event, Resume):
             return ev.Resumed(self._revive(self.store.run(event.run)))
-        pending = []
-        for said in event.pending:
-            answer = self.store.row("answer", party=event.party, run=said.run, version=said.version)
-            applied = self._checkpoint_version(said.run)
-            pending.append(replace(said, taken=bool(answer and answer["taken"]), applied=applied))
-        return replace(event, pending=tuple(pending))
+        runs, versions = ([*{getattr(said, name) for said in event.pending}] for name in ("run", "version"))
+        answers = self.store.rows("answer", party=event.party, run=runs, version=versions)
+        taken = {(answer["run"], answer["version"]) for answer in answers if answer["taken"]}
+        kept = self.store.rows("blob", order="version", columns=("run", "version"), run=runs, name="checkpoint")
+        applied = {row["run"]: row["version"] for row in kept}
+        known = [replace(p, taken=(p.run, p.version) in taken, applied=applied.get(p.run, 0)) for p in event.pending]
+        return replace(event, pending=tuple(known))
 
     def _sum_at_once(self, effects: ev.Effects) -> None:
         """Make the sums whose answers are all at hand, so that the last answer and the end of its round
@@ -156,9 +157,8 @@ class Engine:
                 (self.under_way.add if under_way else self.under_way.discard)(row["id"])
             if change.table == "event" and row["run"] in self.machine.runs:
                 self._tails.setdefault(row["run"], deque(maxlen=PAGE)).append(row)
-        opened = {blob.run: blob.version for blob in effects.blobs if blob.name == "ask"}
         over = {*effects.settled}
-        for key in [k for k in self._bodies if k[:2] in over or k[0] in effects.ended or k[1] < opened.get(k[0], 0)]:
+        for key in [k for k in self._bodies if k[:2] in over or k[0] in effects.ended]:
             del self._bodies[key]
         for blob in effects.blobs:
             small = blob.name.startswith("answer") and len(blob.body) <= INLINE

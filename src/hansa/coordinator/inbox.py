@@ -181,18 +181,31 @@ class Gathering:
                     await away(receiver.finish)
             if not self.closed.done():
                 with _kept():
-                    body = masks.opened(self._key).update(mapped(self._path)) if self._key else mapped(self._path)
-                    look = partial(refusal, body, self._head, signal, whole=True)
-                    refused = await asyncio.get_running_loop().run_in_executor(_LOOK, look)
-                    if not refused and not self._key:
-                        return self._store.spooled(self._path, receiver.size, self._head.digest.hex()), ""
-                    receiver.discard()
-                    return b"" if refused else bytes(body), refused
+                    whole = self._store.spooled(self._path, receiver.size, self._head.digest.hex())
+                    found = await self._looked_at(whole, signal)
+                if not self.closed.done():
+                    return found
         except ContributionError as error:
             return b"", error.said
         if self.closed.result() == STALE:
             return b"", STALE
         raise UnreachableError(self.closed.result())
+
+    async def _looked_at(self, whole: Spooled, signal: Signal | None) -> tuple[bytes | Spooled, str]:
+        """What arrived, if it is what was declared; its file is its own by now, so that no other call cuts it short."""
+        body = masks.opened(self._key).update(mapped(whole.path)) if self._key else mapped(whole.path)
+        look = partial(refusal, body, self._head, signal, whole=True)
+        looking, taken = asyncio.get_running_loop().run_in_executor(_LOOK, look), False
+        try:
+            waits: set[asyncio.Future[Any]] = {looking, self.closed}
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            refused = STALE if self.closed.done() else looking.result()
+            taken = not refused and not self._key
+            return whole if taken else b"" if refused else bytes(body), refused
+        finally:
+            looking.cancel()
+            if not taken:
+                whole.discard()
 
     async def _next(self, requests: AsyncIterator[bytes]) -> bytes | None:
         """The next chunk; None if there is none, or nobody waits for it any more."""

@@ -199,11 +199,10 @@ class Coordinator(Operators):
             about = {"version": legible(request.version[:40]), "party": peer.name}
             LOG.info("listening", **about, offers=[offer.dataset for offer in event.offers])
             while (notice := await listener.next()) is not None:
-                message = m.Notice()
+                message, size = m.Notice(), 0
                 while notice is not None:
-                    await self._add(message, notice)
-                    full = message.ByteSize() > chunks.CHUNK  # a message has its limit
-                    notice = None if full else listener.more()
+                    size += await self._add(message, notice)
+                    notice = listener.more() if size < chunks.CHUNK else None  # a message has its limit
                 gone = message.HasField("removed")
                 if any(not work.tensors for work in message.work):
                     await self._few.acquire()
@@ -262,11 +261,13 @@ class Coordinator(Operators):
             self._require_member(peer)
             ticket: asyncio.Future[tuple[bool, str]] = asyncio.get_running_loop().create_future()
             kind, head = first.WhichOneof("body"), first.head
-            if kind == "head" and len(head.data) < head.size:
+            body: bytes | Spooled = bytes(head.data)
+            if kind == "head" and len(body) < head.size:
+                if body or len(raw) > inbox.SLACK:  # many may wait
+                    raise ContributionError("a head brings all of an answer, or nothing of it")
                 await self.inbox.alone(head, peer.name)
             signal = inbox.expected(self.driver.machine.runs.get(head.run), head, peer.name)
             refusal = inbox.too_large(signal, head.size) if kind == "head" else ""
-            body: bytes | Spooled = bytes(head.data)
             if large := not refusal and len(body) < head.size:
                 with self.inbox.gathering(head, peer.name) as gathering:
                     async with self.inbox.turn() as moved:
@@ -304,23 +305,27 @@ class Coordinator(Operators):
             del self._listeners[party]
             self.driver.post(ev.Disconnected(party))
 
-    async def _add(self, message: m.Notice, notice: ev.Notice) -> None:
-        """Add a notice to the message that brings all there is to say at once."""
+    async def _add(self, message: m.Notice, notice: ev.Notice) -> int:
+        """Add a notice to the message that brings all there is to say at once; of how many bytes."""
+        added: Any
         match notice:
             case tuple():
-                message.welcome.CopyFrom(m.Welcome(coordinator=self.home.name, addresses=notice))
+                added = message.welcome
+                added.CopyFrom(m.Welcome(coordinator=self.home.name, addresses=notice))
             case ev.RemovedNotice(reason):
-                message.removed.reason = reason
+                added = message.removed
+                added.reason = reason
             case ev.SettledNotice(run, version, counted, reason):
                 told: tuple[Any, ...] = (message.work, message.steps)  # before this: who reads it now need not begin
                 for late in told:
                     for one in [one for one in late if (one.run, one.version) == (run, version)]:
                         late.remove(one)
-                message.settled.add(run=run, version=version, counted=counted, reason=reason)
+                added = message.settled.add(run=run, version=version, counted=counted, reason=reason)
             case Step():
-                message.steps.add(**vars(notice))
+                added = message.steps.add(**vars(notice))
             case ev.WorkNotice():
-                message.work.append(await self._work(notice))
+                message.work.append(added := await self._work(notice))
+        return int(added.ByteSize())
 
     async def _work(self, notice: ev.WorkNotice) -> m.Work:
         """An ask as it travels; the same for every party, so the last one is kept."""

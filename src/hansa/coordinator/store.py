@@ -128,12 +128,15 @@ class CoordinatorStore(Fenced):
     def blob(self, run: str, version: int, name: str, body: Buffer | list[Buffer] | Spooled) -> Put:
         """The row of a blob, or of the pieces of one; a large one is written to its file before this returns, and one
         that is in a file becomes the blob's: durably, as soon as the row is."""
-        pieces = [] if isinstance(body, Spooled) else body if isinstance(body, list) else [body]
-        digest = body.digest if isinstance(body, Spooled) else tensors.digest(*pieces).hex()
+        spooled = body if isinstance(body, Spooled) else None
+        if spooled and spooled.size <= self._inline:
+            body, spooled = spooled.path.read_bytes(), None
+        pieces: list[Buffer] = body if isinstance(body, list) else [] if isinstance(body, Spooled) else [body]
+        digest = spooled.digest if spooled else tensors.digest(*pieces).hex()
         row = {"run": run, "version": version, "name": name, "digest": digest, "body": None}
         path = self._path(run, version, f"{name} {digest}")  # until the row is there, what was is to be found
-        if isinstance(body, Spooled):
-            body.path.replace(path)
+        if spooled:
+            spooled.path.replace(path)
         elif (size := sum(map(len, pieces))) <= self._inline:
             return Put("blob", {**row, "body": b"".join(pieces)})
         else:
@@ -196,13 +199,9 @@ class CoordinatorStore(Fenced):
         """Where a party's large answer gathers; `sweep` removes what is left of it."""
         return self._path(run, version, f"spool {party}").with_suffix(".part")
 
-    def spooled(self, path: Path, size: int, digest: str) -> bytes | Spooled:
-        """A body that is whole in its spool, which nobody adds to any more: in its file, if that is as a blob's."""
-        if size > self._inline:
-            return Spooled(path.replace(path.with_name(f"{path.stem}.{secrets.token_hex(4)}.part")), size, digest)
-        body = path.read_bytes()
-        path.unlink()
-        return body
+    def spooled(self, path: Path, size: int, digest: str) -> Spooled:
+        """A body that is whole in its spool, in a file of its own from now on."""
+        return Spooled(path.replace(path.with_name(f"{path.stem}.{secrets.token_hex(4)}.part")), size, digest)
 
     def sweep(self, run: str, version: int, last: bool = True) -> None:
         """Remove the files of an exchange whose rows were dropped, after that was committed; what comes next is written

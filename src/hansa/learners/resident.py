@@ -8,6 +8,7 @@ neither their number nor whose rows lie beside a party's own changes its bits.""
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 LARGE = 1 << 17  # parameters; above it a step of one party outweighs what stacking saves
 _RANDOM = threading.RLock()  # PyTorch draws from one generator for the whole process
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # else a row's place moves its last bits on some processors
 
 
 def first_line(error: Exception) -> str:

@@ -92,6 +92,7 @@ async def serve(
         # By default it takes the keepalive pings of an idle party for an attack, and hangs up.
         ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 4),
         ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.max_concurrent_streams", 100),  # of one connection
         ("grpc.http2.bdp_probe", 0),  # else a party's window grows to what its link holds, and the memory for it
         ("grpc.http2.lookahead_bytes", 4 << 20),
         ("grpc.experimental.tcp_max_read_buffer_size", 1 << 16),  # else it stays large: grpc/grpc#42194

@@ -15,7 +15,6 @@ from blake3 import blake3
 
 from hansa.crypto import masks
 from hansa.errors import ContributionError, UnreachableError
-from hansa.files import mapped
 from hansa.memory import lent
 from hansa.tensors import Buffer
 
@@ -49,7 +48,7 @@ class Receiver:
 
     def __init__(self, size: int, digest: bytes, path: Path | None = None, key: bytes = b"") -> None:
         self.size, self._digest, self._path = size, digest, path
-        self.offset, self._resumed, self._placed = 0, False, False
+        self.offset, self._behind, self._resumed, self._placed = 0, 0, False, False
         self._hash: Any = blake3()
         self._memory = lent(0 if path else size)
         self._file: FileIO | None = None
@@ -61,9 +60,12 @@ class Receiver:
             self._file = path.open("r+b", buffering=0)
             self._placed = (found := path.stat().st_size) == size  # a spare, to be written over
             self._file.truncate(size + _COUNT)
-            if found == size + _COUNT and (there := int.from_bytes(mapped(path)[size:], "little")) <= size:
-                self._hash.update(self._hide(mapped(path)[:there]))
-                self.offset, self._resumed = self._file.seek(there), there > 0
+            if (
+                found == size + _COUNT
+                and (there := int.from_bytes(os.pread(self._file.fileno(), _COUNT, size), "little")) <= size
+            ):
+                self.offset, self._resumed = there, there > 0
+            self._behind = self.offset  # bytes that are yet to be hashed: with the next chunk, in its thread
 
     @property
     def lacking(self) -> int:
@@ -79,6 +81,7 @@ class Receiver:
         if end > self.size:
             raise ContributionError(f"more arrives than the {self.size} bytes declared")
         with self._lock:
+            self._catch_up()
             if not self._path:
                 self._memory[self.offset : end] = data
             elif self._file is None or self._file.write(self._hide(data)) < len(data):
@@ -96,6 +99,8 @@ class Receiver:
         Raises ContributionError: it is shorter than declared (and may be resumed), or its digest is another than
         declared (and what arrived is thrown away); UnreachableError: the digest is another one, and the beginning had
         been kept from an earlier transfer: that may have suffered, and all of it must be sent again."""
+        with self._lock:
+            self._catch_up()
         self.close(whole=self.offset == self.size)
         if self.offset != self.size:
             raise ContributionError(f"only {self.offset} of {self.size} bytes arrived")
@@ -106,6 +111,12 @@ class Receiver:
                 raise UnreachableError("what was kept of an earlier transfer is damaged; begin anew")
             raise ContributionError("what arrived is not what was declared: its digest differs")
         return self._path or self._memory.toreadonly()
+
+    def _catch_up(self) -> None:
+        """Hash what an earlier transfer left, read and not mapped: another receiver may cut it short meanwhile."""
+        while self._behind and self._file and (data := self._file.read(min(self._behind, CHUNK))):
+            self._hash.update(self._hide(data))
+            self._behind -= len(data)
 
     def discard(self) -> None:
         """Let go of the file, and of what arrived."""

@@ -13,7 +13,7 @@ from hansa.wire import messages as m
 SERVICE = "hansa.Hansa"
 PROTOCOL = 1  # version of the protocol; the number in Hello and JoinRequest
 
-PENDING = 1000  # answers that a party may ask about at once; about the others when it comes back
+PENDING = 100  # answers that a party may ask about at once; about the others when it comes back
 
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message | bytes)
