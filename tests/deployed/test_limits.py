@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from hansa.coordinator.events import WorkNotice
 from hansa.coordinator.inbox import RESERVE
 from hansa.coordinator.listener import ASKS
 from hansa.coordinator.service import FEW
-from hansa.errors import RunError, TrustError, UnreachableError
+from hansa.errors import ContributionError, RunError, TrustError, UnreachableError
 from hansa.wire import chunks
 from hansa.wire import messages as m
 from hansa.wire.rpcs import ATTEND, FETCH, PARTIES, PROTOCOL, UPLOAD
@@ -162,6 +163,116 @@ async def test_an_upload_whose_folder_is_gone_is_sent_again_and_costs_nobody_the
         assert reply.receipt.accepted
         ended = await town.watch(run)
     assert not [event for event in ended.events if event.kind == "refused"]
+
+
+@pytest.mark.parametrize("declared", [1, len(BODY)])
+async def test_an_answer_that_is_looked_at_is_cut_short_by_no_other_call(
+    declared: int, town: Town, harvests: Tables, study: Study, puppet: Puppets
+) -> None:
+    """It is mapped then: the program would end with a bus error, or count what is no longer there."""
+    await town.settle(harvests)
+    federation = study(rounds=1, preprocessing=hs.Moments(standardise=False), evaluation=hs.Evaluate(every=0))
+    over, folder = threading.Event(), town.running.driver.store._blobs
+    async with puppet(town, MALLORY, harvests["bremen"]) as party:
+        run = await town.submit(federation)
+        work = await party.work()
+        first, part = begun(work, BODY)
+        inbox._LOOK.submit(over.wait, 20)  # at others' answers
+        async with party.client.bidi(UPLOAD) as one, party.client.bidi(UPLOAD) as two:
+            for sent in (first, part, BODY[40:]):
+                await one.send(sent)
+            assert (await one.receive()).resume.offset == 0
+            await town.until(lambda: len([*folder.rglob("*.*.part")]) == 1)
+            other = m.UploadPart()
+            other.CopyFrom(first)
+            other.head.size = declared
+            await two.send(other)
+            assert (await two.receive()).resume.offset == 0
+            if declared > 1:
+                await two.send(part)
+            with pytest.raises(UnreachableError, match="broken off"):
+                await one.receive()
+            over.set()
+        assert (await party.upload(first, part, BODY[40:])).receipt.accepted
+        ended = await town.watch(run)
+    assert ended.status == "finished"
+    assert not [event for event in ended.events if event.kind == "refused"]
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+
+
+async def test_a_large_answer_that_does_not_begin_with_a_small_head_is_refused(
+    town: Town, harvests: Tables, study: Study, puppet: Puppets
+) -> None:
+    """Many may wait, and memory holds what each began with."""
+    await town.settle(harvests)
+    federation = study(rounds=1, preprocessing=hs.Moments(standardise=False), evaluation=hs.Evaluate(every=0))
+    async with puppet(town, MALLORY, harvests["bremen"]) as party:
+        run = await town.submit(federation)
+        first, part = begun(await party.work(), BODY)
+        half = m.UploadPart()
+        half.CopyFrom(first)
+        half.head.data = BODY[:40]
+        for sent in (half, first.SerializeToString() + bytes([0xFA, 0x7F, 0xFF, 0xFF, 0x07]) + bytes((1 << 17) - 1)):
+            with pytest.raises(ContributionError, match="all of an answer, or nothing"):
+                await party.upload(sent)
+        assert (await party.upload(first, part, BODY[40:])).receipt.accepted
+        assert (await town.watch(run)).status == "finished"
+
+
+async def test_an_ask_that_is_fetched_late_and_often_is_one_body(
+    town: Town, harvests: Tables, study: Study, puppet: Puppets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await town.settle(harvests)
+    late = {"cohort": hs.All(goal=2, late=3000), "preprocessing": hs.Moments(standardise=False)}
+    async with puppet(town, MALLORY, harvests["bremen"]) as party:
+        run = await town.submit(study(rounds=3000, evaluation=hs.Evaluate(every=0), **late))
+        work, live = await party.work(), town.running.driver.machine.runs[run]
+        await town.until(lambda: live.ask.version > work.version + 3)
+        made, laid = list[int](), town.running.driver.store.laid
+        monkeypatch.setattr(town.running.driver.store, "laid", lambda pieces: made.append(1) or laid(pieces))
+        town.running.driver._bodies.clear()  # as after a restart
+        for _ in range(5):
+            fetched = [chunk async for chunk in party.client.stream(FETCH, m.FetchRequest(digest=work.digest))]
+            assert tensors.digest(*fetched) == work.digest
+        others = {version for _, version, name in town.running.driver._bodies if name == "ask"}
+        assert work.version in others
+        assert made.count(1) <= 1 + live.ask.version - work.version
+
+
+async def test_what_a_party_asks_when_it_comes_costs_two_looks_into_the_database(
+    town: Town, harvests: Tables, study: Study, dial: Dial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await town.settle(harvests)
+    run = await town.submit(study(rounds=1))
+    await town.watch(run)
+    pending = [m.Pending(run=f"run {i % 7}" if i % 2 else run, version=i) for i in range(limits.PENDING)]
+    store, asked = town.running.driver.store, list[str]()
+    rows = store.rows
+    monkeypatch.setattr(store, "rows", lambda table, *a, **b: asked.append(table) or rows(table, *a, **b))
+    async with dial(await town.join(MALLORY, harvests["bremen"])) as client:
+        asked.clear()
+        stream = client.stream(ATTEND, m.Hello(protocol=PROTOCOL, pending=pending))
+        heard = dict[tuple[str, int], bool]()
+        while len(heard) < len(pending):
+            heard |= {(said.run, said.version): said.counted for said in (await anext(stream)).settled}
+        assert not any(heard.values())
+        assert asked == ["answer", "blob"]
+        await stream.aclose()
+
+
+async def test_a_party_that_was_counted_in_many_runs_hears_of_all_when_it_comes_back(
+    town: Town, harvests: Tables, dial: Dial
+) -> None:
+    async with dial(await town.join(MALLORY, harvests["bremen"])) as client:
+        counted = {f"20261122-030630-tumours-{i:06x}": 1 for i in range(40_000)}
+        town.running.driver.machine.guests[MALLORY].counted = counted
+        stream, heard = client.stream(ATTEND, m.Hello(protocol=PROTOCOL)), dict[str, int]()
+        while len(heard) < len(counted):
+            notice = await anext(stream)
+            assert notice.ByteSize() <= 2 * chunks.CHUNK
+            heard |= {said.run: said.version for said in notice.settled}
+        assert heard == counted
+        await stream.aclose()
 
 
 async def test_large_uploads_take_turns_which_a_stalled_one_loses_and_small_ones_do_not_wait(
