@@ -256,7 +256,7 @@ def test_a_large_blob_that_was_damaged_is_named(blobs: CoordinatorStore, tmp_pat
     with pytest.raises(StoreError, match=rf"{path.name} is damaged, and was set aside as {path.name}\.damaged-"):
         blobs.read_blob("r", 1, "ask")
     assert not path.exists()
-    with pytest.raises(StoreError, match="cannot be read"):
+    with pytest.raises(StoreError, match="cannot be read: it was damaged, and set aside"):
         blobs.read_blob("r", 1, "ask")
 
 

@@ -47,6 +47,13 @@ def test_a_table_written_as_csv_is_read_back_the_same(table, tmp_path, same):
     same(read(tmp_path / "table.csv"), table)
 
 
+def test_a_file_of_many_columns_is_read_some_at_a_time(tmp_path, monkeypatch, same):
+    monkeypatch.setattr(delimited, "_AT_ONCE", 7)
+    wide = Table.of({f"x{i}": [f"t{i}", None, "t"] if i % 5 == 0 else [i, None, i / 4] for i in range(40)})
+    write_csv(tmp_path / "wide.csv", wide)
+    same(read(tmp_path / "wide.csv"), wide)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "gb18030", "gbk", "big5"])
 def test_chinese_files_are_read_in_their_encoding(csv_file, encoding):
     path = csv_file("\r\n".join(["年,城市", "41,上海", ",北京", "39,"]), "病人数据.csv", encoding)

@@ -13,6 +13,7 @@ import structlog
 import hansa as hs
 from hansa import telemetry
 from hansa.wire import messages as m
+from hansa.wire.rpcs import REMOVE
 
 Study = Callable[..., hs.Federation]
 Tables = dict[str, hs.Table]
@@ -88,6 +89,22 @@ async def test_a_run_can_be_followed_by_its_metrics(town: Town, harvests: Tables
     assert seen['hansa_seconds_count{phase="commit"}'] >= asked
     assert seen['hansa_bytes_total{way="in"}'] > 0 < seen['hansa_bytes_total{way="out"}']
     assert not [name for name in seen if run in name]  # it is over
+
+
+async def test_a_party_that_was_removed_alarms_nobody_in_the_rounds_without_it(
+    town: Town, harvests: Tables, study: Study, ask: Any
+) -> None:
+    page = ask(town.running.gauges())
+    await town.settle(harvests)
+    run = await town.submit(study(rounds=6, cohort=hs.All(minimum=2), evaluation=hs.Evaluate(every=0)))
+    await town.until(lambda: town.running.driver.machine.runs[run].progress.round >= 1)
+    async with town.operator() as client:
+        await client.unary(REMOVE, m.RemoveRequest(party="bremen", reason="it moved away"))
+    assert (await town.watch(run)).status == "finished"
+    told = [row["body"]["reason"] for row in await town.rows("event", run=run, kind="refused")]
+    seen = values(page())
+    assert seen['hansa_events_total{event="removed"}'] == told.count("removed") >= 3
+    assert seen.get('hansa_events_total{event="refused"}', 0) == len(told) - told.count("removed") <= 1
 
 
 async def test_nothing_that_a_party_says_becomes_a_label(

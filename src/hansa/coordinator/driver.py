@@ -135,11 +135,12 @@ class Driver(Engine):
 
     def _happened(self, run: str, kind: str, body: dict[str, Any], **_: Any) -> None:
         """An operator sees of every event of a run a line in the log, a count, and how long its round took."""
-        log = LOG.warning if kind in ("refused", "waiting", "failed") else LOG.info
+        known = "removed" if body.get("reason") == "removed" else kind  # in each round, what its operator did
+        log = LOG.warning if known in ("refused", "waiting", "failed") else LOG.info
         said = {"round": live.progress.round} if (live := self.machine.runs.get(run)) else {}
         names = body.keys() & {"federation", "round", "party", "work", "version", "attempt", "reason"}
         log(kind, run=run, **said | {name: body[name] for name in names})
-        note("hansa_events", event=kind)
+        note("hansa_events", event=known)
         if kind in ("asked", "arrived", "finished", "failed") and run in self._rounds:
             self._rounds.pop(run).__exit__(None, None, None)
         if kind == "asked":

@@ -22,6 +22,8 @@ from hansa.wire import chunks
 
 INLINE = chunks.INLINE  # blobs up to this size lie in the database, larger ones in files beside it
 
+_RESTORE = "Restore the folder from a backup: hansa coordinator restore"
+
 HEAD = "0003"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -170,13 +172,14 @@ class CoordinatorStore(Fenced):
             whole = blake3(body, max_threads=blake3.AUTO).hexdigest() == row["digest"]
             unload(body)
         except OSError as error:
-            remedy = "Start with the same --blobs as ever, or restore its folder from a backup"
-            raise StoreError(f"the blob {path} cannot be read: {error}", remedy=remedy) from error
+            aside = ": it was damaged, and set aside" if [*path.parent.glob(f"{path.name}.damaged-*")] else f": {error}"
+            remedy = f"{_RESTORE}; or start with the same --blobs as ever"
+            raise StoreError(f"the blob {path} cannot be read{aside}", remedy=remedy) from error
         except DamagedError:
             whole = False
         if not whole:
             kept = f", and was set aside as {set_aside(path).name}" if row["body"] is None else ""
-            remedy = "Restore the folder from a backup: hansa coordinator restore"
+            remedy = _RESTORE
             raise StoreError(f"the blob {path} is damaged{kept}", remedy=remedy)
         return body
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hansa.data.duck import connection, fetch, first_line, literal, quoted
 from hansa.data.table import Table
@@ -26,6 +26,7 @@ MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?")
 _DELIMITERS = ("\t", ";", ",")
 _SAMPLE = 20
 _CHUNK = 1 << 20
+_AT_ONCE = 200  # columns: what DuckDB takes to plan a query grows with their square
 
 
 class _Layout(NamedTuple):
@@ -64,7 +65,11 @@ def read_csv(path: Path, encoding: str = "utf-8") -> Table:
                 ).create("cells")
             except duckdb.Error as error:
                 raise _fault(file, path.name, layout, error) from error
-            return Table(fetch(_typed(duck.table("cells"), cells), layout.names))
+            columns: dict[str, Any] = {}
+            for at in range(0, len(cells), _AT_ONCE):
+                some = slice(at, at + _AT_ONCE)
+                columns |= fetch(_typed(duck.table("cells"), cells[some]), layout.names[some], at)
+            return Table(columns)
 
 
 def write_csv(path: str | Path, table: Table) -> None:

@@ -71,10 +71,10 @@ def read_parquet(path: Path) -> Table:
         return Table(fetch(relation.project(", ".join(casts)), relation.columns))
 
 
-def fetch(relation: DuckDBPyRelation, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """The columns of a relation of DOUBLE and VARCHAR whose columns are called c0, c1 ..."""
+def fetch(relation: DuckDBPyRelation, names: Sequence[str], first: int = 0) -> dict[str, NDArray[Any]]:
+    """The columns of a relation of DOUBLE and VARCHAR whose columns are called c0, c1 ..., from the ``first`` on."""
     arrays = relation.fetchnumpy()
-    return {name: _plain(arrays[f"c{i}"]) for i, name in enumerate(names)}
+    return {name: _plain(arrays[f"c{i}"]) for i, name in enumerate(names, first)}
 
 
 def write_parquet(path: str | Path, columns: Mapping[str, Sequence[float | None]]) -> None:
