@@ -70,7 +70,8 @@ def _freeze(folder: Path, frozen: Path) -> None:
                 with closing(sqlite3.connect(frozen / path.name)) as copy:
                     reader.backup(copy)
         except sqlite3.Error as error:
-            raise StoreError(f"a database of {folder} cannot be copied: {error}") from error
+            remedy = "Its disk needs room for a second one for a moment; `hansa doctor` says whether it is damaged"
+            raise StoreError(f"a database of {folder} cannot be copied: {error}", remedy=remedy) from error
     for path in folder.glob("*.jsonl"):  # a record, which grows
         shutil.copyfile(path, frozen / path.name)
 
@@ -84,26 +85,42 @@ def restored(archive: Path, folder: Path, program: str) -> Iterator[tuple[Path, 
         raise StoreError(f"the folder {folder} exists already", remedy="Name a new one with --home")
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
+        said = _unpacked(archive, part, program)
+        yield part, said
+        part.rename(folder)
+    except OSError as error:
+        remedy = "Name a backup that can be read, and with --home a folder that is yours, where there is room"
+        raise _refused(archive, f"{error.strerror}: {error.filename or folder}", remedy) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _unpacked(archive: Path, part: Path, program: str) -> dict[str, Any]:
+    """Write what is in an archive into a folder, every hash checked first; what it says of itself."""
+    try:
         with tarfile.open(archive, "r:") as tar:
             members = {member.name: member for member in tar.getmembers()}
             _read(tar, members[MANIFEST], text := BytesIO())
-            said = json.loads(text.getvalue())
+            said: dict[str, Any] = json.loads(text.getvalue())
             del members[MANIFEST]
             found = {name: _read(tar, member) for name, member in members.items()}
             if wrong := [name for name, _ in found.items() ^ said["files"].items()]:
-                raise ValueError(f"{wrong[0]} is missing, or not what it was")
-            if said["program"] != program or any(Path(name).is_absolute() or ".." in name for name in members):
-                raise ValueError(f"it is the {said['program']}'s")
+                raise _refused(archive, f"{wrong[0]} is missing, or not what it was")
+            other = "agent" if program == "coordinator" else "coordinator"
+            if said["program"] != program or f"{other}.db" in members:
+                raise _refused(archive, f"it is the {other}'s", f"Say `hansa {other} restore`")
+            if any(Path(name).is_absolute() or ".." in name for name in members):
+                raise _refused(archive, "a name in it leads out of the folder")
             for name, member in members.items():
                 with writing(part / name, private=True) as file:
                     _read(tar, member, file)
-        yield part, said
-        part.rename(folder)
-    except (OSError, KeyError, ValueError, tarfile.TarError) as error:
-        remedy = "Take another backup, or copy this one again from where it was made"
-        raise StoreError(f"{archive} cannot be restored: {error}", remedy=remedy) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            return said
+    except (LookupError, AttributeError, TypeError, ValueError, tarfile.TarError) as error:
+        raise _refused(archive, f"it is no whole archive of `hansa {program} backup`") from error
+
+
+def _refused(archive: Path, why: str, remedy: str = "Take another backup, or copy this one again") -> StoreError:
+    return StoreError(f"{archive} cannot be restored: {why}", remedy=remedy)
 
 
 def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, to: IO[bytes] | None = None) -> str:

@@ -73,7 +73,7 @@ class Database:
     """A migrated database of known tables, at the path of a SQLite file or a SQLAlchemy URL.
 
     ``migrations`` is the folder of alembic's scripts that build the tables, ``head`` the newest revision there. What is
-    bytes is sealed by the ``vault``. Where the file ``begun`` exists, a file of SQLite's is not empty. Threads take
+    bytes is sealed by the ``vault``. Where the file ``begun`` exists, SQLite's is there, and not empty. Threads take
     turns, a transaction each; its owner sets ``stopping`` to end a wait for a server."""
 
     def __init__(
@@ -299,7 +299,11 @@ def _engine(url: str | Path, begun: Path | None) -> sa.Engine:
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
     if not path.exists() and (aside := sorted(path.parent.glob(f"{path.name}.damaged-*"))):
         raise StoreError(f"the database {path} was damaged, and set aside as {aside[-1].name}", remedy=_RESTORE)
-    if path.is_file() and not path.stat().st_size and begun is not None and begun.exists():
+    old = begun is not None and begun.exists()
+    if old and not path.exists():
+        remedy = f"{_RESTORE}; a coordinator's that is on a server is named with --database"
+        raise StoreError(f"the database {path} is missing, and {begun} says that this is no new folder", remedy=remedy)
+    if old and path.is_file() and not path.stat().st_size:
         raise _damaged(path, "it is empty")
     # SQLite gives its journals the mode of the file, and would make the file readable for all.
     with suppress(OSError):  # what is wrong with it, SQLite says better

@@ -32,6 +32,25 @@ def test_a_folder_without_a_part_is_named_and_never_made_anew(tmp_path: Path) ->
         CoordinatorHome.open(tmp_path / "c", "hanse")
 
 
+def test_a_name_that_was_garbled_is_named(tmp_path: Path) -> None:
+    CoordinatorHome.open(tmp_path, "hanse")
+    (tmp_path / "name").write_bytes(b"\xff\xfe")
+    with pytest.raises(StoreError, match=r"name is damaged.*hansa coordinator restore"):
+        CoordinatorHome.open(tmp_path, "hanse")
+
+
+def test_a_database_that_is_gone_is_not_begun_anew(tmp_path: Path) -> None:
+    home = CoordinatorHome.open(tmp_path, "hanse")
+    CoordinatorStore(tmp_path).close()
+    home.write_address("fl.example.org:8443", "127.0.0.1:8443")
+    CoordinatorStore(tmp_path).close()
+    for path in tmp_path.glob("coordinator.db*"):
+        path.unlink()
+    with pytest.raises(StoreError, match=r"coordinator\.db is missing.*hansa coordinator restore.*--database"):
+        CoordinatorStore(tmp_path)
+    assert not (tmp_path / "coordinator.db").exists()
+
+
 def test_the_folder_of_an_agent_is_not_taken_over(tmp_path: Path) -> None:
     (tmp_path / "party.json").write_text("{}")
     (tmp_path / "authority.pem").write_bytes(b"of the coordinator that it joined")

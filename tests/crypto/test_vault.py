@@ -115,12 +115,50 @@ def test_a_folder_remembers_where_the_file_of_its_keys_lies(tmp_path: Path) -> N
     assert Vault.of(folder, file).open(sealed(b"x", "a"), "a") == b"x"
     assert Vault.of(folder).open(sealed(b"x", "a"), "a") == b"x"
     file.unlink()
-    with pytest.raises(UsageError, match=r"storage key of .*home cannot be read.*--key-file"):
+    with pytest.raises(
+        UsageError, match=r"storage key of .*home cannot be read from .*keys: No such file.*--key-file"
+    ) as it:
         Vault.of(folder)
+    assert "openssl" not in it.value.remedy  # another one would open nothing
+
+
+@pytest.mark.parametrize("encrypted", [True, False], ids=["encrypted", "plain"])
+def test_a_key_that_does_not_open_the_folder_is_not_remembered(tmp_path: Path, encrypted: bool) -> None:
+    right, wrong, folder = written(tmp_path / "right", FIRST), written(tmp_path / "wrong", SECOND), tmp_path / "home"
+    (Vault.of(folder, right) if encrypted else Vault()).write(folder / "party.pem", b"key")
+    before = [*folder.glob(vault.REMEMBERED)]
+    for anew in (False, True):
+        if encrypted or not anew:
+            with pytest.raises(StoreError, match="with another storage key" if encrypted else "hansa agent rekey"):
+                Vault.of(folder, wrong, anew)
+    assert [*folder.glob(vault.REMEMBERED)] == before
+    assert Vault.of(folder).read(folder / "party.pem") == b"key"
+    if not encrypted:
+        assert Vault.of(folder, wrong, anew=True).lenient
+        assert (folder / vault.REMEMBERED).exists()
+
+
+def test_a_lost_key_of_an_encrypted_folder_is_not_to_be_made_anew(tmp_path: Path) -> None:
+    Vault([FIRST]).write(tmp_path / "authority.key", b"key")
+    with pytest.raises(UsageError, match=r"from .*gone: No such file") as caught:
+        Vault.of(tmp_path, tmp_path / "gone")
+    assert "Only the key that encrypted it opens it" in caught.value.remedy
 
 
 @pytest.mark.parametrize("said", ["", "short", base64.b64encode(bytes(31)).decode(), "!" * 44, "é" * 44])
 def test_what_is_no_key_is_refused(tmp_path: Path, said: str) -> None:
     (tmp_path / "keys").write_text(said, "utf-8")
-    with pytest.raises(UsageError, match=r"cannot be read.*openssl rand"):
+    with pytest.raises(UsageError, match=r"cannot be read from .*keys: a key is 32 bytes in base64.*openssl rand"):
         Vault.of(tmp_path, tmp_path / "keys")
+
+
+def test_what_is_no_key_in_the_environment_is_said_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(vault.VARIABLE, "short")
+    with pytest.raises(UsageError, match=f"cannot be read from {vault.VARIABLE}: a key is 32 bytes in base64"):
+        Vault.of(tmp_path)
+
+
+def test_a_kept_key_that_was_cut_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "noise.key").write_bytes(bytes(31))
+    with pytest.raises(DamagedError, match=r"noise\.key is damaged: it holds 31 bytes.*hansa agent restore"):
+        kept_key(tmp_path / "noise.key")

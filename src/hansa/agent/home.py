@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from hansa.agent.store import AgentStore
 from hansa.crypto import keys, pki
 from hansa.crypto.agreement import Identity
 from hansa.crypto.token import Token, secret_hash
@@ -95,13 +96,20 @@ class AgentHome:
 
     @property
     def identity(self) -> Identity:
-        """Who it is to the other parties; the coordinator does not vouch for that."""
-        return Identity(kept_key(self.folder / "identity.key"))
+        """Who it is to the other parties; the coordinator does not vouch for that. Raises StoreError: it was lost."""
+        path = self.folder / "identity.key"
+        if self.joined(self.folder) and not path.exists():
+            remedy = "Restore the folder from a backup, `hansa agent restore`, or join anew in another with --home"
+            raise StoreError(f"{path} is missing, by which the others know this party", remedy=remedy)
+        return Identity(kept_key(path))
 
     def save(self) -> None:
-        """Write everything; the last file makes it a party that joined. Raises StoreError if the folder is a
-        coordinator's."""
+        """Write everything; the last file makes it a party that joined, which has a ledger and an identity. Raises
+        StoreError if the folder is a coordinator's."""
         self.require_free(self.folder)
+        if not self.joined(self.folder):
+            AgentStore(self.folder).close()
+            kept_key(self.folder / "identity.key")
         write_whole(self.folder / "authority.pem", self.root_pem, private=True)
         Vault.of(self.folder).write(self.folder / "party.pem", self.key_pem + self.certificate_pem)
         who = {name: getattr(self, name) for name in ("party", "federation", "address")}

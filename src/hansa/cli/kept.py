@@ -9,22 +9,40 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from hansa import __version__
-from hansa.cli.home import KeyFile, agent_home, coordinator_home, not_written
+from hansa.cli.home import KeyFile, agent_home, coordinator_home
 from hansa.cli.output import Json, Output
 from hansa.cli.serving import sole
-from hansa.errors import UsageError
+from hansa.errors import StoreError, UsageError
 
 Folder = Annotated[Path | None, Parameter(help="folder of the program; the one in $HANSA_HOME if not given.")]
-KEYS = ("identity.key", "noise.key", "lobby.seed", "party.pem", "authority.key")
-"""Files that are sealed, if they are there; the last one when all else is."""
 _EXAMPLE = "\n\nFor example:\n\n    hansa"
 
 
-def _begun(folder: Path) -> Path:
-    """The folder; a UsageError if no program has kept anything in it."""
-    if not any(folder.glob("*.db")) and not (folder / "authority.key").exists():
+def _begun(program: str, folder: Path) -> Path:
+    """The folder; a UsageError if the program has kept nothing in it, and a StoreError if its database is gone."""
+    names = {"coordinator": ("coordinator.db", "authority.key"), "agent": ("agent.db", "party.json")}
+    whose = [one for one, files in names.items() if any((folder / name).exists() for name in files)]
+    if not whose:
         raise UsageError(f"nothing is kept in {folder}", remedy="Name the program's folder with --home")
+    if program not in whose:
+        what = f"the folder {folder} is of the {whose[0]}, and not of the {program}"
+        raise UsageError(what, remedy=f"Say hansa {whose[0]} in the place of hansa {program}, or correct --home")
+    file = folder / f"{program}.db"
+    if not file.exists() and not (program == "coordinator" and os.environ.get("HANSA_DATABASE")):
+        remedy = f"Restore the folder from a backup: hansa {program} restore"
+        if program == "coordinator":
+            remedy += "; or, if it is on a server, say so: HANSA_DATABASE=postgresql://..."
+        raise StoreError(f"the database {file} is missing", remedy=remedy)
     return folder
+
+
+def _require_new(file: Path, folder: Path) -> None:
+    """A UsageError if a backup would be written over something, into a folder that is not there, or into its own."""
+    why = "it is inside the folder that is backed up" if folder in file.resolve().parents else ""
+    why = why if file.parent.is_dir() else f"there is no folder {file.parent}"
+    if why or file.exists():
+        remedy = "Name a new file, in a folder that is there and elsewhere, such as backup-$(date +%F).tar"
+        raise UsageError(f"{file} cannot be written: {why or 'it exists already'}", remedy=remedy)
 
 
 def _commands(program: str, home_of: Callable[[Path | None], Path]) -> tuple[Callable[..., None], ...]:
@@ -32,11 +50,14 @@ def _commands(program: str, home_of: Callable[[Path | None], Path]) -> tuple[Cal
         from hansa.backup import backup as write
         from hansa.run import now
 
-        out, folder = Output(json), _begun(home_of(home))
+        out, folder = Output(json), _begun(program, home_of(home))
+        _require_new(file, folder)
         try:
             names = write(folder, file, {"program": program, "made": now(), "version": __version__})
         except OSError as error:
-            raise not_written(file, error) from None
+            remedy = f"Both it and {folder} must be yours, with room for a copy on the disk of each"
+            what = f"{folder} cannot be backed up: {error.strerror}: {error.filename or file}"
+            raise UsageError(what, remedy=remedy) from None
         out.say(f"{len(names)} files of {folder} are in {file}. Keys are among them: keep it as you keep those.")
         if f"{program}.db" not in names:
             out.say("Rows in a database server are not: copy them with its own tool, such as pg_dump.")
@@ -53,22 +74,22 @@ def _commands(program: str, home_of: Callable[[Path | None], Path]) -> tuple[Cal
                     store.restored(said["made"])
             else:
                 (part / "restored").write_text(said["made"], encoding="utf-8")
-        out.say(f"{folder} is as it was at {said['made']}. Next: hansa {program} start")
+        first = "hansa agent status --confirm (before, it takes part in nothing), then " * (program == "agent")
+        out.say(f"{folder} is as it was at {said['made']}. Next: {first}hansa {program} start")
         out.finish({"home": folder, "made": said["made"], "files": said["files"]})
 
     def rekey(*, key_file: KeyFile = None, home: Folder = None, json: Json = False) -> None:
         from hansa.agent.store import AgentStore
         from hansa.coordinator.store import CoordinatorStore
-        from hansa.crypto.vault import MARK, Vault
+        from hansa.crypto.vault import KEYS, Vault
 
-        out, folder = Output(json), _begun(home_of(home))
+        out, folder = Output(json), _begun(program, home_of(home))
         with sole(folder):
-            vault = Vault.of(folder, key_file)
+            vault = Vault.of(folder, key_file, anew=True)
             if not vault:
                 remedy = "Make one with `openssl rand -base64 32`, and name its file with --key-file"
                 raise UsageError("there is no storage key", remedy=remedy)
             keys = [folder / name for name in KEYS if (folder / name).exists()]
-            vault.lenient = not any(key.read_bytes().startswith(MARK) for key in keys[-1:])
             where = [os.environ.get(name, "") for name in ("HANSA_DATABASE", "HANSA_BLOBS")]
             opened = AgentStore(folder) if program == "agent" else CoordinatorStore(folder, *where)
             with contextlib.closing(opened) as store:

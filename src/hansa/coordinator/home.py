@@ -44,9 +44,12 @@ class CoordinatorHome:
         try:
             kept = (folder / "name").read_text(encoding="utf-8")
             return cls(folder, kept, pki.Authority.load(folder), Vault.of(folder).read(seed))
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             what = f"the coordinator's folder {folder} is incomplete: {error}"
-            raise StoreError(what, remedy="Restore it from a backup, or begin a new one with --home") from error
+            if isinstance(error, UnicodeDecodeError):
+                what = f"{folder / 'name'} is damaged: it is not the name of a federation in UTF-8"
+            remedy = "Restore it from a backup, `hansa coordinator restore`, or begin a new one with --home"
+            raise StoreError(what, remedy=remedy) from error
 
     @property
     def roots_pem(self) -> bytes:

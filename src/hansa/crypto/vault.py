@@ -22,6 +22,8 @@ Buffer = bytes | bytearray | memoryview
 
 VARIABLE = "HANSA_STORAGE_KEY"
 REMEMBERED = "storage-key"  # a file in a folder that says where the file with its keys lies
+KEYS = ("identity.key", "noise.key", "lobby.seed", "party.pem", "authority.key")
+"""Files that are sealed, if they are there; the last one when all else is."""
 MARK, CHUNK = b"\xffhansa1\n", 1 << 20
 _NAME, _HEAD = len(MARK) + 8, len(MARK) + 8 + KEY
 
@@ -46,23 +48,35 @@ class Vault:
         return bool(self._keys)
 
     @classmethod
-    def of(cls, folder: Path, file: Path | None = None) -> Vault:
-        """Under the keys for a folder: in a file, which it remembers, or in the environment (`VARIABLE`); raises
-        UsageError: they cannot be read, or are none."""
+    def of(cls, folder: Path, file: Path | None = None, anew: bool = False) -> Vault:
+        """Under the keys for a folder: in a file, which it remembers once they opened what is there, or in the
+        environment (`VARIABLE`). It is lenient if all is to be sealed ``anew``, and was not. Raises UsageError: they
+        cannot be read, or are none; StoreError: those of a file do not open the folder."""
         who, remembered = "coordinator" if (folder / "authority.key").exists() else "agent", folder / REMEMBERED
-        said = "" if file else os.environ.get(VARIABLE, "")
+        sealed = [path for path in (folder / name for name in KEYS) if os.access(path, os.R_OK)]
+        source, said = file or VARIABLE, "" if file else os.environ.get(VARIABLE, "")
         try:
             if not said and (file or remembered.exists()):
-                said = (file or Path(remembered.read_text(encoding="utf-8"))).read_text(encoding="ascii")
+                source = file or Path(remembered.read_text(encoding="utf-8"))
+                said = source.read_text(encoding="ascii")
             keys = [base64.b64decode(line, validate=True) for line in said.split()]
             if any(len(key) != KEY for key in keys) or (file and not keys):
-                raise ValueError("a key is 32 bytes in base64, on a line of its own")
+                raise ValueError
         except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or "a key is 32 bytes in base64, on a line of its own"
             remedy = f"Make one with `openssl rand -base64 32`, and name its file with --key-file or set {VARIABLE}"
-            raise UsageError(f"the storage key of {folder} cannot be read: {error}", remedy=remedy) from None
+            if remembered.exists() or any(path.read_bytes().startswith(MARK) for path in sealed):
+                remedy = f"Only the key that encrypted it opens it: name its file with --key-file, or set {VARIABLE}"
+            what = f"the storage key of {folder} cannot be read from {source}: {why}"
+            raise UsageError(what, remedy=remedy) from None
+        vault = cls(keys, who)
+        if anew:
+            vault.lenient = not any(path.read_bytes().startswith(MARK) for path in sealed[-1:])
         if file is not None:
+            for path in sealed:
+                vault.read(path)
             write_whole(remembered, str(file.expanduser().resolve()).encode(), private=True)
-        return cls(keys, who)
+        return vault
 
     def seal(self, body: Buffer, *place: str | int) -> Iterator[Buffer]:
         """A body for its place, in pieces."""
@@ -111,11 +125,15 @@ class Vault:
 
 
 def kept_key(path: Path) -> bytes:
-    """The 32 secret bytes of a file; drawn, and written for its owner alone, the first time."""
+    """The 32 secret bytes of a file; drawn, and written for its owner alone, the first time. Raises StoreError: it
+    holds something else."""
     vault = Vault.of(path.parent)
     if not path.exists():
         vault.write(path, secrets.token_bytes(KEY))
-    return vault.read(path)
+    if len(key := vault.read(path)) != KEY:
+        remedy = f"Restore the folder from a backup: hansa {vault._who} restore"
+        raise DamagedError(f"{path} is damaged: it holds {len(key)} bytes, and a key has {KEY}", remedy=remedy)
+    return key
 
 
 def _own(key: bytes, head: bytes, place: Iterable[str | int]) -> bytes:
