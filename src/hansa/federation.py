@@ -52,15 +52,10 @@ def deployed(federation: Federation, setup: Setup, secret: bytes, run: str) -> C
 
 
 class BundledFile(Written):
-    """A file that belongs to a study, by its content.
+    """A file that belongs to a study, by its content."""
 
-    Args:
-        path: relative to the study file, with forward slashes.
-        size: bytes.
-        sha256: of every byte."""
-
-    path: str
-    size: int
+    path: str  # relative to the study file, with forward slashes
+    size: int  # bytes
     sha256: str
 
     @classmethod
@@ -223,11 +218,7 @@ class Federation(Part):
     def resolve(self, offers: Mapping[str, Sequence[ColumnSchema]], roster: Sequence[str] | None = None) -> Setup:
         """Who takes part with which feature columns. Raises StudyError if there are fewer parties than the study or its
         cohort needs; PrivacyError if it costs more than its own ``privacy.epsilon``; DataError naming the party whose
-        columns do not fit, and which columns it has.
-
-        Args:
-            offers: each party's name with the columns of its table.
-            roster: the parties, where one offer stands for all of them."""
+        columns do not fit, and which columns it has. A roster names the parties where one offer stands for all."""
         parties = tuple(sorted(offers))
         roster = parties if roster is None else roster
         if len(roster) < self.cohort.minimum:
@@ -276,11 +267,8 @@ class Federation(Part):
         return bounds
 
     def course(self, setup: Setup, secret: bytes = b"") -> Course:
-        """The run among these parties, as pure functions.
-
-        Args:
-            setup: who they are, and their columns.
-            secret: a key of the one who adds noise, 32 bytes; in simulation noise comes from the seed."""
+        """The run among these parties, as pure functions; ``secret`` is a key of the one who adds noise, 32 bytes: in
+        simulation noise comes from the seed."""
         return Course(
             task=self.task,
             method=self.method,
@@ -338,10 +326,8 @@ class Federation(Part):
 
     def _released(self, setup: Setup | None) -> Iterator[tuple[str, str, int, Aggregation, Signal]]:
         """What leaves the parties: by which work, in words, how often, through which stages, and as what."""
-        course: Course | None = None
+        course = None if setup is None else self.course(setup)
         weights: Any = getattr(self.method, "weights", "examples")
-        if setup is not None:
-            course = self.course(setup)
         if self.preprocessing.standardise:
             if course is None:
                 yield "moments", "the columns' sums", 1, self.statistics, _ROWS

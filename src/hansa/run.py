@@ -5,7 +5,7 @@ read by console, command line and notebook alike."""
 
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import import_module
@@ -203,24 +203,25 @@ class Run:
         """One row per evaluation: ``round`` and the task's metrics.
 
         An evaluation that was interrupted before its checkpoint is repeated on resume: the last one of a round counts.
-
-        Args:
-            form: ``"rows"`` gives a list of dicts; the others need the library of that name."""
+        The form ``"rows"`` gives a list of dicts; the others need the library of that name."""
         measured = [dict(event.body) for event in self.events if event.kind == "metrics"]
         rows = list({row["round"]: row for row in measured}.values())
         if form == "rows":
             return rows
-        return _frame({name: [row[name] for row in rows] for name in (rows[0] if rows else {})}, form)
+        if form not in ("pandas", "polars", "arrow"):
+            raise UsageError(f"unknown form {form!r}", remedy="Known: rows, pandas, polars, arrow")
+        name = "pyarrow" if form == "arrow" else form
+        try:
+            module = import_module(name)
+        except ImportError:
+            raise HansaError(f"{name} is not installed", remedy=f"pip install 'hansa[{form}]'") from None
+        columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
+        return (module.table if form == "arrow" else module.DataFrame)(columns)
 
     def save(self, folder: str | Path, *, keep: bool = False) -> Path:
-        """Write model, metrics (Parquet), events (JSON lines), federation and checkpoint.
-
-        Args:
-            folder: where; it is made if it is not there.
-            keep: the checkpoint of this round is kept when later ones are written, to fork from.
-
-        Returns:
-            the folder."""
+        """Write model, metrics (Parquet), events (JSON lines), federation and checkpoint into a folder, which is made
+        if it is not there, and returned. With ``keep`` the checkpoint of this round is kept when later ones are
+        written, to fork from."""
         folder = Path(folder)
         write_whole(folder / "federation.json", self.federation.to_json())
         lines = b"".join(canonical(event.to_json()) + b"\n" for event in self.events)
@@ -238,12 +239,7 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | Path, *, round: int | None = None) -> Self:
-        """Read what `save` wrote.
-
-        Args:
-            folder: as `save` was told.
-            round: its state after this round, to fork from; the latest if None.
-
+        """Read what `save` wrote; as it was after this ``round``, to fork from, or with its latest checkpoint if None.
         Raises StoreError if the folder holds no run, or no checkpoint of that round."""
         folder = Path(folder)
         checkpoint = folder / "checkpoint.safetensors"
@@ -279,14 +275,3 @@ class Run:
             self.status, self.reason = "running", ""
         if follow is not None:
             follow(event)
-
-
-def _frame(columns: Mapping[str, Sequence[object]], form: str) -> Any:
-    if form not in ("pandas", "polars", "arrow"):
-        raise UsageError(f"unknown form {form!r}", remedy="Known: rows, pandas, polars, arrow")
-    name = "pyarrow" if form == "arrow" else form
-    try:
-        module = import_module(name)
-    except ImportError:
-        raise HansaError(f"{name} is not installed", remedy=f"pip install 'hansa[{form}]'") from None
-    return (module.table if form == "arrow" else module.DataFrame)(dict(columns))

@@ -18,10 +18,7 @@ MOVED = ("rounds", "stop")  # keys of [method] that are the federation's own
 PREFIX = "hansa_study_"  # of the names of the modules that studies are written in
 STUDY_KEYS = frozenset({"name", "dataset", "seed", "files"})
 TABLES = {"study", *Federation.model_fields} - {*STUDY_KEYS, *MOVED, "bundle"}
-IN_FILE = {
-    **{f"federation.{key}": f"study.{key}" for key in STUDY_KEYS},
-    **{f"federation.{key}": f"method.{key}" for key in MOVED},
-}
+IN_FILE = {f"federation.{key}": f"{'method' if key in MOVED else 'study'}.{key}" for key in (*STUDY_KEYS, *MOVED)}
 """Where a study file says what a federation says at its root."""
 
 
