@@ -1,20 +1,7 @@
 """Every error that Hansa raises on purpose.
 
-    HansaError                      exit status
-    ├── UsageError                  2   the command line is wrong
-    ├── StudyError                  2   a study, a federation or a method cannot be what was written
-    │   └── PipelineError           2   an aggregation stage refuses what it is given
-    ├── DataError                   3   a table cannot be read
-    │   └── ContractError           3   a table is not what the contract promises
-    ├── ConsentError                4   a party's owner has not allowed this
-    ├── TrustError                  5   a token, a certificate or an identity is not accepted
-    ├── UnreachableError            6   a coordinator, a port or a file lock cannot be had
-    ├── RunError                    7   a run ended without its result
-    ├── ContributionError           8   what a party sent is not what was declared
-    ├── StoreError                  9   a database or a blob is missing, damaged or too new
-    └── PrivacyError               10   a promise about privacy cannot be given, or its budget is spent
-
-An error says what is wrong, where (``party``, ``round``, ``field``) and, in ``remedy``, the way out.
+An error says what is wrong, where (``party``, ``round``, ``field``) and, in ``remedy``, the way out; its class says
+with which status a command ends (``docs/reference/exit-codes.md``).
 A failure that is none of these is a defect of Hansa and exits with status 1."""
 
 import difflib
@@ -51,22 +38,16 @@ class HansaError(Exception):
     @property
     def said(self) -> str:
         """What is wrong and where, without the way out: for records, whose readers give their own."""
-        place = [
-            f"party {self.party!r}" if self._unsaid(self.party) else "",
-            f"round {self.round}" if self.round is not None else "",
-            f"field {self.field!r}" if self._unsaid(self.field) else "",
-        ]
-        where = ", ".join(part for part in place if part)
+        places = (("party", self.party), ("round", self.round), ("field", self.field))
+        # A name that the message says already is left out; a number may stand there for something else.
+        told = [f"{what} {of!r}" for what, of in places if isinstance(of, int) or (of and repr(of) not in self.message)]
+        where = ", ".join(told)
         return f"{where}: {self.message}" if where else self.message
 
     @property
     def reason(self) -> str:
         """What is wrong with a party's contribution, where the party and the round stand beside it."""
         return f"field {self.field!r}: {self.message}" if self.field else self.message
-
-    def _unsaid(self, name: str) -> bool:
-        """Whether a name is there, and the message does not say it itself."""
-        return bool(name) and repr(name) not in self.message
 
 
 class UsageError(HansaError, exit_status=2):

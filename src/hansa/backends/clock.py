@@ -63,15 +63,8 @@ class Clock(Part):
                     raise UsageError(f"the clock's {key} names {name!r}, no party", remedy=near)
 
     def durations(self, parties: Sequence[str], seed: int, turn: int, work: Array, down: float, up: float) -> Array:
-        """Virtual seconds ``[k]`` until each answers.
-
-        Args:
-            parties: their names.
-            seed: of the run.
-            turn: number of the exchange, for the jitter.
-            work: examples times epochs of each, ``[k]``.
-            down: bytes to each.
-            up: bytes from each."""
+        """Virtual seconds ``[k]`` until each of the parties answers, whose work is examples times epochs, ``[k]``, with
+        so many bytes down to each and up from each; the turn, the number of the exchange, is for the jitter."""
         rate = self._each(self.bandwidth, "bandwidth", parties, seed)
         taken = work * self._each(self.seconds_per_example, "speed", parties, seed)
         taken += self._each(self.latency, "latency", parties, seed) + (down + up) / rate

@@ -56,17 +56,8 @@ class LocalExchange:
         self._now = float(clocks[-1]) if clocks else 0.0
 
     def drive(self, federation: Federation, book: Book, progress: Progress) -> Progress:
-        """The schedule: one ask, one arrival, until the course is done.
-
-        Args:
-            federation: whose schedule it is.
-            book: where it is written down.
-            progress: where to go on.
-
-        Returns:
-            the last progress.
-
-        Raises RunError if too few parties could be counted, or the model is no longer finite."""
+        """The schedule: one ask, one arrival, written down in the book, from this progress on until the course is done;
+        the last progress. Raises RunError if too few parties could be counted, or the model is no longer finite."""
         while (ask := self.course.ask(progress)) is not None:
             made = self.decisions.get(ask.version)
             ask = replace(ask, parties=made.parties, among=made.among) if made else self.draw(federation, ask)

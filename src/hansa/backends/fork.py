@@ -42,14 +42,10 @@ def forked(course: Course, run: Run, fork: Run) -> Progress:
 
 def _alike(there: Method, here: Method) -> bool:
     """Whether what one method knows means the same to the other: but for rates, batches and rounds."""
-    if type(there) is not type(here):
-        return False
-    free = ("lr", "epochs", "batch_size", "shuffle")
-    for part in ("local", "server"):
-        theirs, ours = getattr(there, part, None), getattr(here, part, None)
-        if theirs is not None and ours is not None:
-            mine = {key: getattr(theirs, key) for key in free}
-            if type(theirs) is not type(ours) or ours.model_copy(update=mine) != theirs:
-                return False
-            here = here.model_copy(update={part: theirs})
-    return here == there
+    free = dict.fromkeys(("lr", "epochs", "batch_size", "shuffle"))
+
+    def kept(method: Method) -> Method:
+        parts = {name: part for name in ("local", "server") if (part := getattr(method, name, None)) is not None}
+        return method.model_copy(update={name: part.model_copy(update=free) for name, part in parts.items()})
+
+    return kept(there) == kept(here)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 from hansa.backends.book import Book
 from hansa.backends.clock import Clock
@@ -26,6 +26,8 @@ from hansa.methods.course import Course
 from hansa.methods.fedbuff import FedBuff
 from hansa.party import Crowd
 from hansa.run import Event, Run, decided, new_id
+
+Parties: TypeAlias = Mapping[str, Table | str | Path] | Population
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -53,7 +55,7 @@ class Local:
 
     kind: ClassVar[str] = "local"
 
-    parties: Mapping[str, Table | str | Path] | Population = field(kw_only=False)
+    parties: Parties = field(kw_only=False)
     seed: int | None = None
     folder: str | Path | None = None
     every: int = 10
@@ -106,8 +108,10 @@ class Local:
         run.progress = run.progress or (forked(course, run, self.fork) if self.fork else course.begin())
         try:
             if not run.events:
-                whole = {"run": run.id, "backend": self.kind, "name": federation.name}
-                book.event("created", **whole, federation=federation.hash, **self._origin())
+                whole: dict[str, Json] = {"run": run.id, "backend": self.kind, "name": federation.name}
+                if self.fork is not None and self.fork.progress is not None:
+                    whole |= {"forked": self.fork.id, "forked_round": self.fork.progress.round}
+                book.event("created", **whole, federation=federation.hash)
             if run.setup is None:
                 book.event("resolved", setup=setup.to_json())
             if resume is not None:
@@ -158,12 +162,6 @@ class Local:
     def _room(self, here: Room, book: Book) -> Room:
         """Where the parties work: here."""
         return here
-
-    def _origin(self) -> dict[str, Json]:
-        """What the record says of where the run came from."""
-        if self.fork is None or self.fork.progress is None:
-            return {}
-        return {"forked": self.fork.id, "forked_round": self.fork.progress.round}
 
     def _pick(self, course: Course, run: Run, book: Book) -> Engine:
         """The engine: as it was picked before, as it was told, or as the learner prefers; raises UsageError if the

@@ -17,14 +17,9 @@ from hansa.secure.terms import Rules
 
 
 class Hidden:
-    """Sums over buckets of a cohort, of which nobody sees a part; of all of it, that of a `Reduction`, to the bit.
-
-    Args:
-        ask: what is answered.
-        signal: what travels, integers modulo 2^32.
-        masks: what the parties hold the coordinator to; without, the same sums are computed.
-        seed: of the run, which deals the buckets.
-        dealt: the buckets, as they are recorded."""
+    """Sums over buckets of a cohort, of which nobody sees a part; of all of it, that of a `Reduction`, to the bit. The
+    signal is of integers modulo 2^32; ``masks`` is what the parties hold the coordinator to: without, the same sums are
+    computed. The run's seed deals the buckets, unless they are ``dealt``, as they were recorded."""
 
     def __init__(
         self, ask: Ask, signal: Signal, masks: Rules | None, seed: int, dealt: Sequence[tuple[str, ...]] = ()

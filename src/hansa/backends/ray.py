@@ -21,11 +21,9 @@ from typing import Any, ClassVar
 from hansa import study
 from hansa.aggregation.reduce import BLOCK
 from hansa.backends.book import Book
-from hansa.backends.local import Local
+from hansa.backends.local import Local, Parties
 from hansa.backends.room import Room, Summed
 from hansa.contribution import Algebra, Ask, Values
-from hansa.data.population import Population
-from hansa.data.table import Table
 from hansa.errors import HansaError, RunError, StudyError, UnreachableError, UsageError
 from hansa.federation import Federation
 from hansa.party import Crowd, Outcome, together
@@ -54,14 +52,7 @@ class Ray(Local):
 
     kind: ClassVar[str] = "ray"
 
-    def __init__(
-        self,
-        address: str,
-        parties: Mapping[str, Table | str | Path] | Population,
-        *,
-        actors: int | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, address: str, parties: Parties, *, actors: int | None = None, **options: Any) -> None:
         if not isinstance(address, str):
             raise UsageError("Ray wants an address first", remedy='Say hs.Ray("auto", parties)')
         if options.get("device", "cpu") != "cpu":
@@ -126,14 +117,8 @@ class Worker:
 
 class Actors(Room):
     """Where parties work: the actors of a cluster. One that is lost is replaced, and its shards are repeated; until the
-    new one is there, if it ever is, the others do its work. A HansaError if an actor cannot begin.
-
-    Args:
-        ray: the module.
-        count: actors.
-        told: what each of them begins with.
-        here: the room without them.
-        book: where it is written down that a shard was repeated."""
+    new one is there, if it ever is, the others do its work. There are ``count`` of them, each begins with what it is
+    ``told``, and the book says when a shard was repeated. A HansaError if an actor cannot begin."""
 
     def __init__(self, ray: Any, count: int, told: Any, here: Room, book: Book) -> None:
         super().__init__(here.crowd, here.engine, count)

@@ -39,13 +39,9 @@ class Remote:
         self._folder = None if folder is None else Path(folder)
 
     def run(self, federation: Federation) -> Run:
-        """Submit the federation, follow the run to its end, and fetch what it came to; under an event loop, too.
-
-        Args:
-            federation: what to run; each party's agent must admit it.
-
-        Raises ConsentError if it brings code, or a party does not allow it; UnreachableError if the coordinator is not
-        there; RunError if the run fails."""
+        """Submit the federation, which each party's agent must admit, follow the run to its end, and fetch what it came
+        to; under an event loop, too. Raises ConsentError if it brings code, or a party does not allow it;
+        UnreachableError if the coordinator is not there; RunError if the run fails."""
         federation.require_no_code()
         return complete(self._to_the_end("", SUBMIT, m.SubmitRequest(federation=federation.to_json())))
 
@@ -73,23 +69,22 @@ class Remote:
             async for told in client.stream(EVENTS, m.EventsRequest(run=name)):
                 for line in told.lines:
                     run.hear(Event(line.seq, line.at, line.kind, json.loads(line.body)), self._follow)
-            run.progress = await _checkpoint(client, name)
+            kept = await client.unary(RESULT, m.ResultRequest(run=name))
+            receiver = chunks.Receiver(kept.size, kept.checkpoint)
+            async for chunk in client.stream(FETCH, m.FetchRequest(digest=kept.checkpoint)):
+                receiver.accept(chunk)
+            body = receiver.finish()
+            assert isinstance(body, memoryview)
+            run.progress = Progress.unpack(body)[0]
         if self._folder is not None:
             run.save(self._folder / name)
         if run.status != "finished":
             what = f"the run {name} {run.status}: {run.reason}"
-            raise RunError(what, remedy=f"Mend the cause, then `hansa resume {name}`")
+            remedy = f"Mend the cause, then `hansa resume {name}`"
+            if run.status == "stopped":  # it came back from a backup, and the reason ends with its new name
+                remedy = f"It goes on under another name: `hansa watch {run.reason.rpartition(' ')[2]}`"
+            raise RunError(what, remedy=remedy)
         return run
-
-
-async def _checkpoint(client: Client, run: str) -> Progress:
-    kept = await client.unary(RESULT, m.ResultRequest(run=run))
-    receiver = chunks.Receiver(kept.size, kept.checkpoint)
-    async for chunk in client.stream(FETCH, m.FetchRequest(digest=kept.checkpoint)):
-        receiver.accept(chunk)
-    body = receiver.finish()
-    assert isinstance(body, memoryview)
-    return Progress.unpack(body)[0]
 
 
 def complete(doing: Coroutine[Any, Any, T]) -> T:

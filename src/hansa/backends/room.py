@@ -21,12 +21,8 @@ Summed = tuple[Sequence[Block], Outcome]  # whole blocks of a cohort, and what e
 
 
 class Room:
-    """Where parties work.
-
-    Args:
-        crowd: the parties.
-        engine: ``"stacked"`` trains blocks of parties at once, ``"resident"`` one party after the other.
-        workers: threads."""
+    """Where the parties of a crowd work, in so many threads: the engine ``"stacked"`` trains blocks of them at once,
+    ``"resident"`` one after the other."""
 
     def __init__(self, crowd: Crowd, engine: Engine, workers: int) -> None:
         self.crowd, self.engine, self._workers = crowd, engine, workers

@@ -58,7 +58,7 @@ def demo(
 
     out, hospitals = Output(json), wisconsin.hospitals(seed)
     with ExitStack() as stack:
-        interrupts = stack.enter_context(interruptible())
+        check = stack.enter_context(interruptible())
         stack.callback(_remove_if_empty, output)
         writable(output, "--output")
         programs = Programs(Path(tempfile.mkdtemp(prefix="hansa-demo-")), leash=not keep)
@@ -77,14 +77,14 @@ def demo(
             document["guarantee"] = guarantee.to_json()
         with programs.watched(), RoundsView(out, federation.rounds) as view:
             run = federation.run(Remote(programs.folder / "coordinator", follow=view))
-        interrupts.check()
+        check()
         results = stack.enter_context(_kept_if_whole(output / run.id))
         _results(results, run, programs, hospitals, study)
         if not no_privacy:
             document["seen"] = _seen(out, results, hospitals, run)
         document["comparison"] = _table(out, federation, hospitals, run)
         document["left"] = _left(out, programs, hospitals)
-        interrupts.check()
+        check()
         programs.kept = keep
     document |= summary(run, output)
     document["seconds"] = time.monotonic() - began

@@ -48,21 +48,15 @@ def group_page(group: str) -> str:
 
 def section(title: str, rows: Iterable[tuple[str, str]]) -> str:
     """A title and two columns beneath it, the second one wrapped to the terminal."""
-    lines = [_heading(title)]
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or os.name == "nt"
+    lines = [f"{title}:" if plain or not sys.stdout.isatty() else f"\x1b[1m{title}:\x1b[0m"]
+    width = max(min(shutil.get_terminal_size((80, 24)).columns, WIDEST), NARROWEST)
     for name, text in rows:
         label = f"  {name}"
         if len(label) >= TEXT_COLUMN and text:
             lines.append(label)
             label = ""
-        lines += _wrap(text, first=label.ljust(TEXT_COLUMN), indent=" " * TEXT_COLUMN) or [label]
+        indents = label.ljust(TEXT_COLUMN), " " * TEXT_COLUMN
+        wrapper = textwrap.TextWrapper(width, *indents, break_long_words=False, break_on_hyphens=False)
+        lines += wrapper.wrap(text) or [label]
     return "\n".join(lines)
-
-
-def _wrap(text: str, *, first: str = "", indent: str = "") -> list[str]:
-    width = max(min(shutil.get_terminal_size((80, 24)).columns, WIDEST), NARROWEST)
-    return textwrap.TextWrapper(width, first, indent, break_long_words=False, break_on_hyphens=False).wrap(text)
-
-
-def _heading(title: str) -> str:
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or os.name == "nt"
-    return f"{title}:" if plain or not sys.stdout.isatty() else f"\x1b[1m{title}:\x1b[0m"

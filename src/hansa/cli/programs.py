@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -122,29 +122,20 @@ class Programs:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class Interrupts:
-    """Whether somebody wanted this process to end."""
+@contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Let SIGTERM and a closed terminal end the demo as Ctrl-C does, with everything cleaned up. What it gives raises
+    KeyboardInterrupt if one of them came where none could be raised: inside a C library, say."""
+    wanted = list[object]()
 
-    def __init__(self) -> None:
-        self._wanted = False
-
-    def __call__(self, *_: object) -> None:
-        self._wanted = True
-        raise KeyboardInterrupt
-
-    def check(self) -> None:
-        """Raise KeyboardInterrupt if it came where it could not be raised: inside a C library, say."""
-        if self._wanted:
+    def check(*signalled: object) -> None:
+        wanted.extend(signalled)
+        if wanted:
             raise KeyboardInterrupt
 
-
-@contextmanager
-def interruptible() -> Iterator[Interrupts]:
-    """Let SIGTERM and a closed terminal end the demo as Ctrl-C does, with everything cleaned up."""
-    interrupts = Interrupts()
-    before = {number: signal.signal(number, interrupts) for number in INTERRUPTS}
+    before = {number: signal.signal(number, check) for number in INTERRUPTS}
     try:
-        yield interrupts
+        yield check
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
