@@ -145,17 +145,7 @@ def decided(run: "Run") -> dict[int, Decision]:
 
 @dataclass
 class Run:
-    """A run and its record.
-
-    Args:
-        id: its identifier.
-        federation: what was run.
-        setup: among whom.
-        status: how it stands.
-        reason: why it ended.
-        events: what happened.
-        progress: the latest checkpoint.
-        memories: what each simulated party remembers."""
+    """A run and its record: what was run, among whom, how it stands, why it ended, and what happened."""
 
     id: str
     federation: Federation
@@ -163,8 +153,8 @@ class Run:
     status: Status = "running"
     reason: str = ""
     events: list[Event] = field(default_factory=list)
-    progress: Progress | None = None
-    memories: Mapping[str, Values] = field(default_factory=dict)
+    progress: Progress | None = None  # the latest checkpoint
+    memories: Mapping[str, Values] = field(default_factory=dict)  # what each simulated party remembers
 
     @property
     def parameters(self) -> Array:

@@ -79,7 +79,6 @@ def build(values: Mapping[str, Any]) -> Federation:
 
 
 def _from_toml(path: Path) -> Federation:
-    text = ""
     try:
         text = path.read_text(encoding="utf-8-sig")
         body = tomllib.loads(text)

@@ -41,7 +41,11 @@ class BufferedExchange(LocalExchange):
         self._flights: list[_Flight] = []
         self._asks: dict[int, Ask] = {}
         if self.run and self.run.progress and UNDER_WAY in self.run.progress.states:
-            self._take_up(self.run.progress.states[UNDER_WAY])
+            state = self.run.progress.states[UNDER_WAY]
+            self._now, self._begun = state.facts["now"], state.facts["begun"]
+            self._flights = sorted(_Flight(*flight) for flight in state.facts["flights"])
+            for version, header in state.facts["asks"].items():
+                self._asks[int(version)] = Ask.from_header(header, state.values.under(version))
 
     def draw(self, federation: Federation, ask: Ask) -> Ask:
         """Nobody yet, in a buffered run: who begins when is decided on the way."""
@@ -54,13 +58,6 @@ class BufferedExchange(LocalExchange):
         flights = [list(flight) for flight in sorted(self._flights)]
         facts = {"now": self._now, "begun": self._begun, "flights": flights, "asks": asks}
         return State(values=Values(values), facts=facts)
-
-    def _take_up(self, state: State) -> None:
-        self._now, self._begun = state.facts["now"], state.facts["begun"]
-        self._flights = [_Flight(*flight) for flight in state.facts["flights"]]
-        heapq.heapify(self._flights)
-        for version, header in state.facts["asks"].items():
-            self._asks[int(version)] = Ask.from_header(header, state.values.under(version))
 
     def _absent(self, ask: Ask) -> dict[str, str]:
         """Who is not counted, also by the clock, where nobody's answer counts later."""
