@@ -29,9 +29,7 @@ def _begun(program: str, folder: Path) -> Path:
         raise UsageError(what, remedy=f"Say hansa {whose[0]} in the place of hansa {program}, or correct --home")
     file = folder / f"{program}.db"
     if not file.exists() and not (program == "coordinator" and os.environ.get("HANSA_DATABASE")):
-        remedy = f"Restore the folder from a backup: hansa {program} restore"
-        if program == "coordinator":
-            remedy += "; or, if it is on a server, say so: HANSA_DATABASE=postgresql://..."
+        remedy = f"`hansa {program} restore` brings it back; a coordinator's on a server is named by HANSA_DATABASE"
         raise StoreError(f"the database {file} is missing", remedy=remedy)
     return folder
 

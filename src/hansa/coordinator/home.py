@@ -45,9 +45,8 @@ class CoordinatorHome:
             kept = (folder / "name").read_text(encoding="utf-8")
             return cls(folder, kept, pki.Authority.load(folder), Vault.of(folder).read(seed))
         except (OSError, UnicodeDecodeError) as error:
-            what = f"the coordinator's folder {folder} is incomplete: {error}"
-            if isinstance(error, UnicodeDecodeError):
-                what = f"{folder / 'name'} is damaged: it is not the name of a federation in UTF-8"
+            why = error if isinstance(error, OSError) else f"{folder / 'name'} is damaged: it is not UTF-8"
+            what = f"the coordinator's folder {folder} is incomplete: {why}"
             remedy = "Restore it from a backup, `hansa coordinator restore`, or begin a new one with --home"
             raise StoreError(what, remedy=remedy) from error
 

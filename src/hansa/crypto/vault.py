@@ -70,8 +70,7 @@ class Vault:
             what = f"the storage key of {folder} cannot be read from {source}: {why}"
             raise UsageError(what, remedy=remedy) from None
         vault = cls(keys, who)
-        if anew:
-            vault.lenient = not any(path.read_bytes().startswith(MARK) for path in sealed[-1:])
+        vault.lenient |= anew and not any(path.read_bytes().startswith(MARK) for path in sealed[-1:])
         if file is not None:
             for path in sealed:
                 vault.read(path)
