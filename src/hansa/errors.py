@@ -9,14 +9,9 @@ from collections.abc import Iterable
 
 
 class HansaError(Exception):
-    """The root of the tree.
-
-    Args:
-        message: what is wrong, as one sentence without a full stop at its end.
-        remedy: what the reader can do about it, as one sentence.
-        party: name of the party concerned, if there is one.
-        round: number of the round concerned, from 1.
-        field: name of the declared field concerned."""
+    """The root of the tree: in ``message`` what is wrong, as one sentence without a full stop at its end; in ``remedy``
+    what the reader can do about it, as one sentence; and the name of the party, the number of the round, from 1, and
+    the name of the declared field that are concerned, if they are."""
 
     exit_status = 1
     about: tuple[str, ...] = ()  # in a secure sum: the other parties of whom one complains

@@ -14,4 +14,3 @@ class Backend(Protocol):
 
     def run(self, federation: Federation) -> Run:
         """Run it to its end."""
-        ...

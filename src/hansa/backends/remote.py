@@ -25,12 +25,8 @@ T = TypeVar("T")
 
 
 class Remote:
-    """A coordinator, as its operator reaches it.
-
-    Args:
-        home: the coordinator's folder, which holds its address and the operator's key.
-        folder: under which runs are kept; nowhere if None.
-        follow: called with each event as it happens."""
+    """A coordinator, as its operator reaches it: by its folder, ``home``, which holds its address and the operator's
+    key. Runs are kept under ``folder``, nowhere if None; ``follow`` is called with each event as it happens."""
 
     def __init__(
         self, home: str | Path, *, folder: str | Path | None = None, follow: Callable[[Event], None] | None = None

@@ -8,8 +8,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,7 +78,10 @@ def demo(
         with programs.watched(), RoundsView(out, federation.rounds) as view:
             run = federation.run(Remote(programs.folder / "coordinator", follow=view))
         check()
-        results = stack.enter_context(_kept_if_whole(output / run.id))
+        results = output / run.id
+        results.mkdir(parents=True)
+        unfinished = stack.enter_context(ExitStack())  # the results go again if what fills them fails
+        unfinished.callback(shutil.rmtree, results, ignore_errors=True)
         _results(results, run, programs, hospitals, study)
         if not no_privacy:
             document["seen"] = _seen(out, results, hospitals, run)
@@ -86,6 +89,7 @@ def demo(
         document["left"] = _left(out, programs, hospitals)
         check()
         programs.kept = keep
+        unfinished.pop_all()
     document |= summary(run, output)
     document["seconds"] = time.monotonic() - began
     _next(out, results, programs if keep else None)
@@ -248,17 +252,6 @@ def _hansa() -> str:
     with suppress(ValueError):
         return str(script.absolute().relative_to(Path.cwd()))
     return str(script)
-
-
-@contextmanager
-def _kept_if_whole(folder: Path) -> Iterator[Path]:
-    """A folder that goes again if what fills it fails."""
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _remove_if_empty(folder: Path) -> None:
