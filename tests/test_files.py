@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -89,6 +90,13 @@ def test_only_what_was_given_last_is_spare(tmp_path: Path) -> None:
     spares.give()
     assert not spares.take(len("second"), tmp_path / "new")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_full_disk_says_for_which_file_it_had_no_room(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="operator") as full, writing(tmp_path / "operator.pem"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert full.value.filename == str(tmp_path / "operator.pem")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_bytes_that_were_laid_stay_until_nobody_looks_at_a_piece_of_them(tmp_path: Path) -> None:

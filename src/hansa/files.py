@@ -135,7 +135,9 @@ def writing(path: Path, *, private: bool = False, spares: Spares | None = None, 
             os.fsync(file.fileno())
         part.replace(path)
         sync_folder(path.parent)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             part.unlink()
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # a full disk does not say what it had no room for
         raise

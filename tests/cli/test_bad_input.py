@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from hansa.agent.home import AgentHome
+from hansa.coordinator.home import CoordinatorHome
+
 STUDY = """\
 [study]
 name = "tumours"
@@ -337,6 +340,17 @@ def test_a_port_in_use_is_named(hansa):
         port = taken.getsockname()[1]
         answer = hansa("coordinator", "start", "--address", "127.0.0.1", "--port", port)
     refused(answer, 6, f"port {port} on 127.0.0.1 is in use", "--port 0")
+
+
+def test_an_agent_whose_authority_is_garbled_does_not_wait_for_it(hansa, here):
+    town = CoordinatorHome.open(here / "coordinator", "Lübeck")
+    own = b"key\n", b"-----BEGIN CERTIFICATE-----\n"
+    AgentHome(here / "agent", "north", town.name, "127.0.0.1:1", *own, town.authority.certificate_pem).save()
+    (here / "agent" / "authority.pem").write_bytes(b"garbled")
+    offer = ("--data", "a=rows.csv", "--allow", "logistic-regression", "--home", here / "agent")
+    for token in ((), ("--token", town.token("127.0.0.1:1").encode())):
+        answer = hansa("agent", "start", *offer, *token)
+        refused(answer, 9, f"{here / 'agent' / 'authority.pem'} is damaged", "hansa agent restore")
 
 
 def test_two_programs_do_not_serve_from_one_folder(hansa, harbour):

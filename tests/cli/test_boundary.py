@@ -1,6 +1,9 @@
 """Every way in which a command can stop becomes a message and an exit status."""
 
+import errno
 import json
+import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from hansa import errors
-from hansa.cli import boundary, main
+from hansa.agent.store import AgentStore
+from hansa.cli import boundary, main, serving
 from hansa.cli.boundary import run
-from hansa.errors import DataError, HansaError, UnreachableError
+from hansa.database import Put
+from hansa.errors import DataError, HansaError, StoreError, UnreachableError
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +62,51 @@ def test_a_defect_keeps_its_traceback_in_a_file(monkeypatch, capsys, tmp_path):
     assert "Traceback" not in err
     assert "ZeroDivisionError: by nothing" in kept.read_text("utf-8")
     assert json.loads(out)["error"]["kind"] == "Defect"
+
+
+@pytest.mark.parametrize(
+    ("number", "way"), [("ENOSPC", "df -h"), ("EIO", "smartctl"), ("EROFS", "mount"), ("EACCES", "ls -ld")]
+)
+def test_what_a_disk_refuses_is_no_defect_and_names_the_file(monkeypatch, capsys, number, way):
+    code = getattr(errno, number)
+    fails_with(monkeypatch, OSError(code, os.strerror(code), "/srv/hansa/operator.pem"))
+    assert run(["runs", "--json"]) == 9
+    said = json.loads(capsys.readouterr().out)["error"]
+    assert (said["kind"], said["message"]) == ("StoreError", f"/srv/hansa/operator.pem: {os.strerror(code)}")
+    assert way in said["remedy"]
+
+
+def test_a_database_on_a_full_disk_is_not_to_be_restored(monkeypatch, capsys, tmp_path):
+    store = AgentStore(tmp_path)
+    store._connection.exec_driver_sql("PRAGMA max_page_count=1")
+    store._connection.rollback()
+    with pytest.raises(StoreError) as refused:
+        store.apply([Put("member", {"name": "x" * 100_000, "identity": None, "words": ""})])
+    store.close()
+    fails_with(monkeypatch, refused.value)
+    assert run(["agent", "status"]) == 9
+    said = capsys.readouterr().err
+    assert "database or disk is full\nhelp: Free some space there" in said
+
+
+def test_an_error_of_a_socket_is_none_of_a_disk(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(boundary.tempfile, "tempdir", str(tmp_path))
+    fails_with(monkeypatch, ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))
+    assert run(["runs"]) == 1
+    assert "this is a defect" in capsys.readouterr().err
+
+
+def test_a_lock_for_which_there_is_no_room_is_not_said_to_be_anothers(monkeypatch, tmp_path):
+    class Full(sqlite3.Connection):
+        def execute(self, *words):
+            return super().execute("SELECT no_such_function()")
+
+    with serving.sole(tmp_path), pytest.raises(UnreachableError, match="another program"), serving.sole(tmp_path):
+        pass
+    real = sqlite3.connect
+    monkeypatch.setattr(serving.sqlite3, "connect", lambda path, timeout: real(path, factory=Full))
+    with pytest.raises(StoreError, match=f"{tmp_path} cannot be locked"), serving.sole(tmp_path):
+        pass
 
 
 def test_hansa_debug_shows_the_traceback_of_a_defect(monkeypatch, capsys):

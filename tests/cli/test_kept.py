@@ -192,3 +192,10 @@ def test_what_is_no_whole_backup_of_this_program_is_refused(hansa, tmp_path, pro
     assert f"hansa {other} restore" in hansa(program, "restore", archive, "--home", new).remedy
     write({f"{other}.db": b""}, {"program": program, "made": "noon", "files": {f"{other}.db": empty}})
     assert f"it is the {other}'s" in restored()
+
+
+def test_who_restores_an_agent_is_told_that_it_waits_to_be_confirmed(hansa, homes):
+    for program, first in (("agent", "hansa agent status --confirm"), ("coordinator", "hansa coordinator start")):
+        assert hansa(program, "backup", homes / f"{program}.tar", "--home", homes / program).status == 0
+        said = hansa(program, "restore", homes / f"{program}.tar", "--home", homes / f"new-{program}").said
+        assert f"Next: {first}" in said

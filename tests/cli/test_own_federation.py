@@ -25,6 +25,7 @@ def ended(harbour, hansa, tmp_path_factory):
 def test_three_commands_and_everybody_is_there(harbour, hansa):
     said = hansa("coordinator", "status", "--home", harbour.home)
     assert (said.document["name"], said.document["connected"]) == ("汉萨", 3)
+    assert "connected parties: 3 of 3; runs under way: 0" in said.said
     listed = hansa("party", "list", "--home", harbour.home)
     active = [party for party in listed.document["parties"] if party["state"] == "active"]
     assert [party["name"] for party in active] == PARTIES

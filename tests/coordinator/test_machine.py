@@ -709,7 +709,7 @@ def test_a_renewal_does_not_bring_back_a_party_that_was_removed_meanwhile() -> N
     with pytest.raises(TrustError):
         world.machine.handle(Renewed("c", "2", "3", "later"))
     assert world.machine.guests["c"].state == "removed"
-    with pytest.raises(StudyError, match="no party named 'c'"):
+    with pytest.raises(StudyError, match="party 'c' was removed already"):
         world.machine.handle(Removed("c", "again"))
 
 

@@ -140,9 +140,9 @@ async def test_a_run_goes_on_from_a_backup_under_a_new_name_with_the_same_bits(
     assert after.parameters.tobytes() == whole.parameters.tobytes()
     [event] = [event for event in after.events if event.kind == "restored"]
     assert event.body == {"parent": run, "run": again, "backup": "noon"}
-    with pytest.raises(RunError, match=f"stopped: .*backup of noon; it goes on as {again}"):
+    with pytest.raises(RunError, match=f"stopped: .*backup of noon; it goes on as {again}.*`hansa watch {again}`"):
         await town.watch(run)
-    with pytest.raises(RunError, match="is stopped: there is nothing to resume"):
+    with pytest.raises(RunError, match=r"is stopped: there is nothing to resume.*hansa runs"):
         await asyncio.to_thread(town.remote.resume, run)
     with pytest.raises(TrustError, match="was used already"):
         await AgentHome.join(tmp_path / "later", unused, lambda *_: None)

@@ -13,14 +13,11 @@ from hansa.cli.data import offered
 from hansa.cli.home import AgentFolder, KeyFile, agent_home
 from hansa.cli.output import Json, Output
 from hansa.cli.serving import Leash, Metrics, Verbose, log_to_stderr, serve, sole
-from hansa.errors import HansaError, TrustError, UnreachableError, UsageError
+from hansa.errors import TrustError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
     from hansa.agent.home import AgentHome
-    from hansa.agent.left import Left
     from hansa.agent.policy import Offer
-    from hansa.crypto.token import Token
-    from hansa.data.source import Source
 
 
 def start(
@@ -84,7 +81,14 @@ def start(
                 offers.ask_for(honest)
             for name, said in known.items():
                 offers.confirm(name, said)
-        program = _serve(out, folder, token, _offers(folder, wanted, kinds), metrics, metrics_epsilon)
+            for name, source in wanted:
+                offers.add(name, source, kinds)
+            if kinds and not wanted:
+                offers.allow(kinds)
+            if not offers:
+                remedy = "Say --data NAME=FILE --allow KIND, or `hansa data add`."
+                raise UsageError("nothing is on offer", remedy=remedy)
+            program = _serve(out, folder, token, offers.read(), metrics, metrics_epsilon)
         asyncio.run(serve(program, leash=leash))
 
 
@@ -107,22 +111,23 @@ async def _serve(out: Output, folder: Path, token: str, offers: Sequence[Offer],
     try:
         await agent.run()
     except asyncio.CancelledError:
-        with contextlib.suppress(HansaError):
-            out.say("Stopped.")
+        out.say("Stopped.")
         raise
 
 
 async def _join(out: Output, folder: Path, token: str) -> AgentHome:
+    """Join, if it has not; wait, and say so once, while the coordinator is down."""
     from hansa.agent.home import AgentHome
     from hansa.agent.left import Left
     from hansa.crypto import pki
     from hansa.crypto.token import Token, secret_hash
 
-    if not token:
-        return AgentHome.open(folder)
-    decoded = Token.decode(token)
-    if AgentHome.joined(folder):
+    decoded = Token.decode(token) if token else None
+    if decoded is None or AgentHome.joined(folder):
         earlier = AgentHome.open(folder)
+        pki.read_authority(folder)  # without it, no coordinator would ever be the right one
+        if decoded is None:
+            return earlier
         try:
             pki.pinned_authority(earlier.root_pem, decoded.authority_key)
         except TrustError:
@@ -131,39 +136,18 @@ async def _join(out: Output, folder: Path, token: str) -> AgentHome:
         if earlier.joined_with == secret_hash(decoded.secret).hex():
             out.say(f"{earlier.party} has joined already; the token is not needed any more.")
             return earlier
-    with contextlib.closing(Left(folder / "left.jsonl")) as left:
-        joined = await _reach(out, folder, decoded, left)
-    out.say(f"Joined {joined.federation} as {joined.party}.")
-    return joined
-
-
-async def _reach(out: Output, folder: Path, token: Token, left: Left) -> AgentHome:
-    """Join; wait, and say so once, while the coordinator is down."""
-    from hansa.agent.home import AgentHome
-
     pause = 0.2
-    while True:
-        try:
-            return await AgentHome.join(folder, token, left)
-        except UnreachableError as error:
-            if pause == 0.2:  # the first time
-                out.say(f"Waiting for the coordinator: {error}")
-        await asyncio.sleep(pause)
-        pause = min(pause * 2, 5.0)
-
-
-def _offers(folder: Path, data: Sequence[tuple[str, Source]], kinds: tuple[str, ...]) -> list[Offer]:
-    """What is on offer: the folder's offers, and those of the command line added to them."""
-    from hansa.agent.offers import Offers
-
-    with contextlib.closing(Offers(folder)) as offers:
-        for name, source in data:
-            offers.add(name, source, kinds)
-        if kinds and not data:
-            offers.allow(kinds)
-        if not offers:
-            raise UsageError("nothing is on offer", remedy="Say --data NAME=FILE --allow KIND, or `hansa data add`.")
-        return offers.read()
+    with contextlib.closing(Left(folder / "left.jsonl")) as left:
+        while True:
+            try:
+                joined = await AgentHome.join(folder, decoded, left)
+                out.say(f"Joined {joined.federation} as {joined.party}.")
+                return joined
+            except UnreachableError as error:
+                if pause == 0.2:  # the first time
+                    out.say(f"Waiting for the coordinator: {error}")
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5.0)
 
 
 def status(*, confirm: bool = False, home: AgentFolder = None, json: Json = False) -> None:

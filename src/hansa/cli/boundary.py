@@ -1,11 +1,12 @@
 """Where errors end: every way in which a command can stop becomes a message and an exit status."""
 
+import errno
 import os
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from cyclopts import App, CycloptsError, UnusedCliTokensError
 from cyclopts.help import DefaultFormatter, PanelSpec
@@ -14,12 +15,15 @@ from rich.box import Box
 from hansa import __version__
 from hansa.cli.commands import COMMANDS, GROUPS, SUMMARY
 from hansa.cli.output import Output
-from hansa.errors import HansaError, UsageError, did_you_mean
+from hansa.errors import HansaError, StoreError, UsageError, did_you_mean
 
 DEFECT = 1
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 FRAMELESS = Box("    \n" * 8)
+_FULL = "Free some space there, if it is full (`df -h`); if not, look at that disk (`smartctl -a`)"
+_OURS = "Let the user who runs Hansa read and write there (`ls -ld` and `mount` say who may), or choose another folder"
+_DISK = {"ENOSPC": _FULL, "EDQUOT": _FULL, "EIO": _FULL, "EROFS": _OURS, "EACCES": _OURS, "EPERM": _OURS}
 
 
 def run(words: Sequence[str]) -> int:
@@ -39,7 +43,10 @@ def run(words: Sequence[str]) -> int:
         if isinstance(error, KeyboardInterrupt) or _is_interruption(error):
             output.fail(HansaError("interrupted"), kind="Interrupted")
             return INTERRUPTED
+        if isinstance(error, OSError) and on_disk(error):
+            error = StoreError(f"{error.filename or 'a file'}: {error.strerror}", remedy=on_disk(error))
         if isinstance(error, HansaError):
+            error.remedy = on_disk(error) or error.remedy
             output.fail(error)
             return error.exit_status
         return _confess(error, output)
@@ -85,15 +92,25 @@ def build_app() -> App:
     return app
 
 
-def _is_interruption(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is a Ctrl-C: DuckDB makes an error of its own of it."""
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what it came from."""
     while error is not None:
-        if isinstance(error, RuntimeError) and str(error) == "Query interrupted":
-            return True
-        if type(error).__module__ == "_duckdb" and type(error).__name__ == "InterruptException":
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
+
+
+def _is_interruption(error: Exception) -> bool:
+    """Whether an error, or what it came from, is a Ctrl-C: DuckDB makes an error of its own of it."""
+    found = [(type(one).__name__, str(one)) for one in _causes(error)]
+    return any(one == ("RuntimeError", "Query interrupted") or one[0] == "InterruptException" for one in found)
+
+
+def on_disk(error: Exception) -> str:
+    """What helps against an error of a disk, the system's or one that SQLite tells; "" if it is none."""
+    if isinstance(error, OSError):
+        return _DISK.get(errno.errorcode.get(error.errno or 0, ""), "")
+    names = [getattr(one, "sqlite_errorname", "") for one in _causes(error)]
+    return _FULL if any(name.startswith(("SQLITE_FULL", "SQLITE_IOERR")) for name in names) else ""
 
 
 def _refuse(error: CycloptsError, output: Output) -> int:

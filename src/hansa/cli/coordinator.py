@@ -109,6 +109,6 @@ def status(*, home: CoordinatorFolder = None, json: Json = False) -> None:
     out, said = Output(json), call(home, STATUS, timeout=5)
     out.say(f"{said.name} at {said.address}, Hansa {said.version}, up since {said.started}")
     out.say(f"active, in epoch {said.epoch}" if said.epoch else "standing by: another coordinator is at work")
-    out.say(f"{said.connected} of {said.parties} parties are connected; {said.runs} runs under way")
+    out.say(f"connected parties: {said.connected} of {said.parties}; runs under way: {said.runs}")
     names = ("name", "address", "version", "started", "parties", "connected", "runs", "epoch")
     out.finish({name: getattr(said, name) for name in names})

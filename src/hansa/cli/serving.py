@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from hansa.cli.home import writable
-from hansa.errors import UnreachableError
+from hansa.errors import StoreError, UnreachableError
 
 Verbose = Annotated[bool, Parameter(negative="", help="log every step on standard error.")]
 Metrics = Annotated[str, Parameter(help="[ADDRESS:]PORT at which Prometheus may ask; on loopback without ADDRESS.")]
@@ -48,7 +48,9 @@ def sole(folder: Path) -> Iterator[None]:
     with contextlib.closing(lock):
         try:
             lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname != "SQLITE_BUSY":
+                raise StoreError(f"{folder} cannot be locked: {error}") from error
             remedy = "Stop it first, or choose another folder with --home"
             raise UnreachableError(f"another program of Hansa serves from {folder}", remedy=remedy) from None
         yield

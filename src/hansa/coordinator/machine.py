@@ -111,7 +111,8 @@ class Machine(Sums):
         if guest is None or guest.state == "removed":
             active = [name for name, known in self.guests.items() if known.state == "active"]
             remedy = did_you_mean(party, active, otherwise="`hansa party list` names them")
-            raise StudyError(f"there is no party named {party!r}", remedy=remedy)
+            what = f"the party {party!r} was removed already" if guest else f"there is no party named {party!r}"
+            raise StudyError(what, remedy=remedy)
         guest.state, guest.listening = "removed", False
         self._save_guest(effects, party)
         effects.changes.append(Drop("token", {"party": party}))
@@ -145,7 +146,7 @@ class Machine(Sums):
         if run in self.runs:
             raise RunError(f"the run {run} is under way", remedy=f"`hansa watch {run}` follows it")
         if live.status in ("finished", "stopped"):
-            raise RunError(f"the run {run} is {live.status}: there is nothing to resume")
+            raise RunError(f"the run {run} is {live.status}: there is nothing to resume", remedy="See `hansa runs`")
         self.runs[run] = live
         live.status, live.answers, live.reducing = "running", {}, False
         live.attempt += 1

@@ -2,6 +2,8 @@
 
 P-256 and not Ed25519, because gRPC's BoringSSL does not accept Ed25519 certificates by default."""
 
+from contextlib import suppress
+
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -9,6 +11,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import NameOID
 
 from hansa.errors import StoreError, TrustError
+
+# A new authority would know no party.
+RESTORE = "Restore its folder from a backup: `hansa coordinator restore` or `hansa agent restore`"
 
 PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
@@ -35,15 +40,13 @@ def key_to_pem(key: PrivateKey) -> bytes:
     return key.private_bytes(encoding, form, serialization.NoEncryption())
 
 
-def key_from_pem(pem: bytes) -> PrivateKey:
-    """The P-256 private key in ``pem``; raises StoreError: there is none."""
-    try:
+def key_from_pem(pem: bytes, file: str = "a private key") -> PrivateKey:
+    """The P-256 private key in ``pem``, which was read from ``file``; raises StoreError: there is none."""
+    with suppress(ValueError, TypeError):
         key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError):
-        raise StoreError("a private key file is damaged") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
-        raise StoreError("a private key file holds another kind of key than P-256")
-    return key
+        if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name == "secp256r1":
+            return key
+    raise StoreError(f"{file} is damaged: it holds no P-256 key", remedy=RESTORE)
 
 
 def split_pem(pem: bytes) -> tuple[bytes, bytes]:

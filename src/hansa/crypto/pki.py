@@ -56,18 +56,12 @@ def canonical_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a certificate proves about its holder.
+    """What a certificate proves about its holder."""
 
-    Attributes:
-        role: ``party``, ``operator``, ``coordinator``; ``lobby`` for a token's holder.
-        name: as the operator invited it; empty in the lobby.
-        serial: the certificate's serial number, hexadecimal.
-        expires: end of its validity, UTC."""
-
-    role: str
-    name: str
-    serial: str
-    expires: dt.datetime
+    role: str  # ``party``, ``operator``, ``coordinator``; ``lobby`` for a token's holder
+    name: str  # as the operator invited it; empty in the lobby
+    serial: str  # of the certificate, hexadecimal
+    expires: dt.datetime  # end of its validity, UTC
 
 
 @dataclass(frozen=True)
@@ -108,15 +102,12 @@ class Authority:
         """Read what :meth:`save` wrote; raises StoreError: a file is missing or damaged, or the two do not belong
         together."""
         try:
-            key = keys.key_from_pem(Vault.of(folder).read(folder / "authority.key"))
-            certificate = x509.load_pem_x509_certificate((folder / "authority.pem").read_bytes())
+            sealed = Vault.of(folder).read(file := folder / "authority.key")
+            key, certificate = keys.key_from_pem(sealed, str(file)), read_authority(folder)
         except FileNotFoundError as missing:
-            remedy = "Restore the folder from a backup: a new authority would know no party."
-            raise StoreError(f"{missing.filename} is missing", remedy=remedy) from None
-        except ValueError:
-            raise StoreError(f"{folder / 'authority.pem'} is damaged") from None
+            raise StoreError(f"{missing.filename} is missing", remedy=keys.RESTORE) from None
         if certificate.public_key() != key.public_key():
-            raise StoreError(f"{folder}: authority.key and authority.pem do not belong together")
+            raise StoreError(f"{folder}: authority.key and authority.pem do not belong together", remedy=keys.RESTORE)
         return cls(key, certificate)
 
     def issue(
@@ -150,6 +141,14 @@ class Authority:
         key = keys.new_key()
         leaf = self.issue(keys.request(key), role=COORDINATOR, name=name, host=host, lifetime=lifetime)
         return keys.key_to_pem(key), leaf
+
+
+def read_authority(folder: Path) -> x509.Certificate:
+    """The certificate in a folder's ``authority.pem``; raises StoreError: it is damaged."""
+    try:
+        return x509.load_pem_x509_certificate((file := folder / "authority.pem").read_bytes())
+    except ValueError:
+        raise StoreError(f"{file} is damaged", remedy=keys.RESTORE) from None
 
 
 def lobby_authority(seed: bytes) -> Authority:
