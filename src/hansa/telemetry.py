@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hansa.crypto.token import split_address
-from hansa.errors import UnreachableError
+from hansa.errors import UnreachableError, UsageError
 
 LISTED = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 VERBS = {"Counter": "inc", "Histogram": "observe", "Gauge": "set"}
@@ -82,7 +82,10 @@ def export(where: str, gauges: Mapping[str, Callable[[], float]]) -> Any:
     UsageError: that is no place; UnreachableError: it is taken."""
     import prometheus_client
 
-    address, port = split_address(where if ":" in where else f"127.0.0.1:{where}")
+    try:
+        address, port = split_address(where if ":" in where else f"127.0.0.1:{where}")
+    except UsageError:
+        raise UsageError(f"--metrics {where} is no place", remedy="Write --metrics [ADDRESS:]PORT: 9464, say") from None
     registry = prometheus_client.CollectorRegistry()
     try:
         server, _ = prometheus_client.start_http_server(port, address, registry)

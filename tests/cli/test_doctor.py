@@ -1,9 +1,14 @@
 """``hansa doctor`` finds what would stop a machine from taking part."""
 
 import asyncio
+import base64
+import errno
 import json
 import os
+import secrets
 import socket
+import sqlite3
+import sys
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -13,12 +18,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from hansa.agent.offers import Offers
 from hansa.agent.store import AgentStore
 from hansa.cli import doctor
 from hansa.cli.boundary import run
 from hansa.cli.home import agent_home, coordinator_home, hansa_home
 from hansa.coordinator.home import CoordinatorHome
 from hansa.crypto import certificates, pki
+from hansa.crypto.vault import REMEMBERED, Vault
 from hansa.database import Put
 
 
@@ -38,7 +45,11 @@ def test_a_port_in_use_exits_1_and_names_it(tmp_path, capsys):
 
 
 def test_a_port_that_cannot_be_one_is_bad(tmp_path):
-    assert doctor.free_port(70000, tmp_path).verdict == "bad"
+    check = doctor.free_port(70000, tmp_path)
+    assert check.verdict == "bad"
+    assert "ss -ltnp" not in check.remedy
+    with socket.create_server(("", 0)) as taken:
+        assert "ss -ltnp" in doctor.free_port(taken.getsockname()[1], tmp_path).remedy
 
 
 def test_a_port_that_the_coordinator_of_the_folder_has_is_well(tmp_path):
@@ -78,6 +89,16 @@ def test_a_home_that_cannot_be_written_is_bad(tmp_path):
     check = doctor.writable(tmp_path / "file" / "home")
     assert check.verdict == "bad"
     assert "HANSA_HOME" in check.remedy
+
+
+def test_a_home_on_a_full_disk_needs_room_and_no_other_owner(tmp_path, monkeypatch):
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", full)
+    check = doctor.writable(tmp_path)
+    assert (check.verdict, check.found) == ("bad", f"{tmp_path}: No space left on device")
+    assert "df -h" in check.remedy
 
 
 @pytest.mark.parametrize(("free", "verdict"), [(1 << 20, "bad"), (1 << 30, "note"), (1 << 40, "ok")])
@@ -152,6 +173,60 @@ def test_a_certificate_of_another_authority_is_bad(tmp_path):
     assert "not of the authority" in operator.found
 
 
+# --- the storage key
+
+
+@pytest.fixture(params=["coordinator", "agent"])
+def sealed(request, tmp_path):
+    """A folder that is encrypted, and the file of its key."""
+    (file := tmp_path / "keys").write_text(base64.b64encode(secrets.token_bytes(32)).decode())
+    file.chmod(0o600)
+    folder = tmp_path / request.param
+    vault = Vault.of(folder, file)
+    vault.write(folder / {"coordinator": "authority.key", "agent": "party.pem"}[request.param], b"secret")
+    return folder, file
+
+
+def test_a_storage_key_that_opens_what_is_kept_is_well(sealed):
+    (check,) = doctor.storage_key(sealed[0])
+    assert (check.name, check.verdict, check.found) == ("storage key", "ok", "it opens what is encrypted")
+
+
+def test_a_storage_key_that_is_missing_is_bad(sealed):
+    folder, file = sealed
+    file.unlink()
+    (check,) = doctor.storage_key(folder)
+    assert (check.verdict, str(file) in check.found) == ("bad", True)
+    assert "--key-file" in check.remedy
+    (folder / REMEMBERED).unlink()
+    (check,) = doctor.storage_key(folder)
+    assert (check.verdict, "no storage key was given" in check.found) == ("bad", True)
+
+
+def test_another_storage_key_is_bad(sealed):
+    folder, file = sealed
+    file.write_text(base64.b64encode(bytes(32)).decode())
+    (check,) = doctor.storage_key(folder)
+    assert (check.verdict, "with another storage key" in check.found) == ("bad", True)
+    assert "--key-file" in check.remedy
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no owner-only mode")
+def test_a_storage_key_that_everybody_can_read_is_bad(sealed):
+    folder, file = sealed
+    file.chmod(0o644)
+    (check,) = doctor.storage_key(folder)
+    assert (check.verdict, check.found) == ("bad", f"everybody on this machine can read {file}")
+    assert check.remedy == f"chmod 600 {file}"
+
+
+def test_a_home_without_a_storage_key_is_well(tmp_path):
+    assert not [*doctor.storage_key(tmp_path)]
+    (tmp_path / "party.pem").write_bytes(b"secret")
+    (check,) = doctor.storage_key(tmp_path)
+    assert (check.verdict, check.found) == ("ok", "none: nothing is encrypted")
+
+
 # --- stores
 
 
@@ -187,6 +262,32 @@ def test_a_damaged_store_is_bad_and_stays_as_it_is(agent):
     assert check.verdict == "bad"
     assert "hansa agent restore" in check.remedy
     assert file.read_bytes() == body
+
+
+def test_a_store_on_a_full_disk_is_not_to_be_restored(agent, monkeypatch):
+    class Full(sqlite3.Connection):
+        def execute(self, *words):
+            super().execute("PRAGMA max_page_count=1")
+            super().execute("CREATE TABLE more (room)")
+
+    real = sqlite3.connect
+    monkeypatch.setattr(doctor.sqlite3, "connect", lambda *_, **__: real(agent / "agent.db", factory=Full))
+    (check,) = doctor.store(agent)
+    assert (check.verdict, check.found) == ("bad", "database or disk is full")
+    assert "Free some space there" in check.remedy
+    assert "estore" not in check.remedy
+
+
+def test_an_agent_from_a_backup_waits_for_its_owner(agent):
+    with closing(AgentStore(agent)) as store:
+        store.restored("noon")
+    (check,) = doctor.store(agent)
+    assert (check.verdict, check.found) == ("bad", "it waits for its owner, and takes part in nothing")
+    assert "hansa agent status --confirm" in check.remedy
+    with closing(Offers(agent)) as offers:
+        offers.take_as_spent()
+    (check,) = doctor.store(agent)
+    assert check.verdict == "ok"
 
 
 def test_something_else_in_place_of_a_store_is_bad(tmp_path):
@@ -263,6 +364,8 @@ async def test_a_coordinator_that_is_down_is_bad_for_a_party_and_a_note_beside_i
         (check,) = (await asked(folder)).values()
         assert check.verdict == verdict
         assert "cannot be reached" in check.found
+        assert "hansa coordinator start" in check.remedy
+        assert "hansa doctor" not in check.remedy
 
 
 @pytest.mark.parametrize(("hours", "said"), [(-72, "has expired"), (72, "is not yet valid")])

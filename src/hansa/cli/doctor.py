@@ -19,9 +19,10 @@ from typing import Literal, NamedTuple
 from rich.filesize import decimal
 
 from hansa import __version__
+from hansa.cli.boundary import on_disk
 from hansa.cli.home import agent_home, coordinator_home, hansa_home
 from hansa.cli.output import Json, Output
-from hansa.errors import HansaError
+from hansa.errors import HansaError, StoreError
 
 PROXIES = ("http_proxy", "https_proxy", "grpc_proxy")
 WRITTEN_ON = datetime(2026, 1, 1, tzinfo=UTC)  # a clock that stands before this day is wrong: the code is younger
@@ -76,6 +77,7 @@ def examine(port: int | None, home: Path) -> Iterator[Check]:
     yield from elsewhere(os.environ)
     for folder in homes:
         yield from certificates(folder, now)
+        yield from storage_key(folder)
         yield from store(folder)
         yield from coordinator(folder)
 
@@ -105,8 +107,9 @@ def free_port(port: int | None, home: Path) -> Check:
         with suppress(OSError):
             if (home / "address.json").read_text("utf-8").endswith(f':{port}"}}'):
                 return Check("port", "ok", f"{port} is in use, and it is that of the coordinator in {home}")
-        reason, remedy = getattr(error, "strerror", None) or str(error), "Choose another --port; who has it: ss -ltnp"
-        return Check("port", "bad", f"{port or 'loopback'}: {reason}", remedy)
+        reason = getattr(error, "strerror", "")
+        remedy = "Choose another --port; who has it: ss -ltnp" if reason else "Choose a --port from 1024 to 65535"
+        return Check("port", "bad", f"{port or 'loopback'}: {reason or error}", remedy)
 
 
 def writable(home: Path) -> Check:
@@ -120,7 +123,7 @@ def writable(home: Path) -> Check:
                 os.fsync(file.fileno())
             seconds = (time.perf_counter() - begun) / 10
     except OSError as error:
-        return Check("home", "bad", f"{home}: {error.strerror}", "Set HANSA_HOME to a folder that is yours.")
+        return Check("home", "bad", f"{home}: {error.strerror}", on_disk(error) or "Set HANSA_HOME elsewhere.")
     said = f"{home}{'' if folder == home else ' (not made yet)'}, an fsync takes {1000 * seconds:.2g} ms"
     return _check(seconds < SLOW, "home", said, "Every answer waits for it: use a local solid-state disk.", "note")
 
@@ -198,18 +201,40 @@ def certificates(home: Path, now: datetime) -> Iterator[Check]:
         yield _check(not remedy, f"certificate {file.relative_to(home.parent)}", said, remedy)
 
 
+def storage_key(home: Path) -> Iterator[Check]:
+    """What a home keeps can be read with its storage key, if there is one, and nobody else reads that."""
+    from hansa.crypto.vault import REMEMBERED, Vault
+
+    def opened() -> str:
+        (vault := Vault.of(home)).read(sealed[0])
+        for file in [Path(said.read_text("utf-8")) for said in home.glob(REMEMBERED)]:
+            if os.name == "posix" and file.exists() and file.stat().st_mode & 0o004:
+                raise StoreError(f"everybody on this machine can read {file}", remedy=f"chmod 600 {file}")
+        return "it opens what is encrypted" if vault else "none: nothing is encrypted"
+
+    if sealed := [file for file in (home / "authority.key", home / "party.pem") if file.exists()]:
+        yield _tried("storage key", opened)
+
+
 def store(home: Path) -> Iterator[Check]:
-    """The database of a home is whole, and can be written."""
+    """The database of a home is whole, and can be written; an agent's waits for nobody to confirm it."""
+    from hansa.agent.ledger import MISSING, RESTORED, TOLD
+
     for file in [file for file in (home / "coordinator.db", home / "agent.db") if file.exists()]:
         live = file.with_name(f"{file.name}-wal").exists()  # without one, a reader would leave its own there
+        remedy = f"Restore it: hansa {file.stem} restore --help"
         try:
             at = f"{file.resolve().as_uri()}?{'mode=ro' if live else 'immutable=1'}"
             with closing(sqlite3.connect(at, uri=True)) as database:
                 said = database.execute("PRAGMA quick_check(1)").fetchone()[0]
                 revision = database.execute("SELECT version_num FROM alembic_version").fetchone()[0]
+                waits, marks = "SELECT 1 FROM charge WHERE attempt IN (?, ?, ?)", (MISSING, TOLD, RESTORED)
+                if (said, file.stem) == ("ok", "agent") and database.execute(waits, marks).fetchone():
+                    remedy = "`hansa agent status` says why; go on by `hansa agent status --confirm`"
+                    said = "it waits for its owner, and takes part in nothing"
         except sqlite3.Error as error:
             said, revision = str(error), ""
-        remedy = f"Restore it: hansa {file.stem} restore --help"
+            remedy = on_disk(error) or remedy
         if said == "ok" and not (os.access(file, os.W_OK) and os.access(home, os.W_OK)):
             said, remedy = "it cannot be written", f"Give it to who runs Hansa: chown -R USER {home}"
         well = said == "ok"
@@ -240,7 +265,9 @@ def coordinator(home: Path) -> Iterator[Check]:
     try:
         version, there = complete(greet())
     except HansaError as error:
-        yield Check("coordinator", "bad" if AgentHome.joined(home) else "note", error.said, error.remedy)
+        start = "Start it, `hansa coordinator start --address HOST`; if it runs, was this party removed?"
+        remedy = start if "hansa doctor" in error.remedy else error.remedy  # that is what asks
+        yield Check("coordinator", "bad" if AgentHome.joined(home) else "note", error.said, remedy)
         return
     off, said = time.time() - there, f"{__version__} here, {version} there"
     yield _check(version == __version__, "versions", said, "Use one: pip install hansa==VERSION", "note")
@@ -260,6 +287,4 @@ def _tried(name: str, look: Callable[[], str]) -> Check:
 
 
 def _nearest(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
+    return next(folder for folder in (path, *path.parents) if folder.exists())
