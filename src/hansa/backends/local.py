@@ -94,16 +94,14 @@ class Local:
         if run.federation.hash != federation.hash:
             forms = (json.loads(other.to_json()) for other in (run.federation, federation))
             what = f"the run to resume is of another federation: {'; '.join(_differing(*forms))}"
-            remedy = "Resume with the study and the seed that it was started with"
-            raise StudyError(what, remedy=remedy)
+            raise StudyError(what, remedy="Resume with the study and the seed that it was started with")
         if run.setup not in (None, setup):
             remedy = "Resume with the tables that it was started with"
             raise StudyError("the run to resume is among other parties, or other columns", remedy=remedy)
         begun = run.progress.version if run.progress else 0
         if federation.noised and any(e.kind == "asked" and e.body["version"] > begun for e in run.events):
             what = "the run went on beyond this state of it, and what hides the later rounds would be drawn again"
-            remedy = "Resume its latest state, or fork it: its guarantee then speaks of both"
-            raise PrivacyError(what, remedy=remedy)
+            raise PrivacyError(what, remedy="Resume its latest state, or fork it: its guarantee then speaks of both")
         book = Book(run, self.folder, self.every, self.follow, self.keep)
         run.progress = run.progress or (forked(course, run, self.fork) if self.fork else course.begin())
         try:
@@ -135,8 +133,7 @@ class Local:
         asked = {name for decision in made.values() for name in (*decision.parties, *decision.counted)}
         if unknown := sorted(asked - set(parties)):
             what = f"the run to replay asked {unknown[0]!r}, who is not among the parties"
-            remedy = "Replay with the parties of that run"
-            raise StudyError(what, remedy=remedy)
+            raise StudyError(what, remedy="Replay with the parties of that run")
         if isinstance(course.method, FedBuff) or self.clock or (pace.late and made):
             from hansa.backends.buffered import BufferedExchange  # which is a local one
 
