@@ -40,10 +40,8 @@ class FedRep(FedPer):
 
     def noise(self, privacy: Privacy) -> tuple[Noised, ...]:
         """Twice that of a round of training: once for the head, once for the body."""
-        twice = []
-        for noised in super().noise(privacy):
-            twice.append(replace(noised, event=noised.event.model_copy(update={"times": 2 * noised.event.times})))
-        return tuple(twice)
+        once = super().noise(privacy)
+        return tuple(replace(n, event=n.event.model_copy(update={"times": 2 * n.event.times})) for n in once)
 
     def work(self, at: At | Stack) -> Answer:
         head = in_head(self.head, at.learner.layout)

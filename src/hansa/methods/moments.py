@@ -1,18 +1,21 @@
 """Federated preprocessing: means, variances, missing counts, counts over categories."""
 
 import math
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
-from hansa.contribution import Algebra, Ask, Contribution, Field, Total, Values
+from hansa.contribution import Ask, Contribution, Total, Values
 from hansa.data.contract import count_categories, texts
 from hansa.data.preprocessing import Encoding
 from hansa.learners.base import Learner
 from hansa.methods.base import Answer, Method, Setup, State
 from hansa.methods.work import At
+from hansa.task import counted
 
 WIDE = float(2**400)  # no sum of a column, nor of its squares, is larger; an overflow to infinity is refused anyway
+_field = partial(counted, low=-WIDE, high=WIDE)
 
 
 class Moments(Method):
@@ -46,11 +49,11 @@ class Moments(Method):
             return Ask("", 0, 0, Values({"mean": state.values["mean"]}), (squares,))
         numbers, categories = state.facts["numbers"], state.facts["categories"]
         width = len(numbers)
-        counted = sum(len(values) + 1 for values in categories.values())
+        known = sum(len(values) + 1 for values in categories.values())
         each, more = math.sqrt(width), "bounds" in state.facts
         fields = [_field("rows", low=0.0, example=1.0), _field("missing", width, low=0.0, example=each)]
         fields.append(_field("total", width, example=each if more else math.inf))
-        fields.append(_field("categories", counted, low=0.0, example=math.sqrt(len(categories))))
+        fields.append(_field("categories", known, low=0.0, example=math.sqrt(len(categories))))
         fields += [_field("squares", width, low=0.0, example=each)] if more else []
         return Ask("", 0, 0, Values(), tuple(f for f in fields if not more or 0 not in (f.shape or ())))
 
@@ -111,7 +114,3 @@ class Moments(Method):
         if "scale" not in state.values:
             return setup.encoding
         return setup.scaled(state.values["mean"], state.values["scale"])
-
-
-def _field(name: str, *shape: int, low: float = -WIDE, example: float = math.inf) -> Field:
-    return Field(name, shape=shape, algebra=Algebra.SUM, low=low, high=WIDE, example=example)

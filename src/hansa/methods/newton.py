@@ -2,18 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field as Limits
 
-from hansa.contribution import VALUE_LIMIT, Algebra, Array, Field, Json, Total, Values
+from hansa.contribution import VALUE_LIMIT, Array, Json, Total, Values
 from hansa.data.contract import numbers, texts
 from hansa.data.preprocessing import Encoding
 from hansa.errors import ContributionError, RunError, StudyError
 from hansa.learners.base import Learner
 from hansa.methods.base import Method, Setup, State
 from hansa.methods.work import At
+from hansa.task import counted
 
 FARTHEST = 500.0
 """A linear predictor is held within this of 0, so that a step too far is seen in the deviance and undone."""
@@ -160,9 +162,7 @@ def complete(at: At) -> tuple[Array, Array]:
     return x[whole].astype(np.float64), y[whole]
 
 
-def summed(name: str, *shape: int, low: float = -VALUE_LIMIT, high: float = VALUE_LIMIT) -> Field:
-    """A declared sum."""
-    return Field(name, shape=shape, algebra=Algebra.SUM, low=low, high=high)
+summed = partial(counted, low=-VALUE_LIMIT, high=VALUE_LIMIT)  # a declared sum, of either sign unless said
 
 
 def unpenalised(kind: str, learner: Learner) -> None:
