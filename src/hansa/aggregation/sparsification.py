@@ -21,7 +21,7 @@ class Sparse(Codec):
     Args:
         fraction: of the entries, above 0 and at most 1."""
 
-    fraction: Annotated[float, Limits(gt=0, le=1)]
+    fraction: Annotated[float, Limits(gt=0, le=1)] = 0.01
 
     def bind(self, signal: Signal) -> Signal:
         """Entries in; what other parties sent zero for is no longer comparable."""
@@ -58,7 +58,6 @@ class TopK(Sparse):
 
     kind: ClassVar[str] = "top-k"
     remembers: ClassVar[bool] = True
-    fraction: Annotated[float, Limits(gt=0, le=1)] = 0.01
 
     def parts(self, field: Field) -> tuple[Field, ...]:
         dtype: Dtype = "uint16" if field.size <= 1 << 16 else "uint32"
@@ -84,7 +83,6 @@ class RandomK(Sparse):
 
     kind: ClassVar[str] = "random-k"
     remembers: ClassVar[bool] = True
-    fraction: Annotated[float, Limits(gt=0, le=1)] = 0.01
 
     def chosen(self, parts: Mapping[str, Array], field: Field, draw: Draw) -> Array:
         kept, d = self._kept(field), field.size

@@ -147,6 +147,8 @@ def _layout(file: Path, name: str) -> _Layout:
 
 def _sample(file: Path, delimiter: str) -> tuple[list[list[str]], CSVLineTerminator | None]:
     """The first records, and how the header's line ends (None: a lone carriage return)."""
+    from duckdb import CSVLineTerminator
+
     rows: list[list[str]] = []
     header = 0
     with file.open(encoding="utf-8-sig", newline="") as lines:
@@ -162,16 +164,10 @@ def _sample(file: Path, delimiter: str) -> tuple[list[list[str]], CSVLineTermina
             rows = [*(rows or [[""]]), []]
         lines.seek(0)
         *_, last = islice(lines, header or 1)
-    return rows, _line_end(last)
-
-
-def _line_end(line: str) -> CSVLineTerminator | None:
-    """What DuckDB is told, or else it would take a line end inside a quoted name for the file's."""
-    from duckdb import CSVLineTerminator
-
-    if line.endswith("\r\n"):
-        return CSVLineTerminator.CARRIAGE_RETURN_LINE_FEED
-    return None if line.endswith("\r") else CSVLineTerminator.LINE_FEED
+    # DuckDB is told, or else it would take a line end inside a quoted name for the file's.
+    if last.endswith("\r\n"):
+        return rows, CSVLineTerminator.CARRIAGE_RETURN_LINE_FEED
+    return rows, None if last.endswith("\r") else CSVLineTerminator.LINE_FEED
 
 
 def _fault(file: Path, name: str, layout: _Layout, error: Exception) -> DataError:

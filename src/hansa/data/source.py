@@ -70,7 +70,11 @@ def read(source: Source | str | Path) -> Table:
         what, table = "the query's result", read_database(source.url or "", source.sql or "")
     if table.rows == 0:
         raise DataError(f"{what} is an empty table", remedy="It needs at least one row.")
-    _refuse_infinity(table, what)
+    for name, values in table.columns.items():
+        if table.kind(name) == "number" and np.isinf(values).any():
+            row = int(np.isinf(values).argmax())
+            what = f"{what}, column {name!r}, row {row + 1}: {values[row]} is not a finite number"
+            raise DataError(what, field=name, remedy="Leave the cell empty if the value is missing.")
     return table
 
 
@@ -95,11 +99,3 @@ def _near(path: Path) -> str:
         return f"There is no folder {str(folder)!r} either."
     names = [entry.name for entry in folder.iterdir() if entry.is_file()]
     return did_you_mean(path.name, names, otherwise=f"It was looked for in {str(folder)!r}.")
-
-
-def _refuse_infinity(table: Table, what: str) -> None:
-    for name, values in table.columns.items():
-        if table.kind(name) == "number" and np.isinf(values).any():
-            row = int(np.isinf(values).argmax())
-            what = f"{what}, column {name!r}, row {row + 1}: {values[row]} is not a finite number"
-            raise DataError(what, field=name, remedy="Leave the cell empty if the value is missing.")
