@@ -83,7 +83,8 @@ def hadamard(x: Array) -> None:
     Kronecker product of small ones: each product of matrices transforms one digit of the index and moves it to the end,
     and after all every digit is where it was. That is faster here than ``log2 p`` passes of butterflies."""
     p = x.shape[-1]
-    y, digits = x, _digits(p)
+    whole, rest = divmod(p.bit_length() - 1, 4)
+    y, digits = x, [16] * whole + ([1 << rest] if rest else [])  # factors of p; 16 is the fastest
     for number, base in enumerate(digits, start=1):
         # A view, also of a window of each row.
         columns = y.reshape(-1, base, p // base).swapaxes(1, 2)
@@ -94,12 +95,6 @@ def hadamard(x: Array) -> None:
 def _windows(d: int) -> list[slice]:
     p = 1 << (d.bit_length() - 1) if d else 0
     return [slice(0, p)] if p == d else [slice(0, p), slice(d - p, d)]
-
-
-def _digits(p: int) -> list[int]:
-    """Factors of a power of two; 16 is the fastest."""
-    whole, rest = divmod(p.bit_length() - 1, 4)
-    return [16] * whole + ([1 << rest] if rest else [])
 
 
 @lru_cache

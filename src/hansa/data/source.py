@@ -82,7 +82,12 @@ def _existing(path: Path) -> Path:
     if path.is_dir():
         raise DataError(f"{str(path)!r} is a folder", remedy="Give one CSV or Parquet file.")
     if not path.is_file():
-        raise DataError(f"no such file: {path}", remedy=_near(path))
+        folder = path.absolute().parent
+        remedy = f"There is no folder {str(folder)!r} either."
+        if folder.is_dir():
+            names = [entry.name for entry in folder.iterdir() if entry.is_file()]
+            remedy = did_you_mean(path.name, names, otherwise=f"It was looked for in {str(folder)!r}.")
+        raise DataError(f"no such file: {path}", remedy=remedy)
     for endings, way_out in _WAYS_OUT.items():
         if path.suffix.lower() in endings:
             raise DataError(f"{path.name} is not a CSV or Parquet file", remedy=way_out)
@@ -91,11 +96,3 @@ def _existing(path: Path) -> Path:
     except OSError as error:
         raise DataError(f"{path} cannot be opened: {error.strerror}") from error
     return path
-
-
-def _near(path: Path) -> str:
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        return f"There is no folder {str(folder)!r} either."
-    names = [entry.name for entry in folder.iterdir() if entry.is_file()]
-    return did_you_mean(path.name, names, otherwise=f"It was looked for in {str(folder)!r}.")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hansa.contribution import Json
 from hansa.privacy import accountant
@@ -122,15 +123,12 @@ def guarantee(privacy: Privacy, adversary: Adversary, releases: Sequence[Release
         if not missing:
             costs = {k: accountant.epsilon(e, privacy.delta) for k, e in kinds.items() if e}
             dearer = kinds[max(costs, key=lambda k: costs[k])] if costs else []
-        spent = accountant.spent(dearer or [_nothing(privacy)], privacy.delta)
+        nothing = Gaussian(adjacency=privacy.adjacency, noise_multiplier=1e6)
+        spent = accountant.spent(dearer or [nothing], privacy.delta)
         events = None if missing else tuple(dearer)
         said = (tuple(dict.fromkeys(words)) for words in (sees, missing))  # two steps of one release are one
         observers.append(Observer(name, next(said), events, next(said), spent))
     return Guarantee(privacy, adversary, tuple(observers))
-
-
-def _nothing(privacy: Privacy) -> Event:
-    return Gaussian(adjacency=privacy.adjacency, noise_multiplier=1e6)
 
 
 def less_one(event: Event) -> Event | None:
@@ -145,9 +143,8 @@ def _sampled(event: Event, times: int, sampling: AnySampling) -> Event:
     """The event, so many times, on a sample; where no bound is known for the sample, without it."""
     if isinstance(event, MatrixMechanism):  # of all rounds already, whoever is in which
         return event
-    several, times = event.times > 1, times * event.times
-    if event.sampling is not None or several:  # the cohort is drawn once for all steps of a round
-        return type(event)(**{**event.model_dump(), "times": times})
-    fits = sampling is None or (sampling.kind == "fixed") == (event.adjacency == "replace")
-    more = {"times": times, "sampling": sampling if fits else None}
+    more: dict[str, Any] = {"times": times * event.times}
+    if event.sampling is None and event.times == 1:  # else the cohort is drawn once for all steps of a round
+        fits = sampling is None or (sampling.kind == "fixed") == (event.adjacency == "replace")
+        more["sampling"] = sampling if fits else None
     return type(event)(**{**event.model_dump(), **more})
