@@ -81,7 +81,9 @@ class Cox(Newton):
         position = np.minimum(np.searchsorted(times, time[event]), count - 1)
         if (times[position] != time[event]).any():
             raise ContributionError("an event of it is at a time that was not named before")
-        terms = _terms(x, np.exp((x @ at.received["parameters"][free]).clip(-FARTHEST, FARTHEST)))
+        hazard = np.exp((x @ at.received["parameters"][free]).clip(-FARTHEST, FARTHEST))
+        first, (one, other) = x.T * hazard, np.triu_indices(len(free))
+        terms = np.concatenate([hazard[None], first, first[one] * x.T[other]])  # of each row, ``[width, n]``
         # A row whose time is the k-th is at risk at the first k times.
         left = _by(np.searchsorted(times, time, side="right"), terms, count + 1)[1:]
         events = np.bincount(position, minlength=count).astype(np.float64)
@@ -151,13 +153,6 @@ _MOST = float(2**16)  # events of one party at one time: each takes a step of Ef
 def _width(free: int) -> int:
     """How many sums there are at one time: of the hazard, times each column, times each pair of them."""
     return 1 + free + free * (free + 1) // 2
-
-
-def _terms(x: Array, hazard: Array) -> Array:
-    """What each row adds to these sums, ``[width, n]``."""
-    rows, columns = np.triu_indices(x.shape[1])
-    first = x.T * hazard
-    return np.concatenate([hazard[None], first, first[rows] * x.T[columns]])
 
 
 def _by(position: Array, terms: Array, count: int) -> Array:
