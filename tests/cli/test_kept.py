@@ -153,6 +153,16 @@ def test_an_agent_whose_ledger_is_gone_does_not_begin_another(hansa, homes):
         assert "hansa agent restore" in said.remedy
 
 
+def test_a_first_start_that_was_cut_short_can_be_encrypted(hansa, tmp_path, first):
+    home, keyed = tmp_path / "coordinator", ("--key-file", key_file(tmp_path / "key", first))
+    CoordinatorHome.open(home, "hanse")
+    answer = hansa("coordinator", "start", "--address", "127.0.0.1", "--home", home, *keyed)
+    assert answer.status == 9
+    assert "hansa coordinator rekey" in answer.remedy
+    assert hansa("coordinator", "rekey", "--home", home, *keyed).status == 0
+    assert (home / "authority.key").read_bytes().startswith(MARK)
+
+
 @pytest.mark.parametrize("program", ["coordinator", "agent"])
 def test_what_is_no_whole_backup_of_this_program_is_refused(hansa, tmp_path, program):
     archive, new = tmp_path / "a.tar", tmp_path / "new"

@@ -150,6 +150,19 @@ def test_a_body_that_is_too_short_is_kept_to_be_resumed(tmp_path: Path):
     assert again.offset == 2
 
 
+def test_who_ends_when_another_has_the_file_leaves_it_alone(tmp_path: Path):
+    first = Receiver(3, digest(b"abc"), tmp_path / "body")
+    first.accept(b"abc")
+    first.close()
+    late = Receiver(3, digest(b"abc"), tmp_path / "body")
+    late.close()
+    again = Receiver(3, digest(b"abc"), tmp_path / "body")
+    with pytest.raises(UnreachableError, match="broken off"):
+        late.finish()
+    assert again.finish() == tmp_path / "body"
+    assert (tmp_path / "body").read_bytes() == b"abc"
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [(b"abcd", "more arrives than the 3 bytes"), (b"", "a chunk of 0 bytes"), (bytes(CHUNK + 1), "is none")],

@@ -20,7 +20,7 @@ _EXAMPLE = "\n\nFor example:\n\n    hansa"
 
 def _begun(program: str, folder: Path) -> Path:
     """The folder; a UsageError if the program has kept nothing in it, and a StoreError if its database is gone."""
-    names = {"coordinator": ("coordinator.db", "authority.key"), "agent": ("agent.db", "party.json")}
+    names = {"coordinator": ("authority.key", "coordinator.db", "address.json"), "agent": ("agent.db", "party.json")}
     whose = [one for one, files in names.items() if any((folder / name).exists() for name in files)]
     if not whose:
         raise UsageError(f"nothing is kept in {folder}", remedy="Name the program's folder with --home")
@@ -28,7 +28,8 @@ def _begun(program: str, folder: Path) -> Path:
         what = f"the folder {folder} is of the {whose[0]}, and not of the {program}"
         raise UsageError(what, remedy=f"Say hansa {whose[0]} in the place of hansa {program}, or correct --home")
     file = folder / f"{program}.db"
-    if not file.exists() and not (program == "coordinator" and os.environ.get("HANSA_DATABASE")):
+    begun = (folder / names[program][-1]).exists()
+    if begun and not file.exists() and not (program == "coordinator" and os.environ.get("HANSA_DATABASE")):
         remedy = f"`hansa {program} restore` brings it back; a coordinator's on a server is named by HANSA_DATABASE"
         raise StoreError(f"the database {file} is missing", remedy=remedy)
     return folder

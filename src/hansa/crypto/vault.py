@@ -53,7 +53,8 @@ class Vault:
         environment (`VARIABLE`). It is lenient if all is to be sealed ``anew``, and was not. Raises UsageError: they
         cannot be read, or are none; StoreError: those of a file do not open the folder."""
         who, remembered = "coordinator" if (folder / "authority.key").exists() else "agent", folder / REMEMBERED
-        sealed = [path for path in (folder / name for name in KEYS) if os.access(path, os.R_OK)]
+        names = KEYS if who == "coordinator" else KEYS[:2] + KEYS[3:]  # a seed alone is of a start that was cut short
+        sealed = [path for path in (folder / name for name in names) if os.access(path, os.R_OK)]
         source, said = file or VARIABLE, "" if file else os.environ.get(VARIABLE, "")
         try:
             if not said and (file or remembered.exists()):

@@ -80,8 +80,8 @@ class Receiver:
             raise ContributionError(f"a chunk of {len(data)} bytes is none")
         if end > self.size:
             raise ContributionError(f"more arrives than the {self.size} bytes declared")
+        self._catch_up()
         with self._lock:
-            self._catch_up()
             if not self._path:
                 self._memory[self.offset : end] = data
             elif self._file is None or self._file.write(self._hide(data)) < len(data):
@@ -99,9 +99,10 @@ class Receiver:
         Raises ContributionError: it is shorter than declared (and may be resumed), or its digest is another than
         declared (and what arrived is thrown away); UnreachableError: the digest is another one, and the beginning had
         been kept from an earlier transfer: that may have suffered, and all of it must be sent again."""
-        with self._lock:
-            self._catch_up()
+        self._catch_up()
         self.close(whole=self.offset == self.size)
+        if self._behind:  # another receiver has the file now
+            raise UnreachableError("the transfer was broken off; it may be resumed")
         if self.offset != self.size:
             raise ContributionError(f"only {self.offset} of {self.size} bytes arrived")
         if not secrets.compare_digest(self._hash.digest(), self._digest):
@@ -114,9 +115,12 @@ class Receiver:
 
     def _catch_up(self) -> None:
         """Hash what an earlier transfer left, read and not mapped: another receiver may cut it short meanwhile."""
-        while self._behind and self._file and (data := self._file.read(min(self._behind, CHUNK))):
-            self._hash.update(self._hide(data))
-            self._behind -= len(data)
+        while self._behind:
+            with self._lock:
+                if not self._file or not (data := self._file.read(min(self._behind, CHUNK))):
+                    return
+                self._hash.update(self._hide(data))
+                self._behind -= len(data)
 
     def discard(self) -> None:
         """Let go of the file, and of what arrived."""
