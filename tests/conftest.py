@@ -198,6 +198,7 @@ def ray_cluster() -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_gcs_server_port_wait_time_s", "120")  # else 30, which is little on a busy machine
         head = {"num_cpus": 2, "object_store_memory": 200_000_000, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
