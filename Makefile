@@ -5,7 +5,7 @@ VENV ?= .venv
 # PYTHON=python3.12 chooses the interpreter; tools/venv.sh finds one otherwise.
 PYTHON ?=
 # A file's tests stay together, in as many programs at once as there are processors, and no more than eight.
-SPREAD ?= -n logical --maxprocesses 8 --dist loadfile
+SPREAD ?= -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # More words for the command, as in: make demo ARGS=--keep
 ARGS ?=
 

@@ -8,6 +8,8 @@ from hansa import Local, study
 from hansa.comparison import compare, cross_matrix
 from hansa.data import wisconsin
 
+pytestmark = pytest.mark.untraced
+
 
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory):

@@ -17,6 +17,8 @@ from hansa.aggregation.stage import Context
 from hansa.contribution import Array, Contributions, Field, Total, Values
 from hansa.privacy.claim import Privacy
 
+pytestmark = pytest.mark.untraced
+
 PARTIES = tuple(f"party-{i:03}" for i in range(200))
 FIELD = Field("update", like="parameters", shape=(16,))
 AMONG = Among(most=200, expected=200.0, honest=200)

@@ -221,6 +221,7 @@ def test_a_demo_leaves_no_process_and_no_temporary_file(demos):
     ],
     ids=["start", "terminated while agents join", "rounds", "comparison"],
 )
+@pytest.mark.untraced
 def test_an_interrupted_demo_leaves_nothing(program, tmp_path, phase, how):
     place = temporary(tmp_path)
     demo = program("demo", TMPDIR=str(place))
@@ -237,6 +238,7 @@ def test_an_interrupted_demo_leaves_nothing(program, tmp_path, phase, how):
     assert not (demo.folder / "hansa-demo").exists()
 
 
+@pytest.mark.untraced
 def test_a_demo_whose_agent_dies_fails_and_says_whose(program, tmp_path):
     place = temporary(tmp_path)
     demo = program("demo", TMPDIR=str(place))
@@ -253,6 +255,7 @@ def test_a_demo_whose_agent_dies_fails_and_says_whose(program, tmp_path):
 
 
 @unix
+@pytest.mark.untraced
 def test_even_a_killed_demo_leaves_no_process(program, tmp_path):
     demo = program("demo", TMPDIR=str(temporary(tmp_path)))
     demo.says("joins with a one-time token and keeps its 179 rows")
@@ -262,6 +265,7 @@ def test_even_a_killed_demo_leaves_no_process(program, tmp_path):
     assert gone(processes)
 
 
+@pytest.mark.untraced
 def test_a_kept_demo_goes_on_and_answers(program, hansa, tmp_path):
     demo = program("demo", "--keep", TMPDIR=str(temporary(tmp_path)))
     document = demo.ended().document

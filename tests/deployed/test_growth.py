@@ -13,6 +13,8 @@ from hansa import methods
 from hansa.coordinator import engine, store
 from hansa.wire import chunks
 
+pytestmark = pytest.mark.untraced
+
 ROUNDS = 60
 LOCAL = hs.SGD(lr=0.1, batch_size=8)
 STUDIES: dict[str, dict[str, Any]] = {

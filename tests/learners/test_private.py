@@ -18,6 +18,8 @@ from hansa.learners.private import train_privately
 from hansa.party import Party
 from hansa.privacy.noise import Chance, Stream
 
+pytestmark = pytest.mark.untraced
+
 CHANCES: tuple[Chance, ...] = (np.random.default_rng(3), Stream(bytes(32)))
 MODELS: list[Learner] = [Linear(5), Logistic(5), Poisson(5), Softmax(5, 3), Logistic(5, l2=0.3)]
 

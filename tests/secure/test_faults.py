@@ -7,6 +7,8 @@ import pytest
 
 from hansa.secure.terms import Phase, Rules
 
+pytestmark = pytest.mark.untraced
+
 KINDS = ["drop", "twice", "late", "before", "after", "between", "lose"]
 FOUR = {"n": 4, "rules": Rules(dropout=0.25, honest=2), "length": 2}
 

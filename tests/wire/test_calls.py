@@ -54,7 +54,7 @@ async def test_a_call_under_which_the_server_stops_ends_without_a_word(world, ca
     world.desk.failure = cygrpc._ServerStoppedError("Server already stopped")  # as a read or a write raises it then
     async with world.dial() as client:
         with pytest.raises(UnreachableError):
-            await client.unary(rpcs.DESCRIBE, m.Describe())
+            await client.unary(rpcs.DESCRIBE, m.Describe(), timeout=1)
     assert not caplog.records
 
 

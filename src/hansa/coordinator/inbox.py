@@ -163,10 +163,12 @@ class Gathering:
         """The body, or why it is not what was declared.
 
         Raises UnreachableError if the link breaks before it is whole, or it cannot be kept; it may be resumed."""
-        receiver, away, self.moved = self.receiver, asyncio.to_thread, time.monotonic()
+        receiver, away = self.receiver, asyncio.to_thread
         try:
             while receiver.offset < receiver.size:
+                self.moved = time.monotonic()
                 chunk = await self._next(requests)
+                self.moved = math.inf  # while we write, hash and look at it, it is not the party that stalls
                 if self.closed.done():
                     break
                 if chunk is None:
@@ -174,7 +176,6 @@ class Gathering:
                 moved(False)
                 with _kept(self.closed):
                     await away(receiver.accept, chunk)
-                self.moved = time.monotonic()
                 moved()
             if not self.closed.done():
                 with _kept(self.closed):
