@@ -23,7 +23,7 @@ from hansa.methods import Ditto, FedBuff, Scaffold
 from hansa.run import Event
 
 ray: Any = pytest.importorskip("ray", reason="Ray is missing: pip install 'hansa[ray]'")
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.untraced]
 
 LOCAL = hs.SGD(lr=0.05, batch_size=8)
 SIZES = np.random.default_rng(3).integers(8, 60, 50)

@@ -15,7 +15,7 @@ from hansa.wire import chunks
 
 pytestmark = pytest.mark.untraced
 
-ROUNDS = 60
+ROUNDS = 30
 LOCAL = hs.SGD(lr=0.1, batch_size=8)
 STUDIES: dict[str, dict[str, Any]] = {
     "small": {"method": methods.Scaffold(local=LOCAL)},

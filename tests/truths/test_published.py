@@ -25,6 +25,7 @@ from hansa.methods import IRLS, FedProx, FedSGD, Method, Scaffold
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 LONG = os.environ.get("HANSA_LONG") == "1"
+TOO_LONG = pytest.mark.skipif(not LONG, reason="HANSA_LONG is not set; the harder way of dealing the rows runs always")
 Floats = NDArray[np.float64]
 
 
@@ -207,7 +208,9 @@ def lenet(outputs: int) -> Any:
     )
 
 
-@pytest.mark.parametrize(("how", "figure", "short"), [("iid", 0.9909, 0.94), ("dirichlet", 0.9889, 0.86)])
+@pytest.mark.parametrize(
+    ("how", "figure", "short"), [pytest.param("iid", 0.9909, 0.94, marks=TOO_LONG), ("dirichlet", 0.9889, 0.86)]
+)
 def test_a_cnn_on_mnist_comes_near_flower_s_niid_bench(how: str, figure: float, short: float) -> None:
     """10 parties, all in each round. Flower's niid_bench has 50 rounds of 10 epochs; here a third of the rows
     for 4 rounds of one epoch, and in the long version all rows for 10 rounds of two.
@@ -246,7 +249,9 @@ def rounds_to(target: float, method: Method, rows: list[NDArray[np.intp]], most:
     return run.progress.round if "reached" in run.progress.reason else most + 1
 
 
-@pytest.mark.parametrize(("how", "target", "times"), [("iid", 0.90, 3.0), ("shards", 0.88, 1.2)])
+@pytest.mark.parametrize(
+    ("how", "target", "times"), [pytest.param("iid", 0.90, 3.0, marks=TOO_LONG), ("shards", 0.88, 1.2)]
+)
 def test_fedavg_takes_fewer_rounds_than_fedsgd(how: str, target: float, times: float) -> None:
     """McMahan et al. 2017 (arXiv 1602.05629): 10 to 100 times fewer rounds than synchronous gradient descent, and
     less of a gain with two digits a party. Here a softmax regression, whose loss is convex: the ordering holds,
