@@ -231,12 +231,7 @@ def ray_cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         head = {"num_cpus": 2, "object_store_memory": 200_000_000, "include_dashboard": False}
-        cluster = Cluster()
-        try:
-            cluster.add_node(**head)
-        except Exception:  # once in some dozen starts one of Ray's own servers never comes up
-            cluster = Cluster()
-            cluster.add_node(**head)
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
         yield cluster
         ray.shutdown()

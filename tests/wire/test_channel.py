@@ -333,3 +333,15 @@ async def test_a_server_needs_no_service_to_start(authority):
     )
     assert 0 < port < 65536
     await server.stop(0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="nothing forks there")
+async def test_a_program_that_is_started_by_a_fork_amid_calls_comes_to_life(world):
+    """As Ray starts its servers: with something to do in the child before it becomes another program."""
+    async with world.dial() as client:
+        for _ in range(40):
+            call = asyncio.ensure_future(client.unary(rpcs.DESCRIBE, m.Describe(run="r")))
+            await asyncio.sleep(0)
+            with subprocess.Popen([sys.executable, "-S", "-c", ""], preexec_fn=os.getpid) as program:
+                await call
+            assert program.returncode == 0
