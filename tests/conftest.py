@@ -34,7 +34,7 @@ from hansa.wire.rpcs import INVITE, SUBMIT
 KINDS = ("linear-regression", "logistic-regression", "softmax-regression", "poisson-regression", "cox-regression")
 PATIENCE = 20.0
 """Seconds after which a test gives up waiting; nothing takes so long unless it hangs."""
-REPEATED = {"attacks", "chaos", "faults", "truths"}
+REPEATED = {"attacks", "chaos", "contracts", "faults", "truths"}
 """Folders whose tests take the same lines a thousand times, which others have counted."""
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from hansa.model import Model
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent otherwise there")
+pytestmark = [pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent otherwise there"), pytest.mark.untraced]
 
 PATIENCE = 30.0
 STUDY = """\

@@ -59,6 +59,8 @@ from hansa.run import Event, Run
 from hansa.secure.coordinator import total, unfit
 from hansa.secure.terms import Phase, Step
 
+pytestmark = pytest.mark.untraced
+
 RUN = "run"
 
 

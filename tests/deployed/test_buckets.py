@@ -20,6 +20,8 @@ from hansa.crypto.vault import kept_key
 from hansa.errors import PipelineError, RunError
 from hansa.secure.terms import Phase
 
+pytestmark = pytest.mark.untraced
+
 Study = Callable[..., hs.Federation]
 Tables = dict[str, hs.Table]
 Town = Any

@@ -19,6 +19,8 @@ from hansa.methods.base import METHODS
 from hansa.wire import messages as m
 from hansa.wire.rpcs import RESUME
 
+pytestmark = pytest.mark.untraced
+
 Study = Callable[..., hs.Federation]
 Tables = dict[str, hs.Table]
 Town = Any

@@ -15,6 +15,8 @@ from hansa.aggregation import clip
 from hansa.coordinator import engine, store
 from hansa.wire import chunks
 
+pytestmark = pytest.mark.untraced
+
 TASKS = {
     "linear": hs.LinearRegression(target="y", features=("a", "b"), l2=0.01),
     "logistic": hs.LogisticRegression(target="y", features=("a", "b")),

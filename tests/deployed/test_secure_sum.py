@@ -20,6 +20,8 @@ from hansa.crypto.agreement import Identity, words
 from hansa.crypto.vault import kept_key
 from hansa.errors import RunError
 
+pytestmark = pytest.mark.untraced
+
 Study = Callable[..., hs.Federation]
 Tables = dict[str, hs.Table]
 Town = Any

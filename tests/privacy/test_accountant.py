@@ -9,6 +9,8 @@ from hansa.privacy import mechanisms
 from hansa.privacy.accountant import delta, epsilon, noise_multiplier, spent
 from hansa.privacy.events import DiscreteGaussian, Exact, Fixed, Gaussian, Laplace, MatrixMechanism, Poisson, Skellam
 
+pytestmark = pytest.mark.untraced
+
 ONE, OTHER = {"adjacency": "add-remove"}, {"adjacency": "replace"}
 TENTH, FIXED = Poisson(rate=0.1), Fixed(size=10, population=100)
 GRID = {"variance": 400.0, "shares": 10, "dimension": 64, "l2": 30.0, "l1": 200.0}
