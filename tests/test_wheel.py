@@ -21,10 +21,11 @@ def test_a_demo_runs_from_the_wheel_in_an_empty_environment(tmp_path):
     wheels = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", tmp_path, ROOT]
     subprocess.run(wheels, check=True)
     (wheel,) = tmp_path.glob("hansa-*.whl")
-    venv.create(tmp_path / "venv", with_pip=True)
+    venv.create(tmp_path / "venv")
     programs = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
     pins = ["-c", ROOT / "constraints.txt"]
-    subprocess.run([programs / "python", "-m", "pip", "install", "-q", *pins, wheel], check=True)
+    there = [sys.executable, "-m", "pip", "--python", programs / "python"]
+    subprocess.run([*there, "install", "-q", "--no-compile", *pins, wheel], check=True)
     environment = {n: v for n, v in os.environ.items() if not n.startswith(("PYTHON", "COV_"))}
     demo = subprocess.run(
         [programs / "hansa", "demo", "--json"],
