@@ -109,6 +109,16 @@ def test_an_operators_file_without_a_certificate_is_none(tmp_path: Path) -> None
         OperatorKeys.read(tmp_path)
 
 
+def test_a_damaged_authority_is_named_before_anything_is_sent(tmp_path: Path) -> None:
+    home = CoordinatorHome.open(tmp_path, "hanse")
+    home.write_address("fl.example.org:8443", "127.0.0.1:8443")
+    home.renew_operator()
+    (tmp_path / "authority.pem").write_bytes(b"garbled")
+    with pytest.raises(StoreError, match=r"authority\.pem is damaged") as caught:
+        OperatorKeys.read(tmp_path)
+    assert "hansa coordinator restore" in caught.value.remedy
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="modes are those of POSIX")
 def test_nobody_else_on_the_machine_reads_what_it_keeps(tmp_path: Path) -> None:
     before = os.umask(0)
