@@ -11,7 +11,7 @@ from benchmarks.fleet import Fleet, disturbed, tables, tiny
 import hansa as hs
 
 LONG = bool(os.environ.get("HANSA_LONG"))
-ROUNDS = 300 if LONG else 60
+ROUNDS = 300 if LONG else 80
 FEDBUFF = hs.methods.FedBuff(local=hs.SGD(lr=0.1, batch_size=8), buffer=2, concurrency=3)
 KINDS: dict[str, dict[str, Any]] = {"late": {"cohort": hs.All(goal=2, late=ROUNDS)}, "fedbuff": {"method": FEDBUFF}}
 
@@ -27,7 +27,7 @@ def test_a_process_that_stands_still_holds_up_nobody_and_counts_when_it_goes_on(
     run = fleet.submit(federation)
     assert fleet.reach(run, 5)
     fleet.freeze(still)
-    assert fleet.reach(run, 30)
+    assert fleet.reach(run, fleet.place(run)[0] + 25)
     fleet.thaw(still)
     told = disturbed(fleet, run, 6 if LONG else 1, seed=7, whom="any", rounds=ROUNDS - 15)
     ended = fleet.ended(run)
