@@ -12,6 +12,7 @@ from tests.deployed.halts import Cut, Gate
 
 import hansa as hs
 from hansa.contribution import Array, Values
+from hansa.coordinator import driver
 from hansa.coordinator import engine as coordinator_engine
 from hansa.errors import HansaError, RunError, StoreError
 from hansa.methods import GradientMethod
@@ -143,10 +144,38 @@ async def test_a_coordinator_killed_anywhere_ends_with_the_undisturbed_bits(
     assert ended.parameters.tobytes() == simulated.parameters.tobytes()
     assert ended.metrics() == simulated.metrics()
     assert [e.kind for e in ended.events].count("restarted") <= 1
+    # The last commit may have ended the run, whose parties hear of it when they are there again.
+    await town.until(lambda: not any(agent._machine.pending for agent in town.agents.values()))
     for name, agent in town.agents.items():
         [memory] = agent._machine.memories.values()
         assert memory, name
-        assert agent._machine.pending == []
+
+
+async def test_answers_of_a_moment_share_a_commit_and_the_last_waits_for_nobody(
+    town: Town, harvests: Tables, short: hs.Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "MOMENT", 60.0)  # longer than anybody here waits
+    await town.settle(harvests)
+    before = town.running.driver.commits
+    await town.run(short)
+    assert town.running.driver.commits - before == 1 + 4  # the run's beginning, and one for each exchange
+
+
+async def test_an_answer_that_is_alone_is_acknowledged_after_a_moment(
+    town: Town, harvests: Tables, short: hs.Federation
+) -> None:
+    await town.settle(harvests)
+    gates = [Gate(town.agents[name], round=1) for name in ("bremen", "上海")]
+    run = await town.submit(short)
+    for gate in gates:
+        await gate.reach()
+    async with asyncio.timeout(20):
+        while not (answers := await town.rows("answer", run=run)):
+            await asyncio.sleep(0.005)
+    assert [answer["party"] for answer in answers] == ["lübeck"]
+    for gate in gates:
+        gate.open()
+    assert (await town.watch(run)).status == "finished"
 
 
 async def test_everybody_is_killed_and_everybody_comes_back(town: Town, harvests: Tables, short: hs.Federation) -> None:

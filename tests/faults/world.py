@@ -35,7 +35,7 @@ from hansa.coordinator import inbox
 from hansa.coordinator import machine as coordinator_machine
 from hansa.coordinator import store as coordinator_store
 from hansa.coordinator import sums as coordinator_sums
-from hansa.coordinator.engine import Engine, Resume
+from hansa.coordinator.engine import Engine, Resume, Waiting
 from hansa.database import Put
 from hansa.errors import HansaError, StoreError, TrustError, UnreachableError
 from hansa.secure.terms import Phase, Step
@@ -666,6 +666,9 @@ class CoordinatorProcess(Engine):
         if not self._queue:
             self._world.at(self._world.soon(0.005), self._on, self._work)
         self._queue.append((event, also, ticket))
+
+    async def _more(self, batch: list[Waiting], effects: ev.Effects) -> bool:
+        return False
 
     def _work(self) -> None:
         batch, self._queue = self._queue, []

@@ -57,6 +57,7 @@ class Engine:
         secret: the key that the noise of all runs is derived from."""
 
     read: Callable[..., Awaitable[Any]]  # runs a query where the database may be used
+    _more: Callable[[list[Waiting], ev.Effects], Awaitable[bool]]  # whether a batch waited for one more, and has it
     post: Callable[..., object]  # puts an event, with further rows for its transaction, into the queue
     _answer: Callable[[object, object], None]  # tells a ticket: durable (None), (taken, reason), or an error
     _set_alarms: Callable[[ev.Effects], None]  # posts deadlines when they pass, but of what is over
@@ -74,9 +75,10 @@ class Engine:
         self.under_way = set(self.machine.runs)
         await self._carry_out(self.machine.restart(), [])
 
-    async def _step(self, batch: Iterable[Waiting]) -> None:
-        merged, done = ev.Effects(), list[object]()
-        for event, also, waiting in batch:
+    async def _step(self, batch: list[Waiting]) -> None:
+        merged, done, at = ev.Effects(), list[object](), 0
+        while at < len(batch) or await self._more(batch, merged):
+            (event, also, waiting), at = batch[at], at + 1
             try:
                 if isinstance(event, Resume) or (isinstance(event, ev.Connected) and event.pending):
                     # The store is asked, and must know what the machine knows.
@@ -224,7 +226,7 @@ class Engine:
                 stack = discounted(stack, signal.fields, live.federation.pace.discount(ask.round - since.round))
                 excluded |= refused
                 for opened in stack.parties:
-                    reduction.add(opened, stack.one(0))
+                    reduction.add(opened, stack.one(0), checked=True)
         except HansaError as error:
             failure = error.said
         return ev.Reduced(run, version, reduction.total(population), excluded, failure)

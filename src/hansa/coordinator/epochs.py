@@ -1,5 +1,7 @@
 """One coordinator at a time: a lock, epochs, and those who stand by."""
 
+from functools import cached_property
+
 import sqlalchemy as sa
 
 from hansa.database import Database, Put
@@ -78,10 +80,13 @@ class Fenced(Database):
         self._swap(connection, self.epoch, self.epoch)
 
     def _swap(self, connection: sa.Connection, number: int, becomes: int) -> None:
-        epochs = self._metadata.tables["epoch"]
-        swap = epochs.update().where(epochs.c.number == number).values(number=becomes)
-        if number and not connection.execute(swap).rowcount:
+        if number and not connection.execute(self._swapping, {"old": number, "new": becomes}).rowcount:
             raise self._over()
+
+    @cached_property
+    def _swapping(self) -> sa.Update:
+        epochs = self._metadata.tables["epoch"]
+        return epochs.update().where(epochs.c.number == sa.bindparam("old")).values(number=sa.bindparam("new"))
 
     def _over(self) -> StoreError:
         remedy = "Started again it stands by, or on SQLite takes over in turn: let one alone use a file"

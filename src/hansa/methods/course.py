@@ -18,7 +18,7 @@ from pydantic import Field as Limits
 from hansa import tensors
 from hansa.aggregation.signal import ONCE, Among, Schedule, Signal
 from hansa.aggregation.stage import NO_STAGES, Aggregation, Context
-from hansa.contribution import Algebra, Array, Ask, Contributions, Total, Values, canonical
+from hansa.contribution import Algebra, Array, Ask, Contributions, Field, Total, Values, canonical
 from hansa.data.preprocessing import Encoding
 from hansa.errors import RunError, StudyError, did_you_mean
 from hansa.learners.base import Learner
@@ -145,7 +145,7 @@ class Course:
         return learner
 
     @cached_property
-    def _bound(self) -> dict[tuple[Signal, str], tuple[Signal, ...]]:
+    def _bound(self) -> dict[tuple[str, str, tuple[Field, ...]], tuple[Signal, ...]]:
         return {}
 
     @property
@@ -293,6 +293,11 @@ class Course:
 
     def signals(self, ask: Ask) -> tuple[Signal, ...]:
         """What flows between the stages for this ask, last what travels; raises PipelineError if a stage refuses."""
+        if (key := (ask.work, ask.through, ask.fields)) not in self._bound:
+            self._bound[key] = self._flow(ask)
+        return self._bound[key]
+
+    def _flow(self, ask: Ask) -> tuple[Signal, ...]:
         signal = Signal(
             ask.fields,
             noise=self.method.noise(self.privacy) if ask.through == "update" else (),
@@ -307,10 +312,7 @@ class Course:
             some = self.evaluate.sample if ask.work == "evaluate" else None
             among = self.among and self.among.all_of(some or len(self.setup.parties))
             signal = replace(signal, weights="equal", schedule=ONCE, among=among)
-        chain, known = self._chain(ask)
-        if (signal, known) not in self._bound:
-            self._bound[signal, known] = chain.bind(signal)
-        return self._bound[signal, known]
+        return self._chain(ask)[0].bind(signal)
 
     def opens(self, ask: Ask) -> bool:
         """Whether a single answer has to be whole before it can be counted: a stage opens it, or keeps it."""
