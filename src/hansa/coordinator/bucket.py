@@ -3,7 +3,6 @@
 import datetime as dt
 import os
 import re
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ class Bucket:
     """``s3://BUCKET/PREFIX``; credentials, region and endpoint are in the usual variables, AWS_*.
 
     A blob has a file, too; the last three parts of its path are its name here. While nobody answers, whoever calls
-    waits, and says so, until ``stopping``; StoreError if the bucket is missing or refuses."""
+    waits, and says so, until ``wait`` says that it is over; StoreError if the bucket is missing or refuses."""
 
-    def __init__(self, url: str, stopping: threading.Event) -> None:
+    def __init__(self, url: str, wait: Callable[[float], bool]) -> None:
         try:
             from obstore.store import S3Store
         except ImportError:
@@ -30,7 +29,7 @@ class Bucket:
         plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http:")
         brief: Any = {"max_retries": 2, "retry_timeout": dt.timedelta(seconds=10)}
         self._store = S3Store.from_url(url, client_options={"allow_http": plain}, retry_config=brief)
-        self._url, self._stopping = url, stopping
+        self._url, self._wait = url, wait
 
     def put(self, path: Path) -> None:
         """Copy a file there; it is there when this returns."""
@@ -58,7 +57,7 @@ class Bucket:
                 what = f"{self._url} cannot be used: {str(error).splitlines()[0]}"
                 remedy = "Does it exist, and fit to AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and its secret?"
                 refused = type(error).__name__ != "GenericError" or re.search("status code: 4(?!08|29)", what)
-                if refused or self._stopping.wait(pause):
+                if refused or self._wait(pause):
                     raise StoreError(what, remedy=remedy) from error
                 LOG.error("waiting for the large blobs", reason=what, remedy=remedy)
                 pause = min(2 * pause, 15.0)

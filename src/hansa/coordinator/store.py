@@ -88,11 +88,11 @@ class CoordinatorStore(Fenced):
         kind, _, rest = blobs.partition("://")
         if blobs and not (rest and kind == "s3") and not (rest.startswith("/") and kind == "file"):
             raise UsageError(f"blobs cannot be kept at {blobs!r}", remedy="Write s3://BUCKET/PREFIX or file:///FOLDER")
+        self._bucket = Bucket(blobs, lambda seconds: self.stopping.wait(seconds)) if kind == "s3" else None
         super().__init__(
             url or home / "coordinator.db", metadata, MIGRATIONS, HEAD, Vault.of(home), home / "address.json"
         )
         self._blobs = Path(rest) if kind == "file" else home / "blobs"
-        self._bucket = Bucket(blobs, self.stopping) if kind == "s3" else None
         self._shared, self._inline = self.server or bool(blobs), 1 << 30 if self.server and not blobs else INLINE
         self.spares = Spares(self._blobs / ".spare")
         self._renamed = set[Path]()  # folders in which a name is not durable yet
