@@ -61,7 +61,7 @@ LOCAL = METHOD["local"]
         (["method={kind='fedsgd', weights='equal'}"], None),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_is_set_has_the_hash_of_the_file_that_says_it(words, expected):
     if expected is None:  # the rounds stay: they are the federation's own
         expected = file(method={"kind": "fedsgd", "weights": "equal", "rounds": 3})

@@ -308,7 +308,7 @@ def test_a_slip_on_the_command_line_has_a_way_out(hansa, words, message, remedy)
         (["agent", "start", "--data", "a=rows.csv", "--allow", "logistic-regression", "--home"], "--home"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)  # fmt: skip
+)
 def test_a_folder_that_cannot_be_written_is_said_before_the_work(hansa, here, words, option):
     (here / "file").write_text("in the way", "utf-8")
     answer = hansa(*words, here / "file" / "folder")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import hansa as hs
 from hansa.learners import Layout, Learner
 from hansa.learners.glm import Logistic
-from hansa.methods import IFCA, Ditto, FedNova, FedPer, FedProx, FedRep, GradientMethod, Scaffold, Setup  # fmt: skip
+from hansa.methods import IFCA, Ditto, FedNova, FedPer, FedProx, FedRep, GradientMethod, Scaffold, Setup
 
 Floats = NDArray[np.float64]
 Rows = tuple[Floats, Floats]
