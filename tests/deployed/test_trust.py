@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import hansa as hs
+from hansa.agent import home as agent_home
 from hansa.agent import service as agent_service
 from hansa.agent.home import AgentHome
 from hansa.agent.left import Left
@@ -23,7 +24,7 @@ from hansa.errors import RunError, StudyError, TrustError
 from hansa.wire import messages as m
 from hansa.wire.channel import client_channel
 from hansa.wire.client import Client
-from hansa.wire.rpcs import DESCRIBE, FETCH, INVITE, JOIN, REMOVE, RENEW, RESULT, RPCS, Rpc
+from hansa.wire.rpcs import DESCRIBE, FETCH, INVITE, JOIN, PROTOCOL, REMOVE, RENEW, RESULT, RPCS, Rpc
 
 Study = Callable[..., hs.Federation]
 Tables = dict[str, hs.Table]
@@ -72,6 +73,27 @@ async def test_a_token_is_good_once_and_not_for_ever(town: Town) -> None:
         await knock(town.folder / "late", late)
     with pytest.raises(StudyError, match="joined already"):
         await town.invite("诊所")
+
+
+async def test_an_older_protocol_is_refused_at_the_door_and_after_it_and_the_token_stays_good(
+    town: Town, harvests: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = f"the other side speaks protocol {PROTOCOL - 1}, this coordinator {PROTOCOL}"
+    token = await town.invite("mill")
+    for agent in (agent_home, agent_service):
+        monkeypatch.setattr(agent, "PROTOCOL", PROTOCOL - 1)
+    with pytest.raises(TrustError, match=said) as refused:
+        await knock(town.folder / "mill", token)
+    assert refused.value.remedy == "Use the same version of Hansa on both sides"
+    town.tables["mill"] = harvests["bremen"]
+    monkeypatch.setattr(agent_home, "PROTOCOL", PROTOCOL)
+    await knock(town.folder / "mill", token)
+    town.begin("mill")
+    with pytest.raises(TrustError, match=said):
+        await asyncio.wait_for(town.tasks.pop("mill"), 20)
+    monkeypatch.setattr(agent_service, "PROTOCOL", PROTOCOL)
+    town.begin("mill")
+    await town.present("mill")
 
 
 async def test_of_two_tokens_in_one_name_only_the_first_lets_a_party_in(town: Town) -> None:
